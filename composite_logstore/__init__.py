@@ -1,0 +1,80 @@
+"""A ZenML log store that sends every log record to several backends and reads from one of them.
+
+The names below are the public interface; everything else may change. They are imported when they are
+first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from composite_logstore.backend import (
+        Event,
+        Exporter,
+        Page,
+        PageRequest,
+        ReadEntry,
+        Reader,
+        RejectedError,
+        RetryableError,
+        TooLargeError,
+        UnavailableError,
+        shorten,
+    )
+    from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
+    from composite_logstore.event import LogEvent, Stream
+    from composite_logstore.flavor import CompositeLogStoreFlavor
+    from composite_logstore.log_store import CompositeLogStore
+    from composite_logstore.secrets import has_reference
+
+_HOMES = {
+    "ChildConfig": "config",
+    "CompositeLogStore": "log_store",
+    "CompositeLogStoreConfig": "config",
+    "CompositeLogStoreFlavor": "flavor",
+    "Event": "backend",
+    "Exporter": "backend",
+    "LogEvent": "event",
+    "Page": "backend",
+    "PageRequest": "backend",
+    "ReadEntry": "backend",
+    "Reader": "backend",
+    "RejectedError": "backend",
+    "RetryableError": "backend",
+    "Secret": "config",
+    "Stream": "event",
+    "TooLargeError": "backend",
+    "UnavailableError": "backend",
+    "has_reference": "secrets",
+    "shorten": "backend",
+}
+
+__all__ = [
+    "ChildConfig",
+    "CompositeLogStore",
+    "CompositeLogStoreConfig",
+    "CompositeLogStoreFlavor",
+    "Event",
+    "Exporter",
+    "LogEvent",
+    "Page",
+    "PageRequest",
+    "ReadEntry",
+    "Reader",
+    "RejectedError",
+    "RetryableError",
+    "Secret",
+    "Stream",
+    "TooLargeError",
+    "UnavailableError",
+    "has_reference",
+    "shorten",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,199 @@
+"""What a backend is: the ports that its exporter and its reader fill, and the ways an export can end.
+
+A backend is a package with a `ChildConfig` (see `config.py`), named in the entry-point group
+`composite_logstore.backends`. It imports only what `composite_logstore` itself lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
+
+    from composite_logstore.event import LogEvent, Stream
+
+
+class ExportError(Exception):
+    """An export did not deliver the whole batch. Raise one of its subclasses.
+
+    The message is shown to people, so it says what is wrong and what would mend it, and holds no
+    secret.
+    """
+
+
+class RetryableError(ExportError):
+    """The backend did not take the batch this time; the same batch may be taken later."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        """Say what happened.
+
+        Args:
+            message: What happened.
+            retry_after_seconds: When the backend asks to be tried again, if it says so.
+        """
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RejectedError(ExportError):
+    """The backend will never take some of these events; it has taken the others."""
+
+    def __init__(self, message: str, count: int | None = None, shortened: int = 0) -> None:
+        """Say why.
+
+        Args:
+            message: The reason, in a few words: rejections are counted by it.
+            count: How many events were refused. Leave it out if the backend refused the batch as a
+                whole: it is then split until the events at fault are alone.
+            shortened: How many events of the batch had to be shortened.
+        """
+        super().__init__(message)
+        self.count = count
+        self.shortened = shortened
+
+
+class TooLargeError(ExportError):
+    """The batch has too many events or bytes for one request; it is split and tried again."""
+
+
+class UnavailableError(ExportError):
+    """Nothing is wrong with the events, but the backend cannot take any: a wrong key, a missing bucket."""
+
+
+class Exporter(Protocol):
+    """The write port: takes a child's events to its backend. Used by one thread alone."""
+
+    def export(self, batch: Sequence[LogEvent]) -> int:
+        """Deliver the batch, in its order, or raise.
+
+        It never retries by itself. It should give up before the child's `export_timeout_millis`.
+
+        Args:
+            batch: Events of one writer, in journal order, at least one, of one stream or several.
+
+        Returns:
+            How many of the events had to be shortened.
+
+        Raises:
+            RetryableError: Try the same batch again later.
+            RejectedError: Some events, or the batch as a whole, will never be taken.
+            TooLargeError: Split it.
+            UnavailableError: Nothing can be delivered until somebody mends something.
+        """
+
+    def end_stream(self, stream: Stream) -> None:
+        """Note that the stream has ended and that all its events have been exported or given up."""
+
+    def close(self) -> None:
+        """Release connections and files. Called once, last."""
+
+
+class Event(NamedTuple):
+    """Where an entry comes from, so that a copy is known as one and order can be restored."""
+
+    writer: str
+    sequence: int
+
+
+class ReadEntry(NamedTuple):
+    """One entry of a page.
+
+    Attributes:
+        entry: What ZenML shows. Its `id` is the event's `log.record.uid`.
+        event: Which event it is, unless another program wrote it.
+    """
+
+    entry: LogEntry
+    event: Event | None
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """What to read.
+
+    Attributes:
+        logs: The stream, as ZenML knows it.
+        direction: `newer` goes from the oldest entry towards the newest, `older` the other way.
+        token: Where the previous page in this direction ended, as the reader itself wrote it. None
+            begins at the oldest entry (`newer`) or at the newest (`older`).
+        limit: The most entries to return.
+        filter: What to return. A reader that cannot honour a filter raises `ValueError`.
+    """
+
+    logs: LogsResponse
+    direction: Literal["newer", "older"]
+    token: str | None
+    limit: int
+    filter: LogsEntriesFilter
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was read.
+
+    Attributes:
+        entries: Oldest first, whichever the direction.
+        older: The token that continues before the first entry; None where nothing is older, or where
+            the backend cannot go that way.
+        newer: The token that continues after the last entry; None after an empty page, or where the
+            backend cannot go that way.
+    """
+
+    entries: Sequence[ReadEntry] = field(default_factory=list)
+    older: str | None = None
+    newer: str | None = None
+
+
+class Reader(Protocol):
+    """The read port: answers one page at a time. Runs on ZenML's server, so it imports what that has.
+
+    Attributes:
+        max_page_size: The most entries of one page.
+        in_order: Whether the entries of one writer always come in the order of their sequence. Then
+            copies can be dropped across pages.
+    """
+
+    max_page_size: int
+    in_order: bool
+
+    def read(self, request: PageRequest) -> Page:
+        """Read one page.
+
+        Raises:
+            ValueError: The token or a filter cannot be used.
+            zenml.exceptions.LogStoreUnavailableError: The backend cannot be reached.
+            zenml.exceptions.LogStoreRateLimitError: The backend asks to be left alone for a while.
+            zenml.exceptions.LogStoreError: The backend refused, or its answer makes no sense.
+            zenml.exceptions.DoesNotExistException: The stream is not there.
+        """
+
+    def close(self) -> None:
+        """Release connections. Never closes what ZenML's server shares between requests."""
+
+
+def shorten(text: str, max_bytes: int) -> str:
+    """Cut a text that is too long for a backend, with a mark that says by how much.
+
+    Args:
+        text: The text.
+        max_bytes: The most bytes of UTF-8 that the result may have.
+
+    Returns:
+        The text itself, if it fits.
+    """
+    if len(text) * 4 <= max_bytes:
+        return text
+    encoded = text.encode()
+    if len(encoded) <= max_bytes:
+        return text
+    # The mark's own length depends on the number in it, so leave room for the longest.
+    room = max(0, max_bytes - len(_MARK.format(len(encoded)).encode()))
+    kept = encoded[:room].decode("utf-8", "ignore")
+    mark = _MARK.format(len(encoded) - len(kept.encode()))
+    return (kept + mark)[:max_bytes] if room == 0 else kept + mark
+
+
+_MARK = "… [shortened by {} bytes]"

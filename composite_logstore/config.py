@@ -1,0 +1,341 @@
+"""The configuration: the composite's own settings, and what every child's settings have in common."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from zenml.constants import ENV_ZENML_SERVER
+from zenml.log_stores.base_log_store import BaseLogStoreConfig
+from zenml.logger import get_logger
+from zenml.models.v2.misc.log_models import NamedLoggingLevel
+from zenml.utils.secret_utils import PlainSerializedSecretStr, SecretReference
+
+from composite_logstore import secrets
+from composite_logstore.backend import UnavailableError
+
+if TYPE_CHECKING:
+    from composite_logstore.backend import Exporter, Reader
+
+logger = get_logger(__name__)
+
+BACKENDS = "composite_logstore.backends"
+"""The entry-point group: the name is the child's `type`, the value its `ChildConfig`."""
+
+Secret = PlainSerializedSecretStr
+"""A setting that is shown as asterisks, and stored by ZenML as it was given."""
+
+
+class ChildConfig(BaseModel):
+    """The settings of one child. A backend adds its own in a subclass, which imports nothing heavy.
+
+    Attributes:
+        name: The child's name, of `a-z 0-9 - _`.
+        type: The backend's entry-point name.
+        enabled: A disabled child keeps its settings and gets nothing.
+        min_level: Events below this level are not meant for the child, and not counted for it.
+        progress: Which of a progress bar's updates it gets. This release has `all` alone.
+        max_queue_size: The most events that wait in memory, besides the batch being exported.
+        max_export_batch_size: The most events of one export; the backend's best if not set.
+        schedule_delay_millis: How long an event may wait for a fuller batch, in milliseconds.
+        export_timeout_millis: How long one export may take, in milliseconds.
+        retry_initial_interval_millis: The first wait before a retry, in milliseconds. Each further
+            one is twice as long, with jitter.
+        retry_max_interval_millis: The longest wait before a retry, in milliseconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    max_batch_size: ClassVar[int] = 100_000
+    """The backend's own limit of events in one export."""
+    default_batch_size: ClassVar[int] = 1_000
+    """What `max_export_batch_size` is if it is not set: the backend's best."""
+    readable: ClassVar[bool] = False
+    """Whether the backend has a reader."""
+    requirements: ClassVar[frozenset[str]] = frozenset()
+    """What to install in the image of a remote step, as requirement specifiers."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    type: str
+    enabled: bool = True
+    min_level: NamedLoggingLevel | None = None
+    progress: Literal["all"] = "all"
+    max_queue_size: int = Field(default=100_000, gt=0)
+    max_export_batch_size: int | None = Field(default=None, gt=0)
+    schedule_delay_millis: int = Field(default=1_000, ge=0)
+    export_timeout_millis: int = Field(default=10_000, gt=0)
+    retry_initial_interval_millis: int = Field(default=500, gt=0)
+    retry_max_interval_millis: int = Field(default=30_000, gt=0)
+
+    @property
+    def batch_size(self) -> int:
+        """The most events of one export."""
+        return min(self.max_export_batch_size or self.default_batch_size, self.max_queue_size)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the backend can be used on this machine alone."""
+        return False
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> ChildConfig:
+        if self.max_export_batch_size and self.max_export_batch_size > self.max_batch_size:
+            raise ValueError(
+                f"'max_export_batch_size' is above this backend's own limit; set at most {self.max_batch_size}"
+            )
+        if self.retry_max_interval_millis < self.retry_initial_interval_millis:
+            raise ValueError(
+                "'retry_max_interval_millis' is below 'retry_initial_interval_millis'; set it to at least that"
+            )
+        return self
+
+    def create_exporter(self) -> Exporter:
+        """Create the exporter, in the worker thread, with secrets resolved.
+
+        Raises:
+            UnavailableError: Something is missing that somebody can mend.
+        """
+        raise NotImplementedError
+
+    def create_reader(self) -> Reader:
+        """Create the reader, with secrets resolved, if the backend is `readable`."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check what can be known on the client before a run: raise `ValueError` with the fix in words.
+
+        Called where a stack is validated. The settings themselves belong in validators.
+        """
+
+
+class UnknownChild(ChildConfig):
+    """A child whose backend is not installed here. It keeps its settings and is unavailable."""
+
+    model_config = ConfigDict(extra="allow")
+
+    readable: ClassVar[bool] = True
+
+    def create_exporter(self) -> Exporter:
+        """Refuse.
+
+        Raises:
+            UnavailableError: Always.
+        """
+        raise UnavailableError(_unknown_type(self.type))
+
+    def create_reader(self) -> Reader:
+        """Refuse.
+
+        Raises:
+            UnavailableError: Always.
+        """
+        raise UnavailableError(_unknown_type(self.type))
+
+
+class CompositeLogStoreConfig(BaseLogStoreConfig):
+    """The settings of the composite log store.
+
+    Attributes:
+        primary: The name of the child that answers `fetch()`.
+        children: The children, at least one.
+        fetch_fallback: The names of the children to read, in order, when the primary is unavailable.
+        flush_timeout_millis: How long a flush waits for a child that makes no progress, in milliseconds.
+        flush_limit_millis: How long a flush waits for children that make progress, in milliseconds.
+        durability: Where events wait. This release has `memory` alone.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    primary: str
+    children: list[SerializeAsAny[ChildConfig]]
+    fetch_fallback: list[str] = Field(default_factory=list)
+    flush_timeout_millis: int = Field(default=5_000, ge=0)
+    flush_limit_millis: int = Field(default=30_000, ge=0)
+    durability: str = "memory"
+
+    @property
+    def enabled_children(self) -> list[ChildConfig]:
+        """The children that get events, in the order in which they are configured."""
+        return [child for child in self.children if child.enabled]
+
+    def child(self, name: str) -> ChildConfig:
+        """Return the child of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return {child.name: child for child in self.children}[name]
+
+    @property
+    def required_secrets(self) -> set[SecretReference]:
+        """The secrets that children refer to. ZenML by itself sees those of top-level fields alone."""
+        return {reference for child in self.enabled_children for reference in secrets.references(child)}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether any child can be used on this machine alone."""
+        return any(child.is_local for child in self.enabled_children)
+
+    @property
+    def is_valid(self) -> bool:
+        """Check what only matters where a component is registered or updated: ZenML asks then alone.
+
+        Where it is loaded, a child of an unknown type must not hide the others.
+
+        Raises:
+            ValueError: A child's type is unknown here. The server need not have every backend.
+        """
+        for child in self.children:
+            if isinstance(child, UnknownChild) and ENV_ZENML_SERVER not in os.environ:
+                raise ValueError(f"child '{child.name}': {_unknown_type(child.type)}")
+            for field in secrets.clear_text_fields(child):
+                logger.warning(
+                    f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
+                    f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."
+                )
+        return True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_lists(cls, data: Any) -> Any:
+        # ZenML does this too, but repeats the value in its error, and with it the keys in it.
+        if not isinstance(data, dict):
+            return data
+        parsed = dict(data)
+        for key in ("children", "fetch_fallback"):
+            if isinstance(parsed.get(key), str):
+                try:
+                    parsed[key] = json.loads(parsed[key])
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f"'{key}' is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+                        f"give a JSON list, or --{key}=@file.json"
+                    ) from None
+        return parsed
+
+    @field_validator("children", mode="before")
+    @classmethod
+    def _parse_children(cls, value: Any) -> list[ChildConfig]:
+        if not isinstance(value, list | tuple):
+            raise ValueError("'children' must be a list of children, each with a 'name' and a 'type'")
+        if not value:
+            raise ValueError("'children' is empty; give at least one child")
+        return [_parse_child(number, child) for number, child in enumerate(value, start=1)]
+
+    @field_validator("durability")
+    @classmethod
+    def _durability_in_this_release(cls, value: str) -> str:
+        if value != "memory":
+            raise ValueError("'durability': this release keeps events in memory alone; set 'memory' or leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> CompositeLogStoreConfig:
+        names = [child.name for child in self.children]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"child '{name}': the 'name' is used more than once; give each child its own")
+        self._must_be_readable("primary", self.primary)
+        for name in self.fetch_fallback:
+            self._must_be_readable("fetch_fallback", name)
+            if name == self.primary or self.fetch_fallback.count(name) > 1:
+                raise ValueError(f"'fetch_fallback': child '{name}' is read already; name each child once")
+        return self
+
+    def _must_be_readable(self, key: str, name: str) -> None:
+        names = [child.name for child in self.children]
+        readable = [child.name for child in self.enabled_children if child.readable]
+        choose = f"set one of: {', '.join(readable)}" if readable else "add a child that can be read"
+        if name not in names:
+            raise ValueError(f"'{key}': there is no child '{name}'{_nearest(name, names)}; {choose}")
+        if not self.child(name).enabled:
+            raise ValueError(f"'{key}': child '{name}' is disabled; enable it, or {choose}")
+        if not self.child(name).readable:
+            raise ValueError(f"'{key}': child '{name}' of type '{self.child(name).type}' cannot be read; {choose}")
+
+
+def _parse_child(number: int, raw: Any) -> ChildConfig:
+    if isinstance(raw, ChildConfig):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"child number {number}: must be an object with a 'name' and a 'type'")
+    label = f"child '{raw['name']}'" if isinstance(raw.get("name"), str) else f"child number {number}"
+    for key in ("name", "type"):
+        if not isinstance(raw.get(key), str):
+            raise ValueError(f"{label}: '{key}' is required; set it to a text")
+    config_class: type[ChildConfig] = UnknownChild
+    if raw["type"] in backends():
+        try:
+            config_class = backends()[raw["type"]].load()
+        except ImportError as error:
+            logger.debug("%s: backend '%s' cannot be imported: %s", label, raw["type"], error)
+    try:
+        return config_class(**raw)
+    except ValidationError as error:
+        mistakes = "; ".join(_mistakes(config_class, error))
+        raise ValueError(f"{label}: {mistakes}") from None
+
+
+def _mistakes(config_class: type[ChildConfig], error: ValidationError) -> Iterator[str]:
+    """Yield each mistake in words that name the field and the fix, and never repeat the value."""
+    known = list(config_class.model_fields)
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        field = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            yield f"unknown key '{field}'{_nearest(field, known)}; the keys of this type are: {', '.join(known)}"
+        elif detail["type"] == "missing":
+            yield f"'{field}' is required; set it"
+        elif detail["type"] == "value_error":
+            message = detail["msg"].removeprefix("Value error, ")
+            yield f"'{field}': {message}" if field and f"'{field}'" not in message else message
+        elif field == "name":
+            yield "'name' may only have the characters a-z 0-9 - _; choose another"
+        else:
+            yield f"'{field}': {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+@lru_cache(maxsize=1)
+def backends() -> dict[str, EntryPoint]:
+    """Return the installed backends: a child's `type` → what names its `ChildConfig`."""
+    return {entry_point.name: entry_point for entry_point in entry_points(group=BACKENDS)}
+
+
+def _unknown_type(name: str) -> str:
+    known = sorted(backends())
+    if name in known:
+        return f"'type': backend '{name}' is installed but cannot be imported; reinstall the package that has it"
+    return (
+        f"'type': there is no backend '{name}' here{_nearest(name, known)}; set one of: {', '.join(known)}, "
+        f"or install the package that has it"
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""
+
+
+__all__ = [
+    "BACKENDS",
+    "ChildConfig",
+    "CompositeLogStoreConfig",
+    "Secret",
+    "SecretStr",
+    "UnknownChild",
+    "backends",
+]

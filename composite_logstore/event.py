@@ -1,0 +1,295 @@
+"""What is captured: a log record, once, as an immutable `LogEvent` of its `Stream`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+from uuid import UUID
+
+from opentelemetry.trace import get_current_span
+
+Plain: TypeAlias = "None | bool | int | float | str | list[Plain] | dict[str, Plain]"
+"""A value that every backend can encode."""
+
+_INT64 = 1 << 63
+_DEEPEST = 8
+
+# The attributes of every `logging.LogRecord`; what a record has besides was given to it as `extra`.
+# https://docs.python.org/3/library/logging.html#logrecord-attributes
+_RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class ExceptionInfo(NamedTuple):
+    """The exception of a record, as text: a traceback object would keep its frames alive."""
+
+    type: str
+    message: str
+    stacktrace: str
+
+
+class TraceContext(NamedTuple):
+    """The span that was current when the record was emitted."""
+
+    trace_id: int
+    span_id: int
+    flags: int
+
+
+class Stream:
+    """One ZenML log stream, as a writer sees it.
+
+    Attributes:
+        id: The id of ZenML's `LogsResponse`.
+        artifact_store_id: The artifact store of the stack that was active when the stream was
+            registered, if that could be found out. ZenML itself notes it only for its own store.
+        metadata: The origin's metadata. ZenML adds to it after the first records were emitted, so
+            read it through `attributes`, at the latest moment.
+    """
+
+    __slots__ = ("__weakref__", "artifact_store_id", "id", "last", "metadata")
+
+    def __init__(self, id: UUID, metadata: dict[str, Any], artifact_store_id: UUID | None = None) -> None:
+        self.id = id
+        self.metadata = metadata
+        self.artifact_store_id = artifact_store_id
+        self.last: deque[LogEvent] = deque(maxlen=1)
+
+    @property
+    def attributes(self) -> dict[str, Plain]:
+        """What is true of every event of the stream, as known now."""
+        return plain_mapping(dict(self.metadata))
+
+
+class Capture(NamedTuple):
+    """What a log record says, before the journal gives it its numbers."""
+
+    time_unix_nano: int
+    level: int
+    level_name: str
+    message: str
+    logger_name: str
+    file: str
+    line: int
+    function: str
+    exception: ExceptionInfo | None
+    trace: TraceContext | None
+    attributes: Mapping[str, Plain]
+    metadata: Mapping[str, Plain]
+
+
+class LogEvent(NamedTuple):
+    """One captured log record, immutable, shared by all children.
+
+    Attributes:
+        stream: The stream it belongs to.
+        writer: The writer that numbered it, 15 hexadecimal digits.
+        number: Its number in the writer's journal, from 0.
+        sequence: Its number within (writer, stream), from 0, without gaps.
+        time_unix_nano: When the record was created, in nanoseconds since the epoch.
+        level: Python's level number.
+        level_name: Python's level name.
+        message: The formatted message.
+        logger_name: The logger; `stdout` and `stderr` for what was printed.
+        file: The path of the source file, empty if unknown.
+        line: The line in it, 0 if unknown.
+        function: The function, empty if unknown.
+        exception: The record's exception, if it has one.
+        trace: The span that was current, if there was one.
+        attributes: The record's extra attributes.
+        metadata: What was given to `emit` beside the record.
+    """
+
+    stream: Stream
+    writer: str
+    number: int
+    sequence: int
+    time_unix_nano: int
+    level: int
+    level_name: str
+    message: str
+    logger_name: str
+    file: str
+    line: int
+    function: str
+    exception: ExceptionInfo | None
+    trace: TraceContext | None
+    attributes: Mapping[str, Plain]
+    metadata: Mapping[str, Plain]
+
+    @property
+    def uid(self) -> str:
+        """The event's UUID (version 8, RFC 9562): 60 bits of writer, 62 bits of number.
+
+        It is OpenTelemetry's `log.record.uid`, the same in every child.
+        """
+        writer, number = self.writer, self.number
+        return (
+            f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-"
+            f"{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
+        )
+
+    @property
+    def identity(self) -> dict[str, Plain]:
+        """The attributes by which the event is known again, in every backend."""
+        return {
+            "log.record.uid": self.uid,
+            "zenml.log.writer": self.writer,
+            "zenml.log.sequence": self.sequence,
+        }
+
+    @property
+    def details(self) -> dict[str, Plain]:
+        """The event's own attributes, under OpenTelemetry's names, without the stream's and its identity.
+
+        https://opentelemetry.io/docs/specs/semconv/attributes-registry/code/ and .../exception/
+        """
+        details: dict[str, Plain] = dict(self.attributes)
+        if self.file:
+            details["code.file.path"] = self.file
+            details["code.line.number"] = self.line
+        if self.function:
+            details["code.function.name"] = self.function
+        if self.exception:
+            details["exception.type"] = self.exception.type
+            details["exception.message"] = self.exception.message
+            details["exception.stacktrace"] = self.exception.stacktrace
+        details.update(self.metadata)
+        return details
+
+    @property
+    def severity_text(self) -> str:
+        """OpenTelemetry's name of the level, as ZenML's own stores write it.
+
+        https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-severitytext
+        """
+        return {"WARNING": "WARN", "CRITICAL": "FATAL"}.get(self.level_name, self.level_name)
+
+    @property
+    def severity_number(self) -> int:
+        """OpenTelemetry's number of the level, 0 where it has none.
+
+        Python's tens are OpenTelemetry's fours: DEBUG 10 is 5, INFO 20 is 9, CRITICAL 50 is 21. What
+        lies between goes up by ones.
+        https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-severitynumber
+        """
+        if self.level < 10:
+            return 0
+        tens, ones = divmod(min(self.level, 53), 10)
+        return 4 * tens + 1 + min(ones, 3)
+
+    @property
+    def text(self) -> str:
+        """The message with its exception beneath, as ZenML's stores show it to people."""
+        if self.exception is None:
+            return self.message
+        error = self.exception
+        return f"{self.message}\n{error.type}: {error.message}\n{error.stacktrace}".rstrip()
+
+
+def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -> Capture:
+    """Take down what a record says, now, in values that nobody can change afterwards.
+
+    Never raises, whatever the record holds.
+
+    Args:
+        record: The record.
+        metadata: What ZenML gives to `emit` beside the record.
+    """
+    context = get_current_span().get_span_context()
+    extra = record.__dict__.keys() - _RECORD_ATTRIBUTES
+    return Capture(
+        int(record.created * 1e9),
+        record.levelno,
+        record.levelname,
+        _message(record),
+        record.name,
+        record.pathname or "",
+        record.lineno or 0,
+        record.funcName or "",
+        _exception(record.exc_info) if record.exc_info else None,
+        TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None,
+        plain_mapping({key: record.__dict__[key] for key in extra}) if extra else _NOTHING,
+        plain_mapping(metadata) if metadata else _NOTHING,
+    )
+
+
+_NOTHING: Mapping[str, Plain] = {}
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        message = _text(record.getMessage())
+    except Exception:
+        # The arguments do not match the format: better both of them than neither.
+        message = f"{_str(record.msg)} {_str(record.args)}"
+    # ZenML makes a record of each `write`; the end of the line is not part of what was said.
+    if record.name in ("stdout", "stderr") and not record.pathname:
+        return message.rstrip("\r\n")
+    return message
+
+
+def _exception(exc_info: Any) -> ExceptionInfo | None:
+    try:
+        kind, value, _ = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
+        if kind is None:
+            return None
+        # As ZenML's and OpenTelemetry's own handlers have it: the first argument is the message.
+        message = _str(value.args[0]) if value is not None and value.args else ""
+        stacktrace = "".join(traceback.format_exception(kind, value, value.__traceback__ if value else None))
+        return ExceptionInfo(kind.__name__, message, _text(stacktrace))
+    except Exception:
+        return ExceptionInfo("Exception", "", "")
+
+
+def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
+    """Return the mapping with text as keys and values that every backend can encode."""
+    return {_str(key): plain(value) for key, value in values.items()}
+
+
+def plain(value: Any, depth: int = 0) -> Plain:
+    """Return a value that every backend can encode, as near to the given one as can be.
+
+    Integers beyond 64 bits become text, since OTLP has none; what is nested deeper than 8 levels and
+    objects of unknown types become what `str` makes of them.
+    """
+    if isinstance(value, str):
+        return _text(str(value.value) if hasattr(value, "value") else str(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if -_INT64 <= value < _INT64 else _str(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes | bytearray):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    try:
+        if depth < _DEEPEST and isinstance(value, Mapping):
+            return {_str(key): plain(item, depth + 1) for key, item in list(value.items())}
+        if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset | deque):
+            items: Iterable[Any] = list(value)
+            return [plain(item, depth + 1) for item in items]
+    except Exception:
+        return _str(value)
+    return _str(value)
+
+
+def _str(value: Any) -> str:
+    try:
+        return _text(str(value))
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _text(text: str) -> str:
+    """Return the text without lone surrogates, which neither JSON nor protobuf can hold."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
