@@ -1,0 +1,60 @@
+# GNU make. `make` alone lists what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# ZenML would report its use over the network and open a browser.
+export ZENML_ANALYTICS_OPT_IN := false
+export AUTO_OPEN_DASHBOARD := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-unit test-deep check lint types imports format clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamp is only written when all of it worked, so an interrupted install is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+install: $(STAMP) ## make the virtual environment, with the package and all it needs
+
+demo: $(STAMP) ## show what it does, with real servers on this machine
+	@$(PY) -m examples.demo
+
+test: $(STAMP) ## all tests but the deep ones, with coverage
+	@$(PY) -m pytest -m 'not deep' --cov --cov-report=term $(PYTEST_ARGS)
+
+test-unit: $(STAMP) ## the fast tests only: unit and properties
+	@$(PY) -m pytest tests/unit tests/properties -m 'not deep' $(PYTEST_ARGS)
+
+test-deep: $(STAMP) ## the tests that take minutes
+	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
+
+check: lint types imports ## everything that needs no test to run
+
+lint: $(STAMP) ## ruff: rules and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	@$(PY) -m mypy
+
+imports: $(STAMP) ## import-linter: who may import whom
+	@$(VENV)/bin/lint-imports
+
+format: $(STAMP) ## let ruff put right what it can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean: ## remove the virtual environment, caches and reports
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* coverage.xml \
+		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
