@@ -12,7 +12,7 @@ from uuid import UUID
 
 from opentelemetry.trace import get_current_span
 
-Plain: TypeAlias = "None | bool | int | float | str | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """A value that every backend can encode."""
 
 _INT64 = 1 << 63
@@ -127,10 +127,7 @@ class LogEvent(NamedTuple):
         It is OpenTelemetry's `log.record.uid`, the same in every child.
         """
         writer, number = self.writer, self.number
-        return (
-            f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-"
-            f"{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
-        )
+        return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
 
     @property
     def identity(self) -> dict[str, Plain]:

@@ -1,0 +1,352 @@
+"""What one child does with the events meant for it: queue, batch, export, retry, account.
+
+A `Delivery` is a state machine without thread, sleep or clock. Told the time and how exports ended, it
+says what to do next; `worker.py` does it. One export at a time, oldest first: the retry of the oldest
+batch is at once the probe that finds out whether an unavailable backend is back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import TypeAlias
+
+from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
+from composite_logstore.config import ChildConfig
+from composite_logstore.event import LogEvent, Stream
+
+
+class State(str, Enum):
+    """How a child's backend is doing."""
+
+    HEALTHY = "healthy"
+    RETRYING = "retrying"
+    UNAVAILABLE = "unavailable"
+
+
+class Outcome(Enum):
+    """What can happen to an export, as far as the state is concerned."""
+
+    ANSWERED = "the backend took the batch, or said which of its events it will never take"
+    FAILED = "the backend did not take the batch this time"
+    FAILED_LONG = "the same, and the wait between retries has grown to its longest"
+    REFUSED = "the backend can take nothing until somebody mends something"
+    OVERDUE = "the export has not returned within export_timeout_millis"
+    GIVEN_UP = "a flush saw no progress for flush_timeout_millis"
+
+
+TRANSITIONS: dict[tuple[State, Outcome], State] = {
+    (State.HEALTHY, Outcome.ANSWERED): State.HEALTHY,
+    (State.HEALTHY, Outcome.FAILED): State.RETRYING,
+    (State.HEALTHY, Outcome.FAILED_LONG): State.UNAVAILABLE,
+    (State.HEALTHY, Outcome.REFUSED): State.UNAVAILABLE,
+    (State.HEALTHY, Outcome.OVERDUE): State.UNAVAILABLE,
+    (State.HEALTHY, Outcome.GIVEN_UP): State.UNAVAILABLE,
+    (State.RETRYING, Outcome.ANSWERED): State.HEALTHY,
+    (State.RETRYING, Outcome.FAILED): State.RETRYING,
+    (State.RETRYING, Outcome.FAILED_LONG): State.UNAVAILABLE,
+    (State.RETRYING, Outcome.REFUSED): State.UNAVAILABLE,
+    (State.RETRYING, Outcome.OVERDUE): State.UNAVAILABLE,
+    (State.RETRYING, Outcome.GIVEN_UP): State.UNAVAILABLE,
+    (State.UNAVAILABLE, Outcome.ANSWERED): State.HEALTHY,
+    (State.UNAVAILABLE, Outcome.FAILED): State.UNAVAILABLE,
+    (State.UNAVAILABLE, Outcome.FAILED_LONG): State.UNAVAILABLE,
+    (State.UNAVAILABLE, Outcome.REFUSED): State.UNAVAILABLE,
+    (State.UNAVAILABLE, Outcome.OVERDUE): State.UNAVAILABLE,
+    (State.UNAVAILABLE, Outcome.GIVEN_UP): State.UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export this batch now, then say how it ended."""
+
+    batch: list[LogEvent]
+
+
+@dataclass(frozen=True)
+class EndStream:
+    """Tell the exporter that the stream has ended: all its events are settled."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing for so many seconds, or until something happens if None."""
+
+    seconds: float | None
+
+
+Action: TypeAlias = Export | EndStream | Wait
+
+
+@dataclass(frozen=True)
+class ChildStats:
+    """What became of the events meant for a child: `accepted = delivered + rejected + dropped + pending`.
+
+    Attributes:
+        state: `healthy`, `retrying` or `unavailable`.
+        accepted: Events that were meant for the child.
+        delivered: Events that its backend has taken.
+        rejected: Events that its backend will never take.
+        dropped: Events that gave way to newer ones in a full queue.
+        pending: Events that wait, or are being exported.
+        shortened: Delivered events that were too large for the backend as they were.
+        rejected_reasons: A reason → how many events were rejected for it.
+        last_error: The last thing that went wrong, None if nothing has.
+    """
+
+    state: str
+    accepted: int
+    delivered: int
+    rejected: int
+    dropped: int
+    pending: int
+    shortened: int
+    rejected_reasons: dict[str, int]
+    last_error: str | None
+
+
+class Delivery:
+    """The delivery to one child. Its journal's lock guards every call.
+
+    Attributes:
+        queue: The events that wait. The journal appends to it; when it is full the oldest gives way.
+        state: How the backend is doing.
+        settled: How many events are delivered or rejected: it grows while there is progress.
+    """
+
+    def __init__(self, config: ChildConfig, accepted: Callable[[], int], rand: Callable[[], float] = random.random):
+        """Start with nothing.
+
+        Args:
+            config: The child's settings.
+            accepted: Tells how many events the journal has meant for the child.
+            rand: A number from 0 to 1, for the jitter of retries.
+        """
+        self.name = config.name
+        self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
+        self.state = State.HEALTHY
+        self._accepted = accepted
+        self._rand = rand
+        self._batch_size = config.batch_size
+        self._delay = config.schedule_delay_millis / 1000
+        self._timeout = config.export_timeout_millis / 1000
+        self._first_wait = config.retry_initial_interval_millis / 1000
+        self._longest_wait = config.retry_max_interval_millis / 1000
+        # Batches taken from the queue and not yet settled: one, or the pieces of one that was split.
+        self._batches: deque[list[LogEvent]] = deque()
+        self._exporting_since: float | None = None
+        self._waiting_since: float | None = None
+        self._failures = 0
+        self._retry_at = -inf
+        self._due_before = 0
+        self._ended: deque[tuple[int, Stream]] = deque()
+        self._delivered = self._rejected = self._shortened = 0
+        self._reasons: Counter[str] = Counter()
+        self._last_error: str | None = None
+
+    # What to do
+
+    def next(self, now: float) -> Action:
+        """Say what to do now.
+
+        Args:
+            now: The time in seconds, on a clock that never goes back.
+        """
+        if now < self._retry_at:
+            return Wait(self._retry_at - now)
+        if self._ended and self.oldest >= self._ended[0][0]:
+            return EndStream(self._ended.popleft()[1])
+        if not self._batches:
+            if not self.queue:
+                self._waiting_since = None
+                return Wait(None)
+            if self._waiting_since is None:
+                self._waiting_since = now
+            due_at = self._waiting_since + self._delay
+            is_due = now >= due_at or len(self.queue) >= self._batch_size
+            if not is_due and self.queue[0].number >= self._due_before:
+                return Wait(due_at - now)
+            size = min(len(self.queue), self._batch_size)
+            self._batches.append([self.queue.popleft() for _ in range(size)])
+            self._waiting_since = now
+        self._exporting_since = now
+        return Export(self._batches[0])
+
+    def flush(self, before: int) -> None:
+        """Let no event whose number is below `before` wait for a fuller batch."""
+        self._due_before = max(self._due_before, before)
+
+    def end_stream(self, stream: Stream, before: int) -> None:
+        """Note that the stream has ended; its last event's number is below `before`."""
+        self._ended.append((before, stream))
+
+    # What happened
+
+    def exported(self, shortened: int = 0) -> None:
+        """The backend took the batch."""
+        self._settle(rejected=0, shortened=shortened)
+
+    def failed(self, error: BaseException, now: float) -> None:
+        """The export raised.
+
+        Args:
+            error: What it raised.
+            now: The time in seconds.
+        """
+        batch = self._batches[0]
+        self._exporting_since = None
+        if isinstance(error, RejectedError | TooLargeError):
+            self._last_error = str(error)
+            count = error.count if isinstance(error, RejectedError) else None
+            if count is None and len(batch) > 1:
+                self._split()
+            else:
+                rejected = len(batch) if count is None else min(count, len(batch))
+                self._reasons[self._reason(error)] += rejected
+                self._settle(rejected, error.shortened if isinstance(error, RejectedError) else 0)
+            return
+        if isinstance(error, UnavailableError):
+            self._last_error = str(error)
+            self._retry_at = now + self._jittered(self._longest_wait)
+            self._enter(Outcome.REFUSED)
+            return
+        known = isinstance(error, RetryableError)
+        self._last_error = str(error) if known else f"defect of the backend: {type(error).__name__}: {error}"
+        # 64 doublings are more than any interval has room for.
+        wait = min(self._first_wait * 2 ** min(self._failures, 64), self._longest_wait)
+        self._failures += 1
+        asked_for = error.retry_after_seconds if isinstance(error, RetryableError) else None
+        self._retry_at = now + (self._jittered(wait) if asked_for is None else max(0.0, asked_for))
+        self._enter(Outcome.FAILED_LONG if wait >= self._longest_wait else Outcome.FAILED)
+
+    def watch(self, now: float) -> None:
+        """Notice that an export has been under way for too long. It cannot be stopped, only waited for."""
+        if self._exporting_since is not None and now - self._exporting_since > self._timeout:
+            if self.state is not State.UNAVAILABLE:
+                self._last_error = f"an export has not returned within {self._timeout:g} s"
+            self._enter(Outcome.OVERDUE)
+
+    def give_up(self) -> None:
+        """A flush stopped waiting: the next one need not wait again."""
+        self._last_error = self._last_error or "no progress during a flush"
+        self._enter(Outcome.GIVEN_UP)
+
+    # How it stands
+
+    @property
+    def oldest(self) -> float:
+        """The number of the oldest event that is not settled, infinity if all are."""
+        if self._batches:
+            return self._batches[0][0].number
+        return self.queue[0].number if self.queue else inf
+
+    @property
+    def settled(self) -> int:
+        """How many events are delivered or rejected."""
+        return self._delivered + self._rejected
+
+    @property
+    def pending(self) -> int:
+        """How many events wait, or are being exported."""
+        return len(self.queue) + sum(map(len, self._batches))
+
+    @property
+    def last_error(self) -> str | None:
+        """The last thing that went wrong."""
+        return self._last_error
+
+    def stats(self) -> ChildStats:
+        """Return the account as of now."""
+        accepted, pending = self._accepted(), self.pending
+        return ChildStats(
+            state=self.state.value,
+            accepted=accepted,
+            delivered=self._delivered,
+            rejected=self._rejected,
+            # What was accepted, and is neither settled nor here, gave way in a full queue.
+            dropped=accepted - self.settled - pending,
+            pending=pending,
+            shortened=self._shortened,
+            rejected_reasons=dict(self._reasons),
+            last_error=self._last_error,
+        )
+
+    def _settle(self, rejected: int, shortened: int) -> None:
+        batch = self._batches.popleft()
+        self._delivered += len(batch) - rejected
+        self._rejected += rejected
+        self._shortened += shortened
+        self._exporting_since = None
+        self._failures = 0
+        self._retry_at = -inf
+        self._enter(Outcome.ANSWERED)
+
+    def _split(self) -> None:
+        batch = self._batches.popleft()
+        middle = len(batch) // 2
+        self._batches.extendleft((batch[middle:], batch[:middle]))
+        self._enter(Outcome.ANSWERED)
+
+    def _enter(self, outcome: Outcome) -> None:
+        self.state = TRANSITIONS[self.state, outcome]
+
+    def _jittered(self, seconds: float) -> float:
+        """Return between half and all of it, so that many writers do not ask at the same moment."""
+        return seconds * (0.5 + 0.5 * self._rand())
+
+    def _reason(self, error: Exception) -> str:
+        """Return the error's reason, as long as there are few: backends may put an id into each."""
+        reason = str(error)
+        return reason if reason in self._reasons or len(self._reasons) < 20 else "other reasons"
+
+
+class Flush:
+    """How long a flush waits: on for children that make progress, not at all for unavailable ones.
+
+    Like a delivery it has no clock.
+    """
+
+    def __init__(self, deliveries: list[Delivery], before: int, now: float, timeout: float, limit: float) -> None:
+        """Begin.
+
+        Args:
+            deliveries: The children.
+            before: Events with numbers below this are to be settled.
+            now: The time in seconds.
+            timeout: How long to wait for a child that makes no progress, in seconds.
+            limit: How long to wait at all, in seconds.
+        """
+        self._before = before
+        self._timeout = timeout
+        self._end = now + limit
+        self._waiting = {delivery.name: delivery for delivery in deliveries}
+        self._progress = {delivery.name: (delivery.settled, now) for delivery in deliveries}
+        for delivery in deliveries:
+            delivery.flush(before)
+
+    def wait(self, now: float) -> float:
+        """Return for how many seconds at most to wait before asking again; 0 when it is over."""
+        seconds = inf
+        for name, delivery in list(self._waiting.items()):
+            delivery.watch(now)
+            settled, since = self._progress[name]
+            if delivery.settled > settled:
+                since = now
+                self._progress[name] = (delivery.settled, now)
+            if delivery.oldest >= self._before or delivery.state is State.UNAVAILABLE:
+                del self._waiting[name]
+            elif now - since >= self._timeout:
+                delivery.give_up()
+                del self._waiting[name]
+            else:
+                seconds = min(seconds, since + self._timeout - now)
+        if not self._waiting or now >= self._end:
+            return 0.0
+        return min(seconds, self._end - now)

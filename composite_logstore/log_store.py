@@ -1,0 +1,227 @@
+"""The log store: ZenML's contract on one side, the writer and the reading on the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
+from zenml.logger import get_logger
+from zenml.stack.stack_validator import StackValidator
+
+from composite_logstore import reading
+from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
+from composite_logstore.delivery import ChildStats
+from composite_logstore.event import Stream, capture
+from composite_logstore.writer import Writer, writer_of
+
+if TYPE_CHECKING:
+    from zenml.config.step_run_info import StepRunInfo
+    from zenml.metadata.metadata_types import MetadataType
+    from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
+    from zenml.stack import Stack
+
+logger = get_logger(__name__)
+
+
+class CompositeLogStoreOrigin(BaseLogStoreOrigin):
+    """The origin of a stream's records.
+
+    Attributes:
+        stream: The stream, as this process's writer sees it.
+    """
+
+    def __init__(self, name: str, log_store: BaseLogStore, log_model: LogsResponse, metadata: dict[str, Any]) -> None:
+        """Register the stream with the writer. Never raises: ZenML does not guard it."""
+        # The attributes that ZenML's own stores write, so that saved queries go on working.
+        metadata.update(
+            {
+                "zenml.log.id": str(log_model.id),
+                "zenml.log.source": log_model.source,
+                "zenml.log_store.id": str(log_store.id),
+                "zenml.log_store.name": log_store.name,
+            }
+        )
+        super().__init__(name, log_store, log_model, metadata)
+        assert isinstance(log_store, CompositeLogStore)
+        artifact_store_id = log_model.artifact_store_id or _active_artifact_store_id()
+        self.stream: Stream = log_store.writer.stream(log_model.id, metadata, artifact_store_id)
+
+
+class CompositeLogStore(BaseLogStore):
+    """A log store that sends every record to all its children and reads from its primary.
+
+    Building one is cheap, starts nothing and touches no disk: ZenML's server builds one for each page.
+    """
+
+    _writer: Writer | None = None
+
+    @property
+    def config(self) -> CompositeLogStoreConfig:
+        """The configuration."""
+        return cast(CompositeLogStoreConfig, self._config)
+
+    @property
+    def origin_class(self) -> type[CompositeLogStoreOrigin]:
+        """The class of the origins."""
+        return CompositeLogStoreOrigin
+
+    @property
+    def writer(self) -> Writer:
+        """This process's writer for the component, shared by all its instances."""
+        if self._writer is None:
+            self._writer = writer_of(self.id, self.config)
+        return self._writer
+
+    # Writing
+
+    def emit(
+        self, origin: BaseLogStoreOrigin, record: logging.LogRecord, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Capture a record and hand it to every child. Never raises and never waits for a backend.
+
+        Args:
+            origin: The origin of the record.
+            record: The record.
+            metadata: Further attributes of this record.
+        """
+        try:
+            self.writer.append(cast(CompositeLogStoreOrigin, origin).stream, capture(record, metadata))
+        except Exception as error:
+            logger.debug("A record could not be captured: %s", error)
+
+    def deregister_origin(self, origin: BaseLogStoreOrigin, blocking: bool = True) -> None:
+        """Deregister an origin, and flush if it is the last. The store's lock is free meanwhile.
+
+        Args:
+            origin: The origin.
+            blocking: Whether to wait for the flush.
+        """
+        with self._lock:
+            if self._origins.get(origin.name) is not origin:
+                return
+            del self._origins[origin.name]
+            is_last = not self._origins
+        self._release_origin(origin)
+        if is_last:
+            self.flush(blocking)
+
+    def _release_origin(self, origin: BaseLogStoreOrigin) -> None:
+        self.writer.end_stream(cast(CompositeLogStoreOrigin, origin).stream)
+
+    def flush(self, blocking: bool = True) -> None:
+        """Deliver what there is now.
+
+        It goes on while a child makes progress, for at most `flush_limit_millis`; waits for a child that
+        makes none for at most `flush_timeout_millis`, and for an unavailable one not at all.
+
+        Args:
+            blocking: Whether to wait.
+        """
+        if self._writer is not None:
+            self._writer.flush(self.config.flush_timeout_millis / 1000, self.config.flush_limit_millis / 1000, blocking)
+
+    def cleanup(self) -> None:
+        """Deliver what this process has emitted. The store can be used again afterwards."""
+        self.flush()
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return, for each enabled child's name, what became of this process's events.
+
+        Returns:
+            `state`, `accepted`, `delivered`, `rejected`, `dropped`, `pending`, `shortened` (numbers of
+            events), `rejected_reasons` (a reason → a number), `last_error`. At every moment
+            `accepted = delivered + rejected + dropped + pending`.
+        """
+        return {name: asdict(stats) for name, stats in self._stats().items()}
+
+    def _stats(self) -> dict[str, ChildStats]:
+        return self.writer.stats()
+
+    # Reading
+
+    def fetch(
+        self,
+        logs_model: LogsResponse,
+        start: str | None = None,
+        limit: int | None = None,
+        before: str | None = None,
+        after: str | None = None,
+        filter_: LogsEntriesFilter | None = None,
+    ) -> LogsEntriesResponse:
+        """Return a page of a stream's entries, oldest first, from the primary.
+
+        Args:
+            logs_model: The stream.
+            start: The end to begin at, `oldest` or `newest`; `newest` if not given.
+            limit: The most entries to return.
+            before: A cursor towards older entries, from a previous page.
+            after: A cursor towards newer entries, from a previous page.
+            filter_: What to return.
+
+        Raises:
+            ValueError: The arguments are wrong, or the stream is not this log store's.
+            DoesNotExistException: The primary does not have the stream.
+            LogStoreError: The primary, and what there is to fall back on, cannot be read. More exactly a
+                `LogStoreUnavailableError` or a `LogStoreRateLimitError` where it may be tried again.
+        """
+        return reading.fetch(self, logs_model, start, limit, before, after, filter_)
+
+    # As a component of a stack
+
+    @property
+    def validator(self) -> StackValidator:
+        """Checks, before a run, that each enabled child can be used from here."""
+
+        def check(stack: Stack) -> tuple[bool, str]:
+            for child in self.config.enabled_children:
+                try:
+                    if isinstance(child, UnknownChild):
+                        child.create_exporter()
+                    child.check()
+                except Exception as error:
+                    return False, f"log store '{self.name}', child '{child.name}': {error}"
+            return True, ""
+
+        return StackValidator(custom_validation_function=cast("Callable[[Stack], tuple[bool, str]]", check))
+
+    @property
+    def requirements(self) -> set[str]:
+        """What the images of remote steps need: this package, with the extras of the enabled children."""
+        own = "composite-logstore"
+        wanted = {own}.union(*(child.requirements for child in self.config.enabled_children))
+        return {f"{wish}=={version(own)}" if wish.split("[")[0] == own else wish for wish in wanted}
+
+    def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
+        """Return what became of this process's events, as of the step's end.
+
+        ZenML asks before the last flush, so some events are still pending.
+
+        Args:
+            info: The step.
+        """
+        return {
+            f"log_store.{name}": {
+                "as_of": "the end of the step, before its last events are flushed",
+                "state": stats.state,
+                "delivered": stats.delivered,
+                "pending": stats.pending,
+                "dropped": stats.dropped,
+                "rejected": stats.rejected,
+            }
+            for name, stats in self._stats().items()
+        }
+
+
+def _active_artifact_store_id() -> UUID | None:
+    """Return the artifact store that ZenML itself would log to now, if that can be found out."""
+    from zenml.client import Client
+
+    try:
+        return Client().active_stack.artifact_store.id
+    except Exception:
+        return None

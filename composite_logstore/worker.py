@@ -1,0 +1,133 @@
+"""The thread that drives one child's delivery: it does what the delivery says, and says how it went."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from zenml.logger import get_logger
+
+from composite_logstore import secrets
+from composite_logstore.backend import Exporter
+from composite_logstore.config import ChildConfig
+from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, State, Wait
+from composite_logstore.journal import Journal
+
+logger = get_logger(__name__)
+
+
+class Worker:
+    """One child's thread. It starts with the first event and stops with the process.
+
+    The thread has no ZenML logging context, so what it and its backend's libraries log never becomes
+    an event.
+    """
+
+    def __init__(self, config: ChildConfig, delivery: Delivery, journal: Journal) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            config: The child's settings, references to secrets unresolved.
+            delivery: What to drive.
+            journal: The journal that feeds the delivery.
+        """
+        self._config = config
+        self._delivery = delivery
+        self._journal = journal
+        self._awake = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._exporter: Exporter | None = None
+        self._stopping = False
+        self._in_trouble = False
+        self._reported: set[str] = set()
+
+    def wake(self) -> None:
+        """Have the thread look at its delivery; start it if it has not been started."""
+        self._awake.set()
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run, name=f"composite-logstore {self._config.name}", daemon=True
+                    )
+                    self._thread.start()
+
+    def stop(self) -> None:
+        """Have the thread end, and the exporter closed, once everything is delivered."""
+        self._stopping = True
+        self._awake.set()
+
+    def report(self) -> None:
+        """Warn once when trouble begins and once when it ends, and once for each kind of loss.
+
+        Never under the journal's lock: ZenML calls `emit` under a logging handler's lock, so whoever
+        logs while holding the journal's can wait for ever.
+        """
+        with self._journal.lock:
+            news = self._news(self._delivery.stats())
+        for line in news:
+            logger.warning(f"child '{self._config.name}': {line}")
+
+    def _news(self, stats: ChildStats) -> list[str]:
+        news = []
+        in_trouble = stats.state != State.HEALTHY.value
+        if in_trouble and not self._in_trouble:
+            news.append(f"its backend takes no events: {stats.last_error}. They wait and are tried again.")
+        elif self._in_trouble and not in_trouble:
+            news.append("its backend takes events again.")
+        self._in_trouble = in_trouble
+        losses = {reason: f"its backend rejects events: {reason}" for reason in stats.rejected_reasons}
+        if stats.dropped:
+            losses["dropped"] = "its queue is full, the oldest events are dropped"
+        news += [f"{losses[loss]}. The store's stats count them." for loss in losses.keys() - self._reported]
+        self._reported |= losses.keys()
+        return news
+
+    def _run(self) -> None:
+        while True:
+            with self._journal.lock:
+                action = self._delivery.next(time.monotonic())
+                if action == Wait(None):
+                    self._journal.wake_with_next()
+            if isinstance(action, Export):
+                self._export(action)
+            elif isinstance(action, EndStream):
+                self._end_stream(action)
+            elif self._stopping and action.seconds is None:
+                break
+            else:
+                self._awake.wait(action.seconds)
+                self._awake.clear()
+        self._close()
+
+    def _export(self, action: Export) -> None:
+        error: BaseException | None = None
+        shortened = 0
+        try:
+            if self._exporter is None:
+                self._exporter = secrets.resolve(self._config).create_exporter()
+            shortened = self._exporter.export(action.batch)
+        except BaseException as raised:  # whatever a backend raises: nobody else owns this thread
+            error = raised
+        with self._journal.lock:
+            if error is None:
+                self._delivery.exported(shortened)
+            else:
+                self._delivery.failed(error, time.monotonic())
+            self._journal.progress.notify_all()
+        self.report()
+
+    def _end_stream(self, action: EndStream) -> None:
+        try:
+            if self._exporter is not None:
+                self._exporter.end_stream(action.stream)
+        except Exception as error:
+            logger.debug("child '%s': ending a stream failed: %s", self._config.name, error)
+
+    def _close(self) -> None:
+        try:
+            if self._exporter is not None:
+                self._exporter.close()
+        except Exception as error:
+            logger.debug("child '%s': closing its exporter failed: %s", self._config.name, error)
