@@ -1,0 +1,1 @@
+"""The artifact backend: an archive in ZenML's own artifact store."""

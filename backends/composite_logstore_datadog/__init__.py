@@ -1,0 +1,1 @@
+"""The Datadog backend: Datadog's log intake and search."""

@@ -1,0 +1,1 @@
+"""The OTLP backend: any OpenTelemetry collector, over HTTP or gRPC."""
