@@ -109,9 +109,7 @@ def test_the_core_never_imports_what_only_backends_need(path: Path) -> None:
     assert heavy_imports(path.read_text(encoding="utf-8"), at_import_only=False) == []
 
 
-@pytest.mark.parametrize(
-    "path", sorted([*BACKENDS.glob("*/__init__.py"), *BACKENDS.glob("*/config.py")]), ids=short
-)
+@pytest.mark.parametrize("path", sorted([*BACKENDS.glob("*/__init__.py"), *BACKENDS.glob("*/config.py")]), ids=short)
 def test_a_backend_is_configured_without_loading_anything_heavy(path: Path) -> None:
     assert heavy_imports(path.read_text(encoding="utf-8"), at_import_only=True) == []
 
