@@ -199,7 +199,8 @@ def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None
     context = get_current_span().get_span_context()
     extra = record.__dict__.keys() - _RECORD_ATTRIBUTES
     return Capture(
-        int(record.created * 1e9),
+        # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
+        round(record.created * 1e6) * 1000,
         record.levelno,
         record.levelname,
         _message(record),

@@ -47,6 +47,11 @@ class Writer:
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
         ]
 
+    @property
+    def writer_id(self) -> str:
+        """The writer's name, 15 hexadecimal digits."""
+        return self._journal.writer
+
     def stream(self, id: UUID, metadata: dict[str, Any], artifact_store_id: UUID | None) -> Stream:
         """Return the stream with this id; registered again, it goes on where it ended.
 

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from composite_logstore import log_store, writer
+
+
+@pytest.fixture(autouse=True)
+def _no_zenml_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit tests have no active stack: looking for one would set up a database."""
+    monkeypatch.setattr(log_store, "_active_artifact_store_id", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_writers_left() -> Iterator[None]:
+    """What a test leaves undelivered is no business of the test run's own exit."""
+    yield
+    writer._writers.clear()

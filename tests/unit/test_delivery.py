@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import pytest
+from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
+from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, Outcome, State, Wait
+from composite_logstore.event import LogEvent
+
+from tests.events import make_events, make_stream
+from tests.simulation import assert_accounts_add_up, make_child
+
+
+def make_delivery(**settings: Any) -> Delivery:
+    """Return a delivery that waits for nothing, with retries without jitter."""
+    accepted: list[int] = [0]
+    delivery = Delivery(make_child("archive", **settings), lambda: accepted[0], rand=lambda: 1.0)
+    delivery.offer = lambda events: _offer(delivery, accepted, events)  # type: ignore[attr-defined]
+    return delivery
+
+
+def _offer(delivery: Delivery, accepted: list[int], events: list[LogEvent]) -> None:
+    delivery.queue.extend(events)
+    accepted[0] += len(events)
+
+
+def offer(delivery: Delivery, count: int, first: int = 0) -> list[LogEvent]:
+    events = make_events([f"m{number}" for number in range(first, first + count)], first=first)
+    delivery.offer(events)  # type: ignore[attr-defined]
+    return events
+
+
+def account(delivery: Delivery) -> dict[str, Any]:
+    stats = vars(delivery.stats())
+    assert_accounts_add_up({"archive": stats})
+    return stats
+
+
+def test_nothing_to_do_is_waited_for_without_end() -> None:
+    assert make_delivery().next(0) == Wait(None)
+
+
+def test_a_batch_goes_out_when_it_is_full() -> None:
+    delivery = make_delivery(schedule_delay_millis=1000, max_export_batch_size=3)
+    events = offer(delivery, 2)
+    assert delivery.next(10) == Wait(1.0)
+    events += offer(delivery, 2, first=2)
+    assert delivery.next(10) == Export(events[:3])
+
+
+def test_a_batch_goes_out_when_its_oldest_event_has_waited_long_enough() -> None:
+    delivery = make_delivery(schedule_delay_millis=1000, max_export_batch_size=3)
+    events = offer(delivery, 1)
+    assert delivery.next(10) == Wait(1.0)
+    assert delivery.next(10.25) == Wait(0.75)
+    assert delivery.next(11) == Export(events)
+
+
+def test_a_flush_lets_nothing_wait_for_a_fuller_batch() -> None:
+    delivery = make_delivery(schedule_delay_millis=1000)
+    events = offer(delivery, 2)
+    delivery.flush(before=2)
+    assert delivery.next(0) == Export(events)
+    delivery.exported()
+    offer(delivery, 1, first=2)
+    assert delivery.next(0) == Wait(1.0)
+
+
+def test_what_is_delivered_is_counted() -> None:
+    delivery = make_delivery()
+    offer(delivery, 3)
+    assert account(delivery)["pending"] == 3
+    delivery.next(0)
+    assert account(delivery)["pending"] == 3
+    delivery.exported(shortened=1)
+    assert account(delivery) | {"delivered": 3, "pending": 0, "shortened": 1} == account(delivery)
+
+
+def test_a_full_queue_drops_the_oldest_and_counts_them() -> None:
+    delivery = make_delivery(max_queue_size=2)
+    events = offer(delivery, 5)
+    assert account(delivery)["dropped"] == 3
+    assert delivery.next(0) == Export(events[3:])
+
+
+def test_what_is_being_exported_is_not_dropped() -> None:
+    delivery = make_delivery(max_queue_size=2, max_export_batch_size=2)
+    events = offer(delivery, 2)
+    assert delivery.next(0) == Export(events)
+    offer(delivery, 5, first=2)
+    assert (account(delivery)["dropped"], account(delivery)["pending"]) == (3, 4)
+
+
+def test_the_same_batch_is_retried_after_waits_that_double_to_the_longest() -> None:
+    delivery = make_delivery(retry_initial_interval_millis=500, retry_max_interval_millis=3000)
+    events = offer(delivery, 2)
+    now, waits = 0.0, []
+    for _ in range(5):
+        assert delivery.next(now) == Export(events)
+        delivery.failed(RetryableError("refused"), now)
+        action = delivery.next(now)
+        assert isinstance(action, Wait)
+        assert action.seconds is not None
+        waits.append(action.seconds)
+        now += action.seconds
+    assert waits == [0.5, 1, 2, 3, 3]
+    assert account(delivery)["pending"] == 2
+
+
+def test_jitter_takes_off_at_most_half_of_a_wait() -> None:
+    delivery = Delivery(make_child("archive"), lambda: 1, rand=lambda: 0.0)
+    delivery.queue.extend(make_events(["m"]))
+    delivery.next(0)
+    delivery.failed(RetryableError("refused"), 0)
+    assert delivery.next(0) == Wait(0.25)
+
+
+def test_what_the_backend_asks_for_wins_over_the_backoff() -> None:
+    delivery = make_delivery()
+    offer(delivery, 1)
+    delivery.next(0)
+    delivery.failed(RetryableError("busy", retry_after_seconds=120), 0)
+    assert delivery.next(0) == Wait(120)
+
+
+def test_after_a_success_the_backoff_begins_anew() -> None:
+    delivery = make_delivery()
+    offer(delivery, 1)
+    for now in (0, 10):
+        delivery.next(now)
+        delivery.failed(RetryableError("refused"), now)
+    delivery.next(20)
+    delivery.exported()
+    assert delivery.state is State.HEALTHY
+    offer(delivery, 1, first=1)
+    delivery.next(30)
+    delivery.failed(RetryableError("refused"), 30)
+    assert delivery.next(30) == Wait(0.5)
+
+
+def test_an_unavailable_backend_is_asked_seldom_and_burns_no_event() -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 2)
+    delivery.next(0)
+    delivery.failed(UnavailableError("the key is wrong; set another"), 0)
+    assert delivery.state is State.UNAVAILABLE
+    assert delivery.next(0) == Wait(30)
+    assert delivery.next(30) == Export(events)
+    assert account(delivery)["last_error"] == "the key is wrong; set another"
+
+
+def test_rejected_events_are_counted_by_reason_and_hold_up_nothing() -> None:
+    delivery = make_delivery(max_export_batch_size=4)
+    events = offer(delivery, 5)
+    delivery.next(0)
+    delivery.failed(RejectedError("too old", count=3, shortened=1), 0)
+    stats = account(delivery)
+    assert (stats["delivered"], stats["rejected"], stats["shortened"]) == (1, 3, 1)
+    assert stats["rejected_reasons"] == {"too old": 3}
+    assert delivery.next(0) == Export(events[4:])
+    assert delivery.state is State.HEALTHY
+
+
+def export_all(delivery: Delivery, backend: Callable[[list[LogEvent]], None]) -> None:
+    while isinstance(action := delivery.next(0), Export):
+        try:
+            backend(action.batch)
+        except Exception as error:
+            delivery.failed(error, 0)
+        else:
+            delivery.exported()
+
+
+def test_a_batch_refused_as_a_whole_is_split_until_the_event_at_fault_is_alone() -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 9)
+    taken: list[LogEvent] = []
+
+    def backend(batch: list[LogEvent]) -> None:
+        if events[6] in batch:
+            raise RejectedError("bad request")
+        taken.extend(batch)
+
+    export_all(delivery, backend)
+    assert taken == events[:6] + events[7:]
+    assert account(delivery)["rejected_reasons"] == {"bad request": 1}
+
+
+def test_a_batch_that_is_too_large_is_split_and_keeps_its_order() -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 10)
+    taken: list[LogEvent] = []
+
+    def backend(batch: list[LogEvent]) -> None:
+        if len(batch) > 3:
+            raise TooLargeError("5 MB at most")
+        taken.extend(batch)
+
+    export_all(delivery, backend)
+    assert taken == events
+
+
+def test_a_single_event_that_is_too_large_is_rejected() -> None:
+    delivery = make_delivery()
+    offer(delivery, 1)
+    delivery.next(0)
+    delivery.failed(TooLargeError("1 MB at most"), 0)
+    assert account(delivery)["rejected_reasons"] == {"1 MB at most": 1}
+
+
+@pytest.mark.parametrize("error", [TypeError("oops"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
+def test_anything_else_is_a_defect_of_the_backend_and_retried(error: BaseException) -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 1)
+    delivery.next(0)
+    delivery.failed(error, 0)
+    assert delivery.state is State.RETRYING
+    assert type(error).__name__ in account(delivery)["last_error"]
+    assert delivery.next(1) == Export(events)
+
+
+def test_an_export_that_does_not_return_makes_the_child_unavailable_until_it_does() -> None:
+    delivery = make_delivery(export_timeout_millis=10_000)
+    offer(delivery, 1)
+    delivery.next(0)
+    delivery.watch(10)
+    assert delivery.state is State.HEALTHY
+    delivery.watch(10.5)
+    assert delivery.state is State.UNAVAILABLE
+    delivery.exported()
+    assert delivery.state is State.HEALTHY
+    assert account(delivery)["delivered"] == 1
+
+
+def test_a_stream_ends_after_its_last_event_and_before_what_comes_later() -> None:
+    delivery = make_delivery(max_export_batch_size=1)
+    stream = make_stream()
+    events = offer(delivery, 2)
+    delivery.end_stream(stream, before=1)
+    assert delivery.next(0) == Export(events[:1])
+    delivery.failed(RetryableError("refused"), 0)
+    assert delivery.next(1) == Export(events[:1])
+    delivery.exported()
+    assert delivery.next(1) == EndStream(stream)
+    assert delivery.next(1) == Export(events[1:])
+
+
+def test_reasons_are_not_collected_without_end() -> None:
+    delivery = make_delivery(max_export_batch_size=1)
+    offer(delivery, 100)
+    for number in range(100):
+        delivery.next(0)
+        delivery.failed(RejectedError(f"request {number} refused", count=1), 0)
+    assert len(account(delivery)["rejected_reasons"]) <= 21
+
+
+def test_every_state_has_a_transition_for_every_outcome() -> None:
+    assert TRANSITIONS.keys() == {(state, outcome) for state in State for outcome in Outcome}
+
+
+class TestFlush:
+    def flush(self, *deliveries: Delivery, timeout: float = 5, limit: float = 30, before: int = 100) -> Flush:
+        return Flush(list(deliveries), before, now=0, timeout=timeout, limit=limit)
+
+    def test_it_is_over_at_once_when_there_is_nothing_to_deliver(self) -> None:
+        assert self.flush(make_delivery()).wait(0) == 0
+
+    def test_it_waits_for_a_child_without_progress_no_longer_than_the_timeout(self) -> None:
+        delivery = make_delivery()
+        offer(delivery, 1)
+        flush = self.flush(delivery)
+        assert flush.wait(0) == 5
+        assert flush.wait(4) == 1
+        assert flush.wait(5) == 0
+        assert delivery.state is State.UNAVAILABLE
+
+    def test_the_next_one_does_not_wait_for_it_again(self) -> None:
+        delivery = make_delivery()
+        offer(delivery, 1)
+        self.flush(delivery).wait(5)
+        assert self.flush(delivery, timeout=0.0).wait(0) == 0
+        assert self.flush(delivery).wait(0) == 0
+
+    def test_it_goes_on_while_a_child_makes_progress_up_to_the_limit(self) -> None:
+        delivery = make_delivery(max_export_batch_size=1)
+        offer(delivery, 50)
+        flush = self.flush(delivery)
+        for now in (4, 8, 12, 16, 20, 24, 28):
+            delivery.next(now)
+            delivery.exported()
+            assert flush.wait(now) == min(5, 30 - now)
+        assert flush.wait(30) == 0
+        assert delivery.state is State.HEALTHY
+
+    def test_it_does_not_wait_for_what_came_after_it_began(self) -> None:
+        delivery = make_delivery(max_export_batch_size=1)
+        offer(delivery, 2)
+        flush = self.flush(delivery, before=1)
+        delivery.next(0)
+        delivery.exported()
+        assert flush.wait(1) == 0
+        assert delivery.oldest == 1
+
+    def test_a_dead_child_does_not_end_the_wait_for_a_living_one(self) -> None:
+        dead, living = make_delivery(), make_delivery(max_export_batch_size=1)
+        living.name = "living"
+        offer(dead, 1)
+        offer(living, 2)
+        flush = self.flush(dead, living)
+        living.next(4)
+        living.exported()
+        assert flush.wait(4) == 1
+        assert flush.wait(5) == 4
+        living.next(5)
+        living.exported()
+        assert living.oldest == inf
+        assert flush.wait(5) == 0
+
+    def test_it_notices_an_export_that_hangs(self) -> None:
+        delivery = make_delivery(export_timeout_millis=1000)
+        offer(delivery, 1)
+        delivery.next(0)
+        assert self.flush(delivery).wait(2) == 0
+        assert delivery.state is State.UNAVAILABLE

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from composite_logstore.event import capture, plain
+from opentelemetry import trace
+from opentelemetry.instrumentation.logging.handler import std_to_otel
+from opentelemetry.sdk.trace import TracerProvider
+
+from tests.events import make_capture, make_events, make_stream
+
+
+def record(message: Any = "hello", *args: Any, name: str = "train", **changes: Any) -> logging.LogRecord:
+    made = logging.LogRecord(name, logging.INFO, "/code/train.py", 42, message, args, None, "fit")
+    for key, value in changes.items():
+        setattr(made, key, value)
+    return made
+
+
+def test_a_record_is_taken_down_with_its_place_and_its_own_time() -> None:
+    captured = capture(record("loss %.2f", 0.5, created=1_790_000_000.25))
+    assert captured.message == "loss 0.50"
+    assert (captured.file, captured.line, captured.function) == ("/code/train.py", 42, "fit")
+    assert (captured.logger_name, captured.level, captured.level_name) == ("train", 20, "INFO")
+    assert captured.time_unix_nano == 1_790_000_000_250_000_000
+
+
+def test_later_changes_of_what_was_logged_do_not_reach_the_event() -> None:
+    state = {"step": 1}
+    captured = capture(record(state=state))
+    state["step"] = 2
+    assert captured.attributes == {"state": {"step": 1}}
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "expected"),
+    [
+        ("%d items", ("many",), "%d items ('many',)"),
+        ("%s %s", ("one",), "%s %s ('one',)"),
+        ({"a": 1}, (), "{'a': 1}"),
+        (None, (), "None"),
+        (Unprintable(), (), "<Unprintable> ()"),
+        ("a\ud800b", (), "a?b"),
+        ("nul \0 and \x1b[31mred\x1b[0m", (), "nul \0 and \x1b[31mred\x1b[0m"),
+        ("ünï 🎉", (), "ünï 🎉"),
+    ],
+)
+def test_whatever_the_message_is_it_becomes_text(message: Any, args: tuple[Any, ...], expected: str) -> None:
+    captured = capture(record(message, *args))
+    assert captured.message == expected
+    captured.message.encode()
+
+
+def test_a_message_of_5_mb_is_taken_down_whole() -> None:
+    assert len(capture(record("x" * 5_000_000)).message) == 5_000_000
+
+
+def test_the_end_of_a_printed_line_is_not_part_of_the_message() -> None:
+    printed = logging.LogRecord("stdout", logging.INFO, "", 0, "\r 50%|█████  |\n", (), None, "")
+    assert capture(printed).message == "\r 50%|█████  |"
+    assert capture(record("ends in a newline\n")).message == "ends in a newline\n"
+
+
+def cyclic() -> list[Any]:
+    loop: list[Any] = []
+    loop.append(loop)
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, True),
+        (7, 7),
+        (2**80, str(2**80)),
+        (-(2**63), -(2**63)),
+        (0.25, 0.25),
+        ("text", "text"),
+        ("lone \udcff", "lone ?"),
+        (None, None),
+        (b"by\xfftes", "by\\xfftes"),
+        ((1, "a", None), [1, "a", None]),
+        ({1: {2: object}}, {"1": {"2": "<class 'object'>"}}),
+        (UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+        (Unprintable(), "<Unprintable>"),
+        (logging.INFO, 20),
+    ],
+)
+def test_extra_attributes_become_values_that_every_backend_can_encode(value: Any, expected: Any) -> None:
+    attributes = capture(record(given=value)).attributes
+    assert attributes == {"given": expected}
+    assert orjson.loads(orjson.dumps(attributes)) == {"given": expected}
+
+
+def test_an_attribute_that_contains_itself_ends() -> None:
+    orjson.dumps(plain(cyclic()))
+
+
+def test_an_exception_is_taken_down_as_text() -> None:
+    try:
+        raise ValueError("bad value", 3)
+    except ValueError:
+        captured = capture(record("failed", exc_info=sys.exc_info()))
+    assert captured.exception is not None
+    assert (captured.exception.type, captured.exception.message) == ("ValueError", "bad value")
+    assert captured.exception.stacktrace.startswith("Traceback (most recent call last):")
+    assert "raise ValueError" in captured.exception.stacktrace
+
+
+@pytest.mark.parametrize("exc_info", [True, (None, None, None), ("x",), (ValueError, None, None)])
+def test_odd_exception_information_does_no_harm(exc_info: Any) -> None:
+    capture(record("failed", exc_info=exc_info))
+
+
+def test_the_current_span_is_noted() -> None:
+    assert capture(record()).trace is None
+    with TracerProvider().get_tracer("t").start_as_current_span("s") as span:
+        captured = capture(record())
+    context = span.get_span_context()
+    assert captured.trace == (context.trace_id, context.span_id, context.trace_flags)
+    assert trace.get_current_span().get_span_context() is not context
+
+
+def test_uids_are_version_8_uuids_that_differ_by_writer_and_number() -> None:
+    events = make_events(["a", "b"]) + make_events(["a"], writer="f" * 15) + make_events(["z"], first=2**61)
+    uids = [UUID(event.uid) for event in events]
+    assert len(set(uids)) == 4
+    assert all(uid.variant == "specified in RFC 4122" and uid.version == 8 for uid in uids)
+
+
+def test_the_streams_attributes_are_those_of_the_moment_they_are_read() -> None:
+    stream = make_stream()
+    assert "zenml.step.run.name" not in stream.attributes
+    stream.metadata["zenml.step.run.name"] = "trainer"
+    assert stream.attributes["zenml.step.run.name"] == "trainer"
+
+
+def test_details_carry_opentelemetrys_names_and_what_was_given_to_emit_wins() -> None:
+    captured = make_capture()._replace(attributes={"epoch": 3, "zenml.event.type": "x"})
+    event = make_events(["m"])[0]._replace(
+        attributes=captured.attributes, metadata={"zenml.event.type": "exception"}
+    )
+    assert event.details == {
+        "epoch": 3,
+        "code.file.path": "/code/train.py",
+        "code.line.number": 42,
+        "code.function.name": "fit",
+        "zenml.event.type": "exception",
+    }
+
+
+@pytest.mark.parametrize("level", [0, 5, 10, 13, 19, 20, 25, 30, 39, 40, 45, 50, 53, 54, 90])
+def test_severity_numbers_are_those_of_opentelemetrys_own_handler(level: int) -> None:
+    event = make_events(["m"])[0]._replace(level=level)
+    assert event.severity_number == std_to_otel(level).value
+
+
+def test_severity_texts_are_those_that_zenml_writes() -> None:
+    texts = [make_events(["m"])[0]._replace(level_name=name).severity_text for name in ("INFO", "WARNING", "CRITICAL")]
+    assert texts == ["INFO", "WARN", "FATAL"]

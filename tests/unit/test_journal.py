@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import pytest
+from composite_logstore.event import LogEvent
+from composite_logstore.journal import Journal
+
+from tests.events import make_capture, make_stream
+from tests.simulation import assert_accounts_add_up, make_child
+
+
+def queues(journal: Journal) -> list[list[LogEvent]]:
+    return [list(delivery.queue) for delivery in journal.deliveries]
+
+
+def test_every_child_gets_a_reference_to_the_same_event() -> None:
+    journal = Journal([make_child("a"), make_child("b")])
+    journal.append(make_stream(), make_capture())
+    [[first], [second]] = queues(journal)
+    assert first is second
+
+
+def test_events_are_numbered_in_the_journal_and_in_their_stream() -> None:
+    journal = Journal([make_child("a")])
+    one, other = make_stream(), make_stream()
+    for stream in (one, other, one, one, other):
+        journal.append(stream, make_capture())
+    [events] = queues(journal)
+    assert [event.number for event in events] == [0, 1, 2, 3, 4]
+    assert [event.sequence for event in events] == [0, 0, 1, 2, 1]
+    assert {event.writer for event in events} == {journal.writer}
+
+
+def test_every_writer_has_a_name_of_its_own() -> None:
+    assert Journal([make_child("a")]).writer != Journal([make_child("a")]).writer
+
+
+def test_a_child_gets_no_event_below_its_level_and_is_not_counted_for_it() -> None:
+    journal = Journal([make_child("all"), make_child("live", min_level="WARNING")])
+    for level in (10, 20, 30, 40, 35):
+        journal.append(make_stream(), make_capture(level=level))
+    all_levels, live = journal.deliveries
+    assert [event.level for event in live.queue] == [30, 40, 35]
+    assert (all_levels.stats().accepted, live.stats().accepted) == (5, 3)
+
+
+def test_a_slow_child_costs_another_no_event() -> None:
+    journal = Journal([make_child("dead", max_queue_size=2), make_child("b")])
+    for _ in range(10):
+        journal.append(make_stream(), make_capture())
+    dead, other = journal.deliveries
+    assert (dead.stats().dropped, other.stats().dropped) == (8, 0)
+
+
+def test_workers_are_woken_with_the_first_event_and_with_each_full_batch() -> None:
+    journal = Journal([make_child("a", max_export_batch_size=3), make_child("b")])
+    wakes = [journal.append(make_stream(), make_capture()) for _ in range(8)]
+    assert wakes == [True, False, False, True, False, False, True, False]
+    journal.wake_with_next()
+    assert journal.append(make_stream(), make_capture())
+
+
+def test_threads_leave_no_gap_and_no_double() -> None:
+    journal = Journal([make_child("a"), make_child("b")])
+    stream = make_stream()
+
+    def log() -> None:
+        for _ in range(2_000):
+            journal.append(stream, make_capture())
+
+    threads = [threading.Thread(target=log) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for events in queues(journal):
+        assert [event.number for event in events] == list(range(8_000))
+        assert [event.sequence for event in events] == list(range(8_000))
+
+
+def interrupt_at(step: int) -> Any:
+    """Return a trace function that raises a Ctrl-C at the given bytecode of the journal."""
+    left = [step]
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(("journal.py", "event.py")):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left[0] -= 1
+            if left[0] < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_a_ctrl_c_at_any_point_of_an_append_leaves_the_journal_consistent() -> None:
+    interrupted = 0
+    for step in range(2_000):
+        journal = Journal([make_child("a"), make_child("b", max_queue_size=2), make_child("c", min_level="ERROR")])
+        stream = make_stream()
+        for _ in range(3):
+            journal.append(stream, make_capture())
+        captured = make_capture(level=40)
+        before = sys.gettrace()
+        sys.settrace(interrupt_at(step))
+        try:
+            journal.append(stream, captured)
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            break
+        finally:
+            sys.settrace(before)
+        journal.append(stream, make_capture("after", level=50))
+        first, second, third = queues(journal)
+        assert [event.number for event in first] == list(range(len(first)))
+        assert [event.sequence for event in first] == list(range(len(first)))
+        assert first[-2:] == second
+        assert third == first[3:]
+        assert_accounts_add_up({delivery.name: vars(delivery.stats()) for delivery in journal.deliveries})
+    else:
+        pytest.fail("the append never got through")
+    assert interrupted > 50

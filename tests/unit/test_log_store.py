@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from composite_logstore import CompositeLogStore, RejectedError, RetryableError, UnavailableError
+from composite_logstore.log_store import CompositeLogStoreOrigin
+from composite_logstore.writer import Writer
+
+from tests.simulation import Backend, assert_accounts_add_up, make_child, make_logs, make_store
+
+
+def log(store: CompositeLogStore, origin: Any, *messages: str, level: int = logging.INFO) -> None:
+    for message in messages:
+        store.emit(origin, logging.LogRecord("train", level, "/code/train.py", 1, message, (), None, "fit"))
+
+
+def register(store: CompositeLogStore, source: str = "step", **metadata: Any) -> Any:
+    logs = make_logs(store, source)
+    return store.register_origin(str(logs.id), logs, metadata)
+
+
+def test_every_record_reaches_every_child_in_order() -> None:
+    a, b = Backend(), Backend()
+    store = make_store(make_child("a", a), make_child("b", b))
+    origin = register(store)
+    log(store, origin, *(f"line {number}" for number in range(100)))
+    store.deregister_origin(origin)
+    assert a.messages == b.messages == [f"line {number}" for number in range(100)]
+    assert_accounts_add_up(store.stats())
+    assert store.stats()["a"] == store.stats()["b"] | {"state": "healthy", "delivered": 100, "pending": 0}
+
+
+def test_a_disabled_child_gets_nothing_and_is_not_in_the_stats() -> None:
+    off = Backend()
+    store = make_store(make_child("a"), make_child("off", off, enabled=False))
+    origin = register(store)
+    log(store, origin, "hello")
+    store.deregister_origin(origin)
+    assert off.received == []
+    assert store.stats().keys() == {"a"}
+
+
+def test_a_dead_child_costs_its_sibling_nothing_and_the_flush_its_timeout_once() -> None:
+    dead, living = Backend(), Backend()
+    dead.always = RetryableError("connection refused")
+    store = make_store(make_child("living", living), make_child("dead", dead), flush_timeout_millis=300)
+    for expected in (0.3, 0.0):
+        origin = register(store)
+        log(store, origin, "hello")
+        begin = time.monotonic()
+        store.deregister_origin(origin)
+        assert expected <= time.monotonic() - begin < expected + 0.25
+    assert living.messages == ["hello", "hello"]
+    assert store.stats()["dead"]["pending"] == 2
+    assert store.stats()["dead"]["state"] == "unavailable"
+    assert_accounts_add_up(store.stats())
+
+
+def test_a_child_that_hangs_holds_up_nobody() -> None:
+    hung, living = Backend(), Backend()
+    hung.gate.clear()
+    store = make_store(make_child("living", living), make_child("hung", hung), flush_timeout_millis=100)
+    origin = register(store)
+    log(store, origin, "one")
+    assert hung.entered.wait(5)
+    log(store, origin, "two")
+    store.deregister_origin(origin)
+    assert living.messages == ["one", "two"]
+    assert_accounts_add_up(store.stats())
+    assert store.stats()["hung"]["state"] == "unavailable"
+    hung.gate.set()
+    hung.wait_for(2)
+    assert hung.messages == ["one", "two"]
+    assert_accounts_add_up(store.stats())
+
+
+def test_what_a_child_missed_arrives_in_order_when_it_is_back() -> None:
+    backend = Backend()
+    backend.faults = [RetryableError("refused", retry_after_seconds=0.0)] * 3
+    store = make_store(make_child("a", backend, max_export_batch_size=2))
+    origin = register(store)
+    log(store, origin, *"abcdefg")
+    store.deregister_origin(origin)
+    assert backend.messages == list("abcdefg")
+
+
+def test_rejected_events_are_counted_and_the_rest_goes_on() -> None:
+    backend = Backend()
+    backend.faults = [RejectedError("too old", count=1)]
+    store = make_store(make_child("a", backend, max_export_batch_size=1))
+    origin = register(store)
+    log(store, origin, *"abc")
+    store.deregister_origin(origin)
+    assert store.stats()["a"]["rejected_reasons"] == {"too old": 1}
+    assert backend.messages == ["b", "c"]
+    assert_accounts_add_up(store.stats())
+
+
+def test_trouble_is_one_warning_when_it_begins_and_one_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    backend = Backend()
+    backend.faults = [RetryableError("connection refused", retry_after_seconds=0.0)] * 5
+    store = make_store(make_child("collector", backend))
+    origin = register(store)
+    with caplog.at_level(logging.WARNING):
+        log(store, origin, "hello")
+        store.flush()
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2
+    assert "child 'collector'" in texts[0]
+    assert "connection refused" in texts[0]
+    assert "again" in texts[1]
+
+
+def test_the_flush_of_the_last_origin_alone_delivers_and_each_stream_ends() -> None:
+    backend = Backend()
+    store = make_store(make_child("a", backend, schedule_delay_millis=60_000))
+    outer, inner = register(store, "client"), register(store, "step")
+    log(store, inner, "inside")
+    store.deregister_origin(inner)
+    assert backend.received == []
+    log(store, outer, "outside")
+    store.deregister_origin(outer)
+    assert backend.messages == ["inside", "outside"]
+    assert {event.stream.attributes["zenml.log.source"] for event in backend.received} == {"client", "step"}
+
+
+def test_deregistering_twice_or_what_was_registered_anew_does_no_harm() -> None:
+    backend = Backend()
+    store = make_store(make_child("a", backend, schedule_delay_millis=60_000))
+    logs = make_logs(store)
+    first = store.register_origin("same", logs, {})
+    second = store.register_origin("same", logs, {})
+    log(store, first, "one")
+    store.deregister_origin(first)
+    assert backend.received == []
+    log(store, second, "two")
+    store.deregister_origin(second)
+    store.deregister_origin(second)
+    assert backend.messages == ["one", "two"]
+    assert [event.sequence for event in backend.received] == [0, 1]
+
+
+def test_an_origin_can_be_used_after_it_was_deregistered_and_after_cleanup() -> None:
+    backend = Backend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    log(store, origin, "one")
+    store.deregister_origin(origin)
+    store.cleanup()
+    store.cleanup()
+    log(store, origin, "two")
+    store.flush()
+    assert backend.messages == ["one", "two"]
+    assert [event.sequence for event in backend.received] == [0, 1]
+
+
+def test_a_flush_that_does_not_block_returns_at_once_and_delivers_all_the_same() -> None:
+    backend = Backend()
+    backend.gate.clear()
+    store = make_store(make_child("a", backend, schedule_delay_millis=60_000), flush_timeout_millis=5000)
+    origin = register(store)
+    log(store, origin, "hello")
+    store.deregister_origin(origin, blocking=False)
+    assert backend.entered.wait(5)
+    backend.gate.set()
+    store.flush()
+    assert backend.messages == ["hello"]
+
+
+def test_the_stores_lock_is_free_while_it_flushes() -> None:
+    backend = Backend()
+    backend.gate.clear()
+    store = make_store(make_child("a", backend), flush_timeout_millis=5000, flush_limit_millis=5000)
+    origin = register(store)
+    log(store, origin, "hello")
+    ending = threading.Thread(target=store.deregister_origin, args=(origin,))
+    ending.start()
+    assert backend.entered.wait(5)
+    other = register(store)
+    log(store, other, "from another step")
+    backend.gate.set()
+    ending.join(5)
+    assert not ending.is_alive()
+
+
+def test_metadata_that_zenml_fills_later_is_on_the_first_events_too() -> None:
+    backend = Backend()
+    backend.gate.clear()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    log(store, origin, "early")
+    origin.metadata["zenml.step.run.name"] = "trainer"
+    backend.gate.set()
+    store.deregister_origin(origin)
+    [event] = backend.received
+    assert event.stream.attributes["zenml.step.run.name"] == "trainer"
+
+
+def test_streams_carry_the_attributes_of_zenmls_own_stores() -> None:
+    store = make_store(make_child("a"))
+    logs = make_logs(store, "step")
+    origin = store.register_origin("x", logs, {"zenml.step.run.id": "7"})
+    assert isinstance(origin, CompositeLogStoreOrigin)
+    assert origin.stream.attributes == {
+        "zenml.log.id": str(logs.id),
+        "zenml.log.source": "step",
+        "zenml.log_store.id": str(store.id),
+        "zenml.log_store.name": "logs",
+        "zenml.step.run.id": "7",
+    }
+
+
+def test_emit_never_raises() -> None:
+    store = make_store(make_child("a"))
+    origin = register(store)
+    store.emit(origin, "not a record")  # type: ignore[arg-type]
+    store.emit(None, logging.makeLogRecord({}))  # type: ignore[arg-type]
+
+
+def test_an_exporter_that_cannot_be_created_makes_an_unavailable_child(caplog: pytest.LogCaptureFixture) -> None:
+    child = make_child("a")
+    type(child).backends.pop("a")
+    living = Backend()
+    store = make_store(make_child("living", living), child, flush_timeout_millis=100)
+    origin = register(store)
+    log(store, origin, "hello")
+    store.deregister_origin(origin)
+    assert living.messages == ["hello"]
+    assert store.stats()["a"]["state"] == "unavailable"
+    assert "KeyError" in store.stats()["a"]["last_error"]
+
+
+def test_two_instances_of_one_component_share_one_writer() -> None:
+    backend = Backend()
+    id = uuid4()
+    first = make_store(make_child("a", backend), id=id)
+    second = make_store(make_child("a", backend), id=id)
+    for store in (first, second):
+        origin = register(store)
+        log(store, origin, "hello")
+        store.deregister_origin(origin)
+    assert len({event.writer for event in backend.received}) == 1
+    assert first.stats() == second.stats()
+    assert make_store(make_child("a", backend, max_queue_size=5), id=id).writer is not first.writer
+
+
+def test_building_a_store_starts_nothing() -> None:
+    before = threading.active_count()
+    store = make_store(make_child("a"))
+    store.stats()
+    store.flush()
+    store.cleanup()
+    assert threading.active_count() == before
+
+
+def test_the_process_exit_is_bounded_and_says_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    dead, living = Backend(), Backend()
+    dead.always = UnavailableError("no such bucket")
+    store = make_store(make_child("living", living), make_child("dead", dead))
+    origin = register(store)
+    log(store, origin, *"abc")
+    begin = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        store.writer.close(1.0)
+    assert time.monotonic() - begin < 1.5
+    assert living.messages == list("abc")
+    assert "3 for child 'dead'" in caplog.text
+
+
+def test_workers_end_and_exporters_are_closed_when_a_writer_is_closed() -> None:
+    backend = Backend()
+    store = make_store(make_child("closing", backend))
+    origin = register(store)
+    log(store, origin, "hello")
+    store.writer.close(1.0)
+    for thread in threading.enumerate():
+        if thread.name == "composite-logstore closing":
+            thread.join(5)
+            assert not thread.is_alive()
+    assert backend.closed == 1
+
+
+def test_a_forked_process_is_a_writer_of_its_own() -> None:
+    store = make_store(make_child("a"))
+    origin = register(store)
+    log(store, origin, "in the parent")
+    store.flush()
+    parent = store.writer.writer_id
+    read_end, write_end = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            log(store, origin, "in the child")
+            store.flush()
+            events = [event for event in make_child_backend(store).received if event.message == "in the child"]
+            os.write(write_end, f"{events[0].writer} {events[0].sequence}".encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as answers:
+        writer, sequence = answers.read().split()
+    os.waitpid(child, 0)
+    assert writer != parent
+    assert sequence == "0"
+
+
+def make_child_backend(store: CompositeLogStore) -> Backend:
+    backends: dict[str, Backend] = type(store.config.children[0]).backends  # type: ignore[attr-defined]
+    return backends["a"]
+
+
+def test_step_metadata_says_what_became_of_the_events_as_of_the_steps_end() -> None:
+    store = make_store(make_child("a"))
+    origin = register(store)
+    log(store, origin, "hello")
+    store.flush()
+    metadata = store.get_step_run_metadata(info=None)  # type: ignore[arg-type]
+    assert metadata["log_store.a"] == {
+        "as_of": "the end of the step, before its last events are flushed",
+        "state": "healthy",
+        "delivered": 1,
+        "pending": 0,
+        "dropped": 0,
+        "rejected": 0,
+    }
+
+
+def test_a_writer_remembers_the_streams_of_late_alone() -> None:
+    writer = Writer(make_store(make_child("a")).config)
+    for _ in range(10_010):
+        stream = writer.stream(uuid4(), {}, None)
+    writer.end_stream(stream)
+    assert len(writer._streams) <= 10_001
+    assert stream.id in writer._streams
