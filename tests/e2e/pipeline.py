@@ -1,0 +1,148 @@
+"""A pipeline that writes down what it logs, independently of the log store.
+
+    pipeline.py DIRECTORY LINES [pause]
+
+It leaves `report.json` in the directory. With `pause` the step stops in its middle, and the process at its
+end, until the test lets it go on: `middle` and `end` appear when they wait, and they go on when the test
+has made `middle-go` and `end-go`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from composite_logstore import CompositeLogStore
+from zenml import pipeline, step
+from zenml.client import Client
+from zenml.utils.logging_utils import LoggingContext
+
+DIRECTORY = Path(sys.argv[1])
+LINES = int(sys.argv[2])
+PAUSE = sys.argv[3:] == ["pause"]
+
+logger = logging.getLogger("train.loop")
+said: list[dict[str, Any]] = []
+flushes: list[float] = []
+
+
+def note(**fields: Any) -> None:
+    """Write down what is said, with the stream that is active."""
+    context = LoggingContext.get()
+    if context is not None and not context._disabled and fields["message"].strip():
+        said.append({"source": context.log_model.source, **fields})
+
+
+class Recorder(logging.Handler):
+    """Writes down every record of a logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(
+            message=record.getMessage(),
+            level=record.levelno,
+            name=record.name,
+            filename=record.pathname,
+            lineno=record.lineno,
+            earliest=round(record.created * 1e6),
+            latest=round(record.created * 1e6),
+        )
+
+
+def record_prints(name: str, level: int) -> None:
+    """Write down what is printed: on top of ZenML's own wrapper, which makes a record of each write."""
+    stream = getattr(sys, name)
+    write = stream.write
+
+    def recorded(text: str) -> Any:
+        earliest = time.time()
+        result = write(text)
+        note(
+            message=text.rstrip("\r\n"),
+            level=level,
+            name=name,
+            filename=None,
+            lineno=None,
+            earliest=int(earliest * 1e6),
+            latest=int(time.time() * 1e6) + 1,
+        )
+        return result
+
+    stream.write = recorded
+
+
+def time_flushes() -> None:
+    """Write down how long each flush takes."""
+    flush = CompositeLogStore.flush
+
+    def timed(self: CompositeLogStore, blocking: bool = True) -> None:
+        start = time.monotonic()
+        flush(self, blocking)
+        flushes.append(time.monotonic() - start)
+
+    CompositeLogStore.flush = timed  # type: ignore[method-assign]
+
+
+def wait_for_test(place: str) -> None:
+    """Stop until the test lets it go on."""
+    if PAUSE:
+        (DIRECTORY / place).touch()
+        end = time.monotonic() + 60
+        while not (DIRECTORY / f"{place}-go").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+
+
+@step(enable_cache=False)
+def train() -> None:
+    logger.setLevel(logging.DEBUG)
+    logger.debug("details")
+    logger.info("arguments: %s and %05.2f", "text", 3.14159)
+    logger.warning("Grüße, 日本語, 🙂, e\u0301 and \u200bzero width")
+    logger.error("several\nlines\n\tand a tab, \"quotes\", \\ and {'braces': [1]}")
+    logger.critical("\x1b[31mred\x1b[0m")
+    logger.info("x" * 20_000)
+    logger.info("with attributes", extra={"epoch": 3, "rate": 0.5})
+    print("printed")
+    print("printed", "in", "parts", sep=" - ")
+    print("on stderr", file=sys.stderr)
+    warnings.warn("a warning", stacklevel=1)
+    logging.captureWarnings(True)
+    warnings.warn("a warning that is logged", stacklevel=1)
+    logging.captureWarnings(False)
+    try:
+        raise ValueError("the loss is not a number")
+    except ValueError:
+        logger.exception("caught")
+    for number in range(LINES):
+        logger.info("line %d", number)
+        if number % 100 == 0:
+            print(f"\r{number * 100 // LINES:3d} %", end="", file=sys.stderr)
+        if number == LINES // 2:
+            wait_for_test("middle")
+    print("\r100 %", file=sys.stderr)
+    logger.info("done")
+
+
+@pipeline(enable_cache=False)
+def training() -> None:
+    train()
+
+
+if __name__ == "__main__":
+    logging.getLogger().addHandler(Recorder())
+    record_prints("stdout", logging.INFO)
+    record_prints("stderr", logging.ERROR)
+    time_flushes()
+    run = training()
+    at_end = time.monotonic()
+    assert run is not None
+    store = Client().active_stack.log_store
+    assert isinstance(store, CompositeLogStore)
+    wait_for_test("end")
+    store.flush()
+    report = {"run_id": str(run.id), "said": said, "flushes": flushes, "stats": store.stats()}
+    (DIRECTORY / "report.json").write_text(json.dumps(report))

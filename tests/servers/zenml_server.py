@@ -1,0 +1,173 @@
+"""A throw-away ZenML configuration, with the real server and dashboard for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+
+_NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def free_port() -> int:
+    """Return a port of this machine's loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class ZenML:
+    """A ZenML client of its own: nothing of whoever runs it is read or written.
+
+    Attributes:
+        directory: Where everything is, configuration, database and artifacts.
+        url: Where the server is, once it has been started.
+        session: For requests to it. ZenML's local server asks for no login.
+    """
+
+    def __init__(self, directory: Path, python: str = sys.executable) -> None:
+        """Prepare.
+
+        Args:
+            directory: An empty directory, to be removed by whoever made it.
+            python: The interpreter of the environment to use.
+        """
+        self.directory = directory
+        self.url = ""
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self._python = Path(python)
+        self._pid: int | None = None
+        (directory / "home").mkdir(parents=True)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
+        self.env = {
+            **kept,
+            "HOME": str(directory / "home"),
+            "ZENML_CONFIG_PATH": str(directory / "config"),
+            "ZENML_ANALYTICS_OPT_IN": "false",
+            "ZENML_AUTO_OPEN_DASHBOARD": "false",
+            "ZENML_ENABLE_REPO_INIT_WARNINGS": "false",
+            "ZENML_LOGGING_COLORS_DISABLED": "true",
+            # So that rich breaks no line of an error message.
+            "COLUMNS": "1000",
+            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+            # A proxy of this machine has no business with its loopback interface.
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def cli(self, *arguments: str, fails: bool = False, timeout: float = 120) -> str:
+        """Run the real `zenml` command and return all that it printed.
+
+        Args:
+            arguments: What comes after `zenml`.
+            fails: Whether it has to fail.
+            timeout: How long it may take, in seconds.
+        """
+        return self._run([str(self._python.with_name("zenml")), *arguments], fails, timeout)
+
+    def python(self, *arguments: str, fails: bool = False, timeout: float = 180) -> str:
+        """Run a Python program and return all that it printed. The arguments are those of `cli`."""
+        return self._run([str(self._python), *arguments], fails, timeout)
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a Python program and return the process, with its output in a pipe."""
+        return subprocess.Popen(
+            [str(self._python), *arguments],
+            env=self.env,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _run(self, command: list[str], fails: bool, timeout: float) -> str:
+        done = subprocess.run(
+            command,
+            env=self.env,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        output = _NOISE.sub("", done.stdout)
+        if (done.returncode != 0) is not fails:
+            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
+        return output
+
+    def start_server(self) -> None:
+        """Start the server and its dashboard, and connect this configuration to it: takes about 10 s."""
+        port = free_port()
+        try:
+            self.cli("login", "--local", "--ip-address", "127.0.0.1", "--port", str(port))
+        finally:
+            # ZenML runs it as a daemon and notes its process id here.
+            pid_file = self.directory / "config" / "zen_server" / "daemon" / "service.pid"
+            if pid_file.exists():
+                self._pid = int(pid_file.read_text())
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """Ask the server's REST API and return its answer.
+
+        Args:
+            path: What comes after `/api/v1`.
+            parameters: The query.
+        """
+        response = self.session.get(f"{self.url}/api/v1{path}", params=parameters, timeout=60)
+        if not response.ok:
+            raise AssertionError(f"GET {path} answered {response.status_code}: {response.text}")
+        return response.json()
+
+    def streams(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """Return the log streams of a run and its steps: a source → ZenML's model of the stream."""
+        streams = self.get(f"/runs/{run_id}", hydrate=True)["resources"]["log_collection"]
+        for step in self.get("/steps", pipeline_run_id=run_id, hydrate=True)["items"]:
+            streams += step["resources"]["log_collection"]
+        return {stream["body"]["source"]: stream for stream in streams}
+
+    def server_log(self) -> str:
+        """Return what the server has logged, to show where a test failed."""
+        log = self.directory / "config" / "zen_server" / "daemon" / "service.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def stop(self) -> None:
+        """Stop the server, and wait until it has ended."""
+        self.session.close()
+        if self._pid is None:
+            return
+        pid, self._pid = self._pid, None
+        for sign, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            try:
+                os.kill(pid, sign)
+                end = time.monotonic() + seconds
+                while time.monotonic() < end:
+                    os.kill(pid, 0)
+                    time.sleep(0.05)
+            except ProcessLookupError:
+                return
+
+    def __enter__(self) -> ZenML:
+        """Start the server."""
+        try:
+            self.start_server()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the server."""
+        self.stop()
