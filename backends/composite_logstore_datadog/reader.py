@@ -1,0 +1,392 @@
+"""The reader: answers pages from Datadog's log search.
+
+It runs on ZenML's server, so it uses `requests` and not Datadog's client, which need not be there. Its
+queries and its errors are those of ZenML's own Datadog store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import orjson
+import requests
+from pydantic import BaseModel, ConfigDict, Field
+from zenml.enums import LoggingLevels
+from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
+from zenml.logger import get_logger
+from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.utils.time_utils import to_utc_timezone, utc_now
+
+from composite_logstore import Event, Page, PageRequest, ReadEntry
+
+if TYPE_CHECKING:
+    from composite_logstore_datadog.config import DatadogChildConfig
+
+logger = get_logger(__name__)
+
+TIMEOUT_SECONDS = 30
+"""How long Datadog may take to answer; ZenML's own store waits as long."""
+
+CLOCK_SKEW = timedelta(hours=1)
+"""A stream is created at the server's time, its first events at the client's, which may be behind."""
+
+# What Datadog calls ZenML's levels.
+# https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
+_STATUSES: Sequence[tuple[LoggingLevels, Sequence[str]]] = (
+    (LoggingLevels.DEBUG, ("trace", "debug")),
+    (LoggingLevels.INFO, ("info", "notice")),
+    (LoggingLevels.WARNING, ("warn", "warning")),
+    (LoggingLevels.ERROR, ("err", "error")),
+    (LoggingLevels.CRITICAL, ("crit", "critical", "alert", "emerg", "emergency", "fatal")),
+)
+_LEVELS = {status: level for level, statuses in _STATUSES for status in statuses}
+
+# https://docs.datadoghq.com/logs/explorer/search_syntax/#escape-special-characters-and-spaces
+_SPECIAL = re.compile(r'([+\-=!&|><(){}\[\]^"~*?:\\/#@])')
+
+_NO_EVENT = Event("", -1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class _Token(BaseModel):
+    """Where a page ended.
+
+    Attributes:
+        cursor: Datadog's own cursor.
+        since: The start of the time that is searched: a cursor only continues the same search.
+        until: Its end.
+        edge_millis: The time of the last entry of the page.
+        edge: A writer → the first and last sequence numbers of its runs of entries at that time. An event
+            that was sent twice is there twice at the same time, so the copy may come on the next page.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    version: Literal[1] = 1
+    cursor: str = Field(min_length=1)
+    since: datetime
+    until: datetime
+    edge_millis: int
+    edge: dict[str, list[tuple[int, int]]]
+
+    def has(self, event: Event, millis: int) -> bool:
+        """Return whether the event was on the page before."""
+        return millis == self.edge_millis and any(
+            first <= event.sequence <= last for first, last in self.edge.get(event.writer, [])
+        )
+
+
+class _Found(NamedTuple):
+    """An entry, and the time that Datadog sorts it by, in milliseconds since the epoch."""
+
+    millis: int
+    read: ReadEntry
+
+
+class DatadogReader:
+    """Reads one page with one search.
+
+    Attributes:
+        max_page_size: Datadog's own limit.
+        in_order: Datadog sorts by time, which need not be the order of a writer's events.
+    """
+
+    max_page_size = 1_000
+    in_order = False
+
+    def __init__(self, config: DatadogChildConfig) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            config: The child's settings, with secrets resolved and an application key.
+        """
+        self._url = config.search_url
+        self._service = config.service_name
+        self._headers = {"dd-api-key": config.api_key.get_secret_value()}
+        if config.application_key is not None:
+            self._headers["dd-application-key"] = config.application_key.get_secret_value()
+
+    def read(self, request: PageRequest) -> Page:
+        """Read one page.
+
+        Raises:
+            ValueError: The token is malformed.
+            LogStoreUnavailableError: Datadog cannot be reached, or fails.
+            LogStoreRateLimitError: Datadog asks to be left alone for a while.
+            LogStoreError: Datadog refuses, or its answer makes no sense.
+        """
+        token = _parse_token(request.token)
+        if token is not None:
+            since, until = token.since, token.until
+        else:
+            since = request.filter.since or to_utc_timezone(request.logs.created) - CLOCK_SKEW
+            until = request.filter.until or utc_now(tz_aware=True)
+        if since > until:
+            return Page()
+        body: dict[str, Any] = {
+            "filter": {
+                "query": build_query(self._service, request.logs.id, request.filter),
+                # Datadog keeps milliseconds; what came earlier in the same one is left out below.
+                "from": since.replace(microsecond=since.microsecond // 1_000 * 1_000).isoformat(),
+                "to": until.isoformat(),
+            },
+            "page": {"limit": min(request.limit, self.max_page_size)},
+            "sort": "timestamp" if request.direction == "newer" else "-timestamp",
+        }
+        while True:
+            if token is not None:
+                body["page"]["cursor"] = token.cursor
+            logs, cursor = self._search(body)
+            found = [_Found(_millis(log), parse(log)) for log in logs]
+            entries = _fresh(found, token, since, until)
+            token = _continued(found, token, cursor, since, until)
+            # A page of nothing but copies is not the end, and no page to show either.
+            if entries or token is None:
+                break
+        if request.direction == "older":
+            entries.reverse()
+        # Datadog's times are often equal, and it sorts those in no order that one could rely on.
+        entries.sort(key=lambda found: (found.millis, found.read.event or _NO_EVENT))
+        text = None if token is None else token.model_dump_json()
+        reads = [found.read for found in entries]
+        return Page(reads, newer=text) if request.direction == "newer" else Page(reads, older=text)
+
+    def close(self) -> None:
+        """Do nothing: no connection is kept."""
+
+    def _search(self, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+        """Return what was found, and Datadog's own cursor if it gives one.
+
+        https://docs.datadoghq.com/api/latest/logs/#search-logs-post
+        """
+        try:
+            # Datadog's API does not redirect; anything else must not be given the keys.
+            response = requests.post(
+                self._url, headers=self._headers, json=body, timeout=TIMEOUT_SECONDS, allow_redirects=False
+            )
+        except requests.RequestException as error:
+            # Not chained: what `requests` says of a header repeats it.
+            logger.debug("Datadog log search failed: %s", type(error).__name__)
+            raise LogStoreUnavailableError(
+                f"Could not reach Datadog to read these logs ({type(error).__name__})."
+            ) from None
+        if response.status_code != 200:
+            raise _refusal(response)
+        try:
+            answer = orjson.loads(response.content)
+        except ValueError:
+            raise LogStoreError("Datadog returned a response that could not be read as a log search result.") from None
+        return _parse_answer(answer)
+
+
+def build_query(service: str, logs_id: UUID, filter_: LogsEntriesFilter) -> str:
+    """Return the query that finds a stream's events, as ZenML's own store puts it."""
+    terms = [f'service:"{_quoted(service)}"', f"@zenml.log.id:{logs_id}"]
+    if search := filter_.search:
+        # Datadog knows phrases, which are quoted, and wildcards, which are not.
+        if any(character.isspace() for character in search):
+            terms.append(f'message:"{_quoted(search)}"')
+        else:
+            terms.append("message:*" + _SPECIAL.sub(r"\\\1", search) + "*")
+    if filter_.level and filter_.level.value > LoggingLevels.DEBUG.value:
+        wanted = [status for level, statuses in _STATUSES if level.value >= filter_.level.value for status in statuses]
+        terms.append(f"status:({' OR '.join(wanted)})")
+    return " AND ".join(terms)
+
+
+def parse(log: Mapping[str, Any]) -> ReadEntry:
+    """Return what can be shown of one of Datadog's logs, whoever wrote it and whatever has become of it."""
+    fields = _mapping(log.get("attributes"))
+    attributes = _mapping(fields.get("attributes"))
+    function = _text(_get(attributes, "code.function.name"))
+    filename = _text(_get(attributes, "code.file.path"))
+    module = function
+    if module is None and filename is not None:
+        module = filename.rsplit("/", 1)[-1].removesuffix(".py")
+    entry = LogEntry(
+        id=_id(log, attributes),
+        message=_message(fields, attributes),
+        name=_text(_get(attributes, "logger.name")) or _text(_get(attributes, "otel.library.name")),
+        level=_LEVELS.get(str(fields.get("status")).lower(), LoggingLevels.INFO),
+        timestamp=_timestamp(fields, attributes),
+        filename=filename,
+        lineno=_integer(_get(attributes, "code.line.number")),
+        module=module,
+    )
+    writer = _text(_get(attributes, "zenml.log.writer"))
+    sequence = _integer(_get(attributes, "zenml.log.sequence"))
+    return ReadEntry(entry, Event(writer, sequence) if writer and sequence is not None else None)
+
+
+def _parse_token(text: str | None) -> _Token | None:
+    if text is None:
+        return None
+    try:
+        return _Token.model_validate_json(text)
+    except ValueError:
+        raise ValueError("The token is malformed. Pass it as a page returned it.") from None
+
+
+def _refusal(response: requests.Response) -> LogStoreError:
+    status = response.status_code
+    if status == 429:
+        # https://docs.datadoghq.com/api/latest/rate-limits/
+        seconds = response.headers.get("Retry-After", response.headers.get("X-RateLimit-Reset", ""))
+        return LogStoreRateLimitError(
+            "Datadog rate limited the log search. Try again later.",
+            retry_after=int(seconds) if seconds.isdecimal() else None,
+        )
+    if status >= 500:
+        return LogStoreUnavailableError("Datadog is temporarily unavailable. Try again later.")
+    message = f"Datadog rejected the log search with status {status}."
+    if status in (401, 403):
+        message += (
+            " Check 'api_key' and 'application_key', that the application key may read logs (scope"
+            " 'logs_read_data'), and that 'site' is the one they belong to."
+        )
+    return LogStoreError(message)
+
+
+def _parse_answer(answer: Any) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the logs and the cursor of an answer, if it makes sense and is whole."""
+    if not isinstance(answer, dict) or "data" not in answer:
+        raise LogStoreError("Datadog returned an invalid log search result.")
+    logs = answer["data"] or []
+    if not isinstance(logs, list) or not all(isinstance(log, dict) for log in logs):
+        raise LogStoreError("Datadog returned an invalid log search result.")
+    meta = answer.get("meta", {})
+    if not isinstance(meta, dict) or not isinstance(meta.get("page", {}), dict):
+        raise LogStoreError("Datadog returned invalid log pagination metadata.")
+    if meta.get("status") == "timeout":
+        raise LogStoreUnavailableError("Datadog timed out while searching these logs. Try again later.")
+    if meta.get("status", "done") != "done":
+        raise LogStoreError("Datadog returned invalid log search metadata.")
+    if meta.get("warnings"):
+        raise LogStoreError("Datadog returned an incomplete log search result.")
+    cursor = meta.get("page", {}).get("after")
+    if cursor is not None and (not isinstance(cursor, str) or not cursor.strip()):
+        raise LogStoreError("Datadog returned an invalid continuation token.")
+    # Only an empty page is the end.
+    # https://docs.datadoghq.com/logs/guide/collect-multiple-logs-with-pagination/
+    return logs, cursor if logs else None
+
+
+def _fresh(found: Sequence[_Found], token: _Token | None, since: datetime, until: datetime) -> list[_Found]:
+    """Return what is within the times asked for, without the copies."""
+    known: set[Event] = set()
+    fresh: list[_Found] = []
+    for item in found:
+        entry, event = item.read
+        if entry.timestamp is not None and not since <= entry.timestamp <= until:
+            continue
+        if event is not None:
+            if event in known or (token is not None and token.has(event, item.millis)):
+                continue
+            known.add(event)
+        fresh.append(item)
+    return fresh
+
+
+def _continued(
+    found: Sequence[_Found], token: _Token | None, cursor: str | None, since: datetime, until: datetime
+) -> _Token | None:
+    """Return the token after what was found, if Datadog says how to go on."""
+    if cursor is None or not found:
+        return None
+    millis = found[-1].millis
+    edge = _runs({item.read.event for item in found if item.millis == millis and item.read.event})
+    if token is not None and token.edge_millis == millis:
+        edge = {writer: token.edge.get(writer, []) + edge.get(writer, []) for writer in token.edge.keys() | edge}
+    return _Token(cursor=cursor, since=since, until=until, edge_millis=millis, edge=edge)
+
+
+def _runs(events: set[Event]) -> dict[str, list[tuple[int, int]]]:
+    """Return each writer's runs of consecutive numbers."""
+    runs: dict[str, list[tuple[int, int]]] = {}
+    for writer, sequence in sorted(events):
+        of_writer = runs.setdefault(writer, [])
+        if of_writer and of_writer[-1][1] == sequence - 1:
+            of_writer[-1] = (of_writer[-1][0], sequence)
+        else:
+            of_writer.append((sequence, sequence))
+    return runs
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _get(attributes: Mapping[str, Any], name: str) -> Any:
+    """Return an attribute: Datadog makes objects within objects of a name with dots."""
+    value: Any = attributes
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return attributes.get(name) if value is None else value
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return int(value) if isinstance(value, str | int | float) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _id(log: Mapping[str, Any], attributes: Mapping[str, Any]) -> UUID:
+    try:
+        return UUID(_get(attributes, "log.record.uid"))
+    except (ValueError, TypeError, AttributeError):
+        # As ZenML's own store does it for the logs that it wrote.
+        own = log.get("id") or orjson.dumps(log).decode()
+        return uuid5(NAMESPACE_URL, f"https://www.datadoghq.com/logs/{own}")
+
+
+def _message(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    message = _text(fields.get("message")) or ""
+    kind, reason, stacktrace = (
+        _text(_get(attributes, f"exception.{part}")) for part in ("type", "message", "stacktrace")
+    )
+    if kind is None and reason is None and stacktrace is None:
+        return message
+    return f"{message}\n{kind or 'Exception'}: {reason or ''}\n{stacktrace or ''}".rstrip()
+
+
+def _timestamp(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> datetime | None:
+    """Return the record's own time, which Datadog keeps to the millisecond only, or else Datadog's."""
+    nanos = _integer(_get(attributes, "otel.timestamp"))
+    for micros in (None if nanos is None else nanos // 1_000, _micros(fields, attributes)):
+        try:
+            if micros is not None:
+                return _EPOCH + timedelta(microseconds=micros)
+        except OverflowError:
+            pass
+    return None
+
+
+def _micros(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | None:
+    for value in (fields.get("timestamp"), attributes.get("timestamp")):
+        if isinstance(value, int | float):
+            return _integer(value * 1_000)
+        try:
+            moment = to_utc_timezone(datetime.fromisoformat(str(value).replace("Z", "+00:00")))
+        except (ValueError, OverflowError):
+            continue
+        return (moment - _EPOCH) // timedelta(microseconds=1)
+    return None
+
+
+def _millis(log: Mapping[str, Any]) -> int:
+    """Return the time that Datadog sorts by."""
+    fields = _mapping(log.get("attributes"))
+    return (_micros(fields, _mapping(fields.get("attributes"))) or 0) // 1_000
