@@ -1,0 +1,168 @@
+"""Which artifact store holds a stream: the one that is configured, or the one of the run's own stack.
+
+Looked up live: a stack's artifact store can be exchanged, and then its old runs point at the new one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+from zenml.artifacts.utils import instantiate_artifact_store
+from zenml.client import Client
+from zenml.constants import ENV_ZENML_SERVER
+from zenml.enums import StackComponentType
+from zenml.io.filesystem_registry import default_filesystem_registry
+from zenml.stack import Flavor
+
+if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig
+    from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse
+
+    from composite_logstore import Stream
+
+
+class ArtifactStoreNotFoundError(LookupError):
+    """There is no such artifact store. The message says what to do."""
+
+
+class ArtifactStoreNotUsableError(Exception):
+    """There is such an artifact store, but it cannot be used here. The message says what to do."""
+
+
+def find_named(name: str) -> BaseArtifactStore:
+    """Return the artifact store with this name or id.
+
+    Raises:
+        ArtifactStoreNotFoundError: There is none.
+        ArtifactStoreNotUsableError: Its integration is not installed.
+    """
+    return _load(find_model(name))
+
+
+def find_for_stream(stream: Stream) -> BaseArtifactStore:
+    """Return the artifact store of the stack that the stream is written with.
+
+    Raises:
+        ArtifactStoreNotFoundError: It no longer exists.
+        ArtifactStoreNotUsableError: Its integration is not installed.
+    """
+    active = Client().active_stack.artifact_store
+    if stream.artifact_store_id in (None, active.id):
+        return active
+    return _load(find_model(str(stream.artifact_store_id)))
+
+
+def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
+    """Return the artifact store of the stack that the run of these logs has.
+
+    Raises:
+        ArtifactStoreNotFoundError: It cannot be found out, or no longer exists.
+        ArtifactStoreNotUsableError: Its integration is not installed.
+    """
+    if logs.artifact_store_id:
+        return _load(find_model(str(logs.artifact_store_id)))
+    try:
+        run = _run_of(logs)
+    except KeyError:
+        raise ArtifactStoreNotFoundError("the run of these logs no longer exists") from None
+    if run is None:
+        raise ArtifactStoreNotFoundError("these logs belong to no run that ZenML knows of")
+    components = run.stack.components.get(StackComponentType.ARTIFACT_STORE) if run.stack else None
+    if not components:
+        raise ArtifactStoreNotFoundError(f"the stack of run '{run.name}' no longer exists")
+    return _load(find_model(str(components[0].id)))
+
+
+def is_in_progress(logs: LogsResponse) -> bool:
+    """Return whether the run of these logs is known to be in progress still."""
+    try:
+        run = _run_of(logs)
+    except Exception:
+        return False
+    return run is not None and not run.status.is_finished
+
+
+def find_model(name: str) -> ComponentResponse:
+    """Return what ZenML knows of the artifact store with this name or id.
+
+    Raises:
+        ArtifactStoreNotFoundError: There is none.
+    """
+    try:
+        if ENV_ZENML_SERVER not in os.environ:
+            return _find_by_name(name)
+        # Reading logs must not open a component that the reader may not read.
+        from zenml.zen_server.rbac.endpoint_utils import verify_permissions_and_get_entity
+        from zenml.zen_server.utils import zen_store
+
+        id = _uuid(name) or _find_by_name(name).id
+        model = verify_permissions_and_get_entity(id=id, get_method=zen_store().get_stack_component)
+    except KeyError:
+        raise ArtifactStoreNotFoundError(
+            f"there is no artifact store '{name}'; name one that `zenml artifact-store list` shows, or register it"
+        ) from None
+    if model.type != StackComponentType.ARTIFACT_STORE:
+        raise ArtifactStoreNotFoundError(f"stack component '{name}' is not an artifact store; name one that is")
+    return model
+
+
+def _find_by_name(name: str) -> ComponentResponse:
+    return Client().get_stack_component(
+        StackComponentType.ARTIFACT_STORE, name_id_or_prefix=name, allow_name_prefix_match=False
+    )
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _load(model: ComponentResponse) -> BaseArtifactStore:
+    try:
+        if ENV_ZENML_SERVER in os.environ:
+            # Shared between requests: never clean it up.
+            return instantiate_artifact_store(model)
+        active = Client().active_stack.artifact_store
+        if model.id == active.id:
+            return active
+        return _instantiate_beside_active(model)
+    except ImportError as error:
+        flavor = model.flavor_name
+        raise ArtifactStoreNotUsableError(
+            f"artifact store '{model.name}' cannot be loaded here; install what its flavor '{flavor}' needs "
+            f"(`zenml integration install {flavor}`)"
+        ) from error
+
+
+def _instantiate_beside_active(model: ComponentResponse) -> BaseArtifactStore:
+    """Build the artifact store without taking the place of the active stack's own.
+
+    An artifact store registers itself as *the* filesystem of its URL schemes, and refuses paths outside
+    its own root: a pipeline on another bucket could then no longer read or write its artifacts.
+    """
+    config_class = cast("type[BaseArtifactStoreConfig]", Flavor.from_model(model.flavor).config_class)
+    registered = []
+    for scheme in config_class.SUPPORTED_SCHEMES:
+        try:
+            registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
+        except ValueError:
+            continue
+    try:
+        return instantiate_artifact_store(model)
+    finally:
+        for filesystem in registered:
+            default_filesystem_registry.register(filesystem)
+
+
+def _run_of(logs: LogsResponse) -> PipelineRunResponse | None:
+    zen_store = Client().zen_store
+    run_id = logs.pipeline_run_id
+    if run_id is None and logs.step_run_id:
+        run_id = zen_store.get_run_step(logs.step_run_id).pipeline_run_id
+    if run_id is None and logs.hook_invocation_id:
+        run_id = zen_store.get_hook_invocation(logs.hook_invocation_id, hydrate=False).pipeline_run_id
+    return zen_store.get_run(run_id, hydrate=False) if run_id else None

@@ -1,0 +1,294 @@
+"""The write port: events become lines of JSON in ZenML's own layout and format."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import orjson
+from zenml.log_stores.artifact.artifact_log_store import LOGS_EXTENSION, prepare_logs_uri
+
+from composite_logstore import LogEvent, RetryableError, Stream, UnavailableError
+from composite_logstore_artifact.artifact_stores import (
+    ArtifactStoreNotFoundError,
+    ArtifactStoreNotUsableError,
+    find_for_stream,
+    find_named,
+)
+
+if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
+
+class ArtifactExporter:
+    """Writes each stream into its artifact store.
+
+    A local artifact store gets one file for each stream, to which every writer appends. Any other gets a
+    folder of objects for each stream, each written once: their names begin with the time of arrival, so
+    that sorted names are the order of arrival.
+    """
+
+    def __init__(
+        self,
+        artifact_store: str | None = None,
+        find: Callable[[Stream], BaseArtifactStore] | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Prepare; nothing is looked up or opened.
+
+        Args:
+            artifact_store: The name or id of the artifact store. None: that of the stream's own stack.
+            find: Finds the artifact store of a stream, in the place of the above.
+            clock: The time in nanoseconds since the epoch.
+        """
+        if find is not None:
+            self._find = find
+        elif artifact_store is not None:
+            self._find = lambda stream: find_named(artifact_store)
+        else:
+            self._find = find_for_stream
+        self._clock = clock
+        # A stack's filesystem holds a service connector's token, which expires: keep the artifact store,
+        # which makes its filesystem anew, and never the filesystem.
+        self._artifact_stores: dict[UUID | None, BaseArtifactStore] = {}
+        self._progress: dict[UUID, _Progress] = {}
+        self._last_arrival = 0
+
+    def export(self, batch: Sequence[LogEvent]) -> int:
+        """Write the batch, stream by stream.
+
+        Events that an earlier attempt has written are known by their numbers and not written again.
+
+        Args:
+            batch: Events of one writer, in journal order.
+
+        Returns:
+            0: nothing is ever shortened.
+
+        Raises:
+            RetryableError: The artifact store did not take it this time.
+            UnavailableError: There is no such artifact store, it lacks what it needs, or it refuses access.
+        """
+        streams: dict[UUID, list[LogEvent]] = {}
+        for event in batch:
+            streams.setdefault(event.stream.id, []).append(event)
+        for events in streams.values():
+            self._export_stream(events)
+        return 0
+
+    def end_stream(self, stream: Stream) -> None:
+        """Forget what was remembered of the stream."""
+        self._progress.pop(stream.id, None)
+
+    def close(self) -> None:
+        """Forget everything. Artifact stores may be shared with the active stack, so none is cleaned up."""
+        self._progress.clear()
+        self._artifact_stores.clear()
+
+    def _export_stream(self, events: list[LogEvent]) -> None:
+        stream, writer = events[0].stream, events[0].writer
+        progress = self._progress.setdefault(stream.id, _Progress())
+        events = [event for event in events if event.number > progress.written.get(writer, -1)]
+        if not events:
+            return
+        try:
+            artifact_store = self._artifact_stores.get(stream.artifact_store_id)
+            if artifact_store is None:
+                artifact_store = self._artifact_stores[stream.artifact_store_id] = self._find(stream)
+            uri = prepare_logs_uri(artifact_store, stream.id)
+            if artifact_store.config.is_local:
+                _append(artifact_store, uri, events, progress)
+            else:
+                _write_object(artifact_store, os.path.join(uri, self._object_name(events[0], progress)), events)
+                progress.written[writer] = events[-1].number
+                progress.attempt = None
+        except Exception as error:
+            # Whoever mends an artifact store updates it: look it up again.
+            found = self._artifact_stores.pop(stream.artifact_store_id, None)
+            translated = _translated(error, found)
+            if translated is None:
+                raise
+            raise translated from error
+
+    def _object_name(self, first: LogEvent, progress: _Progress) -> str:
+        """Return the name of the object that begins with this event.
+
+        An attempt that failed may have been successful all the same, with only its answer lost: the same
+        name again overwrites what it wrote, so that no copy remains.
+        """
+        key = (first.writer, first.number)
+        if progress.attempt is None or progress.attempt[0] != key:
+            self._last_arrival = max(self._last_arrival + 1, self._clock())
+            name = f"{self._last_arrival:020d}-{first.writer}-{first.number}{LOGS_EXTENSION}"
+            progress.attempt = (key, name)
+        return progress.attempt[1]
+
+
+@dataclass
+class _Progress:
+    """What is remembered of one stream.
+
+    Attributes:
+        written: A writer → the number of its last event that was written.
+        attempt: The first event, by writer and number, and the name of the object that may not have been
+            written.
+    """
+
+    written: dict[str, int] = field(default_factory=dict)
+    attempt: tuple[tuple[str, int], str] | None = None
+
+
+def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent], progress: _Progress) -> None:
+    """Append the events to a file that other processes append to at the same time."""
+    lines = [encode(event) for event in events]
+    try:
+        file = artifact_store.open(uri, "a+b")
+    except FileNotFoundError:
+        artifact_store.makedirs(os.path.dirname(uri))
+        file = artifact_store.open(uri, "a+b")
+    with file:
+        # A writer that died or found the disk full has left half a line. The system appends each `write`
+        # as a whole, so at worst there are two newlines, and an empty line is no line.
+        if file.seek(0, io.SEEK_END) > 0:
+            file.seek(-1, io.SEEK_END)
+            if file.read(1) != b"\n":
+                lines[0] = b"\n" + lines[0]
+        # Past the buffer, in one `write`: so it is known how much of it was written when the disk is full.
+        raw = getattr(file, "raw", file)
+        rest = memoryview(b"".join(lines))
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[raw.write(rest) :]
+        finally:
+            end = size - len(rest)
+            for event, line in zip(events, lines, strict=True):
+                end -= len(line)
+                if end < 0:
+                    break
+                progress.written[event.writer] = event.number
+
+
+def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> None:
+    content = b"".join(map(encode, events))
+    try:
+        _write(artifact_store, uri, content)
+    except FileNotFoundError:
+        # Most remote filesystems have no folders; where there are folders, this one may be missing. Not
+        # tried first, and not without a look at the root: s3fs would create a missing bucket.
+        if not artifact_store.exists(artifact_store.path):
+            raise
+        artifact_store.makedirs(os.path.dirname(uri))
+        _write(artifact_store, uri, content)
+
+
+def _write(artifact_store: BaseArtifactStore, uri: str, content: bytes) -> None:
+    with artifact_store.open(uri, "wb") as file:
+        file.write(content)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+
+
+def encode(event: LogEvent) -> bytes:
+    """Return the event as a line: ZenML's `LogEntry` as JSON, and what else there is to know.
+
+    ZenML's readers ignore the keys that they do not know. What is empty is left out.
+    """
+    level = max(0, min(event.level // 10 * 10, 50))
+    line: dict[str, Any] = {
+        "timestamp": _timestamp(event.time_unix_nano),
+        "level": level,
+        "name": event.logger_name,
+        "message": event.text,
+        "id": event.uid,
+    }
+    if event.file:
+        line["filename"] = event.file
+        line["lineno"] = event.line
+    if event.function:
+        line["module"] = event.function
+    line["writer"] = event.writer
+    line["sequence"] = event.sequence
+    line["number"] = event.number
+    line["time_unix_nano"] = event.time_unix_nano
+    if event.level != level:
+        line["level_number"] = event.level
+    if event.level_name != _STANDARD_LEVELS[level]:
+        line["level_name"] = event.level_name
+    if event.exception:
+        # The message that was logged is `message` without what these add to it.
+        line["exception"] = event.exception._asdict()
+    if event.trace:
+        line["trace_id"] = f"{event.trace.trace_id:032x}"
+        line["span_id"] = f"{event.trace.span_id:016x}"
+        line["flags"] = event.trace.flags
+    if event.attributes or event.metadata:
+        line["attributes"] = {**event.attributes, **event.metadata}
+    try:
+        # What JSON has no number for (infinities, NaN) becomes null.
+        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # A field that nobody made plain: a lone surrogate in a path, a number beyond 64 bits.
+        return json.dumps(line, default=str, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _timestamp(time_unix_nano: int) -> datetime | None:
+    try:
+        return _EPOCH + timedelta(microseconds=time_unix_nano // 1000)
+    except OverflowError:
+        return None
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What no retry mends: s3fs has no other name for a malformed request, a bucket of another region, and so on.
+_MISTAKES = {
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSYS,
+    errno.ENOTDIR,
+    errno.EROFS,
+    getattr(errno, "EREMCHG", errno.EINVAL),
+}
+
+
+def _translated(error: Exception, artifact_store: BaseArtifactStore | None) -> Exception | None:
+    """Return the error in the words of the write port, None if it has no words for it.
+
+    The error's own text may hold a secret: it is not repeated.
+    """
+    if isinstance(error, ArtifactStoreNotFoundError):
+        return UnavailableError(f"{error}, or set 'artifact_store' of this child")
+    if isinstance(error, ArtifactStoreNotUsableError):
+        return UnavailableError(str(error))
+    kind = type(error).__name__
+    if artifact_store is None:
+        # Finding it asks ZenML's server, or its database.
+        return RetryableError(f"the artifact store could not be looked up in ZenML: {kind}")
+    name = f"artifact store '{artifact_store.name}'"
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in kind:
+        return UnavailableError(f"{name} refuses access; check its credentials, and that they may write to its path")
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return UnavailableError(f"the bucket or folder of {name} does not exist; create it, or correct its path")
+    if isinstance(error, OSError):
+        reason = os.strerror(error.errno) if error.errno else kind
+        if error.errno in _FULL:
+            return RetryableError(f"{name} is full; free some space")
+        if error.errno in _MISTAKES:
+            return UnavailableError(f"{name} cannot be written to: {reason}; check its path and settings")
+        return RetryableError(f"{name} did not take it: {reason}")
+    if type(error).__module__ == "builtins":
+        return None
+    # A client library's own kind of error: not connected, timed out.
+    return RetryableError(f"{name} did not take it: {kind}")

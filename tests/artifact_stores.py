@@ -1,0 +1,48 @@
+"""Artifact stores for tests, made without a ZenML client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig, LocalArtifactStore
+from zenml.artifact_stores.local_artifact_store import LocalArtifactStoreConfig
+from zenml.enums import StackComponentType
+from zenml.utils.time_utils import utc_now
+
+ArtifactStore = TypeVar("ArtifactStore", bound=BaseArtifactStore)
+
+
+class ObjectStoreConfig(LocalArtifactStoreConfig):
+    """Says that it is remote, so that streams become folders of objects."""
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+
+def make_artifact_store(
+    kind: type[ArtifactStore], config: BaseArtifactStoreConfig, flavor: str, name: str = "archive"
+) -> ArtifactStore:
+    """Return an artifact store as ZenML makes it of a registered component."""
+    return kind(
+        name=name,
+        id=uuid4(),
+        config=config,
+        flavor=flavor,
+        type=StackComponentType.ARTIFACT_STORE,
+        user=uuid4(),
+        created=utc_now(),
+        updated=utc_now(),
+    )
+
+
+def local_store(root: Path) -> LocalArtifactStore:
+    """Return ZenML's local artifact store: a file for each stream."""
+    return make_artifact_store(LocalArtifactStore, LocalArtifactStoreConfig(path=str(root)), "local")
+
+
+def object_store(root: Path) -> LocalArtifactStore:
+    """Return one that has a folder of objects for each stream, in a local folder."""
+    return make_artifact_store(LocalArtifactStore, ObjectStoreConfig(path=str(root)), "objects")

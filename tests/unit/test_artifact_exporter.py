@@ -1,0 +1,547 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
+from zenml.enums import LoggingLevels
+from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, parse_log_entry, prepare_logs_uri
+
+from composite_logstore import RetryableError, Stream, UnavailableError
+from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
+from tests.artifact_stores import local_store, make_artifact_store, object_store
+from tests.events import NOON, WRITER, make_events, make_stream
+
+OTHER_WRITER = "fedcba987654321"
+
+
+def exporter_to(store: BaseArtifactStore, clock: Callable[[], int] = lambda: NOON) -> ArtifactExporter:
+    return ArtifactExporter(find=lambda stream: store, clock=clock)
+
+
+def place(store: BaseArtifactStore, stream: Stream) -> Path:
+    return Path(prepare_logs_uri(store, stream.id))
+
+
+def lines_in(path: Path) -> list[dict[str, Any]]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [json.loads(line) for file in files for line in file.read_bytes().split(b"\n") if line]
+
+
+def messages_in(path: Path) -> list[str]:
+    return [line["message"] for line in lines_in(path)]
+
+
+def one_event(message: str = "hello", **changes: Any) -> LogEvent:
+    return make_events([message])[0]._replace(**changes)
+
+
+# --- What a line says
+
+
+def test_a_line_is_a_log_entry_of_zenml() -> None:
+    event = one_event(time_unix_nano=NOON + 123_456_789)
+
+    entry = parse_log_entry(encode(event).decode())
+
+    assert entry is not None
+    assert entry.message == "hello"
+    assert entry.level == LoggingLevels.INFO
+    assert entry.timestamp == datetime.fromtimestamp(NOON // 10**9, timezone.utc).replace(microsecond=123_456)
+    assert (entry.name, entry.filename, entry.lineno, entry.module) == ("train", "/code/train.py", 42, "fit")
+    assert str(entry.id) == event.uid
+
+
+def test_a_line_keeps_what_zenml_has_no_place_for() -> None:
+    event = one_event(
+        trace=TraceContext(0xABC, 0xDEF, 1),
+        attributes={"loss": 0.25, "nested": {"list": [1, None, "x"]}},
+        metadata={"zenml.part": 1},
+    )
+
+    line = json.loads(encode(event))
+
+    assert {key: line[key] for key in ("writer", "sequence", "number", "time_unix_nano")} == {
+        "writer": WRITER,
+        "sequence": 0,
+        "number": 0,
+        "time_unix_nano": NOON,
+    }
+    assert line["trace_id"] == "00000000000000000000000000000abc"
+    assert line["span_id"] == "0000000000000def"
+    assert line["flags"] == 1
+    assert line["attributes"] == {"loss": 0.25, "nested": {"list": [1, None, "x"]}, "zenml.part": 1}
+
+
+def test_a_line_leaves_out_what_is_empty() -> None:
+    line = json.loads(encode(one_event(file="", line=0, function="")))
+
+    assert line.keys() == {
+        "timestamp", "level", "name", "message", "id", "writer", "sequence", "number", "time_unix_nano"
+    }  # fmt: skip
+
+
+def test_an_exception_is_shown_beneath_the_message_and_kept_by_itself() -> None:
+    error = ExceptionInfo("ValueError", "bad", "Traceback …\nValueError: bad\n")
+
+    line = json.loads(encode(one_event("it failed", exception=error)))
+
+    assert line["message"] == "it failed\nValueError: bad\nTraceback …\nValueError: bad"
+    assert line["exception"] == error._asdict()
+    assert line["message"].startswith("it failed\nValueError")
+
+
+@pytest.mark.parametrize(
+    ("level", "name", "expected", "extra"),
+    [
+        (10, "DEBUG", LoggingLevels.DEBUG, {}),
+        (30, "WARNING", LoggingLevels.WARNING, {}),
+        (50, "CRITICAL", LoggingLevels.CRITICAL, {}),
+        (5, "TRACE", LoggingLevels.NOTSET, {"level_number": 5, "level_name": "TRACE"}),
+        (25, "SUCCESS", LoggingLevels.INFO, {"level_number": 25, "level_name": "SUCCESS"}),
+        (99, "Level 99", LoggingLevels.CRITICAL, {"level_number": 99, "level_name": "Level 99"}),
+        (20, "NOTE", LoggingLevels.INFO, {"level_name": "NOTE"}),
+        (-3, "Level -3", LoggingLevels.NOTSET, {"level_number": -3, "level_name": "Level -3"}),
+    ],
+)
+def test_a_level_becomes_the_standard_one_below_it(
+    level: int, name: str, expected: LoggingLevels, extra: dict[str, Any]
+) -> None:
+    line = json.loads(encode(one_event(level=level, level_name=name)))
+
+    assert line["level"] == expected.value
+    assert {key: line[key] for key in ("level_number", "level_name") if key in line} == extra
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "a\nb\r\nc\rd",
+        "\x00 NUL \x1b[31mred\x1b[0m \x85 \u2028 \u2029 \x1c",
+        " leading and trailing \n",
+        "x" * 5_000_000,
+        '{"message": "JSON"}',
+        "ünïcödé 🦀",
+    ],
+    ids=["newlines", "control", "blanks", "5 MB", "json", "unicode"],
+)
+def test_any_message_is_one_line_that_zenml_reads_back(message: str, tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    events = make_events([message, "next"])
+
+    exporter_to(store).export(events)
+
+    assert place(store, events[0].stream).read_bytes().count(b"\n") == 2
+    assert messages_in(place(store, events[0].stream)) == [message, "next"]
+    entries = fetch_log_records(store, str(place(store, events[0].stream)), 10)
+    assert [entry.message for entry in entries] == [message, "next"]
+
+
+def test_numbers_that_json_does_not_have_become_null() -> None:
+    values = {"nan": float("nan"), "infinity": float("inf"), "finite": 1.5}
+
+    assert json.loads(encode(one_event(attributes=values)))["attributes"] == {
+        "nan": None,
+        "infinity": None,
+        "finite": 1.5,
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{"file": "/code/\ud800.py"}, {"line": 1 << 80}, {"time_unix_nano": 1 << 70}, {"logger_name": 7}]
+)
+def test_no_event_is_beyond_encoding(changes: dict[str, Any]) -> None:
+    line = encode(one_event(**changes))
+
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["message"] == "hello"
+
+
+# --- Where it is written
+
+
+def test_a_local_store_gets_one_file_for_each_stream(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    first, second = make_stream(), make_stream()
+    exporter = exporter_to(store)
+    events = [*make_events(["a", "b"], first), *make_events(["c"], second, 2), *make_events(["d"], first, 3)]
+
+    assert exporter.export(events) == 0
+    assert exporter.export(make_events(["e"], second, 4)) == 0
+
+    assert messages_in(tmp_path / "logs" / f"{first.id}.log") == ["a", "b", "d"]
+    assert messages_in(tmp_path / "logs" / f"{second.id}.log") == ["c", "e"]
+
+
+def test_a_remote_store_gets_an_object_for_each_export(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    exporter = exporter_to(store)
+
+    exporter.export(make_events(["a", "b"], stream))
+    exporter.export(make_events(["c"], stream, 2))
+
+    folder = tmp_path / "logs" / f"{stream.id}.log"
+    assert sorted(os.listdir(folder)) == [f"{NOON:020d}-{WRITER}-0.log", f"{NOON + 1:020d}-{WRITER}-2.log"]
+    assert messages_in(folder) == ["a", "b", "c"]
+    assert [entry.message for entry in fetch_log_records(store, str(folder), 10)] == ["a", "b", "c"]
+
+
+def test_names_sort_in_the_order_of_arrival_though_the_clock_goes_back(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    times = iter([NOON, NOON - 10**9, NOON - 10**9, NOON + 5])
+    exporter = exporter_to(store, clock=lambda: next(times))
+
+    for number in range(4):
+        exporter.export(make_events([str(number)], stream, number))
+
+    assert messages_in(place(store, stream)) == ["0", "1", "2", "3"]
+
+
+def test_where_zenml_says_so_the_folder_has_no_extension(tmp_path: Path) -> None:
+    class ImmutableConfig(type(object_store(tmp_path).config)):  # type: ignore[misc]
+        IS_IMMUTABLE_FILESYSTEM = True
+
+    store = make_artifact_store(LocalArtifactStore, ImmutableConfig(path=str(tmp_path)), "objects")
+    events = make_events(["a"])
+
+    exporter_to(store).export(events)
+
+    assert messages_in(tmp_path / "logs" / str(events[0].stream.id)) == ["a"]
+
+
+def test_streams_go_to_their_own_artifact_stores(tmp_path: Path) -> None:
+    first, second = make_stream(), make_stream()
+    second.artifact_store_id = None
+    stores = {first.id: local_store(tmp_path / "1"), second.id: local_store(tmp_path / "2")}
+    found: list[Stream] = []
+
+    def find(stream: Stream) -> BaseArtifactStore:
+        found.append(stream)
+        return stores[stream.id]
+
+    exporter = ArtifactExporter(find=find)
+    exporter.export([*make_events(["a"], first), *make_events(["b"], second, 1)])
+    exporter.export([*make_events(["c"], first, 2), *make_events(["d"], second, 3)])
+
+    assert messages_in(place(stores[first.id], first)) == ["a", "c"]
+    assert messages_in(place(stores[second.id], second)) == ["b", "d"]
+    assert found == [first, second]  # each only once
+
+
+def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
+    # So large that each export takes several pages: they must not come between one another.
+    script = """
+import sys
+from pathlib import Path
+from uuid import UUID
+from tests.artifact_stores import local_store
+from tests.events import make_events, make_stream
+from composite_logstore_artifact.exporter import ArtifactExporter
+
+root, id, writer = sys.argv[1:]
+stream = make_stream()
+stream.id = UUID(id)
+store = local_store(Path(root))
+exporter = ArtifactExporter(find=lambda stream: store)
+for export in range(50):
+    exporter.export(make_events([f"{number} " + "x" * 2000 for number in range(20)], stream, export * 20, writer))
+"""
+    stream = make_stream()
+    writers = [WRITER, OTHER_WRITER]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(stream.id), writer], env=environment)
+        for writer in writers
+    ]
+
+    assert [process.wait(120) for process in processes] == [0, 0]
+
+    lines = lines_in(tmp_path / "logs" / f"{stream.id}.log")
+    for writer in writers:
+        assert [line["number"] for line in lines if line["writer"] == writer] == list(range(1000))
+    assert len(lines) == 2000
+
+
+# --- What goes wrong
+
+
+class Faulty(io.RawIOBase):
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, path: str, room: int) -> None:
+        self._file = open(path, "a+b", buffering=0)
+        self._room = room
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def write(self, content: Any) -> int:
+        if self._room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self._file.write(bytes(content)[: self._room])
+        self._room -= taken
+        return taken
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def with_faults(store: LocalArtifactStore, faults: Iterable[Any]) -> LocalArtifactStore:
+    """Return the store, whose next attempts to open a file to write go wrong.
+
+    A number is the bytes that the disk has room for, an exception is raised, after writing if it comes in
+    a tuple; None is no fault.
+    """
+    remaining = iter(faults)
+    open_file = store.open
+
+    def open_faulty(path: str, mode: str = "r") -> Any:
+        if mode.startswith("r") or not Path(path).parent.is_dir():
+            return open_file(path, mode)
+        fault = next(remaining, None)
+        if isinstance(fault, int):
+            return Faulty(path, fault)
+        if isinstance(fault, tuple):
+            return AnswerLost(path, fault[0])
+        if fault is not None:
+            raise fault
+        return open_file(path, mode)
+
+    store.open = open_faulty  # type: ignore[method-assign, assignment]
+    return store
+
+
+class AnswerLost(io.FileIO):
+    """A file that is written, and then says that it was not."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(path, "wb")
+        self._error = error
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            raise self._error
+
+
+def test_a_stream_that_was_written_is_not_written_again(tmp_path: Path) -> None:
+    store = with_faults(local_store(tmp_path), [None, OSError(errno.EIO, "broken")])
+    first, second = make_stream(), make_stream()
+    batch = [*make_events(["a"], first), *make_events(["b"], second, 1), *make_events(["c"], first, 2)]
+    exporter = exporter_to(store)
+
+    with pytest.raises(RetryableError, match="Input/output error"):
+        exporter.export(batch)
+    exporter.export(batch)
+
+    assert messages_in(place(store, first)) == ["a", "c"]
+    assert messages_in(place(store, second)) == ["b"]
+
+
+def test_half_of_a_batch_that_was_split_is_not_written_again(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    batch = make_events(["a", "b", "c"])
+    exporter = exporter_to(store)
+
+    exporter.export(batch)
+    exporter.export(batch[:2])
+    exporter.export(batch[2:])
+
+    assert messages_in(place(store, batch[0].stream)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("room", [0, 1, 300, 301, 900])
+def test_a_full_disk_loses_and_repeats_nothing(tmp_path: Path, room: int) -> None:
+    store = with_faults(local_store(tmp_path), [None, room, room])
+    exporter = exporter_to(store)
+    stream = make_stream()
+    exporter.export(make_events(["before"], stream))
+    batch = make_events(["a", "b", "c", "d"], stream, 1)
+
+    with pytest.raises(RetryableError, match="is full; free some space"):
+        exporter.export(batch)
+    try:
+        exporter.export(batch)
+    except RetryableError:
+        exporter.export(batch)
+
+    complete = []
+    for line in place(store, stream).read_bytes().split(b"\n"):
+        try:
+            complete.append(json.loads(line)["message"])
+        except ValueError:
+            continue  # what was left of a line
+    assert complete == ["before", "a", "b", "c", "d"]
+
+
+def test_a_line_that_another_writer_left_torn_swallows_none_of_ours(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    events = make_events(["ours"])
+    path = place(store, events[0].stream)
+    path.parent.mkdir()
+    path.write_bytes(b'{"message": "whole"}\n{"message": "to')
+
+    exporter_to(store).export(events)
+
+    assert path.read_bytes().startswith(b'{"message": "whole"}\n{"message": "to\n{"timestamp"')
+
+
+def test_a_lost_answer_leaves_no_copy(tmp_path: Path) -> None:
+    store = with_faults(object_store(tmp_path), [(TimeoutError("no answer"),), None])
+    batch = make_events(["a", "b", "c"])
+    times = iter(range(NOON, NOON + 10))
+    exporter = exporter_to(store, clock=lambda: next(times))
+
+    with pytest.raises(RetryableError):
+        exporter.export(batch)
+    exporter.export(batch[:2])  # the core may split it
+    exporter.export(batch[2:])
+
+    assert messages_in(place(store, batch[0].stream)) == ["a", "b", "c"]
+    assert len(list(place(store, batch[0].stream).iterdir())) == 2
+
+
+def test_what_ended_is_forgotten(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    events = make_events(["a"])
+    exporter = exporter_to(store)
+    exporter.export(events)
+
+    exporter.end_stream(events[0].stream)
+    exporter.end_stream(events[0].stream)
+
+    assert exporter._progress == {}
+    exporter.close()
+
+
+class NotConnected(Exception):
+    """As of a client library: from no module of Python's own."""
+
+
+class NoCredentialsError(Exception):
+    pass
+
+
+class Forbidden(Exception):
+    status_code = 403
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (PermissionError(errno.EACCES, "secret"), UnavailableError, "'archive' refuses access; check its cred"),
+        (NoCredentialsError("secret"), UnavailableError, "refuses access"),
+        (Forbidden("secret"), UnavailableError, "refuses access"),
+        (OSError(errno.EINVAL, "secret"), UnavailableError, "check its path and settings"),
+        (OSError(errno.EROFS, "secret"), UnavailableError, "Read-only file system"),
+        (OSError(errno.ENOSPC, "secret"), RetryableError, "'archive' is full; free some space"),
+        (OSError(errno.EDQUOT, "secret"), RetryableError, "'archive' is full; free some space"),
+        (OSError(errno.EBUSY, "secret"), RetryableError, "'archive' did not take it: Device or resource busy"),
+        (TimeoutError("secret"), RetryableError, "TimeoutError"),
+        (ConnectionResetError("secret"), RetryableError, "ConnectionResetError"),
+        (NotConnected("secret"), RetryableError, "NotConnected"),
+    ],
+)
+def test_errors_say_what_to_do_and_repeat_no_text(
+    tmp_path: Path, error: Exception, expected: type[Exception], words: str
+) -> None:
+    store = local_store(tmp_path)
+    (tmp_path / "logs").mkdir()
+
+    with pytest.raises(expected) as raised:
+        exporter_to(with_faults(store, [error])).export(make_events(["a"]))
+
+    assert words in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_defect_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+
+    with pytest.raises(ZeroDivisionError):
+        exporter_to(with_faults(local_store(tmp_path), [ZeroDivisionError()])).export(make_events(["a"]))
+
+
+def test_a_root_that_is_missing_is_not_made(tmp_path: Path) -> None:
+    store = object_store(tmp_path / "bucket")
+    assert store.path
+    (tmp_path / "bucket").rmdir()
+
+    with pytest.raises(UnavailableError, match="bucket or folder of artifact store 'archive' does not exist"):
+        exporter_to(store).export(make_events(["a"]))
+
+    assert not (tmp_path / "bucket").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (ArtifactStoreNotFoundError("there is none"), UnavailableError, "there is none, or set 'artifact_store'"),
+        (ArtifactStoreNotUsableError("install s3"), UnavailableError, "install s3"),
+        (ConnectionError("secret"), RetryableError, "could not be looked up in ZenML: ConnectionError"),
+    ],
+)
+def test_an_artifact_store_that_cannot_be_found_is_looked_for_again(
+    tmp_path: Path, error: Exception, expected: type[Exception], words: str
+) -> None:
+    store = local_store(tmp_path)
+    outcomes = iter([error, None])
+
+    def find(stream: Stream) -> BaseArtifactStore:
+        if outcome := next(outcomes):
+            raise outcome
+        return store
+
+    events = make_events(["a"])
+    exporter = ArtifactExporter(find=find)
+    with pytest.raises(expected, match=words):
+        exporter.export(events)
+    exporter.export(events)
+
+    assert messages_in(place(store, events[0].stream)) == ["a"]
+
+
+# --- The configuration
+
+
+def test_the_settings() -> None:
+    config = ArtifactChildConfig(name="archive", type="artifact")
+
+    assert config.artifact_store is None
+    assert config.readable
+    assert config.batch_size == 5_000
+    assert config.requirements == {"composite-logstore"}
+    config.check()
+
+
+def test_the_settings_import_nothing_heavy() -> None:
+    code = (
+        "import sys, composite_logstore_artifact.config\n"
+        "print([name for name in ('orjson', 's3fs', 'fsspec', 'zenml.log_stores.artifact.artifact_log_store',"
+        " 'composite_logstore_artifact.exporter', 'composite_logstore_artifact.reader') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    imported = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    # ZenML itself imports its artifact log store.
+    assert "composite_logstore_artifact" not in imported.stdout
+    assert "fsspec" not in imported.stdout
