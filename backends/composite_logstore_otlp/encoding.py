@@ -1,0 +1,222 @@
+"""Events as the bytes of OTLP's `ExportLogsServiceRequest`.
+
+A request is put together from messages that are serialized one by one: so its size is known while it
+grows, and what all events of a stream have in common is serialized once. That a message's fields can be
+concatenated, those of a nested one after its length, is part of protobuf's encoding:
+https://protobuf.dev/programming-guides/encoding/#structure
+
+https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/logs/v1/logs.proto
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from composite_logstore import TooLargeError, shorten
+
+if TYPE_CHECKING:
+    from composite_logstore import LogEvent, Stream
+
+MAX_EVENT_BYTES = 3 * 1024 * 1024
+"""An event of more bytes is shortened: it must fit into one request alone, and gRPC's receivers take 4 MiB."""
+
+MAX_TEXT_BYTES = 1024 * 1024
+"""The most bytes of each text of an event that is shortened; less if that is not enough."""
+
+MIN_TEXT_BYTES = 1024
+"""Where texts of that length are still too much, an event loses attributes instead."""
+
+
+class Encoded(NamedTuple):
+    """A request.
+
+    Attributes:
+        payload: The serialized `ExportLogsServiceRequest`.
+        shortened: How many of the events had to be shortened.
+    """
+
+    payload: bytes
+    shortened: int
+
+
+class _StreamAttributes(NamedTuple):
+    """A stream's attributes, as they are for all events of one batch."""
+
+    attributes: Mapping[str, Any]
+    encoded: bytes
+
+
+def encode_resource(attributes: Mapping[str, Any]) -> bytes:
+    """Return the serialized `Resource`."""
+    resource = Resource()
+    _add(resource.attributes, attributes)
+    return resource.SerializeToString()
+
+
+def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -> Encoded:
+    """Encode a batch in its order.
+
+    A logger is OTLP's scope. The records of one scope need not be together: each run of events of the same
+    logger is a `ScopeLogs` of its own, so that the order on the wire is that of the journal.
+
+    Args:
+        batch: The events.
+        resource: The serialized `Resource`.
+        max_bytes: The most bytes of one request.
+
+    Raises:
+        TooLargeError: The request would be larger.
+        ValueError: An event holds what protobuf cannot.
+    """
+    streams: dict[Stream, _StreamAttributes] = {}
+    scopes = []
+    size = len(resource)
+    shortened = 0
+    for logger_name, run in groupby(batch, key=lambda event: event.logger_name):
+        scope = InstrumentationScope(name=logger_name).SerializeToString()
+        parts = [_field(ScopeLogs.SCOPE_FIELD_NUMBER, scope)]
+        for event in run:
+            if event.stream not in streams:
+                streams[event.stream] = _stream_attributes(event.stream)
+            stream = streams[event.stream]
+            record = _encode_event(event, stream)
+            if len(record) > MAX_EVENT_BYTES:
+                record = _encode_shortened(event, stream)
+                shortened += 1
+            size += len(record)
+            # Not only at the end: the events of a batch may need far more memory than a request may have.
+            if size > max_bytes:
+                raise TooLargeError(f"the request is larger than {max_bytes} bytes")
+            parts.append(_field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, record))
+        scopes.append(_field(ResourceLogs.SCOPE_LOGS_FIELD_NUMBER, b"".join(parts)))
+    resource_logs = _field(ResourceLogs.RESOURCE_FIELD_NUMBER, resource) + b"".join(scopes)
+    payload = _field(ExportLogsServiceRequest.RESOURCE_LOGS_FIELD_NUMBER, resource_logs)
+    if len(payload) > max_bytes:
+        raise TooLargeError(f"the request is larger than {max_bytes} bytes")
+    return Encoded(payload, shortened)
+
+
+def _stream_attributes(stream: Stream) -> _StreamAttributes:
+    attributes = stream.attributes
+    record = LogRecord()
+    _add(record.attributes, attributes)
+    return _StreamAttributes(attributes, record.SerializeToString())
+
+
+def _encode_event(event: LogEvent, stream: _StreamAttributes) -> bytes:
+    own = {**event.details, **event.identity}
+    if stream.attributes.keys().isdisjoint(own):
+        return _record(event, event.message, own).SerializeToString() + stream.encoded
+    return _record(event, event.message, _all_attributes(event, stream)).SerializeToString()
+
+
+def _all_attributes(event: LogEvent, stream: _StreamAttributes) -> dict[str, Any]:
+    """Return an event's attributes with ZenML's precedence where a name occurs twice."""
+    return {**event.details, **stream.attributes, **event.metadata, **event.identity}
+
+
+def _encode_shortened(event: LogEvent, stream: _StreamAttributes) -> bytes:
+    attributes = _all_attributes(event, stream)
+
+    def encode(limit: int) -> bytes:
+        return _record(event, shorten(event.message, limit), _shorten(attributes, limit)).SerializeToString()
+
+    # First whether it helps at all, since an event whose texts are not the large part takes long to encode.
+    shortest = encode(MIN_TEXT_BYTES)
+    if len(shortest) <= MAX_EVENT_BYTES:
+        limit = MAX_TEXT_BYTES
+        while limit > MIN_TEXT_BYTES:
+            record = encode(limit)
+            if len(record) <= MAX_EVENT_BYTES:
+                return record
+            limit //= 4
+        return shortest
+    # There are too many attributes, or too many values in one. What tells where the event belongs is kept.
+    kept = {**stream.attributes, **event.identity}
+    if len(stream.encoded) > MAX_EVENT_BYTES // 2:
+        kept = event.identity
+    rest = _record(event, shorten(event.message, MIN_TEXT_BYTES), kept)
+    rest.dropped_attributes_count = len(attributes) - len(kept)
+    return rest.SerializeToString()
+
+
+def _shorten(value: Any, limit: int) -> Any:
+    if isinstance(value, str):
+        return shorten(value, limit)
+    if isinstance(value, list):
+        return [_shorten(item, limit) for item in value]
+    if isinstance(value, dict):
+        return {name: _shorten(item, limit) for name, item in value.items()}
+    return value
+
+
+def _record(event: LogEvent, message: str, attributes: Mapping[str, Any]) -> LogRecord:
+    record = LogRecord(
+        time_unix_nano=event.time_unix_nano,
+        # "This is the time when the event was observed": where OpenTelemetry made the record, when it was made.
+        # https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-observedtimestamp
+        observed_time_unix_nano=event.time_unix_nano,
+        severity_number=SeverityNumber.ValueType(event.severity_number),
+        severity_text=event.severity_text,
+    )
+    record.body.string_value = message
+    if event.trace is not None:
+        record.trace_id = event.trace.trace_id.to_bytes(16, "big")
+        record.span_id = event.trace.span_id.to_bytes(8, "big")
+        record.flags = event.trace.flags
+    _add(record.attributes, attributes)
+    return record
+
+
+def _add(key_values: Any, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        key_value = key_values.add()
+        key_value.key = name
+        # Most are texts.
+        if isinstance(value, str):
+            key_value.value.string_value = value
+        else:
+            _set(key_value.value, value)
+
+
+def _set(target: AnyValue, value: Any) -> None:
+    if isinstance(value, str):
+        target.string_value = value
+    elif isinstance(value, bool):
+        target.bool_value = value
+    elif isinstance(value, int):
+        target.int_value = value
+    elif isinstance(value, float):
+        target.double_value = value
+    elif isinstance(value, list | tuple):
+        # An empty list is not the same as no value.
+        target.array_value.SetInParent()
+        for item in value:
+            _set(target.array_value.values.add(), item)
+    elif isinstance(value, dict):
+        target.kvlist_value.SetInParent()
+        _add(target.kvlist_value.values, value)
+    else:
+        # None: the value is there, and is empty.
+        target.SetInParent()
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Return a nested message as a field: its number and wire type, its length, itself."""
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -1,0 +1,164 @@
+"""OTLP over gRPC: https://opentelemetry.io/docs/specs/otlp/#otlpgrpc."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
+
+from composite_logstore import RejectedError, RetryableError, TooLargeError, UnavailableError
+from composite_logstore_otlp.connection import MAX_RETRY_AFTER_SECONDS
+
+if TYPE_CHECKING:
+    from composite_logstore_otlp.connection import Connection
+
+SMALL_REQUEST_BYTES = 1024 * 1024
+"""A request that no receiver calls too large."""
+
+_SERVICE = logs_service_pb2.DESCRIPTOR.services_by_name["LogsService"].full_name
+
+_OPTIONS = [
+    ("grpc.primary_user_agent", "composite-logstore"),
+    # The delivery alone decides when to try again ...
+    ("grpc.enable_retries", 0),
+    # ... so when it does, gRPC must not still be waiting for the end of its own backoff, up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 400),
+]
+
+# By the specification: https://opentelemetry.io/docs/specs/otlp/#failures
+# Besides, UNKNOWN and INTERNAL are what a collector that fails, or a proxy before it, answers, like HTTP's
+# 500: giving up would lose the events for certain. RESOURCE_EXHAUSTED is judged by what it comes with.
+_RETRYABLE = {
+    StatusCode.CANCELLED,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.ABORTED,
+    StatusCode.OUT_OF_RANGE,
+    StatusCode.UNAVAILABLE,
+    StatusCode.DATA_LOSS,
+    StatusCode.UNKNOWN,
+    StatusCode.INTERNAL,
+}
+
+# Nothing is wrong with the events; the specification only says not to repeat the request as it is.
+_TO_MEND = {
+    StatusCode.UNAUTHENTICATED: "check the credentials in 'headers'",
+    StatusCode.PERMISSION_DENIED: "check the credentials in 'headers', and what they permit",
+    StatusCode.UNIMPLEMENTED: "check 'endpoint' and 'compression': this is not taken there",
+    StatusCode.NOT_FOUND: "check 'endpoint'",
+    StatusCode.FAILED_PRECONDITION: "check your account there",
+}
+
+# How receivers say it: "grpc: received message larger than max" (Go), "gRPC message exceeds maximum size"
+# (Java), "decoded message length too large" (Rust, as OUT_OF_RANGE).
+_TOO_LARGE = re.compile(r"message.*(larger than|exceeds|too large|too long)", re.IGNORECASE | re.DOTALL)
+
+_TLS_FAILED = re.compile(r"handshake failed|SSL_ERROR_SSL|security handshaker", re.IGNORECASE)
+
+
+class GrpcTransport:
+    """Sends requests over a channel."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Prepare the channel.
+
+        Args:
+            connection: Where and how to send.
+
+        Raises:
+            UnavailableError: A certificate cannot be read.
+        """
+        self._connection = connection
+        compression = grpc.Compression.Gzip if connection.compression == "gzip" else None
+        if connection.secure:
+            credentials = grpc.ssl_channel_credentials(
+                _read(connection.certificate_file),
+                # One file may hold both.
+                _read(connection.client_key_file or connection.client_certificate_file),
+                _read(connection.client_certificate_file),
+            )
+            self._channel = grpc.secure_channel(connection.endpoint, credentials, _OPTIONS, compression)
+        else:
+            self._channel = grpc.insecure_channel(connection.endpoint, _OPTIONS, compression)
+        # Not through the generated stub: it would serialize once more what is serialized already.
+        self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{_SERVICE}/Export")
+        self._metadata = tuple(connection.headers.items())
+
+    def send(self, payload: bytes, timeout_seconds: float) -> bytes:
+        """Send a request once.
+
+        Args:
+            payload: The serialized request.
+            timeout_seconds: How long it may take.
+
+        Returns:
+            The serialized response.
+
+        Raises:
+            RetryableError: The collector cannot be reached, or asks to be tried again.
+            RejectedError: The collector refused the request.
+            TooLargeError: The collector takes no requests of that size.
+            UnavailableError: Somebody must mend something.
+        """
+        try:
+            return self._export(payload, timeout=timeout_seconds, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._failure(error, len(payload)) from None
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def _failure(self, error: Any, size: int) -> Exception:
+        code, details = error.code(), error.details() or ""
+        said = self._connection.quote(details)
+        answer = f"gRPC {code.name}{': ' if said else ''}{said}"
+        if code in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.OUT_OF_RANGE) and _TOO_LARGE.search(details):
+            return TooLargeError(answer)
+        if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
+            return UnavailableError(f"{answer}; check 'endpoint', 'insecure' and the certificates")
+        retry_after = _retry_after(error)
+        if code == StatusCode.RESOURCE_EXHAUSTED and retry_after is None and size > SMALL_REQUEST_BYTES:
+            # Without a RetryInfo it is no call to wait but a limit: of a request's size, perhaps. If it is
+            # still there for a small request it is another one, and has nothing to do with the events.
+            return TooLargeError(answer)
+        if code == StatusCode.RESOURCE_EXHAUSTED or code in _RETRYABLE:
+            return RetryableError(answer, retry_after)
+        if code in _TO_MEND:
+            return UnavailableError(f"{answer}; {_TO_MEND[code]}")
+        return RejectedError(answer)
+
+
+def _read(file: str | None) -> bytes | None:
+    try:
+        return Path(file).read_bytes() if file else None
+    except OSError as error:
+        raise UnavailableError(f"a certificate cannot be read ({error.strerror})") from None
+
+
+def _retry_after(error: Any) -> float | None:
+    """Return the seconds to wait that the status comes with.
+
+    https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-throttling
+    """
+    for name, value in error.trailing_metadata() or ():
+        if name != "grpc-status-details-bin" or not isinstance(value, bytes):
+            continue
+        try:
+            for detail in Status.FromString(value).details:
+                retry_info = RetryInfo()
+                if detail.Unpack(retry_info):
+                    delay = retry_info.retry_delay
+                    seconds = float(delay.seconds) + float(delay.nanos) / 1e9
+                    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+        except DecodeError:
+            return None
+    return None
