@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
-from uuid import uuid4
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig, LocalArtifactStore
 from zenml.artifact_stores.local_artifact_store import LocalArtifactStoreConfig
 from zenml.enums import StackComponentType
+from zenml.models import LogsResponse, LogsResponseBody
 from zenml.utils.time_utils import utc_now
 
 ArtifactStore = TypeVar("ArtifactStore", bound=BaseArtifactStore)
@@ -46,3 +47,10 @@ def local_store(root: Path) -> LocalArtifactStore:
 def object_store(root: Path) -> LocalArtifactStore:
     """Return one that has a folder of objects for each stream, in a local folder."""
     return make_artifact_store(LocalArtifactStore, ObjectStoreConfig(path=str(root)), "objects")
+
+
+def make_logs(id: UUID | None = None, **fields: Any) -> LogsResponse:
+    """Return what ZenML knows of a log stream; `fields` are those of its body."""
+    now = utc_now()
+    body = LogsResponseBody(created=now, updated=now, project_id=uuid4(), source="step", log_store_id=uuid4(), **fields)
+    return LogsResponse(id=id or uuid4(), body=body)

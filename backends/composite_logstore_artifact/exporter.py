@@ -22,6 +22,7 @@ from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotUsableError,
     find_for_stream,
     find_named,
+    is_refusal,
 )
 
 if TYPE_CHECKING:
@@ -276,10 +277,9 @@ def _translated(error: Exception, artifact_store: BaseArtifactStore | None) -> E
         # Finding it asks ZenML's server, or its database.
         return RetryableError(f"the artifact store could not be looked up in ZenML: {kind}")
     name = f"artifact store '{artifact_store.name}'"
-    status = getattr(error, "status_code", None) or getattr(error, "code", None)
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in kind:
+    if is_refusal(error):
         return UnavailableError(f"{name} refuses access; check its credentials, and that they may write to its path")
-    if isinstance(error, FileNotFoundError) or status == 404:
+    if isinstance(error, FileNotFoundError) or getattr(error, "status_code", None) == 404:
         return UnavailableError(f"the bucket or folder of {name} does not exist; create it, or correct its path")
     if isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else kind

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
-from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, parse_log_entry, prepare_logs_uri
 
 from composite_logstore import RetryableError, Stream, UnavailableError
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
+from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from tests.artifact_stores import local_store, make_artifact_store, object_store
 from tests.events import NOON, WRITER, make_events, make_stream
 
@@ -283,7 +283,7 @@ class Faulty(io.RawIOBase):
     """A file on a disk that takes so many bytes more."""
 
     def __init__(self, path: str, room: int) -> None:
-        self._file = open(path, "a+b", buffering=0)
+        self._file = io.FileIO(path, "a+b")
         self._room = room
 
     def seek(self, offset: int, whence: int = 0) -> int:

@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import pytest
+from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
+from zenml.enums import LoggingLevels
+from zenml.exceptions import (
+    DoesNotExistException,
+    IllegalOperationError,
+    LogStoreError,
+    LogStoreUnavailableError,
+)
+from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
+
+from composite_logstore import Event, Page, PageRequest
+from composite_logstore.event import ExceptionInfo
+from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import local_store, make_logs, object_store
+from tests.events import NOON, WRITER, make_events, make_stream
+
+MakeStore = Callable[[Path], LocalArtifactStore]
+both_layouts = pytest.mark.parametrize("make_store", [local_store, object_store], ids=["file", "objects"])
+
+
+class Archive:
+    """A stream in an artifact store, with what writes and reads it."""
+
+    def __init__(self, store: BaseArtifactStore) -> None:
+        self.store = store
+        self.stream = make_stream()
+        self.logs = make_logs(self.stream.id)
+        self.exporter = ArtifactExporter(find=lambda stream: store)
+        self.in_progress = False
+        self.reader = ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: self.in_progress)
+        self.count = 0
+
+    def write(self, *messages: str, **changes: Any) -> None:
+        self.exporter.export(make_events(messages, self.stream, self.count, **changes))
+        self.count += len(messages)
+
+    def read(
+        self,
+        direction: Literal["newer", "older"] = "newer",
+        token: str | None = None,
+        limit: int = 1000,
+        **filters: Any,
+    ) -> Page:
+        return self.reader.read(PageRequest(self.logs, direction, token, limit, LogsEntriesFilter(**filters)))
+
+
+def put(root: Path, logs: LogsResponse, content: bytes) -> None:
+    """Write a stream as another program would."""
+    path = root / "logs" / f"{logs.id}.log"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+
+
+def messages(page: Page) -> list[str]:
+    return [read.entry.message for read in page.entries]
+
+
+# --- Pages
+
+
+@both_layouts
+def test_what_was_written_is_read_oldest_first(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a", "b")
+    archive.write("c")
+
+    for direction in ("newer", "older"):
+        page = archive.read(direction)
+        assert messages(page) == ["a", "b", "c"]
+        assert [read.event for read in page.entries] == [Event(WRITER, number) for number in range(3)]
+        assert page.older is None
+        assert page.newer is not None
+
+
+@both_layouts
+def test_pages_from_the_oldest_end(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a", "b", "c")
+    archive.write("d", "e")
+
+    first = archive.read("newer", limit=2)
+    second = archive.read("newer", first.newer, limit=2)
+    third = archive.read("newer", second.newer, limit=2)
+    end = archive.read("newer", third.newer, limit=2)
+
+    assert [messages(page) for page in (first, second, third, end)] == [["a", "b"], ["c", "d"], ["e"], []]
+    assert first.older is None
+    assert end.newer is None
+    assert messages(archive.read("older", second.older, limit=5)) == ["a", "b"]
+    assert messages(archive.read("older", end.older, limit=1)) == ["e"]
+
+
+@both_layouts
+def test_pages_from_the_newest_end(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a", "b")
+    archive.write("c", "d", "e")
+
+    first = archive.read("older", limit=2)
+    second = archive.read("older", first.older, limit=2)
+    third = archive.read("older", second.older, limit=2)
+
+    assert [messages(page) for page in (first, second, third)] == [["d", "e"], ["b", "c"], ["a"]]
+    assert third.older is None
+    assert messages(archive.read("newer", second.newer, limit=5)) == ["d", "e"]
+    assert messages(archive.read("newer", first.newer, limit=5)) == []
+
+
+@both_layouts
+def test_a_page_that_begins_with_the_first_line_has_nothing_older(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a", "b")
+
+    assert archive.read("older", limit=2).older is None
+    assert archive.read("older", limit=1).older is not None
+
+
+@both_layouts
+def test_tokens_stay_valid_while_the_stream_grows(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a", "b")
+    newest = archive.read("older", limit=1)
+
+    archive.write("c", "d")
+
+    assert messages(archive.read("newer", newest.newer)) == ["c", "d"]
+    assert messages(archive.read("older", newest.older)) == ["a"]
+    assert messages(archive.read("older", limit=1)) == ["d"]
+
+
+@both_layouts
+def test_lines_of_all_lengths_across_blocks(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    expected = ["x" * length for length in (1, 64 * 1024, 3, 700_000, 0, 65_000, 1, 2_000_000, 5)]
+    archive.write(*expected)
+
+    for limit in (1, 2, 100):
+        for direction in ("newer", "older"):
+            found: list[str] = []
+            token: str | None = None
+            for _ in range(20):
+                page = archive.read(direction, token, limit)
+                found = found + messages(page) if direction == "newer" else messages(page) + found
+                token = page.newer if direction == "newer" else page.older
+                if token is None:
+                    break
+            assert found == expected
+
+
+def test_many_small_objects(tmp_path: Path) -> None:
+    archive = Archive(object_store(tmp_path))
+    for number in range(100):
+        archive.write(str(number))
+
+    assert messages(archive.read("newer", limit=40)) == [str(number) for number in range(40)]
+    page = archive.read("older", limit=40)
+    assert messages(page) == [str(number) for number in range(60, 100)]
+    assert messages(archive.read("older", page.older)) == [str(number) for number in range(60)]
+
+
+def test_a_page_of_a_file_reads_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(local_store(tmp_path))
+    archive.write(*("x" * 1000 for _ in range(5000)))
+    read_bytes = 0
+    open_file = archive.store.open
+
+    def counting(path: Any, mode: str = "r") -> Any:
+        file = open_file(path, mode)
+        read = file.read
+
+        class Counting:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+            def read(self, size: int) -> bytes:
+                nonlocal read_bytes
+                read_bytes += size
+                return bytes(read(size))
+
+        return Counting()
+
+    monkeypatch.setattr(archive.store, "open", counting)
+
+    assert len(archive.read("older", limit=10).entries) == 10
+    assert read_bytes < 100_000
+
+
+@both_layouts
+@pytest.mark.parametrize("token", ["", "a", ":", ":-1", ":1.5", ":١", "name:", "a:b:c", ":" + "9" * 5000])
+def test_a_malformed_token(make_store: MakeStore, tmp_path: Path, token: str) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a")
+
+    with pytest.raises(ValueError, match=r"token|integer string"):
+        archive.read("newer", token)
+
+
+@pytest.mark.parametrize(("make_store", "token"), [(local_store, "name.log:0"), (object_store, ":0")])
+def test_a_token_of_another_layout(make_store: MakeStore, tmp_path: Path, token: str) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("a")
+
+    with pytest.raises(ValueError, match="not one of this stream"):
+        archive.read("newer", token)
+
+
+def test_a_token_beyond_the_end_is_the_end(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    archive.write("a")
+
+    assert messages(archive.read("newer", ":999999")) == []
+    assert messages(archive.read("older", ":999999")) == ["a"]
+
+
+# --- What a line may be
+
+
+def test_an_entry_is_what_was_logged(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    error = ExceptionInfo("ValueError", "bad", "Traceback")
+    archive.write("it failed", level=45, level_name="ALARM", exception=error)
+
+    [read] = archive.read().entries
+    assert read.entry == LogEntry(
+        message="it failed\nValueError: bad\nTraceback",
+        name="train",
+        level=LoggingLevels.ERROR,
+        timestamp=datetime.fromtimestamp(NOON // 10**9, timezone.utc),
+        module="fit",
+        filename="/code/train.py",
+        lineno=42,
+        id=make_events(["it failed"])[0].uid,
+    )
+
+
+def test_lines_of_zenml_s_own_stores(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    own = LogEntry(message="zenml's", level=LoggingLevels.WARNING, chunk_index=1, total_chunks=2)
+    put(tmp_path, archive.logs, own.model_dump_json(exclude_none=True).encode() + b"\n")
+
+    [read] = archive.read().entries
+
+    assert read == (own, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"plain text", "plain text"),
+        (b"[2024-01-02 03:04:05 UTC] old format", "old format"),
+        (b"\xff\xfe not UTF-8", "�� not UTF-8"),
+        (b'{"message": "cut o', '{"message": "cut o'),
+        (b'{"no message": 1}', '{"no message": 1}'),
+        (b'{"message": 1}', '{"message": 1}'),
+        (b'{"message": "x", "level": 21}', '{"message": "x", "level": 21}'),
+        (b"[1, 2]", "[1, 2]"),
+        (b"null", "null"),
+        (b"12", "12"),
+        (b"windows\r", "windows"),
+        (b'{"message": "nan", "attributes": NaN}', "nan"),
+    ],
+)
+def test_a_line_that_is_no_entry_is_plain_text(tmp_path: Path, line: bytes, message: str) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b"before\n" + line + b"\nafter\n")
+
+    for direction in ("newer", "older"):
+        page = archive.read(direction)
+        assert messages(page) == ["before", message, "after"]
+        assert page.entries[1].event is None
+
+
+def test_empty_lines_are_no_entries(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b"\n\n  \na\n\r\n\t\n\nb\n\n")
+
+    assert messages(archive.read("newer")) == ["a", "b"]
+    assert messages(archive.read("older")) == ["a", "b"]
+    assert messages(archive.read("older", limit=1)) == ["b"]
+
+
+@pytest.mark.parametrize("line", [b'{"message": "whole"', b"plain", b"12", b'"text"', b"\xf0\x9f"])
+@pytest.mark.parametrize("direction", ["newer", "older"])
+def test_a_line_that_is_being_written_is_returned_once_it_is_whole(
+    tmp_path: Path, line: bytes, direction: Literal["newer", "older"]
+) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b"first\n" + line)
+    page = archive.read(direction)
+    assert messages(page) == ["first"]
+
+    put(tmp_path, archive.logs, b"first\n" + line + b" end\nlast\n")
+
+    [whole, last] = messages(archive.read("newer", page.newer))
+    assert whole.endswith(" end")
+    assert last == "last"
+
+
+def test_a_whole_entry_needs_no_newline(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    content = b'{"message": "first"}'
+    put(tmp_path, archive.logs, content)
+    page = archive.read("older")
+    assert messages(page) == ["first"]
+
+    put(tmp_path, archive.logs, content + b'\n{"message": "second"}\n')
+
+    assert messages(archive.read("newer", page.newer)) == ["second"]
+    assert messages(archive.read("older")) == ["first", "second"]
+
+
+def test_a_line_that_stays_torn_is_shown_once_others_follow(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b'{"message": "to')
+
+    assert messages(archive.read()) == []
+    archive.write("next")
+
+    assert messages(archive.read()) == ['{"message": "to', "next"]
+
+
+# --- Filters
+
+
+@both_layouts
+def test_filters(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    archive.write("Loss 0.5", level=20, level_name="INFO")
+    archive.write("loss is NaN (50%)", level=30, level_name="WARNING")
+    archive.write("done", level=25, level_name="NOTE")
+    archive.write("STRASSE", level=50, level_name="CRITICAL")
+    noon = datetime.fromtimestamp(NOON // 10**9, timezone.utc)
+
+    def found(**filters: Any) -> list[str]:
+        pages = [messages(archive.read(direction, **filters)) for direction in ("newer", "older")]
+        assert pages[0] == pages[1]
+        return pages[0]
+
+    assert found(search="LOSS") == ["Loss 0.5", "loss is NaN (50%)"]
+    assert found(search="0.5") == ["Loss 0.5"]
+    assert found(search=".") == ["Loss 0.5"]
+    assert found(search="(50%") == ["loss is NaN (50%)"]
+    assert found(search="straße") == ["STRASSE"]
+    assert found(level="NOTSET") == ["Loss 0.5", "loss is NaN (50%)", "done", "STRASSE"]
+    assert found(level="WARNING") == ["loss is NaN (50%)", "STRASSE"]
+    assert found(since=noon + timedelta(milliseconds=2)) == ["done", "STRASSE"]
+    assert found(until=noon + timedelta(milliseconds=1)) == ["Loss 0.5", "loss is NaN (50%)"]
+    assert found(since=noon, until=noon) == ["Loss 0.5"]
+    assert found(search="loss", level="ERROR") == []
+
+
+def test_filters_on_lines_of_others(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(
+        tmp_path,
+        archive.logs,
+        b'{"message": "no level"}\n'
+        b'{"message": "with", "level": 40, "timestamp": "2024-01-02T03:04:05Z"}\n'
+        b'{"message": "naive", "level": 10, "timestamp": "2024-01-02T03:04:06"}\n'
+        b"[2024-01-02 03:04:05 UTC] plain\n",
+    )
+
+    assert messages(archive.read(level="NOTSET")) == ["no level", "with", "naive", "plain"]
+    assert messages(archive.read(level="DEBUG")) == ["with", "naive", "plain"]
+    assert messages(archive.read(level="ERROR")) == ["with"]
+    assert messages(archive.read(since="2024-01-02T03:04:06Z")) == ["naive"]
+    assert messages(archive.read(until="2024-01-02T03:04:05Z")) == ["with", "plain"]
+
+
+@both_layouts
+def test_pages_of_what_a_filter_wants(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+    for number in range(20):
+        archive.write(*(f"{'odd' if number % 2 else 'even'} {number}.{part}" for part in range(2)))
+
+    first = archive.read("older", limit=3, search="odd")
+    second = archive.read("older", first.older, limit=100, search="odd")
+    nothing = archive.read("newer", first.newer, search="odd")
+
+    assert messages(first) == ["odd 17.1", "odd 19.0", "odd 19.1"]
+    assert len(second.entries) == 17
+    assert second.older is None
+    assert nothing.entries == []
+    assert nothing.newer is None
+
+
+# --- What is not there
+
+
+@both_layouts
+def test_a_stream_that_is_not_there(make_store: MakeStore, tmp_path: Path) -> None:
+    archive = Archive(make_store(tmp_path))
+
+    with pytest.raises(DoesNotExistException) as raised:
+        archive.read()
+    for words in ("'archive'", "Nothing may have been logged", "set 'artifact_store' of this child to the old one"):
+        assert words in str(raised.value)
+
+    archive.in_progress = True
+    assert archive.read() == Page()
+
+
+def test_an_empty_file_is_an_empty_page(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b"")
+
+    assert archive.read("newer") == Page()
+    assert archive.read("older") == Page()
+
+
+def reading(error: Exception) -> None:
+    def find(logs: LogsResponse) -> BaseArtifactStore:
+        raise error
+
+    reader = ArtifactReader(find=find)
+    reader.read(PageRequest(make_logs(), "newer", None, 1, LogsEntriesFilter()))
+
+
+def test_an_artifact_store_that_is_not_there() -> None:
+    with pytest.raises(DoesNotExistException, match="no longer exists.*set 'artifact_store' of this child"):
+        reading(ArtifactStoreNotFoundError("the stack of run 'r' no longer exists"))
+    with pytest.raises(LogStoreUnavailableError, match="install s3"):
+        reading(ArtifactStoreNotUsableError("install s3"))
+
+
+class NotConnected(Exception):
+    """As of a client library: from no module of Python's own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (PermissionError(13, "secret"), LogStoreUnavailableError, "'archive' refuses access. Check its credentials"),
+        (TimeoutError("secret"), LogStoreUnavailableError, "could not be read: TimeoutError. Try again later"),
+        (OSError(5, "secret"), LogStoreUnavailableError, "could not be read: Input/output error"),
+        (NotConnected("secret"), LogStoreUnavailableError, "could not be read: NotConnected"),
+        (IllegalOperationError("secret"), LogStoreError, "which the ZenML server does not read"),
+        (ZeroDivisionError(), ZeroDivisionError, ""),
+    ],
+)
+def test_errors_say_what_to_do_and_repeat_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception], words: str
+) -> None:
+    archive = Archive(local_store(tmp_path))
+    archive.write("a")
+
+    def fail(path: str, mode: str = "r") -> None:
+        raise error
+
+    monkeypatch.setattr(archive.store, "open", fail)
+
+    with pytest.raises(expected) as raised:
+        archive.read()
+    assert words in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_listing_that_the_filesystem_remembers_is_not_trusted(tmp_path: Path) -> None:
+    archive = Archive(object_store(tmp_path))
+    forgotten: list[str] = []
+
+    class Filesystem:
+        def invalidate_cache(self, path: str) -> None:
+            forgotten.append(path)
+
+    archive.store.filesystem = Filesystem()  # type: ignore[attr-defined]
+    archive.write("a")
+    archive.read()
+
+    assert forgotten == [str(tmp_path / "logs" / f"{archive.stream.id}.log")]
+
+
+def test_the_settings_make_the_reader() -> None:
+    reader = ArtifactChildConfig(name="archive", type="artifact").create_reader()
+
+    assert isinstance(reader, ArtifactReader)
+    assert reader.in_order
+    assert reader.max_page_size >= 50_000
+    reader.close()
+
+
+def test_an_object_that_is_no_json_has_a_name_with_a_colon(tmp_path: Path) -> None:
+    archive = Archive(object_store(tmp_path))
+    folder = tmp_path / "logs" / f"{archive.logs.id}.log"
+    folder.mkdir(parents=True)
+    (folder / "1:2.log").write_text(json.dumps({"message": "a", "id": str(uuid4())}) + "\nb\n")
+
+    page = archive.read("newer", limit=1)
+
+    assert messages(archive.read("newer", page.newer)) == ["b"]
