@@ -334,7 +334,7 @@ def _status(severity_number: int) -> str:
 
     https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
     """
-    return ("debug", "debug", "info", "warn", "error", "fatal")[min((severity_number + 3) // 4, 5)]
+    return ("debug", "debug", "debug", "info", "warn", "error", "fatal")[(severity_number + 3) // 4]
 
 
 def _shortened(entry: dict[str, Any]) -> bytes:
@@ -364,8 +364,9 @@ def _cut(value: Any, max_bytes: int) -> str:
     """Return the value as a text that takes at most that many bytes in JSON, but no less than 2."""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     most = room = max(0, max_bytes - 2)
-    while (size := len(orjson.dumps(text)) - 2) > most:
+    cut = shorten(text, room)
+    while (size := len(orjson.dumps(cut)) - 2) > most:
         # A character takes up to six times as much in JSON, so what fits can only be tried.
         room = room * most // size
-        text = shorten(text, room)
-    return text
+        cut = shorten(text, room)
+    return cut

@@ -49,6 +49,7 @@ _LEVELS = {status: level for level, statuses in _STATUSES for status in statuses
 _SPECIAL = re.compile(r'([+\-=!&|><(){}\[\]^"~*?:\\/#@])')
 
 _NO_EVENT = Event("", -1)
+_MILLISECOND = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -130,7 +131,7 @@ class DatadogReader:
         body: dict[str, Any] = {
             "filter": {
                 "query": build_query(self._service, request.logs.id, request.filter),
-                # Datadog keeps milliseconds; what came earlier in the same one is left out below.
+                # Datadog keeps milliseconds; what else there is in the first and the last is left out below.
                 "from": since.replace(microsecond=since.microsecond // 1_000 * 1_000).isoformat(),
                 "to": until.isoformat(),
             },
@@ -207,10 +208,13 @@ def parse(log: Mapping[str, Any]) -> ReadEntry:
     module = function
     if module is None and filename is not None:
         module = filename.rsplit("/", 1)[-1].removesuffix(".py")
+    name = _text(_get(attributes, "logger.name"))
+    if name is None:
+        name = _text(_get(attributes, "otel.library.name"))
     entry = LogEntry(
         id=_id(log, attributes),
         message=_message(fields, attributes),
-        name=_text(_get(attributes, "logger.name")) or _text(_get(attributes, "otel.library.name")),
+        name=name,
         level=_LEVELS.get(str(fields.get("status")).lower(), LoggingLevels.INFO),
         timestamp=_timestamp(fields, attributes),
         filename=filename,
@@ -281,7 +285,8 @@ def _fresh(found: Sequence[_Found], token: _Token | None, since: datetime, until
     fresh: list[_Found] = []
     for item in found:
         entry, event = item.read
-        if entry.timestamp is not None and not since <= entry.timestamp <= until:
+        moment = entry.timestamp
+        if moment is not None and (since - _MILLISECOND < moment < since or until < moment < until + _MILLISECOND):
             continue
         if event is not None:
             if event in known or (token is not None and token.has(event, item.millis)):
@@ -359,7 +364,8 @@ def _message(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
     )
     if kind is None and reason is None and stacktrace is None:
         return message
-    return f"{message}\n{kind or 'Exception'}: {reason or ''}\n{stacktrace or ''}".rstrip()
+    kind = "Exception" if kind is None else kind
+    return f"{message}\n{kind}: {reason or ''}\n{stacktrace or ''}".rstrip()
 
 
 def _timestamp(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> datetime | None:

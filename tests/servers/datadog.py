@@ -254,9 +254,12 @@ class _State:
         if self._client is None:
             return None
         try:
-            return self._client.deserialize(text.decode(), (kind,), True)
+            model = self._client.deserialize(text.decode(), (kind,), True)
         except (OpenApiException, UnicodeDecodeError, ValueError, TypeError) as error:
             raise _Refusal(400, str(error)[:500]) from None
+        if model._unparsed:
+            raise _Refusal(400, f"not a {kind.__name__}")
+        return model
 
     def take(self, body: bytes) -> None:
         """Take a request to the intake."""

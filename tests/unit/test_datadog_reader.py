@@ -1,0 +1,382 @@
+"""The reader, without a network: what it asks, and what it makes of each answer."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any, Literal
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+
+import orjson
+import pytest
+import requests
+from requests.structures import CaseInsensitiveDict
+from zenml.enums import LoggingLevels
+from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
+from zenml.log_stores.datadog.datadog_log_store import DatadogLogStore
+from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
+
+from composite_logstore import Event, Page, PageRequest
+from composite_logstore_datadog import reader as datadog
+from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_datadog.reader import DatadogReader
+
+KEY = "test-key"
+APPLICATION_KEY = "test-application-key"
+NOON = datetime(2026, 9, 21, 12, tzinfo=timezone.utc)
+CREATED = datetime(2026, 9, 21, 11)
+
+
+class Search:
+    """Stands where `requests.post` is: remembers requests and gives the answers that it was told."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.answers: list[Any] = []
+
+    def __call__(self, url: str, **arguments: Any) -> Any:
+        self.requests.append({"url": url, **arguments})
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        status, headers, content = answer
+        return SimpleNamespace(status_code=status, headers=CaseInsensitiveDict(headers), content=content)
+
+    def finds(self, *logs: Any, after: str | None = None, **meta: Any) -> None:
+        page = {"page": {"after": after}} if after else {}
+        content = orjson.dumps({"data": list(logs), "meta": {"status": "done", **page, **meta}})
+        self.answers.append((200, {}, content))
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [request["json"] for request in self.requests]
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Search:
+    search = Search()
+    monkeypatch.setattr(datadog.requests, "post", search)
+    monkeypatch.setattr(datadog, "utc_now", lambda tz_aware: NOON)
+    return search
+
+
+def make_reader(**settings: Any) -> DatadogReader:
+    keys = {"api_key": KEY, "application_key": APPLICATION_KEY}
+    return DatadogReader(DatadogChildConfig(**{"name": "live", "type": "datadog", **keys, **settings}))
+
+
+LOGS = LogsResponse(
+    id=uuid4(), body=LogsResponseBody(created=CREATED, updated=CREATED, project_id=uuid4(), source="step")
+)
+
+
+def read(
+    direction: Literal["newer", "older"] = "older",
+    token: str | None = None,
+    limit: int = 100,
+    reader: DatadogReader | None = None,
+    **filters: Any,
+) -> Page:
+    request = PageRequest(LOGS, direction, token, limit, LogsEntriesFilter(**filters))
+    return (reader or make_reader()).read(request)
+
+
+def make_log(
+    sequence: int = 0, writer: str = "a" * 15, moment: datetime = NOON, message: str | None = None
+) -> dict[str, Any]:
+    """Return what Datadog's search says of an event of ours."""
+    nanos = int((moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) / timedelta(microseconds=1)) * 1_000
+    return {
+        "id": uuid4().hex,
+        "type": "log",
+        "attributes": {
+            "message": message or f"m{sequence}",
+            "status": "info",
+            "service": "zenml",
+            "timestamp": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "tags": [],
+            "attributes": {
+                "otel": {"timestamp": str(nanos)},
+                "log": {"record": {"uid": str(uuid5(NAMESPACE_URL, f"{writer}{sequence}"))}},
+                "zenml": {"log": {"writer": writer, "sequence": sequence}},
+            },
+        },
+    }
+
+
+def messages(page: Page) -> list[str]:
+    return [read.entry.message for read in page.entries]
+
+
+def test_a_first_page(search: Search) -> None:
+    search.finds(make_log(2), make_log(1))
+    page = read(limit=50)
+    (request,) = search.requests
+    assert request["url"] == "https://api.datadoghq.com/api/v2/logs/events/search"
+    assert request["headers"] == {"dd-api-key": KEY, "dd-application-key": APPLICATION_KEY}
+    assert request["allow_redirects"] is False
+    assert request["timeout"] == 30
+    assert request["json"] == {
+        "filter": {
+            "query": f'service:"zenml" AND @zenml.log.id:{LOGS.id}',
+            # An hour before the stream was created: the client's clock may be behind the server's.
+            "from": "2026-09-21T10:00:00+00:00",
+            "to": "2026-09-21T12:00:00+00:00",
+        },
+        "page": {"limit": 50},
+        "sort": "-timestamp",
+    }
+    assert messages(page) == ["m1", "m2"]
+    assert (page.older, page.newer) == (None, None)
+
+
+def test_a_page_is_no_longer_than_datadogs(search: Search) -> None:
+    search.finds()
+    assert read(limit=5_000) == Page()
+    assert search.bodies[0]["page"] == {"limit": 1_000}
+
+
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_pages_continue_the_same_search(
+    search: Search, direction: Literal["newer", "older"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.finds(make_log(0), after="c1")
+    search.finds(make_log(1, moment=NOON - timedelta(seconds=1)), after="c2")
+    search.finds()
+    filters = {"search": "m", "level": "INFO"}
+    page = read(direction, **filters)
+    token = getattr(page, direction)
+    assert getattr(page, "newer" if direction == "older" else "older") is None
+    # A minute later.
+    monkeypatch.setattr(datadog, "utc_now", lambda tz_aware: NOON + timedelta(minutes=1))
+    page = read(direction, token, **filters)
+    page = read(direction, getattr(page, direction), **filters)
+    assert page == Page()
+    first, second, third = search.bodies
+    assert first["filter"] == second["filter"] == third["filter"]
+    assert [body["page"].get("cursor") for body in search.bodies] == [None, "c1", "c2"]
+    assert {body["sort"] for body in search.bodies} == {"timestamp" if direction == "newer" else "-timestamp"}
+    assert KEY not in token
+
+
+@pytest.mark.parametrize("token", ["", "x", "{}", "null", '{"version": 2}'])
+def test_a_malformed_token(token: str) -> None:
+    with pytest.raises(ValueError, match="malformed"):
+        read(token=token)
+
+
+@pytest.mark.parametrize("service", ["zenml", 'my "service"', "back\\slash"])
+@pytest.mark.parametrize("text", [None, "epoch", "two words", 'a"b c', "a*b?c", "(x)/y:z", 'q"\\'])
+@pytest.mark.parametrize("level", [None, "NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
+def test_queries_are_those_of_zenmls_own_store(service: str, text: str | None, level: str | None) -> None:
+    filter_ = LogsEntriesFilter(search=text, level=level)
+    store: Any = SimpleNamespace(config=SimpleNamespace(service_name=service))
+    assert datadog.build_query(service, LOGS.id, filter_) == DatadogLogStore._build_query(store, LOGS, filter_)
+
+
+def test_times_asked_for(search: Search) -> None:
+    moment = NOON - timedelta(minutes=5)
+    early, first, last, late = (moment + timedelta(microseconds=shift) for shift in (100, 200, 800, 900))
+    search.finds(*(make_log(n, moment=time) for n, time in enumerate((early, first, last, late))))
+    page = read("newer", since=first, until=last)
+    # Datadog keeps milliseconds: what is asked for begins where the millisecond does.
+    assert search.bodies[0]["filter"]["from"] == moment.isoformat()
+    assert search.bodies[0]["filter"]["to"] == last.isoformat()
+    assert messages(page) == ["m1", "m2"]
+    assert read(since=NOON + timedelta(days=1)) == Page()
+    assert len(search.requests) == 1
+
+
+def test_order_within_a_millisecond_is_the_writers(search: Search) -> None:
+    later = NOON + timedelta(milliseconds=1)
+    search.finds(
+        make_log(1, "b" * 15, moment=later),
+        make_log(4),
+        make_log(6),
+        make_log(5),
+        make_log(0, "b" * 15),
+    )
+    page = read(until=later + timedelta(seconds=1))
+    assert [read.event for read in page.entries] == [
+        Event("a" * 15, 4),
+        Event("a" * 15, 5),
+        Event("a" * 15, 6),
+        Event("b" * 15, 0),
+        Event("b" * 15, 1),
+    ]
+
+
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_logs_of_others_stay_in_datadogs_order(search: Search, direction: Literal["newer", "older"]) -> None:
+    logs = [make_log(n, message=text) for n, text in enumerate("abc")]
+    for log in logs:
+        log["attributes"]["attributes"] = {}
+    search.finds(*(logs if direction == "newer" else logs[::-1]))
+    assert messages(read(direction)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_copies_are_dropped_on_a_page_and_across(search: Search, direction: Literal["newer", "older"]) -> None:
+    ahead = timedelta(milliseconds=1 if direction == "newer" else -1)
+    search.finds(make_log(9, moment=NOON - ahead), make_log(3), make_log(1), make_log(1), make_log(2), after="c1")
+    # The same millisecond goes on, and beyond the next page.
+    search.finds(make_log(2), make_log(4), after="c2")
+    search.finds(make_log(3), make_log(4), make_log(1), after="c3")
+    search.finds(make_log(5), make_log(3), make_log(3, moment=NOON + ahead), after="c4")
+    until = NOON + timedelta(seconds=1)
+    page = read(direction, until=until)
+    seen = [sorted(read.event.sequence for read in page.entries if read.event)]
+    while token := getattr(page, direction):
+        if len(search.requests) == 4:
+            break
+        page = read(direction, token, until=until)
+        seen.append(sorted(read.event.sequence for read in page.entries if read.event))
+    # The third search found copies alone, so the fourth was made at once. An event at another time is none
+    # that was sent twice, or not by us.
+    assert seen == [[1, 2, 3, 9], [4], [3, 5]]
+    assert len(search.requests) == 4
+
+
+def test_a_token_stays_short_when_all_events_have_the_same_time(search: Search) -> None:
+    search.finds(*(make_log(n) for n in range(1_000)), after="c1")
+    page = read(limit=1_000)
+    assert page.older is not None
+    assert len(page.older) < 400
+
+
+def test_an_entry(search: Search) -> None:
+    log = make_log(7, moment=NOON - timedelta(microseconds=1), message="hello")
+    log["attributes"]["status"] = "Emergency"
+    log["attributes"]["attributes"] |= {
+        "logger": {"name": "train"},
+        "code": {"file": {"path": "/code/train.py"}, "line": {"number": 42}, "function": {"name": "fit"}},
+        "exception": {"type": "ValueError", "message": "no", "stacktrace": "Traceback ...\nValueError: no\n"},
+    }
+    search.finds(log)
+    ((entry, event),) = read().entries
+    assert event == Event("a" * 15, 7)
+    assert entry.id == uuid5(NAMESPACE_URL, "a" * 15 + "7")
+    assert entry.message == "hello\nValueError: no\nTraceback ...\nValueError: no"
+    assert entry.timestamp == NOON - timedelta(microseconds=1)
+    assert entry.level is LoggingLevels.CRITICAL
+    assert (entry.name, entry.module) == ("train", "fit")
+    assert (entry.filename, entry.lineno) == ("/code/train.py", 42)
+
+
+def test_a_log_that_zenml_wrote_is_what_zenml_makes_of_it(search: Search) -> None:
+    log = {
+        "id": "AwAAAZ",
+        "attributes": {
+            "message": "hello",
+            "status": "warn",
+            "timestamp": "2026-09-21T11:59:59.123Z",
+            "attributes": {
+                "code": {"file": {"path": "/code/train.py"}, "line": {"number": 42}},
+                "otel": {"library": {"name": "train"}},
+                "exception": {"type": "E", "message": "m", "stacktrace": "s"},
+                "zenml": {"log": {"id": str(LOGS.id)}},
+            },
+        },
+    }
+    search.finds(log)
+    ((entry, event),) = read().entries
+    assert event is None
+    assert entry == DatadogLogStore._parse_log_entry(SimpleNamespace(), log)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": None},
+        {"attributes": None},
+        {"attributes": {}},
+        {"attributes": {"message": None, "status": None, "timestamp": None, "attributes": None}},
+        {"attributes": {"message": 3.5, "status": 3, "timestamp": "noon", "attributes": []}},
+        {"attributes": {"message": {"a": 1}, "timestamp": 1e300, "attributes": {"otel": {"timestamp": "x"}}}},
+        {"attributes": {"timestamp": True, "attributes": {"otel": {"timestamp": "9" * 40}}}},
+        {"attributes": {"attributes": {"exception": "text", "code": 1, "logger": [], "zenml": {"log": 1}}}},
+        {"attributes": {"attributes": {"exception": {"type": None, "message": {}, "stacktrace": 1}}}},
+        {"attributes": {"attributes": {"code": {"line": {"number": "x"}, "file": {"path": ["a"]}}}}},
+        {"attributes": {"attributes": {"log": {"record": {"uid": "x"}}}}},
+        {"attributes": {"attributes": {"log": {"record": {"uid": 1}}}}},
+        {"attributes": {"attributes": {"zenml": {"log": {"writer": "a", "sequence": "x"}}}}},
+    ],
+)
+def test_an_odd_log_hides_no_other(search: Search, change: dict[str, Any]) -> None:
+    search.finds(make_log(0), {**make_log(1), **change}, make_log(2))
+    entries = read("newer").entries
+    assert len(entries) == 3
+    assert {read.entry.message for read in entries} >= {"m0", "m2"}
+    assert all(isinstance(read.entry.id, UUID) for read in entries)
+
+
+def test_what_stayed_flat_is_found(search: Search) -> None:
+    log = make_log(0)
+    log["attributes"]["attributes"] = {
+        "code.line.number": 3.0,
+        "code": "x",
+        "otel.timestamp": "1",
+        "zenml.log.writer": "a",
+        "zenml.log.sequence": "5",
+    }
+    search.finds(log)
+    ((entry, event),) = read(since=datetime(1970, 1, 1)).entries
+    assert (entry.lineno, event) == (3, Event("a", 5))
+    assert entry.timestamp == datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (requests.ConnectionError(f"header {KEY}"), LogStoreUnavailableError, "Could not reach"),
+        (requests.Timeout("late"), LogStoreUnavailableError, "Could not reach"),
+        ((500, {}, b""), LogStoreUnavailableError, "temporarily unavailable"),
+        ((503, {}, b""), LogStoreUnavailableError, "temporarily unavailable"),
+        ((400, {}, b'{"errors":["x"]}'), LogStoreError, "status 400"),
+        ((401, {}, KEY.encode()), LogStoreError, "'application_key'"),
+        ((403, {}, KEY.encode()), LogStoreError, "'logs_read_data'"),
+        ((302, {"Location": "https://elsewhere.test"}, b""), LogStoreError, "status 302"),
+        ((200, {}, b"<html>"), LogStoreError, "could not be read"),
+        ((200, {}, b"[]"), LogStoreError, "invalid log search result"),
+        ((200, {}, b"{}"), LogStoreError, "invalid log search result"),
+        ((200, {}, b'{"data": {"a": 1}}'), LogStoreError, "invalid log search result"),
+        ((200, {}, b'{"data": [1]}'), LogStoreError, "invalid log search result"),
+        ((200, {}, b'{"data": [], "meta": 1}'), LogStoreError, "pagination metadata"),
+        ((200, {}, b'{"data": [], "meta": {"page": 1}}'), LogStoreError, "pagination metadata"),
+        ((200, {}, b'{"data": [], "meta": {"status": "timeout"}}'), LogStoreUnavailableError, "timed out"),
+        ((200, {}, b'{"data": [], "meta": {"status": "x"}}'), LogStoreError, "search metadata"),
+        ((200, {}, b'{"data": [], "meta": {"warnings": [{}]}}'), LogStoreError, "incomplete"),
+        ((200, {}, b'{"data": [], "meta": {"page": {"after": " "}}}'), LogStoreError, "continuation"),
+        ((200, {}, b'{"data": [], "meta": {"page": {"after": 1}}}'), LogStoreError, "continuation"),
+    ],
+)
+def test_errors(search: Search, answer: Any, error: type[Exception], message: str) -> None:
+    search.answers = [answer]
+    with pytest.raises(error, match=message) as caught:
+        read()
+    assert type(caught.value) is error
+    assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "3", "X-RateLimit-Reset": "7"}, 3),
+        ({"x-ratelimit-reset": "7"}, 7),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_rate_limits(search: Search, headers: dict[str, str], seconds: int | None) -> None:
+    search.answers = [(429, headers, b"")]
+    with pytest.raises(LogStoreRateLimitError) as caught:
+        read()
+    assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("content", [b'{"data": null}', b'{"data": [], "meta": {"page": {"after": "c"}}}'])
+def test_an_empty_page_is_the_end(search: Search, content: bytes) -> None:
+    search.answers = [(200, {}, content)]
+    assert read() == Page()
