@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import orjson
 import requests
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from zenml.enums import LoggingLevels
 from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.logger import get_logger
@@ -69,8 +69,8 @@ class _Token(BaseModel):
 
     version: Literal[1] = 1
     cursor: str = Field(min_length=1)
-    since: datetime
-    until: datetime
+    since: AwareDatetime
+    until: AwareDatetime
     edge_millis: int
     edge: dict[str, list[tuple[int, int]]]
 
@@ -144,10 +144,12 @@ class DatadogReader:
             logs, cursor = self._search(body)
             found = [_Found(_millis(log), parse(log)) for log in logs]
             entries = _fresh(found, token, since, until)
-            token = _continued(found, token, cursor, since, until)
+            before, token = token, _continued(found, token, cursor, since, until)
             # A page of nothing but copies is not the end, and no page to show either.
             if entries or token is None:
                 break
+            if before is not None and before.cursor == token.cursor:
+                raise LogStoreError("Datadog returned a continuation token that leads nowhere.")
         if request.direction == "older":
             entries.reverse()
         # Datadog's times are often equal, and it sorts those in no order that one could rely on.

@@ -159,7 +159,10 @@ def test_pages_continue_the_same_search(
     assert KEY not in token
 
 
-@pytest.mark.parametrize("token", ["", "x", "{}", "null", '{"version": 2}'])
+NAIVE = '{"cursor":"c","since":"2026-01-01","until":"2026-01-02","edge_millis":0,"edge":{}}'
+
+
+@pytest.mark.parametrize("token", ["", "x", "{}", "null", '{"version": 2}', NAIVE])
 def test_a_malformed_token(token: str) -> None:
     with pytest.raises(ValueError, match="malformed"):
         read(token=token)
@@ -235,6 +238,13 @@ def test_copies_are_dropped_on_a_page_and_across(search: Search, direction: Lite
     # that was sent twice, or not by us.
     assert seen == [[1, 2, 3, 9], [4], [3, 5]]
     assert len(search.requests) == 4
+
+
+def test_a_cursor_that_leads_nowhere(search: Search) -> None:
+    for _ in range(3):
+        search.finds(make_log(0), after="c")
+    with pytest.raises(LogStoreError, match="leads nowhere"):
+        read(token=read().older)
 
 
 def test_a_token_stays_short_when_all_events_have_the_same_time(search: Search) -> None:
