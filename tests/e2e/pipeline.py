@@ -13,14 +13,16 @@ import json
 import logging
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
-from composite_logstore import CompositeLogStore
 from zenml import pipeline, step
 from zenml.client import Client
 from zenml.utils.logging_utils import LoggingContext
+
+from composite_logstore import CompositeLogStore
 
 DIRECTORY = Path(sys.argv[1])
 LINES = int(sys.argv[2])
@@ -42,8 +44,14 @@ class Recorder(logging.Handler):
     """Writes down every record of a logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1]:
+            error = record.exc_info[1]
+            # As ZenML's own stores show it.
+            stacktrace = "".join(traceback.format_exception(error)).rstrip()
+            message += f"\n{type(error).__name__}: {error}\n{stacktrace}"
         note(
-            message=record.getMessage(),
+            message=message,
             level=record.levelno,
             name=record.name,
             filename=record.pathname,
@@ -138,11 +146,14 @@ if __name__ == "__main__":
     record_prints("stderr", logging.ERROR)
     time_flushes()
     run = training()
-    at_end = time.monotonic()
     assert run is not None
     store = Client().active_stack.log_store
     assert isinstance(store, CompositeLogStore)
+    stats = [store.stats()]
     wait_for_test("end")
-    store.flush()
-    report = {"run_id": str(run.id), "said": said, "flushes": flushes, "stats": store.stats()}
+    end = time.monotonic() + 30
+    while any(child["pending"] for child in store.stats().values()) and time.monotonic() < end:
+        time.sleep(0.1)
+    stats.append(store.stats())
+    report = {"run_id": str(run.id), "said": said, "flushes": flushes, "stats": stats}
     (DIRECTORY / "report.json").write_text(json.dumps(report))

@@ -1,0 +1,199 @@
+"""A real pipeline, three real children, and what ZenML's own server returns of what was logged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import PIPELINE, Run, assert_balanced, assert_equal, micros
+from tests.servers.collector import Collector
+from tests.servers.datadog import API_KEY, APPLICATION_KEY
+from tests.servers.otlp_receiver import Record
+from tests.servers.zenml_server import ZenML
+
+pytestmark = pytest.mark.e2e
+
+SOURCES = ["client", "prepare_step", "step"]
+LINES = 2500
+
+
+@pytest.fixture(scope="module", params=["archive", "live"])
+def primary(request: pytest.FixtureRequest, zenml: ZenML) -> str:
+    """The child that answers, in the component that is registered."""
+    zenml.cli("log-store", "update", "logs", f"--primary={request.param}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def run(primary: str, zenml: ZenML, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    directory = tmp_path_factory.mktemp("run")
+    zenml.python(str(PIPELINE), str(directory), str(LINES))
+    return Run.read(zenml, directory)
+
+
+def received(collector: Collector, run: Run, source: str, count: int) -> list[Record]:
+    """Return what the collector has of a stream, as soon as it has so many records."""
+    end = time.monotonic() + 20
+    while True:
+        logs_id = run.streams[source]["id"]
+        records = [record for record in collector.records() if record.attributes["zenml.log.id"] == logs_id]
+        if len(records) >= count or time.monotonic() > end:
+            return records
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("start", ["oldest", "newest"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_server_returns_what_was_logged(run: Run, source: str, start: str) -> None:
+    said = run.said(source)
+    assert len(said) > (LINES if source == "step" else 1)
+    assert_equal(run.entries(source, start, limit=97), said)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_default_page_is_the_newest_entries(run: Run, primary: str, source: str) -> None:
+    # Datadog gives no more at once, and ZenML's server asks for 50,000.
+    newest = run.said(source)[-1000:] if primary == "live" else run.said(source)
+    assert_equal(run.page(source)["items"], newest)
+    page = run.page(source, limit=2)
+    assert_equal(page["items"], newest[-2:])
+
+
+def test_dashboard_shows_the_default_page(run: Run) -> None:
+    (step,) = run.zenml.get("/steps", pipeline_run_id=run.id)["items"]
+    for path, source in [
+        (f"/runs/{run.id}/logs", "client"),
+        (f"/steps/{step['id']}/logs", "prepare_step"),
+        (f"/steps/{step['id']}/logs", "step"),
+    ]:
+        entries = run.zenml.get(path, source=source)
+        assert entries
+        assert entries == run.page(source)["items"]
+
+
+def test_filters(run: Run) -> None:
+    said = run.said("step")
+    assert_equal(run.page("step", level="ERROR")["items"], [line for line in said if line["level"] >= 40])
+    found = run.page("step", search="printed", start="oldest")["items"]
+    assert_equal(found, [line for line in said if "printed" in line["message"]])
+
+
+def test_collector_received_the_same(run: Run, collector: Collector) -> None:
+    for source in SOURCES:
+        entries = run.entries(source)
+        records = received(collector, run, source, len(entries))
+        assert [record.attributes["log.record.uid"] for record in records] == [entry["id"] for entry in entries]
+        for record, entry, said in zip(records, entries, run.said(source), strict=True):
+            # What an exception adds has attributes of its own there.
+            assert said["message"].startswith(record.body)
+            assert record.time_unix_nano == micros(entry["timestamp"]) * 1000
+            assert record.attributes.get("code.file.path") == said["filename"]
+            assert record.attributes.get("code.line.number") == said["lineno"]
+            assert record.attributes["zenml.log.source"] == source
+
+
+def test_children_hold_the_same(run: Run, primary: str) -> None:
+    before = {source: run.entries(source) for source in SOURCES}
+    other = "live" if primary == "archive" else "archive"
+    run.zenml.cli("log-store", "update", "logs", f"--primary={other}")
+    try:
+        assert {source: run.entries(source) for source in SOURCES} == before
+    finally:
+        run.zenml.cli("log-store", "update", "logs", f"--primary={primary}")
+
+
+def test_accounts(run: Run) -> None:
+    for stats in run.report["stats"]:
+        assert_balanced(stats)
+        for child in stats.values():
+            assert child["delivered"] == child["accepted"] == len(run.report["said"])
+            assert (child["state"], child["last_error"]) == ("healthy", None)
+
+
+def test_step_shows_the_accounts(run: Run) -> None:
+    (step,) = run.zenml.get("/steps", pipeline_run_id=run.id, hydrate=True)["items"]
+    metadata = step["metadata"]["run_metadata"]
+    for child in ("archive", "collector", "live"):
+        account = metadata[f"log_store.{child}"]
+        assert account["state"] == "healthy"
+        assert account["delivered"] + account["pending"] > LINES
+
+
+def test_describe_shows_no_key(zenml: ZenML) -> None:
+    output = zenml.cli("log-store", "describe", "logs")
+    assert "{{datadog.api_key}}" in output
+    assert API_KEY not in output
+    assert APPLICATION_KEY not in output
+
+
+@pytest.fixture
+def missing_secret(zenml: ZenML) -> Iterator[None]:
+    """The active stack's log store refers to a secret that is not there."""
+    children = [{"name": "live", "type": "datadog", "api_key": "{{nobody.knows}}", "application_key": "{{nobody.too}}"}]
+    settings = ("--primary=live", f"--children={json.dumps(children)}")
+    zenml.cli("log-store", "register", "secretless", "--flavor", "composite", *settings)
+    stack = ("-o", "default", "-a", "default", "--log_store", "secretless", "--set")
+    zenml.cli("stack", "register", "secretless", *stack)
+    yield
+    zenml.cli("stack", "set", "three")
+
+
+@pytest.mark.usefixtures("missing_secret")
+def test_missing_secret_is_found_before_the_first_step(zenml: ZenML, tmp_path: Path) -> None:
+    steps = zenml.get("/steps")["total"]
+    output = zenml.python(str(PIPELINE), str(tmp_path), "1", fails=True)
+    assert "nobody" in output
+    assert "has started" not in output
+    assert zenml.get("/steps")["total"] == steps
+
+
+def test_collector_killed_in_the_middle_of_a_step(zenml: ZenML, collector: Collector, tmp_path: Path) -> None:
+    # Only the dead child is to be waited for: a flush goes on while another one makes progress.
+    children = [
+        {"name": "archive", "type": "artifact"},
+        {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint},
+    ]
+    settings = ("--primary=archive", f"--children={json.dumps(children)}", "--flush_timeout_millis=1500")
+    zenml.cli("log-store", "update", "logs", *settings)
+    program = zenml.popen(str(PIPELINE), str(tmp_path), str(LINES), "pause")
+    try:
+        wait_for(tmp_path / "middle")
+        collector.kill()
+        (tmp_path / "middle-go").touch()
+        wait_for(tmp_path / "end")
+        # The run has ended, and its process waits: what the collector missed is still to be delivered.
+        collector.start()
+        (tmp_path / "end-go").touch()
+        output, _ = program.communicate(timeout=60)
+    finally:
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
+    assert program.returncode == 0, output
+    run = Run.read(zenml, tmp_path)
+    assert len(run.report["flushes"]) == 1
+    assert 0.5 < run.report["flushes"][0] < 1.5 + 0.3
+    at_end, after_return = run.report["stats"]
+    assert_balanced(at_end)
+    assert_balanced(after_return)
+    assert at_end["archive"]["pending"] == 0
+    assert at_end["collector"]["state"] == "unavailable"
+    assert at_end["collector"]["pending"] > LINES / 2
+    assert after_return["collector"]["state"] == "healthy"
+    assert after_return["collector"]["delivered"] == after_return["collector"]["accepted"]
+    for source in SOURCES:
+        entries = run.entries(source)
+        assert_equal(entries, run.said(source))
+        records = received(collector, run, source, len(entries))
+        assert [record.attributes["log.record.uid"] for record in records] == [entry["id"] for entry in entries]
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < end, f"{file.name} does not appear"
+        time.sleep(0.02)
