@@ -61,7 +61,8 @@ _TO_MEND = {
 # (Java), "decoded message length too large" (Rust, as OUT_OF_RANGE).
 _TOO_LARGE = re.compile(r"message.*(larger than|exceeds|too large|too long)", re.IGNORECASE | re.DOTALL)
 
-_TLS_FAILED = re.compile(r"handshake failed|SSL_ERROR_SSL|security handshaker", re.IGNORECASE)
+# gRPC has no code of its own for it. TSI is its layer for TLS, and so says that a client certificate is wanted.
+_TLS_FAILED = re.compile(r"handshake failed|security handshaker|SSL_ERROR_SSL|TSI_", re.IGNORECASE)
 
 
 class GrpcTransport:

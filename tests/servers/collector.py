@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import socket
 import stat
@@ -37,7 +38,9 @@ class Collector:
 
     def __init__(self) -> None:
         self.http_port, self.grpc_port = _free_ports(2)
-        self._output = tempfile.NamedTemporaryFile(prefix="collector-")
+        descriptor, path = tempfile.mkstemp(prefix="collector-")
+        os.close(descriptor)
+        self._output = Path(path)
         self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -63,9 +66,10 @@ class Collector:
 
     def start(self) -> None:
         """Start it and wait until it accepts connections."""
-        self._process = subprocess.Popen(
-            self.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output
-        )
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         deadline = time.monotonic() + START_SECONDS
         for port in (self.http_port, self.grpc_port):
             while not _accepts(port):
@@ -83,7 +87,7 @@ class Collector:
 
     def output(self) -> str:
         """All that it has printed."""
-        return Path(self._output.name).read_bytes().decode("utf-8", "replace")
+        return self._output.read_bytes().decode("utf-8", "replace")
 
     def records(self) -> list[Record]:
         """Every record it has received, in the order in which it received them."""
@@ -102,7 +106,7 @@ class Collector:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self._output.close()
+        self._output.unlink()
 
 
 class Rotel(Collector):

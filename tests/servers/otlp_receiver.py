@@ -125,7 +125,7 @@ class OtlpReceiver:
         self._http = ThreadingHTTPServer(("127.0.0.1", http_port), _handler(self))
         self._http.daemon_threads = True
         self._grpc = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-        handler = grpc.unary_unary_rpc_method_handler(self._answer_grpc)
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._answer_grpc)
         service = "opentelemetry.proto.collector.logs.v1.LogsService"
         self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
         self.grpc_port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")

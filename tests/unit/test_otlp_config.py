@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ import trustme
 from pydantic import ValidationError
 
 from composite_logstore import UnavailableError
-from composite_logstore_otlp import config as config_module
 from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.connection import Connection
 from composite_logstore_otlp.exporter import resource_attributes
 
-VARIABLES = ("ENDPOINT", "PROTOCOL", "HEADERS", "COMPRESSION", "CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
-VARIABLES += ("INSECURE",)
+VARIABLES = ["ENDPOINT", "PROTOCOL", "HEADERS", "COMPRESSION", "INSECURE"]
+VARIABLES += ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"]
 
 
 @pytest.fixture(autouse=True)
@@ -306,8 +306,9 @@ class TestCertificates:
 class TestExtra:
     @pytest.mark.parametrize("missing", ["opentelemetry.proto", "grpc"])
     def test_check_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-        find_spec = config_module.find_spec
-        monkeypatch.setattr(config_module, "find_spec", lambda name: None if name == missing else find_spec(name))
+        monkeypatch.setattr(
+            "composite_logstore_otlp.config.find_spec", lambda name: None if name == missing else find_spec(name)
+        )
         with pytest.raises(ValueError, match=r"install 'composite-logstore\[otlp\]'"):
             make_config().check()
 

@@ -44,7 +44,7 @@ def make_exporter(receiver: OtlpReceiver, protocol: str, **settings: Any) -> Otl
         settings = {"endpoint": receiver.grpc_endpoint, "insecure": True, **settings}
     else:
         settings = {"endpoint": receiver.http_endpoint, **settings}
-    config = OtlpChildConfig(name="collector", type="otlp", protocol=protocol, **settings)
+    config = OtlpChildConfig(name="collector", type="otlp", **{"protocol": protocol, **settings})
     exporter = config.create_exporter()
     assert isinstance(exporter, OtlpExporter)
     return exporter
