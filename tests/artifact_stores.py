@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -54,3 +57,66 @@ def make_logs(id: UUID | None = None, **fields: Any) -> LogsResponse:
     now = utc_now()
     body = LogsResponseBody(created=now, updated=now, project_id=uuid4(), source="step", log_store_id=uuid4(), **fields)
     return LogsResponse(id=id or uuid4(), body=body)
+
+
+class Faulty(io.RawIOBase):
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, path: str, room: int) -> None:
+        self._file = io.FileIO(path, "a+b")
+        self._room = room
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def write(self, content: Any) -> int:
+        if self._room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self._file.write(bytes(content)[: self._room])
+        self._room -= taken
+        return taken
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class AnswerLost(io.FileIO):
+    """A file that is written, and then says that it was not."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(path, "wb")
+        self._error = error
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            raise self._error
+
+
+def with_faults(store: LocalArtifactStore, faults: Iterable[Any]) -> LocalArtifactStore:
+    """Return the store, whose next attempts to open a file to write go wrong.
+
+    A number is the bytes that the disk has room for, an exception is raised, after writing if it comes in
+    a tuple; None is no fault.
+    """
+    remaining = iter(faults)
+    open_file = store.open
+
+    def open_faulty(path: str, mode: str = "r") -> Any:
+        if mode.startswith("r") or not Path(path).parent.is_dir():
+            return open_file(path, mode)
+        fault = next(remaining, None)
+        if isinstance(fault, int):
+            return Faulty(path, fault)
+        if isinstance(fault, tuple):
+            return AnswerLost(path, fault[0])
+        if fault is not None:
+            raise fault
+        return open_file(path, mode)
+
+    store.open = open_faulty  # type: ignore[method-assign, assignment]
+    return store

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
-from tests.artifact_stores import local_store, make_artifact_store, object_store
+from tests.artifact_stores import local_store, make_artifact_store, object_store, with_faults
 from tests.events import NOON, WRITER, make_events, make_stream
 
 OTHER_WRITER = "fedcba987654321"
@@ -277,69 +276,6 @@ for export in range(50):
 
 
 # --- What goes wrong
-
-
-class Faulty(io.RawIOBase):
-    """A file on a disk that takes so many bytes more."""
-
-    def __init__(self, path: str, room: int) -> None:
-        self._file = io.FileIO(path, "a+b")
-        self._room = room
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    def write(self, content: Any) -> int:
-        if self._room == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        taken = self._file.write(bytes(content)[: self._room])
-        self._room -= taken
-        return taken
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def with_faults(store: LocalArtifactStore, faults: Iterable[Any]) -> LocalArtifactStore:
-    """Return the store, whose next attempts to open a file to write go wrong.
-
-    A number is the bytes that the disk has room for, an exception is raised, after writing if it comes in
-    a tuple; None is no fault.
-    """
-    remaining = iter(faults)
-    open_file = store.open
-
-    def open_faulty(path: str, mode: str = "r") -> Any:
-        if mode.startswith("r") or not Path(path).parent.is_dir():
-            return open_file(path, mode)
-        fault = next(remaining, None)
-        if isinstance(fault, int):
-            return Faulty(path, fault)
-        if isinstance(fault, tuple):
-            return AnswerLost(path, fault[0])
-        if fault is not None:
-            raise fault
-        return open_file(path, mode)
-
-    store.open = open_faulty  # type: ignore[method-assign, assignment]
-    return store
-
-
-class AnswerLost(io.FileIO):
-    """A file that is written, and then says that it was not."""
-
-    def __init__(self, path: str, error: Exception) -> None:
-        super().__init__(path, "wb")
-        self._error = error
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            raise self._error
 
 
 def test_a_stream_that_was_written_is_not_written_again(tmp_path: Path) -> None:

@@ -1,0 +1,357 @@
+"""Whatever a stream holds and however it is paged through, the pages together are the stream."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zenml.artifact_stores import LocalArtifactStore
+from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
+from zenml.models import LogEntry, LogsEntriesFilter
+
+from composite_logstore import Event, LogEvent, Page, PageRequest
+from composite_logstore.backend import ExportError
+from composite_logstore_artifact import reader as reader_module
+from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import local_store, make_logs, object_store, with_faults
+from tests.events import make_events, make_stream
+
+Direction = Literal["newer", "older"]
+Found = tuple[str, Event | None]
+
+WRITERS = ["0123456789abcde", "fedcba987654321"]
+LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR"}
+STREAM = make_stream()
+
+messages = st.one_of(
+    st.sampled_from(["", "loss", "LOSS 1", "a\nb\r\n", "\x00\x1b[0m\x85\u2028", "x" * 300, '{"message": "y"}']),
+    st.text(st.characters(codec="utf-8"), max_size=20),
+)
+# No line here has a beginning that is an entry by itself: nobody could tell that it goes on.
+odd_lines = st.sampled_from(
+    [
+        b"",
+        b"  \r",
+        b"plain loss",
+        b"\xff\xfe",
+        b"[2024-01-02 03:04:05 UTC] old",
+        b'{"message": "torn',
+        b'{"message": 1}',
+        b"12",
+        b'"text"',
+        b"null",
+        LogEntry(message="ZenML's own loss").model_dump_json(exclude_none=True).encode(),
+    ]
+)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[bytes]:
+    """Lines of several writers, and of others."""
+    numbers = dict.fromkeys(WRITERS, 0)
+    lines = []
+    for kind in draw(st.lists(st.sampled_from([*WRITERS, "odd"]), max_size=15)):
+        if kind == "odd":
+            lines.append(draw(odd_lines) + b"\n")
+            continue
+        level = draw(st.sampled_from(list(LEVELS)))
+        [event] = make_events([draw(messages)], STREAM, numbers[kind], kind, level=level, level_name=LEVELS[level])
+        numbers[kind] += 1
+        lines.append(encode(event))
+    return lines
+
+
+class Archive:
+    """A stream that grows, in one of the two layouts."""
+
+    def __init__(self, root: Path, layout: str) -> None:
+        self.store: LocalArtifactStore = local_store(root) if layout == "file" else object_store(root)
+        self.path = root / "logs" / f"{STREAM.id}.log"
+        (self.path if layout == "objects" else self.path.parent).mkdir(parents=True)
+        self.layout = layout
+        self.contents: list[bytes] = []
+        self.reader = ArtifactReader(find=lambda logs: self.store, is_in_progress=lambda logs: True)
+        self.logs = make_logs(STREAM.id)
+
+    def grow(self, content: bytes) -> None:
+        if self.layout == "objects":
+            (self.path / f"{len(self.contents):020d}.log").write_bytes(content)
+        else:
+            with self.path.open("ab") as file:
+                file.write(content)
+        self.contents.append(content)
+
+    def read(self, direction: Direction, token: str | None, limit: int, filter_: LogsEntriesFilter) -> Page:
+        return self.reader.read(PageRequest(self.logs, direction, token, limit, filter_))
+
+    def expected(self, filter_: LogsEntriesFilter) -> list[Found]:
+        """The whole stream, found out in the plainest way."""
+        lines = [line for content in self._files() for line in content.split(b"\n")]
+        if lines and not _is_entry(lines[-1]):
+            lines.pop()  # empty, or not written to its end
+        found = []
+        for line in lines:
+            entry = parse_log_entry(line.decode("utf-8", "replace"))
+            if entry is not None and _is_wanted(entry, filter_):
+                found.append((entry.message, _event(line)))
+        return found
+
+    def _files(self) -> list[bytes]:
+        return self.contents if self.layout == "objects" else [b"".join(self.contents)]
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        fields = json.loads(line)
+        return Event(fields["writer"], fields["sequence"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _is_wanted(entry: LogEntry, filter_: LogsEntriesFilter) -> bool:
+    if filter_.search and filter_.search.casefold() not in entry.message.casefold():
+        return False
+    if filter_.level and (entry.level is None or entry.level.value < filter_.level.value):
+        return False
+    if filter_.since and (entry.timestamp is None or entry.timestamp < filter_.since):
+        return False
+    return not filter_.until or (entry.timestamp is not None and entry.timestamp <= filter_.until)
+
+
+def _found(page: Page) -> list[Found]:
+    return [(read.entry.message, read.event) for read in page.entries]
+
+
+filters = st.builds(
+    LogsEntriesFilter,
+    search=st.sampled_from([None, None, "loss", "Y"]),
+    level=st.sampled_from([None, None, "INFO", "WARNING"]),
+    since=st.sampled_from([None, None, "2026-09-21T14:13:20.002Z"]),
+    until=st.sampled_from([None, None, "2026-09-21T14:13:20.004Z"]),
+)
+limits = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+layouts = st.sampled_from(["file", "objects"])
+few = settings(max_examples=100, deadline=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks() -> Iterator[None]:
+    """Make the reader work in blocks so small that most lines cross one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader_module, "_FIRST_BLOCK", 16)
+        patch.setattr(reader_module, "_LARGEST_BLOCK", 64)
+        patch.setattr(reader_module, "_SMALL", 200)
+        yield
+
+
+@contextmanager
+def archive_of(layout: str, contents: list[bytes]) -> Iterator[Archive]:
+    with tempfile.TemporaryDirectory() as root:
+        archive = Archive(Path(root), layout)
+        for content in contents:
+            archive.grow(content)
+        yield archive
+
+
+def pieces(lines: list[bytes], layout: str, cuts: list[int]) -> list[bytes]:
+    """Cut a stream up: a file anywhere, since nothing else is promised of it; objects between two lines.
+
+    Some objects lack their last newline.
+    """
+    content = b"".join(lines)
+    if layout == "objects":
+        ends = [0]
+        for line in lines:
+            ends.append(ends[-1] + len(line))
+        places = sorted(ends[cut % len(ends)] for cut in cuts)
+    else:
+        places = sorted(cut % (len(content) + 1) for cut in cuts)
+    found = [content[begin:end] for begin, end in zip([0, *places], [*places, len(content)], strict=True)]
+    if layout == "objects":
+        found = [piece.removesuffix(b"\n") if (len(piece) + len(cuts)) % 3 == 0 else piece for piece in found]
+    return found
+
+
+cuts = st.lists(st.integers(0, 10_000), max_size=5)
+
+
+def pages(archive: Archive, direction: Direction, limits: list[int], filter_: LogsEntriesFilter) -> Iterator[Page]:
+    """Read to the end."""
+    token: str | None = None
+    number = 0
+    while number == 0 or token is not None:
+        page = archive.read(direction, token, limits[number % len(limits)], filter_)
+        assert len(page.entries) <= limits[number % len(limits)]
+        assert (page.newer is None) == (not page.entries)
+        yield page
+        token = page.newer if direction == "newer" else page.older
+        number += 1
+
+
+@few
+@given(streams(), layouts, cuts, st.sampled_from(["newer", "older"]), limits, filters, st.booleans())
+def test_pages_are_the_stream(
+    lines: list[bytes],
+    layout: str,
+    cuts: list[int],
+    direction: Direction,
+    limits: list[int],
+    filter_: LogsEntriesFilter,
+    is_cut_off: bool,
+) -> None:
+    contents = pieces(lines, layout, cuts)
+    if is_cut_off and contents[-1]:
+        contents[-1] = contents[-1][: len(contents[-1]) * 2 // 3]
+    with archive_of(layout, contents) as archive:
+        found: list[Found] = []
+        for page in pages(archive, direction, limits, filter_):
+            found = found + _found(page) if direction == "newer" else _found(page) + found
+
+        assert found == archive.expected(filter_)
+
+
+@few
+@given(streams(), layouts, cuts, limits, filters)
+def test_tokens_lead_back_and_forth(
+    lines: list[bytes], layout: str, cuts: list[int], limits: list[int], filter_: LogsEntriesFilter
+) -> None:
+    with archive_of(layout, pieces(lines, layout, cuts)) as archive:
+        expected = archive.expected(filter_)
+        for direction in ("newer", "older"):
+            passed = 0
+            for page in pages(archive, direction, limits, filter_):
+                begin = passed if direction == "newer" else len(expected) - passed - len(page.entries)
+                end = begin + len(page.entries)
+                passed += len(page.entries)
+                older = archive.read("older", page.older, 1000, filter_).entries if page.older else []
+                newer = archive.read("newer", page.newer, 1000, filter_).entries if page.newer else []
+                assert len(older) == begin
+                assert len(newer) == (len(expected) - end if page.newer else 0)
+
+
+@few
+@given(streams(), layouts, cuts, limits, filters, st.lists(st.booleans(), max_size=30))
+def test_pages_that_follow_a_growing_stream_are_the_stream(
+    lines: list[bytes],
+    layout: str,
+    cuts: list[int],
+    limits: list[int],
+    filter_: LogsEntriesFilter,
+    grows: list[bool],
+) -> None:
+    with archive_of(layout, []) as archive:
+        remaining = pieces(lines, layout, cuts)
+        found: list[Found] = []
+        token: str | None = None
+        number = 0
+
+        def follow() -> bool:
+            nonlocal token, number
+            page = archive.read("newer", token, limits[number % len(limits)], filter_)
+            number += 1
+            found.extend(_found(page))
+            token = page.newer or token
+            return bool(page.entries)
+
+        for grow in grows:
+            if grow and remaining:
+                before = archive.read("older", None, 1000, filter_)
+                archive.grow(remaining.pop(0))
+                if before.older:
+                    raise AssertionError("a page with room left has nothing older")
+            else:
+                follow()
+        for content in remaining:
+            archive.grow(content)
+        while follow():
+            pass
+
+        assert found == archive.expected(filter_)
+
+
+@few
+@given(streams(), layouts, cuts, limits, st.integers(0, 5))
+def test_pages_towards_the_oldest_end_do_not_see_what_is_added_behind_them(
+    lines: list[bytes], layout: str, cuts: list[int], limits: list[int], already: int
+) -> None:
+    nothing = LogsEntriesFilter()
+    contents = pieces(lines, layout, cuts)
+    with archive_of(layout, contents[:already]) as archive:
+        expected = archive.expected(nothing)
+        found: list[Found] = []
+        remaining = contents[already:]
+        for page in pages(archive, "older", limits, nothing):
+            found = _found(page) + found
+            if remaining:
+                archive.grow(remaining.pop(0))
+
+        assert found == expected
+
+
+faults = st.lists(
+    st.one_of(
+        st.none(), st.integers(0, 2000), st.just((TimeoutError("no answer"),)), st.just(ConnectionError("refused"))
+    ),
+    max_size=8,
+)
+
+
+@few
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(1, 6)), min_size=1, max_size=5),
+    layouts,
+    faults,
+    st.randoms(use_true_random=False),
+)
+def test_whatever_fails_every_event_is_there_once_and_in_order(
+    batches: list[tuple[int, int]], layout: str, faults: list[Any], random: Any
+) -> None:
+    # A local file either takes some bytes or refuses; it has no answer that can be lost. An object is
+    # there as a whole or not at all.
+    fitting = [fault for fault in faults if not isinstance(fault, tuple if layout == "file" else int)]
+    streams = [make_stream(), make_stream()]
+    exported: dict[Any, list[LogEvent]] = {stream.id: [] for stream in streams}
+    with tempfile.TemporaryDirectory() as root:
+        store = with_faults((local_store if layout == "file" else object_store)(Path(root)), fitting)
+        exporter = ArtifactExporter(find=lambda stream: store)
+        reader = ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: True)
+        number = 0
+        for which, size in batches:
+            # The first events go to one stream, the others to either.
+            pending = make_events(["x"], streams[which], number) + [
+                make_events(["x" * random.randint(0, 300)], random.choice(streams), number + 1 + later)[0]
+                for later in range(size)
+            ]
+            number += len(pending)
+            for event in pending:
+                exported[event.stream.id].append(event)
+            while pending:
+                part = pending[: random.randint(1, len(pending))] if random.random() < 0.3 else pending
+                try:
+                    exporter.export(part)
+                except ExportError:
+                    continue
+                pending = pending[len(part) :]
+
+        for stream in streams:
+            page = reader.read(PageRequest(make_logs(stream.id), "newer", None, 1000, LogsEntriesFilter()))
+            found = [read for read in page.entries if read.event is not None]
+            assert [read.event.sequence for read in found if read.event] == [
+                event.sequence for event in exported[stream.id]
+            ]
+            assert [read.entry.message for read in found] == [event.message for event in exported[stream.id]]
