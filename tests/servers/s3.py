@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class S3Server:
     endpoint: str
     bucket: str
 
-    def artifact_store(self, path: str | None = None, secret: str = SECRET_KEY) -> S3ArtifactStore:
-        """Return ZenML's own artifact store for it, as if it had been registered."""
+    def artifact_store(self, path: str | None = None, secret: str = SECRET_KEY, **settings: Any) -> S3ArtifactStore:
+        """Return ZenML's own artifact store for it, as if it had been registered with these settings."""
         from zenml.integrations.s3.artifact_stores import S3ArtifactStore
         from zenml.integrations.s3.flavors import S3ArtifactStoreConfig
 
@@ -47,6 +47,7 @@ class S3Server:
             key=ACCESS_KEY,
             secret=secret,
             client_kwargs={"endpoint_url": self.endpoint, "region_name": "us-east-1"},
+            **settings,
         )
         return make_artifact_store(S3ArtifactStore, config, "s3")
 
@@ -93,13 +94,9 @@ def s3_server() -> Iterator[S3Server]:
             _create_bucket(server, process, log.name)
             yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            # It leaves its sockets behind.
+            # It takes 10 seconds to end by itself, and leaves its sockets behind all the same.
+            process.kill()
+            process.wait()
             for port in ports.values():
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                     left.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
@@ -242,7 +242,7 @@ def test_an_entry_is_what_was_logged(tmp_path: Path) -> None:
         module="fit",
         filename="/code/train.py",
         lineno=42,
-        id=make_events(["it failed"])[0].uid,
+        id=UUID(make_events(["it failed"])[0].uid),
     )
 
 

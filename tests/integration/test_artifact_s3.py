@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+from zenml.artifact_stores import BaseArtifactStore
+from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
+from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
+from zenml.models import LogEntry, LogsEntriesFilter
+
+from composite_logstore import Page, PageRequest, RetryableError, Stream, UnavailableError
+from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import make_logs
+from tests.events import make_events, make_stream
+from tests.servers.s3 import S3Server, s3_server
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+def exporter_to(store: BaseArtifactStore) -> ArtifactExporter:
+    return ArtifactExporter(find=lambda stream: store)
+
+
+def read(
+    store: BaseArtifactStore,
+    stream: Stream,
+    direction: Literal["newer", "older"] = "newer",
+    token: str | None = None,
+    limit: int = 50_000,
+    in_progress: bool = False,
+    **filters: Any,
+) -> Page:
+    reader = ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: in_progress)
+    return reader.read(PageRequest(make_logs(stream.id), direction, token, limit, LogsEntriesFilter(**filters)))
+
+
+def messages(page: Page) -> list[str]:
+    return [read.entry.message for read in page.entries]
+
+
+def test_a_stream_is_read_while_it_is_written_and_at_the_end(server: S3Server) -> None:
+    # The writer and the reader are two programs: each has an artifact store of its own, the reader's stays
+    # the same from page to page, as on ZenML's server.
+    writing, reading = server.artifact_store(), server.artifact_store()
+    stream = make_stream()
+    exporter = exporter_to(writing)
+    assert messages(read(reading, stream, in_progress=True)) == []
+
+    exporter.export(make_events(["a", "b"], stream))
+    first = read(reading, stream)
+    exporter.export(make_events(["c"], stream, 2))
+    newest = read(reading, stream, "older", limit=2)
+    followed = read(reading, stream, token=first.newer)
+    exporter.export(make_events([str(number) for number in range(3, 5000)], stream, 3))
+    exporter.end_stream(stream)
+
+    assert messages(first) == ["a", "b"]
+    assert messages(newest) == ["b", "c"]
+    assert messages(followed) == ["c"]
+    everything = ["a", "b", "c", *(str(number) for number in range(3, 5000))]
+    assert messages(read(reading, stream)) == everything
+    assert messages(read(reading, stream, "older", newest.older)) == ["a"]
+    assert messages(read(reading, stream, "older", search="499")) == [
+        message for message in everything if "499" in message
+    ]
+    assert [read.event.sequence for read in read(reading, stream).entries if read.event] == list(range(5000))
+    own = fetch_log_records(server.artifact_store(), prepare_logs_uri(writing, stream.id), 50_000)
+    assert [entry.message for entry in own] == everything
+
+
+def test_many_small_objects_are_read_side_by_side(server: S3Server) -> None:
+    store = server.artifact_store()
+    stream = make_stream()
+    exporter = exporter_to(store)
+    for number in range(60):
+        exporter.export(make_events([str(number)], stream, number))
+
+    page = read(store, stream, "older", limit=50)
+
+    assert messages(page) == [str(number) for number in range(10, 60)]
+    assert messages(read(store, stream, "older", page.older)) == [str(number) for number in range(10)]
+
+
+def test_an_object_that_is_too_large_to_be_read_at_once(server: S3Server) -> None:
+    store = server.artifact_store()
+    stream = make_stream()
+    expected = [f"{number} " + "x" * 100_000 for number in range(120)]
+    exporter_to(store).export(make_events(expected, stream))
+
+    newest = read(store, stream, "older", limit=10)
+
+    assert messages(newest) == expected[-10:]
+    assert messages(read(store, stream, "older", newest.older)) == expected[:-10]
+    assert messages(read(store, stream)) == expected
+
+
+def test_the_single_object_of_zenml_s_own_store(server: S3Server) -> None:
+    store = server.artifact_store()
+    stream = make_stream()
+    entries = [LogEntry(message=str(number)) for number in range(10)]
+    with store.open(prepare_logs_uri(store, stream.id), "w") as file:
+        file.write("".join(entry.model_dump_json(exclude_none=True) + "\n" for entry in entries))
+
+    page = read(store, stream, "older", limit=4)
+
+    assert [read.entry for read in page.entries] == entries[6:]
+    assert [read.entry for read in read(store, stream, "older", page.older).entries] == entries[:6]
+
+
+def test_a_stream_that_is_not_there(server: S3Server) -> None:
+    with pytest.raises(DoesNotExistException, match="'archive'"):
+        read(server.artifact_store(), make_stream())
+
+
+def test_wrong_credentials(server: S3Server) -> None:
+    stream = make_stream()
+    exporter_to(server.artifact_store()).export(make_events(["a"], stream))
+    store = server.artifact_store(secret="not-the-secret")
+
+    with pytest.raises(UnavailableError, match="refuses access; check its credentials") as written:
+        exporter_to(store).export(make_events(["b"], stream))
+    with pytest.raises(LogStoreUnavailableError, match=r"refuses access\. Check its credentials") as fetched:
+        read(store, stream)
+    assert "not-the-secret" not in f"{written.value} {fetched.value}"
+
+
+def test_a_missing_bucket_is_not_made(server: S3Server) -> None:
+    store = server.artifact_store(path="s3://not-there/store")
+
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="bucket or folder of artifact store 'archive' does not exist"):
+            exporter_to(store).export(make_events(["a"]))
+
+
+def test_credentials_that_were_mended_are_used(server: S3Server) -> None:
+    stores = iter([server.artifact_store(secret="not-the-secret"), server.artifact_store()])
+    stream = make_stream()
+    events = make_events(["a"], stream)
+    exporter = ArtifactExporter(find=lambda stream: next(stores))
+
+    with pytest.raises(UnavailableError):
+        exporter.export(events)
+    exporter.export(events)
+
+    assert messages(read(server.artifact_store(), stream)) == ["a"]
+
+
+def test_a_server_that_is_not_there() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        store = S3Server(f"http://127.0.0.1:{unused.getsockname()[1]}", "bucket").artifact_store(
+            config_kwargs={"retries": {"max_attempts": 0}}
+        )
+
+        with pytest.raises(RetryableError, match="did not take it"):
+            exporter_to(store).export(make_events(["a"]))
+        with pytest.raises(LogStoreUnavailableError, match="could not be read"):
+            read(store, make_stream())
