@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from composite_logstore import CompositeLogStore, LogEvent, Stream, reading
+from zenml.exceptions import (
+    DoesNotExistException,
+    LogStoreError,
+    LogStoreRateLimitError,
+    LogStoreUnavailableError,
+)
+from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
+
+from tests.events import make_events
+from tests.simulation import Backend, SimulatedReader, make_child, make_logs, make_store
+
+
+def stored(store: CompositeLogStore, backend: Backend, count: int, first: int = 0) -> LogsResponse:
+    logs = make_logs(store)
+    add(backend, logs, count, first)
+    return logs
+
+
+def add(backend: Backend, logs: LogsResponse, count: int, first: int = 0, **changes: Any) -> list[LogEvent]:
+    stream = Stream(logs.id, {})
+    events = make_events([f"m{number}" for number in range(first, first + count)], stream, first=first, **changes)
+    backend.received += events
+    return events
+
+
+def messages(page: LogsEntriesResponse) -> list[str]:
+    return [entry.message for entry in page.items]
+
+
+def numbered(first: int, last: int) -> list[str]:
+    return [f"m{number}" for number in range(first, last)]
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+def store(backend: Backend) -> CompositeLogStore:
+    return make_store(make_child("archive", backend), make_child("live"))
+
+
+def test_the_newest_page_comes_first_when_nothing_is_asked(store: CompositeLogStore, backend: Backend) -> None:
+    logs = stored(store, backend, 10)
+    assert messages(store.fetch(logs, limit=3)) == numbered(7, 10)
+    assert messages(store.fetch(logs)) == numbered(0, 10)
+    assert messages(store.fetch(logs, start="oldest", limit=3)) == numbered(0, 3)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10, 11])
+def test_pages_lead_through_the_whole_stream_both_ways(
+    store: CompositeLogStore, backend: Backend, limit: int
+) -> None:
+    logs = stored(store, backend, 10)
+    page = store.fetch(logs, limit=limit)
+    read = messages(page)
+    while page.before:
+        page = store.fetch(logs, before=page.before)
+        read = messages(page) + read
+    assert read == numbered(0, 10)
+    page = store.fetch(logs, start="oldest", limit=limit)
+    read = messages(page)
+    while page.after:
+        page = store.fetch(logs, after=page.after)
+        read += messages(page)
+    assert read == numbered(0, 10)
+
+
+def test_one_can_turn_around_on_any_page(store: CompositeLogStore, backend: Backend) -> None:
+    logs = stored(store, backend, 10)
+    newest = store.fetch(logs, limit=3)
+    older = store.fetch(logs, before=newest.before)
+    assert messages(older) == numbered(4, 7)
+    assert messages(store.fetch(logs, after=older.after)) == numbered(7, 10)
+
+
+def test_a_cursor_stays_good_while_the_stream_grows(store: CompositeLogStore, backend: Backend) -> None:
+    logs = stored(store, backend, 5)
+    page = store.fetch(logs)
+    assert messages(store.fetch(logs, after=page.after)) == []
+    add(backend, logs, 2, first=5)
+    assert messages(store.fetch(logs, after=page.after)) == numbered(5, 7)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize("start", ["oldest", "newest"])
+def test_what_arrived_twice_is_returned_once_across_pages(
+    store: CompositeLogStore, backend: Backend, limit: int, start: str
+) -> None:
+    logs = stored(store, backend, 6)
+    add(backend, logs, 3, first=3)
+    add(backend, logs, 2, first=6)
+    page = store.fetch(logs, start=start, limit=limit)
+    pages = [messages(page)]
+    while cursor := page.before if start == "newest" else page.after:
+        page = store.fetch(logs, **{"before" if start == "newest" else "after": cursor})
+        pages.append(messages(page))
+    ordered = pages[::-1] if start == "newest" else pages
+    assert [message for part in ordered for message in part] == numbered(0, 8)
+    assert all(pages[:-1]), "an empty page would look like the end"
+
+
+def test_two_writers_of_one_stream_are_told_apart(store: CompositeLogStore, backend: Backend) -> None:
+    logs = stored(store, backend, 3)
+    add(backend, logs, 3, writer="f" * 15)
+    assert messages(store.fetch(logs)) == numbered(0, 3) * 2
+
+
+def test_only_copies_on_the_same_page_are_known_where_order_is_not(
+    store: CompositeLogStore, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedReader, "in_order", False)
+    logs = make_logs(store)
+    events = add(backend, logs, 3)
+    backend.received[:] = [events[1], events[0], events[0], events[2]]
+    assert messages(store.fetch(logs)) == ["m1", "m0", "m2"]
+
+
+def test_the_readers_own_page_size_is_kept(
+    store: CompositeLogStore, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedReader, "max_page_size", 4)
+    logs = stored(store, backend, 10)
+    assert messages(store.fetch(logs, limit=8)) == numbered(6, 10)
+
+
+class TestArguments:
+    def test_a_stream_of_another_log_store_is_refused(self, store: CompositeLogStore) -> None:
+        with pytest.raises(ValueError, match="another log store"):
+            store.fetch(make_logs(make_store(make_child("archive"))))
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_a_limit_must_be_positive(self, store: CompositeLogStore, limit: int) -> None:
+        with pytest.raises(ValueError, match="positive"):
+            store.fetch(make_logs(store), limit=limit)
+
+    def test_a_limit_of_a_million_is_capped(self, store: CompositeLogStore, backend: Backend) -> None:
+        assert len(store.fetch(stored(store, backend, 10), limit=1_000_000).items) == 10
+
+    def test_start_is_one_of_two_words(self, store: CompositeLogStore) -> None:
+        with pytest.raises(ValueError, match="`start`"):
+            store.fetch(make_logs(store), start="middle")
+
+    def test_only_one_cursor_at_a_time(self, store: CompositeLogStore) -> None:
+        with pytest.raises(ValueError, match="only one"):
+            store.fetch(make_logs(store), before="x", after="y")
+
+    @pytest.mark.parametrize(
+        "cursor",
+        ["", "x", "ünï", "e30=", base64.urlsafe_b64encode(b'{"version": 2}').decode(), "A" * 10_000],
+    )
+    def test_a_malformed_cursor_is_refused(self, store: CompositeLogStore, cursor: str) -> None:
+        with pytest.raises(ValueError, match="malformed"):
+            store.fetch(make_logs(store), after=cursor)
+
+    def test_a_cursor_cut_anywhere_is_refused(self, store: CompositeLogStore, backend: Backend) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2).before
+        assert cursor is not None
+        for end in range(len(cursor)):
+            with pytest.raises(ValueError, match="cursor"):
+                store.fetch(logs, before=cursor[:end])
+
+    def test_a_foreign_cursor_is_refused(self, store: CompositeLogStore, backend: Backend) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2).before
+        with pytest.raises(ValueError, match="not one for this"):
+            store.fetch(stored(store, backend, 5), before=cursor)
+        with pytest.raises(ValueError, match="not one for this"):
+            store.fetch(logs, after=cursor)
+        other = make_store(make_child("archive", backend))
+        with pytest.raises(ValueError, match="not one for this"):
+            other.fetch(make_logs(other, id=logs.id), before=cursor)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"limit": 3},
+            {"start": "oldest"},
+            {"filter_": LogsEntriesFilter(search="other")},
+            {"filter_": LogsEntriesFilter(level="ERROR")},
+        ],
+    )
+    def test_what_conflicts_with_the_cursor_is_refused(
+        self, store: CompositeLogStore, backend: Backend, changed: dict[str, Any]
+    ) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2, filter_=LogsEntriesFilter(search="m")).before
+        assert store.fetch(logs, before=cursor, start="newest", limit=2, filter_=LogsEntriesFilter(search="m")).items
+        with pytest.raises(ValueError, match="conflicts with the cursor"):
+            store.fetch(logs, before=cursor, **changed)
+
+    def test_a_cursor_of_a_child_that_is_gone_is_refused(self, backend: Backend) -> None:
+        id = uuid4()
+        before = make_store(make_child("old", backend), id=id)
+        logs = stored(before, backend, 5)
+        cursor = before.fetch(logs, limit=2).before
+        after = make_store(make_child("new", backend), id=id)
+        with pytest.raises(ValueError, match="child 'old', which is no longer there"):
+            after.fetch(logs, before=cursor)
+
+
+class TestFallback:
+    @pytest.fixture(autouse=True)
+    def _nothing_remembered(self) -> None:
+        reading._unreadable.clear()
+
+    @pytest.fixture
+    def spare(self) -> Backend:
+        return Backend()
+
+    @pytest.fixture
+    def store(self, backend: Backend, spare: Backend) -> CompositeLogStore:
+        return make_store(make_child("archive", backend), make_child("spare", spare), fetch_fallback=["spare"])
+
+    @pytest.mark.parametrize(
+        "error", [LogStoreUnavailableError("no route"), LogStoreRateLimitError("slow down"), LogStoreError("oops")]
+    )
+    def test_the_next_child_answers_and_the_first_entry_says_so(
+        self, store: CompositeLogStore, backend: Backend, spare: Backend, error: Exception
+    ) -> None:
+        backend.always = error
+        logs = stored(store, spare, 2)
+        page = store.fetch(logs)
+        assert messages(page)[1:] == numbered(0, 2)
+        assert "'archive' could not be read" in messages(page)[0]
+        assert str(error) in messages(page)[0]
+        assert "'spare'" in messages(page)[0]
+
+    def test_the_process_remembers_it_for_a_while(
+        self, store: CompositeLogStore, backend: Backend, spare: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [1000.0]
+        monkeypatch.setattr(reading.time, "monotonic", lambda: now[0])
+        backend.always = LogStoreUnavailableError("no route")
+        logs = stored(store, spare, 2)
+        store.fetch(logs)
+        backend.always = None
+        add(backend, logs, 2)
+        assert len(store.fetch(logs).items) == 3
+        now[0] += reading.REMEMBERED_SECONDS
+        assert messages(store.fetch(logs)) == numbered(0, 2)
+
+    def test_a_cursor_belongs_to_the_child_that_made_it(
+        self, store: CompositeLogStore, backend: Backend, spare: Backend
+    ) -> None:
+        logs = stored(store, backend, 5)
+        add(spare, logs, 5)
+        cursor = store.fetch(logs, limit=2).before
+        backend.always = LogStoreUnavailableError("no route")
+        with pytest.raises(LogStoreUnavailableError):
+            store.fetch(logs, before=cursor)
+
+    @pytest.mark.parametrize("error", [ValueError("bad filter"), DoesNotExistException("no such stream")])
+    def test_what_would_fail_everywhere_is_no_reason_to_fall_back(
+        self, store: CompositeLogStore, backend: Backend, spare: Backend, error: Exception
+    ) -> None:
+        backend.always = error
+        with pytest.raises(type(error)):
+            store.fetch(stored(store, spare, 2))
+
+    def test_when_all_fail_the_last_error_is_raised(
+        self, store: CompositeLogStore, backend: Backend, spare: Backend
+    ) -> None:
+        backend.always = LogStoreError("first")
+        spare.always = LogStoreUnavailableError("second")
+        with pytest.raises(LogStoreUnavailableError, match="second"):
+            store.fetch(make_logs(store))
+
+
+def test_ids_are_the_events_own(store: CompositeLogStore, backend: Backend) -> None:
+    logs = make_logs(store)
+    events = add(backend, logs, 3)
+    assert [entry.id for entry in store.fetch(logs).items] == [UUID(event.uid) for event in events]
