@@ -193,7 +193,8 @@ def shorten(text: str, max_bytes: int) -> str:
     room = max(0, max_bytes - len(_MARK.format(len(encoded)).encode()))
     kept = encoded[:room].decode("utf-8", "ignore")
     mark = _MARK.format(len(encoded) - len(kept.encode()))
-    return (kept + mark)[:max_bytes] if room == 0 else kept + mark
+    # Where not even the mark fits, a part of it is all that can be had.
+    return (kept + mark).encode()[:max_bytes].decode("utf-8", "ignore")
 
 
 _MARK = "… [shortened by {} bytes]"

@@ -92,6 +92,11 @@ class ChildConfig(BaseModel):
         """Whether the backend can be used on this machine alone."""
         return False
 
+    @property
+    def unreadable(self) -> str | None:
+        """Why the child cannot be read, None if it can. A backend adds what its settings lack for that."""
+        return None if self.readable else f"children of type '{self.type}' cannot be read"
+
     @model_validator(mode="after")
     def _within_limits(self) -> ChildConfig:
         if self.max_export_batch_size and self.max_export_batch_size > self.max_batch_size:
@@ -113,7 +118,7 @@ class ChildConfig(BaseModel):
         raise NotImplementedError
 
     def create_reader(self) -> Reader:
-        """Create the reader, with secrets resolved, if the backend is `readable`."""
+        """Create the reader, with secrets resolved, if the child is not `unreadable`."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -259,14 +264,14 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
 
     def _must_be_readable(self, key: str, name: str) -> None:
         names = [child.name for child in self.children]
-        readable = [child.name for child in self.enabled_children if child.readable]
+        readable = [child.name for child in self.enabled_children if not child.unreadable]
         choose = f"set one of: {', '.join(readable)}" if readable else "add a child that can be read"
         if name not in names:
             raise ValueError(f"'{key}': there is no child '{name}'{_nearest(name, names)}; {choose}")
         if not self.child(name).enabled:
             raise ValueError(f"'{key}': child '{name}' is disabled; enable it, or {choose}")
-        if not self.child(name).readable:
-            raise ValueError(f"'{key}': child '{name}' of type '{self.child(name).type}' cannot be read; {choose}")
+        if why := self.child(name).unreadable:
+            raise ValueError(f"'{key}': child '{name}': {why}; {choose}")
 
 
 def _parse_child(number: int, raw: Any) -> ChildConfig:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 from zenml.utils.secret_utils import SecretReference
 
 from composite_logstore.backend import UnavailableError
@@ -55,7 +55,11 @@ def resolve(config: Config) -> Config:
         return SecretStr(resolved) if isinstance(value, SecretStr) else resolved
 
     values = config.model_dump(exclude_unset=True)
-    return type(config)(**_map_texts(values, replace))
+    try:
+        return type(config)(**_map_texts(values, replace))
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()}))
+        raise UnavailableError(f"what a secret holds does not fit '{fields}'; correct the secret") from None
 
 
 def _look_up(name: str, key: str) -> str:

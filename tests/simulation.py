@@ -8,6 +8,10 @@ from datetime import datetime, timezone
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
+from zenml.enums import LoggingLevels, StackComponentType
+from zenml.models import LogEntry, LogsResponse
+from zenml.models.v2.core.logs import LogsResponseBody
+
 from composite_logstore import (
     ChildConfig,
     CompositeLogStore,
@@ -19,9 +23,6 @@ from composite_logstore import (
     ReadEntry,
     Stream,
 )
-from zenml.enums import LoggingLevels, StackComponentType
-from zenml.models import LogEntry, LogsResponse
-from zenml.models.v2.core.logs import LogsResponseBody
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -53,6 +53,11 @@ class DatadogChildConfig(ChildConfig):
     tags: list[str] = Field(default_factory=list, max_length=100)
 
     @property
+    def unreadable(self) -> str | None:
+        """Why it cannot be read: Datadog's search wants a key of its own."""
+        return None if self.application_key else "'application_key' is needed to read it; set it"
+
+    @property
     def intake_url(self) -> str:
         """Where events are sent to."""
         return self.endpoint or f"https://http-intake.logs.{self.site}/api/v2/logs"

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from composite_logstore import CompositeLogStoreConfig, UnavailableError, secrets
-from composite_logstore.config import UnknownChild, backends
 from pydantic import SecretStr, ValidationError
 from zenml.client import Client
 from zenml.enums import LoggingLevels
 from zenml.utils.secret_utils import SecretReference
+
+from composite_logstore import CompositeLogStoreConfig, UnavailableError, secrets
+from composite_logstore.config import UnknownChild, backends
 
 ARCHIVE = {"name": "archive", "type": "artifact"}
 COLLECTOR = {"name": "collector", "type": "otlp", "endpoint": "http://127.0.0.1:4318"}
@@ -54,7 +55,9 @@ def test_the_defaults_are_those_of_the_reference() -> None:
 
 def test_children_may_be_given_as_json_text_as_the_cli_does() -> None:
     config = CompositeLogStoreConfig(
-        primary="archive", children=json.dumps([ARCHIVE]), fetch_fallback="[]"  # type: ignore[arg-type]
+        primary="archive",
+        children=json.dumps([ARCHIVE]),
+        fetch_fallback="[]",  # type: ignore[arg-type]
     )
     assert config.child("archive").type == "artifact"
 
@@ -79,6 +82,11 @@ def test_what_zenml_stores_gives_the_same_configuration_back() -> None:
         ([ARCHIVE], {"primary": "archiv"}, ["'primary'", "'archiv'", "did you mean 'archive'", "set one of: archive"]),
         ([ARCHIVE | {"enabled": False}, LIVE], {}, ["'primary'", "'archive' is disabled", "set one of: live"]),
         ([ARCHIVE, COLLECTOR], {"primary": "collector"}, ["'primary'", "'collector'", "'otlp' cannot be read"]),
+        (
+            [LIVE | {"application_key": None}],
+            {"primary": "live"},
+            ["'primary'", "child 'live'", "'application_key' is needed to read it; set it"],
+        ),
         ([ARCHIVE], {"fetch_fallback": ["archive"]}, ["'fetch_fallback'", "'archive'", "once"]),
         ([ARCHIVE], {"fetch_fallback": ["live"]}, ["'fetch_fallback'", "'live'"]),
         ([], {}, ["'children' is empty"]),
@@ -137,7 +145,8 @@ def test_a_key_in_clear_text_is_a_warning_and_a_reference_is_not(caplog: pytest.
 
 def test_where_it_is_loaded_a_child_of_an_unknown_type_does_not_hide_the_others() -> None:
     config = CompositeLogStoreConfig(
-        primary="archive", children=[ARCHIVE, {"name": "x", "type": "elsewhere", "url": "u"}]  # type: ignore[list-item]
+        primary="archive",
+        children=[ARCHIVE, {"name": "x", "type": "elsewhere", "url": "u"}],  # type: ignore[list-item]
     )
     unknown = config.child("x")
     assert isinstance(unknown, UnknownChild)
@@ -196,6 +205,20 @@ class TestSecrets:
         live: Any = secrets.resolve(config.child("live"))
         assert live.api_key == SecretStr("k1")
         assert live.site == "datadoghq.eu"
+
+    def test_a_secret_that_does_not_fit_its_field_makes_a_child_unavailable_without_being_repeated(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            Client,
+            "get_secret_by_name_and_private_status",
+            lambda *_, **__: type(
+                "Answer", (), {"secret_values": {"api_key": "s3cr3t value\n", "application_key": "k"}}
+            ),
+        )
+        with pytest.raises(UnavailableError, match="'api_key'") as raised:
+            secrets.resolve(make_config(ARCHIVE, LIVE).child("live"))
+        assert "s3cr3t" not in str(raised.value)
 
     def test_a_missing_secret_or_key_makes_a_child_unavailable_in_words(self) -> None:
         config = make_config(ARCHIVE, LIVE | {"api_key": "{{nowhere.key}}"})

@@ -7,11 +7,11 @@ from uuid import UUID
 
 import orjson
 import pytest
-from composite_logstore.event import capture, plain
 from opentelemetry import trace
 from opentelemetry.instrumentation.logging.handler import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 
+from composite_logstore.event import capture, plain
 from tests.events import make_capture, make_events, make_stream
 
 
@@ -69,6 +69,12 @@ def test_the_end_of_a_printed_line_is_not_part_of_the_message() -> None:
     printed = logging.LogRecord("stdout", logging.INFO, "", 0, "\r 50%|█████  |\n", (), None, "")
     assert capture(printed).message == "\r 50%|█████  |"
     assert capture(record("ends in a newline\n")).message == "ends in a newline\n"
+
+
+def test_a_source_file_with_an_odd_name_does_not_make_the_event_undeliverable() -> None:
+    captured = capture(record(name="log\udcff", pathname="/code/\udcff.py", funcName="f\udcff"))
+    for text in (captured.logger_name, captured.file, captured.function):
+        text.encode()
 
 
 def cyclic() -> list[Any]:
@@ -147,9 +153,7 @@ def test_the_streams_attributes_are_those_of_the_moment_they_are_read() -> None:
 
 def test_details_carry_opentelemetrys_names_and_what_was_given_to_emit_wins() -> None:
     captured = make_capture()._replace(attributes={"epoch": 3, "zenml.event.type": "x"})
-    event = make_events(["m"])[0]._replace(
-        attributes=captured.attributes, metadata={"zenml.event.type": "exception"}
-    )
+    event = make_events(["m"])[0]._replace(attributes=captured.attributes, metadata={"zenml.event.type": "exception"})
     assert event.details == {
         "epoch": 3,
         "code.file.path": "/code/train.py",

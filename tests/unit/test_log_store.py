@@ -8,10 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
 from composite_logstore import CompositeLogStore, RejectedError, RetryableError, UnavailableError
 from composite_logstore.log_store import CompositeLogStoreOrigin
 from composite_logstore.writer import Writer
-
 from tests.simulation import Backend, assert_accounts_add_up, make_child, make_logs, make_store
 
 
@@ -23,6 +23,13 @@ def log(store: CompositeLogStore, origin: Any, *messages: str, level: int = logg
 def register(store: CompositeLogStore, source: str = "step", **metadata: Any) -> Any:
     logs = make_logs(store, source)
     return store.register_origin(str(logs.id), logs, metadata)
+
+
+def join_worker(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == f"composite-logstore {name}":
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 def test_every_record_reaches_every_child_in_order() -> None:
@@ -109,7 +116,8 @@ def test_trouble_is_one_warning_when_it_begins_and_one_when_it_ends(caplog: pyte
     origin = register(store)
     with caplog.at_level(logging.WARNING):
         log(store, origin, "hello")
-        store.flush()
+        store.writer.close(2.0)
+        join_worker("collector")
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 2
     assert "child 'collector'" in texts[0]
@@ -279,10 +287,7 @@ def test_workers_end_and_exporters_are_closed_when_a_writer_is_closed() -> None:
     origin = register(store)
     log(store, origin, "hello")
     store.writer.close(1.0)
-    for thread in threading.enumerate():
-        if thread.name == "composite-logstore closing":
-            thread.join(5)
-            assert not thread.is_alive()
+    join_worker("closing")
     assert backend.closed == 1
 
 

@@ -5,7 +5,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from composite_logstore import CompositeLogStore, LogEvent, Stream, reading
 from zenml.exceptions import (
     DoesNotExistException,
     LogStoreError,
@@ -14,6 +13,7 @@ from zenml.exceptions import (
 )
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
+from composite_logstore import CompositeLogStore, LogEvent, Stream, reading
 from tests.events import make_events
 from tests.simulation import Backend, SimulatedReader, make_child, make_logs, make_store
 
@@ -57,9 +57,7 @@ def test_the_newest_page_comes_first_when_nothing_is_asked(store: CompositeLogSt
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 11])
-def test_pages_lead_through_the_whole_stream_both_ways(
-    store: CompositeLogStore, backend: Backend, limit: int
-) -> None:
+def test_pages_lead_through_the_whole_stream_both_ways(store: CompositeLogStore, backend: Backend, limit: int) -> None:
     logs = stored(store, backend, 10)
     page = store.fetch(logs, limit=limit)
     read = messages(page)
