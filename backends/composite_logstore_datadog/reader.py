@@ -48,6 +48,9 @@ _LEVELS = {status: level for level, statuses in _STATUSES for status in statuses
 # https://docs.datadoghq.com/logs/explorer/search_syntax/#escape-special-characters-and-spaces
 _SPECIAL = re.compile(r'([+\-=!&|><(){}\[\]^"~*?:\\/#@])')
 
+_MARGIN = 50
+"""How many more logs are asked for than wanted, so that the last millisecond is mostly complete."""
+
 _NO_EVENT = Event("", -1)
 _MILLISECOND = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -56,29 +59,37 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 class _Token(BaseModel):
     """Where a page ended.
 
+    It is a place in time and not Datadog's own cursor: Datadog sorts equal times in an order that means
+    nothing, so a page that ends where Datadog's does would tear the events of a millisecond apart.
+
     Attributes:
-        cursor: Datadog's own cursor.
-        since: The start of the time that is searched: a cursor only continues the same search.
+        direction: The way in which the pages go.
+        since: The start of the time that is searched.
         until: Its end.
         edge_millis: The time of the last entry of the page.
-        edge: A writer → the first and last sequence numbers of its runs of entries at that time. An event
-            that was sent twice is there twice at the same time, so the copy may come on the next page.
+        edge: A writer → the first and last sequence numbers of its runs of entries at that time which
+            have been returned. An event that was sent twice is there twice, at the same time.
+        others: The ids of returned entries at that time that no writer of ours has numbered.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     version: Literal[1] = 1
-    cursor: str = Field(min_length=1)
+    direction: Literal["newer", "older"]
     since: AwareDatetime
     until: AwareDatetime
     edge_millis: int
     edge: dict[str, list[tuple[int, int]]]
+    others: list[UUID] = Field(default_factory=list)
 
-    def has(self, event: Event, millis: int) -> bool:
-        """Return whether the event was on the page before."""
-        return millis == self.edge_millis and any(
-            first <= event.sequence <= last for first, last in self.edge.get(event.writer, [])
-        )
+    def has(self, item: _Found) -> bool:
+        """Return whether the entry has been returned."""
+        if item.millis != self.edge_millis:
+            return (item.millis < self.edge_millis) == (self.direction == "newer")
+        event = item.read.event
+        if event is None:
+            return item.read.entry.id in self.others
+        return any(first <= event.sequence <= last for first, last in self.edge.get(event.writer, []))
 
 
 class _Found(NamedTuple):
@@ -89,7 +100,7 @@ class _Found(NamedTuple):
 
 
 class DatadogReader:
-    """Reads one page with one search.
+    """Reads one page with one search, mostly.
 
     Attributes:
         max_page_size: Datadog's own limit.
@@ -128,35 +139,59 @@ class DatadogReader:
             until = request.filter.until or utc_now(tz_aware=True)
         if since > until:
             return Page()
+        # Datadog keeps milliseconds; what else there is in the first and the last is left out below.
+        begin, end = since.replace(microsecond=since.microsecond // 1_000 * 1_000), until
+        if token is not None and request.direction == "newer":
+            begin = _moment(token.edge_millis)
+        elif token is not None:
+            # Whether Datadog counts the last moment in is not documented, so ask for one more.
+            end = _moment(token.edge_millis + 1)
+        limit = min(request.limit, self.max_page_size)
         body: dict[str, Any] = {
             "filter": {
                 "query": build_query(self._service, request.logs.id, request.filter),
-                # Datadog keeps milliseconds; what else there is in the first and the last is left out below.
-                "from": since.replace(microsecond=since.microsecond // 1_000 * 1_000).isoformat(),
-                "to": until.isoformat(),
+                "from": begin.isoformat(),
+                "to": end.isoformat(),
             },
-            "page": {"limit": min(request.limit, self.max_page_size)},
+            "page": {"limit": min(limit + _MARGIN, self.max_page_size)},
             "sort": "timestamp" if request.direction == "newer" else "-timestamp",
         }
-        while True:
-            if token is not None:
-                body["page"]["cursor"] = token.cursor
-            logs, cursor = self._search(body)
-            found = [_Found(_millis(log), parse(log)) for log in logs]
-            entries = _fresh(found, token, since, until)
-            before, token = token, _continued(found, token, cursor, since, until)
-            # A page of nothing but copies is not the end, and no page to show either.
-            if entries or token is None:
-                break
-            if before is not None and before.cursor == token.cursor:
-                raise LogStoreError("Datadog returned a continuation token that leads nowhere.")
+        entries, is_all = self._find(body, token, since, until)
         if request.direction == "older":
             entries.reverse()
-        # Datadog's times are often equal, and it sorts those in no order that one could rely on.
         entries.sort(key=lambda found: (found.millis, found.read.event or _NO_EVENT))
-        text = None if token is None else token.model_dump_json()
-        reads = [found.read for found in entries]
-        return Page(reads, newer=text) if request.direction == "newer" else Page(reads, older=text)
+        page = entries[:limit] if request.direction == "newer" else entries[-limit:]
+        reads = [found.read for found in page]
+        if not page:
+            return Page()
+        text = _continued(page, request.direction, token, since, until).model_dump_json()
+        if request.direction == "newer":
+            return Page(reads, newer=text)
+        return Page(reads, older=None if is_all and len(page) == len(entries) else text)
+
+    def _find(
+        self, body: dict[str, Any], token: _Token | None, since: datetime, until: datetime
+    ) -> tuple[list[_Found], bool]:
+        """Search until something new is found, and return all of each millisecond or nothing of it.
+
+        Returns:
+            What was found, in Datadog's order, and whether there is no more.
+        """
+        found: list[_Found] = []
+        cursors: set[str] = set()
+        while True:
+            logs, cursor = self._search(body)
+            found += [_Found(_millis(log), parse(log)) for log in logs]
+            # A page that is not full is the last; one that is full may end within a millisecond.
+            is_all = cursor is None or len(logs) < body["page"]["limit"]
+            whole = found if is_all else [item for item in found if item.millis != found[-1].millis]
+            fresh = _fresh(whole, token, since, until)
+            if fresh or cursor is None or is_all:
+                return fresh, is_all
+            if cursor in cursors:
+                raise LogStoreError("Datadog returned a continuation token that leads nowhere.")
+            cursors.add(cursor)
+            body["page"]["cursor"] = cursor
 
     def close(self) -> None:
         """Do nothing: no connection is kept."""
@@ -291,24 +326,35 @@ def _fresh(found: Sequence[_Found], token: _Token | None, since: datetime, until
         if moment is not None and (since - _MILLISECOND < moment < since or until < moment < until + _MILLISECOND):
             continue
         if event is not None:
-            if event in known or (token is not None and token.has(event, item.millis)):
+            if event in known:
                 continue
             known.add(event)
+        if token is not None and token.has(item):
+            continue
         fresh.append(item)
     return fresh
 
 
 def _continued(
-    found: Sequence[_Found], token: _Token | None, cursor: str | None, since: datetime, until: datetime
-) -> _Token | None:
-    """Return the token after what was found, if Datadog says how to go on."""
-    if cursor is None or not found:
-        return None
-    millis = found[-1].millis
-    edge = _runs({item.read.event for item in found if item.millis == millis and item.read.event})
-    if token is not None and token.edge_millis == millis:
-        edge = {writer: token.edge.get(writer, []) + edge.get(writer, []) for writer in token.edge.keys() | edge}
-    return _Token(cursor=cursor, since=since, until=until, edge_millis=millis, edge=edge)
+    page: Sequence[_Found],
+    direction: Literal["newer", "older"],
+    before: _Token | None,
+    since: datetime,
+    until: datetime,
+) -> _Token:
+    """Return the token after the page."""
+    millis = page[-1 if direction == "newer" else 0].millis
+    at_edge = [item.read for item in page if item.millis == millis]
+    edge = _runs({read.event for read in at_edge if read.event})
+    others = [read.entry.id for read in at_edge if read.event is None]
+    if before is not None and before.edge_millis == millis:
+        edge = {writer: before.edge.get(writer, []) + edge.get(writer, []) for writer in before.edge.keys() | edge}
+        others = before.others + others
+    return _Token(direction=direction, since=since, until=until, edge_millis=millis, edge=edge, others=others)
+
+
+def _moment(millis: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=millis)
 
 
 def _runs(events: set[Event]) -> dict[str, list[tuple[int, int]]]:

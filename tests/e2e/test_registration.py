@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "primary cannot be read": (
         {"primary": "collector"},
-        ["'primary'", "child 'collector' of type 'otlp' cannot be read", "set one of: archive, live"],
+        ["'primary'", "child 'collector': children of type 'otlp' cannot be read", "set one of: archive, live"],
     ),
     "duplicate name": ({"children": [ARCHIVE, {**LIVE, "name": "archive"}]}, ["child 'archive'", "'name'", "its own"]),
     "characters of a name": (

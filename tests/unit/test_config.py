@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -172,9 +171,9 @@ def test_a_backend_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPa
 
 class TestSecrets:
     @pytest.fixture(autouse=True)
-    def _zenml_has_secrets(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _zenml_has_secrets(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Answer:
-            secret_values = {"api_key": "k1", "application_key": "k2", "token": "k3"}
+            secret_values: ClassVar = {"api_key": "k1", "application_key": "k2", "token": "k3"}
 
         def get(_: Any, name: str) -> Answer:
             if name != "datadog":
@@ -183,7 +182,6 @@ class TestSecrets:
 
         monkeypatch.setattr(Client, "get_secret_by_name_and_private_status", get)
         monkeypatch.setattr(Client, "__init__", lambda *_: None)
-        yield
 
     def test_references_are_reported_for_zenmls_check_of_a_stack(self) -> None:
         headers = {"headers": {"Authorization": "Bearer {{ tokens.collector }}"}}

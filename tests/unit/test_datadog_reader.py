@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from random import Random
 from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
@@ -123,7 +124,8 @@ def test_a_first_page(search: Search) -> None:
             "from": "2026-09-21T10:00:00+00:00",
             "to": "2026-09-21T12:00:00+00:00",
         },
-        "page": {"limit": 50},
+        # A few more than wanted, so that the last millisecond is complete.
+        "page": {"limit": 100},
         "sort": "-timestamp",
     }
     assert messages(page) == ["m1", "m2"]
@@ -140,26 +142,73 @@ def test_a_page_is_no_longer_than_datadogs(search: Search) -> None:
 def test_pages_continue_the_same_search(
     search: Search, direction: Literal["newer", "older"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search.finds(make_log(0), after="c1")
-    search.finds(make_log(1, moment=NOON - timedelta(seconds=1)), after="c2")
-    search.finds()
-    filters = {"search": "m", "level": "INFO"}
+    second = NOON - timedelta(seconds=1)
+    logs = [make_log(0, moment=second - timedelta(seconds=1)), make_log(1, moment=second), make_log(2)]
+    search.finds(*(logs if direction == "newer" else logs[::-1]), after="c1")
+    search.finds(*(logs[1:] if direction == "newer" else logs[1::-1]), after="c2")
+    filters = {"search": "m", "level": "INFO", "limit": 2}
     page = read(direction, **filters)
+    assert messages(page) == (["m0", "m1"] if direction == "newer" else ["m1", "m2"])
     token = getattr(page, direction)
     assert getattr(page, "newer" if direction == "older" else "older") is None
     # A minute later.
     monkeypatch.setattr(datadog, "utc_now", lambda tz_aware: NOON + timedelta(minutes=1))
     page = read(direction, token, **filters)
-    page = read(direction, getattr(page, direction), **filters)
-    assert page == Page()
-    first, second, third = search.bodies
-    assert first["filter"] == second["filter"] == third["filter"]
-    assert [body["page"].get("cursor") for body in search.bodies] == [None, "c1", "c2"]
-    assert {body["sort"] for body in search.bodies} == {"timestamp" if direction == "newer" else "-timestamp"}
+    assert messages(page) == (["m2"] if direction == "newer" else ["m0"])
+    before, after = search.bodies
+    assert before["filter"]["query"] == after["filter"]["query"]
+    assert before["sort"] == after["sort"] == ("timestamp" if direction == "newer" else "-timestamp")
+    begin, end = "2026-09-21T10:00:00+00:00", "2026-09-21T12:00:00+00:00"
+    assert (before["filter"]["from"], before["filter"]["to"]) == (begin, end)
+    # It goes on at the millisecond where the page ended: Datadog's own cursor may stand in its middle.
+    if direction == "newer":
+        assert (after["filter"]["from"], after["filter"]["to"]) == (second.isoformat(), end)
+    else:
+        assert (after["filter"]["from"], after["filter"]["to"]) == (begin, (second + MILLISECOND).isoformat())
     assert KEY not in token
 
 
-NAIVE = '{"cursor":"c","since":"2026-01-01","until":"2026-01-02","edge_millis":0,"edge":{}}'
+@pytest.mark.parametrize("direction", ["older", "newer"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1_000])
+def test_order_within_a_millisecond_is_the_writers_across_pages_too(
+    monkeypatch: pytest.MonkeyPatch, direction: Literal["newer", "older"], limit: int
+) -> None:
+    """Datadog sorts equal times in an order that means nothing, here another one for each search."""
+    logs = [make_log(n, moment=NOON + MILLISECOND * (n // 7)) for n in range(40)]
+    random = Random(limit)
+
+    rest: dict[str, list[dict[str, Any]]] = {}
+
+    def search(_: Any, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+        begin, end = (datetime.fromisoformat(body["filter"][key]) for key in ("from", "to"))
+        times = [(log["attributes"]["timestamp"], random.random(), log) for log in logs]
+        found = [
+            log
+            for time, _, log in sorted(times, reverse=body["sort"] == "-timestamp")
+            if begin <= datetime.fromisoformat(time.replace("Z", "+00:00")) <= end
+        ]
+        if "cursor" in body["page"]:
+            found = rest[body["page"]["cursor"]]
+        body["page"]["limit"] = size = min(body["page"]["limit"], limit + 3)
+        cursor = str(random.random())
+        rest[cursor] = found[size:]
+        return found[:size], cursor if found else None
+
+    monkeypatch.setattr(DatadogReader, "_search", search)
+    until = NOON + timedelta(seconds=1)
+    page = read(direction, limit=limit, until=until)
+    pages = [messages(page)]
+    while token := getattr(page, direction):
+        page = read(direction, token, limit=limit, until=until)
+        pages.append(messages(page))
+    if direction == "older":
+        pages.reverse()
+    assert [message for part in pages for message in part] == [f"m{n}" for n in range(40)]
+    assert max(map(len, pages)) <= limit
+
+
+MILLISECOND = timedelta(milliseconds=1)
+NAIVE = '{"direction":"newer","since":"2026-01-01","until":"2026-01-02","edge_millis":0,"edge":{}}'
 
 
 @pytest.mark.parametrize("token", ["", "x", "{}", "null", '{"version": 2}', NAIVE])
@@ -220,38 +269,51 @@ def test_logs_of_others_stay_in_datadogs_order(search: Search, direction: Litera
 
 @pytest.mark.parametrize("direction", ["older", "newer"])
 def test_copies_are_dropped_on_a_page_and_across(search: Search, direction: Literal["newer", "older"]) -> None:
-    ahead = timedelta(milliseconds=1 if direction == "newer" else -1)
-    search.finds(make_log(9, moment=NOON - ahead), make_log(3), make_log(1), make_log(1), make_log(2), after="c1")
-    # The same millisecond goes on, and beyond the next page.
-    search.finds(make_log(2), make_log(4), after="c2")
-    search.finds(make_log(3), make_log(4), make_log(1), after="c3")
-    search.finds(make_log(5), make_log(3), make_log(3, moment=NOON + ahead), after="c4")
+    # Numbers by time, in the direction of reading.
+    order = [1, 2, 3, 4, 5] if direction == "newer" else [5, 4, 3, 2, 1]
+    twice = [number for number in order for _ in range(2)]
     until = NOON + timedelta(seconds=1)
-    page = read(direction, until=until)
-    seen = [sorted(read.event.sequence for read in page.entries if read.event)]
-    while token := getattr(page, direction):
-        if len(search.requests) == 4:
-            break
-        page = read(direction, token, until=until)
-        seen.append(sorted(read.event.sequence for read in page.entries if read.event))
-    # The third search found copies alone, so the fourth was made at once. An event at another time is none
-    # that was sent twice, or not by us.
-    assert seen == [[1, 2, 3, 9], [4], [3, 5]]
-    assert len(search.requests) == 4
+    search.finds(*map(make_log, twice))
+    page = read(direction, limit=3, until=until)
+    seen = [read.event.sequence for read in page.entries if read.event]
+    assert seen == ([1, 2, 3] if direction == "newer" else [3, 4, 5])
+    search.finds(*map(make_log, twice))
+    page = read(direction, getattr(page, direction), limit=3, until=until)
+    assert [read.event.sequence for read in page.entries if read.event] == sorted({1, 2, 3, 4, 5} - set(seen))
+
+
+def test_logs_of_others_are_returned_once_each(search: Search) -> None:
+    logs = [make_log(n, message=text) for n, text in enumerate("abcd")]
+    for log in logs:
+        log["attributes"]["attributes"] = {}
+    search.finds(*logs)
+    page = read("newer", limit=3)
+    assert messages(page) == ["a", "b", "c"]
+    search.finds(*logs)
+    assert messages(read("newer", page.newer, limit=3)) == ["d"]
+
+
+def test_a_millisecond_with_more_than_a_page_is_read_with_datadogs_cursor(search: Search) -> None:
+    search.finds(*(make_log(n) for n in range(1_000)), after="c1")
+    search.finds(*(make_log(n) for n in range(1_000, 1_500)))
+    page = read("newer", limit=1_000)
+    assert len(search.requests) == 2
+    assert search.bodies[-1]["page"]["cursor"] == "c1"
+    assert messages(page) == [f"m{n}" for n in range(1_000)]
 
 
 def test_a_cursor_that_leads_nowhere(search: Search) -> None:
     for _ in range(3):
-        search.finds(make_log(0), after="c")
+        search.finds(*(make_log(0) for _ in range(51)), after="c")
     with pytest.raises(LogStoreError, match="leads nowhere"):
-        read(token=read().older)
+        read(limit=1)
 
 
 def test_a_token_stays_short_when_all_events_have_the_same_time(search: Search) -> None:
-    search.finds(*(make_log(n) for n in range(1_000)), after="c1")
-    page = read(limit=1_000)
-    assert page.older is not None
-    assert len(page.older) < 400
+    search.finds(*(make_log(n) for n in range(999)))
+    page = read("newer", limit=1_000)
+    assert page.newer is not None
+    assert len(page.newer) < 400
 
 
 def test_an_entry(search: Search) -> None:
