@@ -2,9 +2,10 @@
 
     pipeline.py DIRECTORY LINES [pause]
 
-It leaves `report.json` in the directory. With `pause` the step stops in its middle, and the process at its
-end, until the test lets it go on: `middle` and `end` appear when they wait, and they go on when the test
-has made `middle-go` and `end-go`.
+It leaves `report.json` in the directory. With `pause` the step stops in its middle, once all of its first
+half is delivered, and the process at its end, until the test lets it go on: `middle` and `end` appear when
+they wait, and hold how much the collector has taken; they go on when the test has made `middle-go` and
+`end-go`.
 """
 
 from __future__ import annotations
@@ -98,7 +99,13 @@ def time_flushes() -> None:
 def wait_for_test(place: str) -> None:
     """Stop until the test lets it go on."""
     if PAUSE:
-        (DIRECTORY / place).touch()
+        store = Client().active_stack.log_store
+        assert isinstance(store, CompositeLogStore)
+        if place == "middle":
+            store.writer.flush(timeout=10, limit=10)
+        written = DIRECTORY / f"{place}.part"
+        written.write_text(str(store.stats()["collector"]["delivered"]))
+        written.rename(DIRECTORY / place)
         end = time.monotonic() + 60
         while not (DIRECTORY / f"{place}-go").exists() and time.monotonic() < end:
             time.sleep(0.02)
