@@ -57,7 +57,7 @@ TRANSITIONS: dict[tuple[State, Outcome], State] = {
     (State.UNAVAILABLE, Outcome.FAILED_LONG): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.REFUSED): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.OVERDUE): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.GIVEN_UP): State.UNAVAILABLE,
+    # A flush does not wait for an unavailable child, so it cannot give it up.
 }
 
 

@@ -1,0 +1,320 @@
+"""A journal and its deliveries as a state machine: simulated backends, a simulated clock, any faults.
+
+Every child is driven by itself, as its worker would drive it, so that hours of outages take milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
+from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, Outcome, State, Wait
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.journal import Journal
+from tests.events import make_capture, make_stream
+from tests.simulation import assert_accounts_add_up, make_child
+
+CHILDREN: dict[str, dict[str, Any]] = {
+    "archive": {"max_export_batch_size": 4, "max_queue_size": 12},
+    "collector": {"max_export_batch_size": 3, "max_queue_size": 1000, "schedule_delay_millis": 1000},
+    # Its first wait is its longest.
+    "live": {
+        "max_export_batch_size": 5,
+        "max_queue_size": 8,
+        "min_level": "WARNING",
+        "retry_initial_interval_millis": 5000,
+        "retry_max_interval_millis": 5000,
+    },
+}
+FAULTS = ["refuse", "busy", "unavailable", "reject one", "reject all", "too large", "defect", "lose the answer", "hang"]
+names = st.sampled_from(sorted(CHILDREN))
+
+taken: Counter[tuple[State, Outcome]] = Counter()
+"""Which transitions of the table the examples have taken."""
+
+
+class Watched(dict[tuple[State, Outcome], State]):
+    def __getitem__(self, key: tuple[State, Outcome]) -> State:
+        taken[key] += 1
+        return super().__getitem__(key)
+
+
+class Simulated:
+    """A backend: what it holds, what is wrong with it, and an export that it has not answered."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        self.holds: list[LogEvent] = []
+        self.rejected: set[int] = set()
+        self.unanswered: list[LogEvent] | None = None
+        self.copies_allowed = False
+        self.ended: list[Stream] = []
+
+    def export(self, batch: list[LogEvent]) -> None:
+        match self.fault:
+            case None:
+                self.holds += batch
+            case "refuse":
+                raise RetryableError("connection refused")
+            case "busy":
+                raise RetryableError("too many requests", retry_after_seconds=90)
+            case "unavailable":
+                raise UnavailableError("the key is wrong")
+            case "reject one":
+                self.rejected.add(batch[0].number)
+                self.holds += batch[1:]
+                raise RejectedError("too old", count=1)
+            case "reject all":
+                if len(batch) == 1:
+                    self.rejected.add(batch[0].number)
+                raise RejectedError("bad request")
+            case "too large":
+                if len(batch) > 1:
+                    raise TooLargeError("one at a time")
+                self.holds += batch
+            case "lose the answer":
+                self.holds += batch
+                self.copies_allowed = True
+                raise RetryableError("connection reset")
+            case _:
+                raise TypeError("a defect")
+
+
+class Deliveries(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.journal = Journal([make_child(name, **config) for name, config in CHILDREN.items()])
+        self.deliveries = {delivery.name: delivery for delivery in self.journal.deliveries}
+        self.backends = {name: Simulated() for name in CHILDREN}
+        self.streams = [make_stream(), make_stream()]
+        self.meant: dict[str, list[LogEvent]] = {name: [] for name in CHILDREN}
+        self.ended: list[Stream] = []
+
+    # What happens
+
+    @rule(stream=st.integers(0, 1), levels=st.lists(st.sampled_from([10, 20, 30, 40]), max_size=8))
+    def emit(self, stream: int, levels: list[int]) -> None:
+        for level in levels:
+            before = self.journal.next_number
+            self.journal.append(self.streams[stream], make_capture(level=level))
+            event = self.journal.deliveries[0].queue[-1]
+            assert event.number == before
+            for name in CHILDREN:
+                if name != "live" or level >= 30:
+                    self.meant[name].append(event)
+
+    @rule(stream=st.integers(0, 1))
+    def end_stream(self, stream: int) -> None:
+        self.ended.append(self.streams[stream])
+        self.journal.end_stream(self.streams[stream])
+        self.streams[stream] = make_stream()
+
+    @rule(name=names, fault=st.sampled_from([None, *FAULTS]))
+    def change_backend(self, name: str, fault: str | None) -> None:
+        self.backends[name].fault = fault
+
+    @rule(name=names)
+    def work(self, name: str) -> None:
+        """The worker does what its delivery says, unless it sits in an export."""
+        backend, delivery = self.backends[name], self.deliveries[name]
+        if backend.unanswered is not None:
+            return
+        action = delivery.next(self.now)
+        if isinstance(action, EndStream):
+            backend.ended.append(action.stream)
+            assert all(event.stream is not action.stream for event in waiting(delivery))
+        if not isinstance(action, Export):
+            return
+        if backend.fault == "hang":
+            backend.unanswered = action.batch
+            return
+        self.answer(delivery, backend, action.batch)
+
+    @rule(name=names)
+    def answer_at_last(self, name: str) -> None:
+        backend = self.backends[name]
+        if backend.unanswered is not None and backend.fault != "hang":
+            batch, backend.unanswered = backend.unanswered, None
+            self.answer(self.deliveries[name], backend, batch)
+
+    def answer(self, delivery: Delivery, backend: Simulated, batch: list[LogEvent]) -> None:
+        try:
+            backend.export(batch)
+        except Exception as error:
+            delivery.failed(error, self.now)
+        else:
+            delivery.exported()
+
+    @rule(seconds=st.sampled_from([0.25, 0.5, 1, 5, 40, 3600]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(
+        name=names,
+        fault=st.sampled_from([None, *FAULTS]),
+        steps=st.integers(1, 12),
+        seconds=st.sampled_from([0.25, 2, 40]),
+    )
+    def work_for_a_while(self, name: str, fault: str | None, steps: int, seconds: float) -> None:
+        """An outage, or a time without one, as a worker lives through it."""
+        self.backends[name].fault = fault
+        self.answer_at_last(name)
+        self.emit(0, [20, 40])
+        for _ in range(steps):
+            self.now += seconds
+            self.work(name)
+
+    @rule()
+    def watch(self) -> None:
+        for delivery in self.deliveries.values():
+            delivery.watch(self.now)
+
+    @rule(working=st.sets(names))
+    def flush(self, working: set[str]) -> None:
+        """It goes on while children work, and waits its timeout and no longer for those that do not."""
+        number = self.journal.next_number
+        before = {name: delivery.state for name, delivery in self.deliveries.items()}
+        known = {name for name, state in before.items() if state is State.UNAVAILABLE}
+        flush = Flush(list(self.deliveries.values()), number, self.now, timeout=5, limit=30)
+        begin = self.now
+        while (seconds := flush.wait(self.now)) > 0:
+            known |= {name for name, delivery in self.deliveries.items() if delivery.state is State.UNAVAILABLE}
+            self.now += min(seconds, 0.5)
+            for name in working:
+                self.work(name)
+        assert self.now - begin <= 30
+        if not working:
+            assert self.now - begin <= 5
+        if len(known) == len(CHILDREN) and all(state is State.UNAVAILABLE for state in before.values()):
+            assert self.now == begin
+        if self.now - begin < 30:
+            for name, delivery in self.deliveries.items():
+                assert name in known or delivery.oldest >= number or delivery.state is State.UNAVAILABLE
+
+    # What is always true
+
+    @invariant()
+    def accounts_add_up(self) -> None:
+        stats = {name: vars(delivery.stats()) for name, delivery in self.deliveries.items()}
+        assert_accounts_add_up(stats)
+        for name, child in stats.items():
+            backend = self.backends[name]
+            assert child["accepted"] == len(self.meant[name])
+            assert child["rejected"] == len(backend.rejected)
+            if not backend.copies_allowed:
+                assert child["delivered"] == len(backend.holds) - unsettled(self.deliveries[name], backend)
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        for name, config in CHILDREN.items():
+            bound = int(config["max_queue_size"]) + int(config["max_export_batch_size"])
+            assert self.deliveries[name].pending <= bound
+
+    @invariant()
+    def each_child_has_its_events_in_order_and_every_gap_is_counted(self) -> None:
+        for name, backend in self.backends.items():
+            first = list(dict.fromkeys(event.number for event in backend.holds))
+            assert all(one < other for one, other in pairwise(first))
+            if not backend.copies_allowed:
+                assert len(first) == len(backend.holds)
+            here = set(first) | backend.rejected | {event.number for event in waiting(self.deliveries[name])}
+            missing = [event for event in self.meant[name] if event.number not in here]
+            assert len(missing) == self.deliveries[name].stats().dropped
+            for event in backend.holds:
+                assert event in self.meant[name]
+
+    @invariant()
+    def sequences_have_no_gap(self) -> None:
+        last: dict[int, int] = {}
+        for event in self.meant["collector"]:
+            assert event.sequence == last.get(id(event.stream), -1) + 1
+            last[id(event.stream)] = event.sequence
+
+    def teardown(self) -> None:
+        """When all faults end and time passes, every child gets everything that was not dropped or rejected."""
+        for name, backend in self.backends.items():
+            backend.fault = None
+            self.answer_at_last(name)
+            for _ in range(10_000):
+                self.now += 60
+                self.work(name)
+                if self.deliveries[name].oldest == inf and backend.ended == self.ended:
+                    break
+            stats = self.deliveries[name].stats()
+            assert stats.pending == 0
+            assert stats.state == "healthy" or not backend.holds
+            assert backend.ended == self.ended
+        self.accounts_add_up()
+        self.each_child_has_its_events_in_order_and_every_gap_is_counted()
+
+
+def waiting(delivery: Delivery) -> list[LogEvent]:
+    return [event for batch in delivery._batches for event in batch] + list(delivery.queue)
+
+
+def unsettled(delivery: Delivery, backend: Simulated) -> int:
+    """How many events the backend holds whose export was not answered: none, without lost answers."""
+    held = {event.number for event in backend.holds}
+    return sum(event.number in held for event in waiting(delivery))
+
+
+def run(machine: type[RuleBasedStateMachine], examples: int, **options: Any) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine, settings=settings(max_examples=examples, stateful_step_count=60, deadline=None, **options)
+    )
+
+
+def test_deliveries_under_any_sequence_of_faults(monkeypatch: Any) -> None:
+    taken.clear()
+    monkeypatch.setattr("composite_logstore.delivery.TRANSITIONS", Watched(TRANSITIONS))
+    run(Deliveries, 300)
+    missed = TRANSITIONS.keys() - taken.keys()
+    print("transitions taken:", {f"{state.value}, {outcome.name}": count for (state, outcome), count in taken.items()})
+    assert not missed
+
+
+@pytest.mark.deep
+def test_deliveries_under_very_many_sequences_of_faults() -> None:
+    run(Deliveries, 15_000)
+
+
+# The machine must find what it is there to find.
+
+
+def acknowledges_one_too_many(self: Delivery, rejected: int, shortened: int) -> None:
+    SETTLE(self, rejected, shortened)
+    if self.queue:
+        self.queue.popleft()
+        self._delivered += 1
+
+
+def loses_a_retry(self: Delivery, error: BaseException, now: float) -> None:
+    FAILED(self, error, now)
+    if isinstance(error, RetryableError) and self._batches:
+        self._batches.popleft()
+
+
+def never_comes_back(self: Delivery, now: float) -> Any:
+    return Wait(60) if self.state is State.UNAVAILABLE else NEXT(self, now)
+
+
+SETTLE, FAILED, NEXT = Delivery._settle, Delivery.failed, Delivery.next
+
+
+@pytest.mark.parametrize(
+    ("name", "bug"),
+    [("_settle", acknowledges_one_too_many), ("failed", loses_a_retry), ("next", never_comes_back)],
+)
+def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, name: str, bug: Any) -> None:
+    monkeypatch.setattr(Delivery, name, bug)
+    with pytest.raises(AssertionError):
+        run(Deliveries, 300, phases=[Phase.generate], database=None, report_multiple_bugs=False)
