@@ -49,7 +49,8 @@ class ChildConfig(BaseModel):
         type: The backend's entry-point name.
         enabled: A disabled child keeps its settings and gets nothing.
         min_level: Events below this level are not meant for the child, and not counted for it.
-        progress: Which of a progress bar's updates it gets. This release has `all` alone.
+        progress: Which of a progress bar's updates it gets: `all`, or of each second the `latest`, at
+            level INFO. An update is a carriage return on stdout or stderr.
         max_queue_size: The most events that wait in memory, besides the batch being exported.
         max_export_batch_size: The most events of one export; the backend's best if not set.
         schedule_delay_millis: How long an event may wait for a fuller batch, in milliseconds.
@@ -65,6 +66,8 @@ class ChildConfig(BaseModel):
     """The backend's own limit of events in one export."""
     default_batch_size: ClassVar[int] = 1_000
     """What `max_export_batch_size` is if it is not set: the backend's best."""
+    max_batch_bytes: ClassVar[int] = 4 * 1024 * 1024
+    """Roughly how many bytes of events one export may have. A larger event is exported alone."""
     readable: ClassVar[bool] = False
     """Whether the backend has a reader."""
     requirements: ClassVar[frozenset[str]] = frozenset()
@@ -74,7 +77,7 @@ class ChildConfig(BaseModel):
     type: str
     enabled: bool = True
     min_level: NamedLoggingLevel | None = None
-    progress: Literal["all"] = "all"
+    progress: Literal["all", "latest"] = "all"
     max_queue_size: int = Field(default=100_000, gt=0)
     max_export_batch_size: int | None = Field(default=None, gt=0)
     schedule_delay_millis: int = Field(default=1_000, ge=0)

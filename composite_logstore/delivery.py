@@ -7,17 +7,23 @@ batch is at once the probe that finds out whether an unavailable backend is back
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from math import inf
+from itertools import islice
+from math import inf, isnan
 from typing import TypeAlias
+from uuid import UUID
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
+
+LONGEST_RETRY_AFTER = 3600.0
+"""How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
 
 
 class State(str, Enum):
@@ -119,6 +125,7 @@ class Delivery:
         queue: The events that wait. The journal appends to it; when it is full the oldest gives way.
         state: How the backend is doing.
         settled: How many events are delivered or rejected: it grows while there is progress.
+        updates: How many of a progress bar's updates were accepted, where only the latest are.
     """
 
     def __init__(self, config: ChildConfig, accepted: Callable[[], int], rand: Callable[[], float] = random.random):
@@ -132,9 +139,11 @@ class Delivery:
         self.name = config.name
         self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
         self.state = State.HEALTHY
+        self.updates = 0
         self._accepted = accepted
         self._rand = rand
         self._batch_size = config.batch_size
+        self._batch_bytes = config.max_batch_bytes
         self._delay = config.schedule_delay_millis / 1000
         self._timeout = config.export_timeout_millis / 1000
         self._first_wait = config.retry_initial_interval_millis / 1000
@@ -147,6 +156,10 @@ class Delivery:
         self._retry_at = -inf
         self._due_before = 0
         self._ended: deque[tuple[int, Stream]] = deque()
+        # The last update of each progress bar, and which updates are of a second that is over.
+        self._latest: dict[tuple[UUID, str], LogEvent] = {}
+        self._over_before = self._seen_before = 0
+        self._seen_at = -inf
         self._delivered = self._rejected = self._shortened = 0
         self._reasons: Counter[str] = Counter()
         self._last_error: str | None = None
@@ -173,8 +186,10 @@ class Delivery:
             is_due = now >= due_at or len(self.queue) >= self._batch_size
             if not is_due and self.queue[0].number >= self._due_before:
                 return Wait(due_at - now)
-            size = min(len(self.queue), self._batch_size)
-            self._batches.append([self.queue.popleft() for _ in range(size)])
+            batch = self._take(now)
+            if not batch:
+                return Wait(self._seen_at + 1 - now)
+            self._batches.append(batch)
             self._waiting_since = now
         self._exporting_since = now
         return Export(self._batches[0])
@@ -186,6 +201,18 @@ class Delivery:
     def end_stream(self, stream: Stream, before: int) -> None:
         """Note that the stream has ended; its last event's number is below `before`."""
         self._ended.append((before, stream))
+        for logger_name in ("stdout", "stderr"):
+            self._latest.pop((stream.id, logger_name), None)
+
+    def update(self, event: LogEvent) -> None:
+        """Take a progress bar's update, in place of the one before if that is of the same second and waits."""
+        event = event._replace(level=logging.INFO, level_name="INFO")
+        key = (event.stream.id, event.logger_name)
+        before = self._latest.get(key)
+        self._latest[key] = event
+        if before is None or _second(before) != _second(event) or not self._withdraw(before):
+            self.updates += 1
+        self.queue.append(event)
 
     # What happened
 
@@ -202,28 +229,27 @@ class Delivery:
         """
         batch = self._batches[0]
         self._exporting_since = None
+        known = isinstance(error, RetryableError | RejectedError | TooLargeError | UnavailableError)
+        self._last_error = _words(error) if known else f"defect of the backend: {type(error).__name__}: {_words(error)}"
         if isinstance(error, RejectedError | TooLargeError):
-            self._last_error = str(error)
-            count = error.count if isinstance(error, RejectedError) else None
+            count = error.count if isinstance(error, RejectedError) and isinstance(error.count, int) else None
             if count is None and len(batch) > 1:
                 self._split()
             else:
-                rejected = len(batch) if count is None else min(count, len(batch))
-                self._reasons[self._reason(error)] += rejected
+                rejected = len(batch) if count is None else _at_most(len(batch), count)
+                if rejected:
+                    self._reasons[self._reason(self._last_error)] += rejected
                 self._settle(rejected, error.shortened if isinstance(error, RejectedError) else 0)
             return
         if isinstance(error, UnavailableError):
-            self._last_error = str(error)
             self._retry_at = now + self._jittered(self._longest_wait)
             self._enter(Outcome.REFUSED)
             return
-        known = isinstance(error, RetryableError)
-        self._last_error = str(error) if known else f"defect of the backend: {type(error).__name__}: {error}"
         # 64 doublings are more than any interval has room for.
         wait = min(self._first_wait * 2 ** min(self._failures, 64), self._longest_wait)
         self._failures += 1
-        asked_for = error.retry_after_seconds if isinstance(error, RetryableError) else None
-        self._retry_at = now + (self._jittered(wait) if asked_for is None else max(0.0, asked_for))
+        asked_for = _seconds(error.retry_after_seconds) if isinstance(error, RetryableError) else None
+        self._retry_at = now + (self._jittered(wait) if asked_for is None else asked_for)
         self._enter(Outcome.FAILED_LONG if wait >= self._longest_wait else Outcome.FAILED)
 
     def watch(self, now: float) -> None:
@@ -282,7 +308,7 @@ class Delivery:
         batch = self._batches.popleft()
         self._delivered += len(batch) - rejected
         self._rejected += rejected
-        self._shortened += shortened
+        self._shortened += _at_most(len(batch) - rejected, shortened)
         self._exporting_since = None
         self._failures = 0
         self._retry_at = -inf
@@ -301,10 +327,61 @@ class Delivery:
         """Return between half and all of it, so that many writers do not ask at the same moment."""
         return seconds * (0.5 + 0.5 * self._rand())
 
-    def _reason(self, error: Exception) -> str:
-        """Return the error's reason, as long as there are few: backends may put an id into each."""
-        reason = str(error)
+    def _take(self, now: float) -> list[LogEvent]:
+        """Take the next batch from the queue: bounded in number and in bytes."""
+        if now - self._seen_at >= 1:
+            self._over_before, self._seen_before, self._seen_at = self._seen_before, self.queue[-1].number + 1, now
+        number = size = 0
+        for event in islice(self.queue, self._batch_size):
+            size += event.size
+            if (number and size > self._batch_bytes) or (event.progress and self._may_be_replaced(event)):
+                break
+            number += 1
+        return [self.queue.popleft() for _ in range(number)]
+
+    def _may_be_replaced(self, event: LogEvent) -> bool:
+        """Say whether the update is its progress bar's newest, and of a second that may not be over."""
+        return (
+            event.number >= max(self._over_before, self._due_before)
+            and self._latest.get((event.stream.id, event.logger_name)) is event
+        )
+
+    def _withdraw(self, event: LogEvent) -> bool:
+        """Take an event back out of the queue, near whose end it is if it still waits."""
+        for place, waiting in enumerate(reversed(self.queue), start=1):
+            if waiting.number <= event.number:
+                if waiting is event:
+                    del self.queue[-place]
+                return waiting is event
+        return False
+
+    def _reason(self, reason: str) -> str:
+        """Return the reason, as long as there are few: backends may put an id into each."""
         return reason if reason in self._reasons or len(self._reasons) < 20 else "other reasons"
+
+
+def _second(event: LogEvent) -> int:
+    return event.time_unix_nano // 1_000_000_000
+
+
+# An exporter's author may get any of these wrong, and it must not cost the worker its life.
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__}>"
+
+
+def _at_most(most: int, number: object) -> int:
+    return min(most, max(0, number)) if isinstance(number, int) else 0
+
+
+def _seconds(seconds: object) -> float | None:
+    if not isinstance(seconds, int | float) or isnan(seconds):
+        return None
+    return float(min(max(0.0, seconds), LONGEST_RETRY_AFTER))
 
 
 class Flush:

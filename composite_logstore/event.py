@@ -79,6 +79,7 @@ class Capture(NamedTuple):
     trace: TraceContext | None
     attributes: Mapping[str, Plain]
     metadata: Mapping[str, Plain]
+    progress: bool
 
 
 class LogEvent(NamedTuple):
@@ -101,6 +102,7 @@ class LogEvent(NamedTuple):
         trace: The span that was current, if there was one.
         attributes: The record's extra attributes.
         metadata: What was given to `emit` beside the record.
+        progress: Whether it is one of a progress bar's updates: a carriage return on stdout or stderr.
     """
 
     stream: Stream
@@ -119,6 +121,7 @@ class LogEvent(NamedTuple):
     trace: TraceContext | None
     attributes: Mapping[str, Plain]
     metadata: Mapping[str, Plain]
+    progress: bool
 
     @property
     def uid(self) -> str:
@@ -156,6 +159,13 @@ class LogEvent(NamedTuple):
             details["exception.stacktrace"] = self.exception.stacktrace
         details.update(self.metadata)
         return details
+
+    @property
+    def size(self) -> int:
+        """Roughly how many bytes it takes, in memory as well as encoded."""
+        if self.exception is None:
+            return 512 + len(self.message)
+        return 512 + len(self.message) + len(self.exception.stacktrace)
 
     @property
     def severity_text(self) -> str:
@@ -197,21 +207,26 @@ def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None
         metadata: What ZenML gives to `emit` beside the record.
     """
     context = get_current_span().get_span_context()
+    message = _message(record)
+    # ZenML makes a record of each `write` to stdout and stderr.
+    is_printed = record.name in ("stdout", "stderr") and not record.pathname
     extra = record.__dict__.keys() - _RECORD_ATTRIBUTES
     return Capture(
         # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
         round(record.created * 1e6) * 1000,
-        record.levelno,
-        record.levelname,
-        _message(record),
-        _text(record.name),
-        _text(record.pathname or ""),
+        record.levelno or 0,
+        _str(record.levelname or ""),
+        # The end of the line is not part of what was said.
+        message.rstrip("\r\n") if is_printed else message,
+        _str(record.name or ""),
+        _str(record.pathname or ""),
         record.lineno or 0,
-        _text(record.funcName or ""),
+        _str(record.funcName or ""),
         _exception(record.exc_info) if record.exc_info else None,
         TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None,
         plain_mapping({key: record.__dict__[key] for key in extra}) if extra else _NOTHING,
         plain_mapping(metadata) if metadata else _NOTHING,
+        is_printed and "\r" in message and "\r" in message.replace("\r\n", "\n"),
     )
 
 
@@ -220,14 +235,10 @@ _NOTHING: Mapping[str, Plain] = {}
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        message = _text(record.getMessage())
+        return _text(record.getMessage())
     except Exception:
         # The arguments do not match the format: better both of them than neither.
-        message = f"{_str(record.msg)} {_str(record.args)}"
-    # ZenML makes a record of each `write`; the end of the line is not part of what was said.
-    if record.name in ("stdout", "stderr") and not record.pathname:
-        return message.rstrip("\r\n")
-    return message
+        return f"{_str(record.msg)} {_str(record.args)}"
 
 
 def _exception(exc_info: Any) -> ExceptionInfo | None:

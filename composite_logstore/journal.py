@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import Delivery
 from composite_logstore.event import Capture, LogEvent, Stream
@@ -20,13 +22,21 @@ _run: Callable[[Iterable[Any]], None] = deque(maxlen=0).extend
 
 
 class _Route:
-    """Where the events of one level go, and how many have gone there."""
+    """Where the events of one kind go, and how many have gone there.
 
-    __slots__ = ("count", "level", "queues")
+    Attributes:
+        children: The names of the children that get each of them.
+        queues: The queues of these children.
+        latest: The deliveries that only want the latest of them.
+        count: How many there were.
+    """
 
-    def __init__(self, level: int, queues: tuple[deque[LogEvent], ...]) -> None:
-        self.level = level
-        self.queues = queues
+    __slots__ = ("children", "count", "latest", "queues")
+
+    def __init__(self, wanted_by: list[Delivery], latest: list[Delivery]) -> None:
+        self.children = frozenset(delivery.name for delivery in wanted_by)
+        self.queues = tuple(delivery.queue for delivery in wanted_by)
+        self.latest = tuple(latest)
         self.count: deque[int] = deque([0], maxlen=1)
 
 
@@ -41,28 +51,33 @@ class Journal:
         deliveries: One for each enabled child.
     """
 
-    def __init__(self, children: Sequence[ChildConfig]) -> None:
+    def __init__(self, children: Sequence[ChildConfig], clock: Clock | None = None) -> None:
         """Begin with number 0.
 
         Args:
             children: The enabled children.
+            clock: Where time and chance come from; the real ones if not given.
         """
+        clock = clock or Clock()
         self.writer = secrets.token_hex(8)[:15]
         self.lock = threading.RLock()
-        self.progress = threading.Condition(self.lock)
-        self._min_levels: dict[str, int] = {}
+        self.progress = clock.condition(self.lock)
+        self._children = children
+        # By level: the routes of ordinary events, and those of progress bars' updates.
         self._routes: dict[int, _Route] = {}
+        self._update_routes: dict[int, _Route] = {}
         self._last: deque[LogEvent] = deque(maxlen=1)
-        self.deliveries = [self._delivery(child) for child in children]
+        self.deliveries = [self._delivery(child, clock.random(child.name)) for child in children]
         self._stride = min((child.batch_size for child in children), default=1)
         self._wake_at = 0
 
-    def _delivery(self, child: ChildConfig) -> Delivery:
-        min_level = int(child.min_level.value) if child.min_level is not None else 0
-        self._min_levels[child.name] = min_level
-        return Delivery(
-            child, lambda: sum(route.count[0] for route in self._routes.values() if route.level >= min_level)
-        )
+    def _delivery(self, child: ChildConfig, rand: Callable[[], float]) -> Delivery:
+        def accepted() -> int:
+            routes = (*self._routes.values(), *self._update_routes.values())
+            return sum(route.count[0] for route in routes if child.name in route.children) + delivery.updates
+
+        delivery = Delivery(child, accepted, rand)
+        return delivery
 
     @property
     def next_number(self) -> int:
@@ -83,7 +98,7 @@ class Journal:
             number = self.next_number
             sequence = stream.last[0].sequence + 1 if stream.last else 0
             event = LogEvent(stream, self.writer, number, sequence, *capture)
-            route = self._routes.get(capture.level) or self._route(capture.level)
+            route = self._route(capture.level, capture.progress)
             _run(
                 map(
                     _append,
@@ -91,14 +106,35 @@ class Journal:
                     (route.count[0] + 1, *(event,) * (len(route.queues) + 2)),
                 )
             )
+            for delivery in route.latest:
+                delivery.update(event)
             if number < self._wake_at:
                 return False
             self._wake_at = number + self._stride
             return True
 
-    def _route(self, level: int) -> _Route:
-        queues = (delivery.queue for delivery in self.deliveries if level >= self._min_levels[delivery.name])
-        return self._routes.setdefault(level, _Route(level, tuple(queues)))
+    def drop(self, level: int, progress: bool = False) -> None:
+        """Count an event that was lost before it had a number as dropped, for every child that wanted it."""
+        with self.lock:
+            route = self._route(level, progress)
+            # What was accepted, and is neither settled nor in a queue, counts as dropped.
+            route.count.append(route.count[0] + 1)
+            for delivery in route.latest:
+                delivery.updates += 1
+
+    def _route(self, level: int, progress: bool) -> _Route:
+        routes = self._update_routes if progress else self._routes
+        return routes.get(level) or routes.setdefault(level, self._new_route(level, progress))
+
+    def _new_route(self, level: int, progress: bool) -> _Route:
+        wanted_by: list[Delivery] = []
+        latest: list[Delivery] = []
+        for child, delivery in zip(self._children, self.deliveries, strict=True):
+            thinned = progress and child.progress == "latest"
+            min_level = int(child.min_level.value) if child.min_level is not None else 0
+            if (logging.INFO if thinned else level) >= min_level:
+                (latest if thinned else wanted_by).append(delivery)
+        return _Route(wanted_by, latest)
 
     def wake_with_next(self) -> None:
         """Have `append` ask for the workers with the very next event."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
-import time
 
 from zenml.logger import get_logger
 
 from composite_logstore import secrets
 from composite_logstore.backend import Exporter
+from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, State, Wait
 from composite_logstore.journal import Journal
@@ -17,26 +18,24 @@ logger = get_logger(__name__)
 
 
 class Worker:
-    """One child's thread. It starts with the first event and stops with the process.
+    """One child's thread. It starts with the first event and stops with the process."""
 
-    The thread has no ZenML logging context, so what it and its backend's libraries log never becomes
-    an event.
-    """
-
-    def __init__(self, config: ChildConfig, delivery: Delivery, journal: Journal) -> None:
+    def __init__(self, config: ChildConfig, delivery: Delivery, journal: Journal, clock: Clock) -> None:
         """Prepare; nothing is started.
 
         Args:
             config: The child's settings, references to secrets unresolved.
             delivery: What to drive.
             journal: The journal that feeds the delivery.
+            clock: Where time and threads come from.
         """
         self._config = config
         self._delivery = delivery
         self._journal = journal
-        self._awake = threading.Event()
+        self._clock = clock
+        self._awake = clock.event()
         self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._started = False
         self._exporter: Exporter | None = None
         self._stopping = False
         self._in_trouble = False
@@ -45,13 +44,11 @@ class Worker:
     def wake(self) -> None:
         """Have the thread look at its delivery; start it if it has not been started."""
         self._awake.set()
-        if self._thread is None:
+        if not self._started:
             with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name=f"composite-logstore {self._config.name}", daemon=True
-                    )
-                    self._thread.start()
+                if not self._started:
+                    self._clock.start(self._run, f"composite-logstore {self._config.name}")
+                    self._started = True
 
     def stop(self) -> None:
         """Have the thread end, and the exporter closed, once everything is delivered."""
@@ -62,12 +59,13 @@ class Worker:
         """Warn once when trouble begins and once when it ends, and once for each kind of loss.
 
         Never under the journal's lock: ZenML calls `emit` under a logging handler's lock, so whoever
-        logs while holding the journal's can wait for ever.
+        logs while holding the journal's can wait for ever. And outside of any ZenML logging context, so
+        that it does not become an event.
         """
         with self._journal.lock:
             news = self._news(self._delivery.stats())
         for line in news:
-            logger.warning(f"child '{self._config.name}': {line}")
+            contextvars.Context().run(logger.warning, f"child '{self._config.name}': {line}")
 
     def _news(self, stats: ChildStats) -> list[str]:
         news = []
@@ -87,7 +85,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._journal.lock:
-                action = self._delivery.next(time.monotonic())
+                action = self._delivery.next(self._clock.now())
                 if action == Wait(None):
                     self._journal.wake_with_next()
             if isinstance(action, Export):
@@ -114,7 +112,7 @@ class Worker:
             if error is None:
                 self._delivery.exported(shortened)
             else:
-                self._delivery.failed(error, time.monotonic())
+                self._delivery.failed(error, self._clock.now())
             self._journal.progress.notify_all()
         self.report()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 from typing import Any
 from uuid import UUID
 
 from zenml.logger import get_logger
 
+from composite_logstore import clock
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
 from composite_logstore.event import Capture, Stream
+from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.journal import Journal
 from composite_logstore.worker import Worker
 
@@ -26,7 +27,8 @@ EXIT_SECONDS = 3.0
 class Writer:
     """The events of this process for one component, whichever instances of its log store they come by.
 
-    Creating it starts nothing and touches no disk; the workers start with the first event.
+    Creating it starts nothing and touches no disk; the workers start with the first event. In a forked
+    process it hands everything to its parent's; should that be gone, it works by itself.
     """
 
     def __init__(self, config: CompositeLogStoreConfig) -> None:
@@ -36,14 +38,22 @@ class Writer:
             config: The composite's settings.
         """
         self._config = config
+        self._clock = clock.current
+        self._streams: dict[UUID, Stream] = {}
         self._begin()
 
     def _begin(self) -> None:
+        # What forked processes say comes in here; a forked process itself has an outbox.
+        self._inbox: Inbox | None = None
+        self._is_listening = False
+        self._receiving = threading.Lock()
+        self._outbox: Outbox | None = None
+        self._sending = threading.RLock()
+        self._inherited: set[UUID] = set()
         children = self._config.enabled_children
-        self._journal = Journal(children)
-        self._streams: dict[UUID, Stream] = {}
+        self._journal = Journal(children, self._clock)
         self._workers = [
-            Worker(child, delivery, self._journal)
+            Worker(child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
         ]
 
@@ -67,11 +77,15 @@ class Writer:
 
     def append(self, stream: Stream, capture: Capture) -> None:
         """Hand an event to every child that wants it. Waits for nothing that is held across I/O."""
+        if self._outbox is not None and self._tell_parent(stream, capture):
+            return
         if self._journal.append(stream, capture):
             self._wake()
 
     def end_stream(self, stream: Stream) -> None:
         """Announce that no more events of the stream will come, unless it is registered again."""
+        if self._outbox is not None and (stream.id in self._inherited or self._tell_parent(stream, None)):
+            return
         self._journal.end_stream(stream)
         with self._journal.lock:
             # A process that serves for months has many streams: remember those of late alone.
@@ -86,15 +100,16 @@ class Writer:
             limit: How long to wait at all, in seconds.
             blocking: Whether to wait.
         """
+        self._receive()
         if not self._journal.next_number:
             return
         with self._journal.lock:
-            flush = Flush(self._journal.deliveries, self._journal.next_number, time.monotonic(), timeout, limit)
+            flush = Flush(self._journal.deliveries, self._journal.next_number, self._clock.now(), timeout, limit)
         self._wake()
         if not blocking:
             return
         with self._journal.lock:
-            while (seconds := flush.wait(time.monotonic())) > 0:
+            while (seconds := flush.wait(self._clock.now())) > 0:
                 self._journal.progress.wait(seconds)
         for worker in self._workers:
             worker.report()
@@ -103,7 +118,7 @@ class Writer:
         """Return the account of each child as of now."""
         with self._journal.lock:
             for delivery in self._journal.deliveries:
-                delivery.watch(time.monotonic())
+                delivery.watch(self._clock.now())
             return {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
 
     def close(self, seconds: float) -> None:
@@ -122,13 +137,65 @@ class Writer:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
             logger.warning(f"The process ends with events that could not be delivered: {children}.")
 
-    def begin_again_in_fork(self) -> None:
-        """Be a writer of its own in a forked process: threads and locks are not inherited, streams are."""
-        streams = self._streams
+    # Forks
+
+    def before_fork(self) -> None:
+        """Make the way by which the forked process will hand over what it logs."""
+        if self._inbox is None and self._outbox is None and self._streams:
+            self._inbox = Inbox()
+
+    def after_fork_in_parent(self) -> None:
+        """Begin to listen."""
+        if self._inbox is not None and not self._is_listening:
+            self._is_listening = True
+            self._clock.start(self._listen, "composite-logstore forked processes")
+
+    def after_fork_in_child(self) -> None:
+        """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
+        outbox = self._inbox.outbox() if self._inbox else self._outbox
+        # Never freed: an exporter that is taken apart in a forked process can hang.
+        self._parents = self._workers, self._journal
         self._begin()
-        for stream in streams.values():
+        self._outbox = outbox
+        self._inherited = set(self._streams)
+        for stream in self._streams.values():
             stream.last.clear()
-        self._streams = streams
+
+    def _tell_parent(self, stream: Stream, capture: Capture | None) -> bool:
+        """Hand over an event, or that the stream has ended, unless the parent is gone."""
+        with self._sending:
+            try:
+                if self._outbox is not None:
+                    self._outbox.send(stream, stream.id not in self._inherited, capture)
+                    return True
+            except ParentGoneError:
+                self._outbox = None
+            return False
+
+    def _listen(self) -> None:
+        while self._inbox is not None:
+            self._inbox.wait()
+            self._receive()
+
+    def _receive(self) -> None:
+        """Journal what forked processes have said."""
+        if self._inbox is None:
+            return
+        with self._receiving:
+            for said in self._inbox.receive():
+                if isinstance(said, Loss):
+                    self._journal.drop(said.level, said.progress)
+                    continue
+                if said.metadata is not None:
+                    self.stream(said.stream, said.metadata, said.artifact_store_id)
+                with self._journal.lock:
+                    stream = self._streams.get(said.stream)
+                if stream is None:
+                    continue
+                if said.capture is None:
+                    self.end_stream(stream)
+                else:
+                    self.append(stream, said.capture)
 
     def _wake(self) -> None:
         for worker in self._workers:
@@ -154,17 +221,28 @@ def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
 
 
 def _close_all() -> None:
-    end = time.monotonic() + EXIT_SECONDS
+    end = clock.current.now() + EXIT_SECONDS
     for writer in list(_writers.values()):
-        writer.close(max(0.0, end - time.monotonic()))
+        writer.close(max(0.0, end - clock.current.now()))
 
 
-def _begin_again_in_fork() -> None:
+def _before_fork() -> None:
+    for writer in list(_writers.values()):
+        writer.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for writer in list(_writers.values()):
+        writer.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
     global _writers_lock
     _writers_lock = threading.Lock()
     for writer in _writers.values():
-        writer.begin_again_in_fork()
+        writer.after_fork_in_child()
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_begin_again_in_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -69,7 +69,14 @@ class Backend:
         self.ended.append(stream)
 
     def close(self) -> None:
-        self.closed += 1
+        with self._arrived:
+            self.closed += 1
+            self._arrived.notify_all()
+
+    def wait_for_close(self) -> None:
+        """Wait until the exporter has been closed."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: self.closed, timeout=5)
 
     @property
     def messages(self) -> list[str]:

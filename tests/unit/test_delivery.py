@@ -256,8 +256,65 @@ def test_reasons_are_not_collected_without_end() -> None:
     assert len(account(delivery)["rejected_reasons"]) <= 21
 
 
-def test_every_state_has_a_transition_for_every_outcome() -> None:
-    assert TRANSITIONS.keys() == {(state, outcome) for state in State for outcome in Outcome}
+def test_a_batch_is_bounded_in_bytes_and_a_larger_event_goes_alone() -> None:
+    delivery = make_delivery(max_export_batch_size=100)
+    delivery.offer(make_events(["x" * 3_000_000, "y" * 2_000_000, "z" * 9_000_000, "a", "b"]))  # type: ignore[attr-defined]
+    batches = []
+    while isinstance(action := delivery.next(0), Export):
+        batches.append([event.message[0] for event in action.batch])
+        delivery.exported()
+    assert batches == [["x"], ["y"], ["z"], ["a", "b"]]
+
+
+@pytest.mark.parametrize("shortened", [None, "many", -3, 7])
+def test_an_exporter_that_returns_nonsense_costs_nothing(shortened: Any) -> None:
+    delivery = make_delivery()
+    offer(delivery, 2)
+    delivery.next(0)
+    delivery.exported(shortened)
+    assert account(delivery)["delivered"] == 2
+    assert account(delivery)["shortened"] in (0, 2)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unspeakable(),
+        RetryableError("later", retry_after_seconds=float("nan")),
+        RetryableError("later", retry_after_seconds=float("inf")),
+        RetryableError("later", retry_after_seconds=-1),
+        RetryableError("later", retry_after_seconds="soon"),  # type: ignore[arg-type]
+        SystemExit(3),
+        KeyboardInterrupt(),
+    ],
+)
+def test_whatever_an_exporter_raises_the_batch_is_tried_again(error: BaseException) -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 2)
+    delivery.next(0)
+    delivery.failed(error, 0)
+    assert delivery.next(3600) == Export(events)
+    assert account(delivery)["pending"] == 2
+
+
+@pytest.mark.parametrize(("count", "rejected"), [(-1, 0), (0, 0), (1, 1), (9, 2)])
+def test_a_rejection_of_an_odd_number_of_events(count: Any, rejected: int) -> None:
+    delivery = make_delivery()
+    offer(delivery, 2)
+    delivery.next(0)
+    delivery.failed(RejectedError("too old", count=count), 0)
+    stats = account(delivery)
+    assert (stats["rejected"], stats["delivered"]) == (rejected, 2 - rejected)
+
+
+def test_every_state_has_a_transition_for_every_outcome_that_it_can_meet() -> None:
+    never = {(State.UNAVAILABLE, Outcome.GIVEN_UP)}
+    assert TRANSITIONS.keys() == {(state, outcome) for state in State for outcome in Outcome} - never
 
 
 class TestFlush:

@@ -65,6 +65,21 @@ def test_a_message_of_5_mb_is_taken_down_whole() -> None:
     assert len(capture(record("x" * 5_000_000)).message) == 5_000_000
 
 
+def test_a_record_without_anything_is_taken_down_too() -> None:
+    taken = capture(logging.makeLogRecord({}))
+    assert (taken.level, taken.message, taken.logger_name) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("printed", "is_update"),
+    [("\r 10%|#   |", True), ("epoch 3\r", True), ("\x1b[2K\r 3/10", True), ("done\r\n", False), ("a\r\nb", False)],
+)
+def test_a_carriage_return_on_stdout_or_stderr_is_a_progress_bars_update(printed: str, is_update: bool) -> None:
+    record = logging.LogRecord("stderr", logging.ERROR, "", 0, printed, (), None)
+    assert capture(record).progress is is_update
+    assert not capture(logging.LogRecord("train", logging.INFO, "/code/train.py", 1, printed, (), None)).progress
+
+
 def test_the_end_of_a_printed_line_is_not_part_of_the_message() -> None:
     printed = logging.LogRecord("stdout", logging.INFO, "", 0, "\r 50%|█████  |\n", (), None, "")
     assert capture(printed).message == "\r 50%|█████  |"

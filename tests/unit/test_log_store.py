@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from typing import Any
@@ -289,34 +288,6 @@ def test_workers_end_and_exporters_are_closed_when_a_writer_is_closed() -> None:
     store.writer.close(1.0)
     join_worker("closing")
     assert backend.closed == 1
-
-
-def test_a_forked_process_is_a_writer_of_its_own() -> None:
-    store = make_store(make_child("a"))
-    origin = register(store)
-    log(store, origin, "in the parent")
-    store.flush()
-    parent = store.writer.writer_id
-    read_end, write_end = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            log(store, origin, "in the child")
-            store.flush()
-            events = [event for event in make_child_backend(store).received if event.message == "in the child"]
-            os.write(write_end, f"{events[0].writer} {events[0].sequence}".encode())
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end) as answers:
-        writer, sequence = answers.read().split()
-    os.waitpid(child, 0)
-    assert writer != parent
-    assert sequence == "0"
-
-
-def make_child_backend(store: CompositeLogStore) -> Backend:
-    backends: dict[str, Backend] = type(store.config.children[0]).backends  # type: ignore[attr-defined]
-    return backends["a"]
 
 
 def test_step_metadata_says_what_became_of_the_events_as_of_the_steps_end() -> None:

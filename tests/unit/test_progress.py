@@ -1,0 +1,122 @@
+"""What a child with `progress: latest` gets of a progress bar: the last update of each second."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from composite_logstore.delivery import Delivery, Export, Wait
+from composite_logstore.event import Stream
+from composite_logstore.journal import Journal
+from tests.events import NOON, SECOND, make_capture, make_stream
+from tests.simulation import assert_accounts_add_up, make_child
+
+
+class Bars:
+    """A journal with a child that gets all updates and one that gets the latest."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.journal = Journal([make_child("all"), make_child("live", progress="latest", **settings)])
+        self.all, self.live = self.journal.deliveries
+        self.stream = make_stream()
+
+    def update(self, at: float, message: str, stream: Stream | None = None, on: str = "stderr") -> None:
+        capture = make_capture(
+            message, logging.ERROR, time_unix_nano=NOON + int(at * SECOND), progress=True, logger_name=on
+        )
+        self.journal.append(stream or self.stream, capture)
+
+    def log(self, at: float, message: str, level: int = logging.INFO) -> None:
+        self.journal.append(self.stream, make_capture(message, level, time_unix_nano=NOON + int(at * SECOND)))
+
+
+def taken(delivery: Delivery, now: float) -> list[str]:
+    messages = []
+    while isinstance(action := delivery.next(now), Export):
+        messages += [event.message for event in action.batch]
+        delivery.exported()
+        assert_accounts_add_up({delivery.name: vars(delivery.stats())})
+    return messages
+
+
+def test_of_each_second_the_last_update_alone() -> None:
+    bars = Bars()
+    for tenth in range(30):
+        bars.update(tenth / 10, f"{tenth}")
+    bars.live.flush(before=1000)
+    assert taken(bars.live, 0) == ["9", "19", "29"]
+    assert len(taken(bars.all, 0)) == 30
+    assert bars.live.stats().accepted == 3
+    assert bars.all.stats().accepted == 30
+
+
+def test_what_is_logged_between_stays_and_the_order_too() -> None:
+    bars = Bars()
+    for tenth in range(12):
+        bars.update(tenth / 10, f"{tenth}")
+        bars.log(tenth / 10, f"loss {tenth}")
+    bars.live.flush(before=1000)
+    losses = [f"loss {tenth}" for tenth in range(12)]
+    assert taken(bars.live, 0) == [*losses[:9], "9", *losses[9:11], "11", "loss 11"]
+
+
+def test_an_update_waits_until_its_second_is_over() -> None:
+    bars = Bars()
+    bars.log(0, "begin")
+    bars.update(0.1, "1")
+    assert taken(bars.live, 100) == ["begin"]
+    assert bars.live.next(100.25) == Wait(0.75)
+    bars.update(0.9, "2")
+    bars.log(0.95, "between")
+    assert taken(bars.live, 101) == []
+    assert taken(bars.live, 102) == ["2", "between"]
+
+
+def test_an_update_of_the_next_second_lets_the_one_before_go() -> None:
+    bars = Bars()
+    bars.update(0.1, "1")
+    bars.update(1.1, "2")
+    assert taken(bars.live, 100) == ["1"]
+
+
+def test_updates_are_info_there_and_errors_elsewhere() -> None:
+    bars = Bars(min_level="INFO")
+    bars.update(0, "1")
+    assert [event.level for event in bars.live.queue] == [logging.INFO]
+    assert [event.level_name for event in bars.live.queue] == ["INFO"]
+    assert [event.level for event in bars.all.queue] == [logging.ERROR]
+    assert bars.live.queue[0].uid == bars.all.queue[0].uid
+
+
+def test_a_child_that_wants_warnings_gets_no_update() -> None:
+    bars = Bars(min_level="WARNING")
+    bars.update(0, "1")
+    bars.log(0, "hot", logging.WARNING)
+    assert [event.message for event in bars.live.queue] == ["hot"]
+    assert bars.live.stats().accepted == 1
+
+
+def test_bars_of_other_streams_and_on_stdout_are_other_bars() -> None:
+    bars = Bars()
+    bars.update(0.1, "a")
+    bars.update(0.2, "b", on="stdout")
+    bars.update(0.3, "c", make_stream())
+    bars.live.flush(before=1000)
+    assert taken(bars.live, 0) == ["a", "b", "c"]
+
+
+def test_the_end_of_a_stream_waits_for_no_second() -> None:
+    bars = Bars()
+    bars.update(0.1, "100%")
+    bars.journal.end_stream(bars.stream)
+    assert [event.message for event in bars.live.next(100).batch] == ["100%"]  # type: ignore[union-attr]
+
+
+def test_an_update_that_gave_way_in_a_full_queue_is_counted() -> None:
+    bars = Bars(max_queue_size=3)
+    bars.update(0.1, "1")
+    for number in range(5):
+        bars.log(0.2, f"{number}")
+    bars.update(0.3, "2")
+    stats = bars.live.stats()
+    assert (stats.accepted, stats.dropped, stats.pending) == (7, 4, 3)
