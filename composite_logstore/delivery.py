@@ -249,7 +249,9 @@ class Delivery:
         wait = min(self._first_wait * 2 ** min(self._failures, 64), self._longest_wait)
         self._failures += 1
         asked_for = _seconds(error.retry_after_seconds) if isinstance(error, RetryableError) else None
-        self._retry_at = now + (self._jittered(wait) if asked_for is None else asked_for)
+        # One that asks to be tried again at once, and again, would otherwise be asked without end.
+        shortest = self._jittered(self._first_wait)
+        self._retry_at = now + (self._jittered(wait) if asked_for is None else max(asked_for, shortest))
         self._enter(Outcome.FAILED_LONG if wait >= self._longest_wait else Outcome.FAILED)
 
     def watch(self, now: float) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import threading
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID, uuid4
@@ -19,7 +18,7 @@ from zenml.enums import LoggingLevels
 from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
-from composite_logstore import secrets
+from composite_logstore import clock, secrets
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
 
 if TYPE_CHECKING:
@@ -253,7 +252,7 @@ def _notice(excuses: list[str], name: str, entries: Sequence[LogEntry]) -> LogEn
 def _remembered(store_id: UUID, name: str) -> str | None:
     with _unreadable_lock:
         until, excuse = _unreadable.get((store_id, name), (0.0, ""))
-        return excuse if time.monotonic() < until else None
+        return excuse if clock.current.now() < until else None
 
 
 def _remember(store_id: UUID, name: str, error: LogStoreError) -> None:
@@ -261,4 +260,4 @@ def _remember(store_id: UUID, name: str, error: LogStoreError) -> None:
     if isinstance(error, LogStoreRateLimitError) and error.retry_after:
         seconds = float(error.retry_after)
     with _unreadable_lock:
-        _unreadable[store_id, name] = (time.monotonic() + seconds, str(error))
+        _unreadable[store_id, name] = (clock.current.now() + seconds, str(error))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from composite_logstore import CompositeLogStore
-from tests.simulation import Backend, assert_accounts_add_up, make_child, make_logs, make_store
+from composite_logstore.testing import SimulatedBackend
+from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 
 
 def log(store: CompositeLogStore, origin: Any, message: str, level: int = logging.INFO) -> None:
@@ -32,7 +33,7 @@ def in_fork(run: Callable[[], None]) -> int:
 
 
 def test_what_forked_processes_log_is_delivered_by_their_parent() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
     log(store, origin, "parent")
@@ -52,7 +53,7 @@ def test_what_forked_processes_log_is_delivered_by_their_parent() -> None:
 
 
 def test_a_fork_before_the_first_event() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
     in_fork(lambda: log(store, origin, "child"))
@@ -61,7 +62,7 @@ def test_a_fork_before_the_first_event() -> None:
 
 
 def test_a_message_of_any_size_and_what_a_record_can_carry() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
 
@@ -84,7 +85,7 @@ def test_a_message_of_any_size_and_what_a_record_can_carry() -> None:
 
 
 def test_a_stream_that_a_forked_process_registers() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     outer = register(store)
 
@@ -109,7 +110,7 @@ def test_a_stream_that_a_forked_process_registers() -> None:
 def test_what_finds_no_room_is_counted_as_dropped(min_level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composite_logstore.writer.Writer.after_fork_in_parent", lambda self: None)
     monkeypatch.setattr("composite_logstore.fork._PATIENCE_SECONDS", 0.0)
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend, min_level=min_level))
     origin = register(store)
     in_fork(lambda: [log(store, origin, "x" * 1000) for _ in range(3000)] and None)
@@ -125,7 +126,7 @@ def test_what_finds_no_room_is_counted_as_dropped(min_level: str | None, monkeyp
 
 
 def test_a_forked_process_whose_parent_is_gone_delivers_by_itself() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
     log(store, origin, "parent")

@@ -10,8 +10,9 @@ import pytest
 
 from composite_logstore import CompositeLogStore, RejectedError, RetryableError, UnavailableError
 from composite_logstore.log_store import CompositeLogStoreOrigin
+from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore.writer import Writer
-from tests.simulation import Backend, assert_accounts_add_up, make_child, make_logs, make_store
+from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 
 
 def log(store: CompositeLogStore, origin: Any, *messages: str, level: int = logging.INFO) -> None:
@@ -32,7 +33,7 @@ def join_worker(name: str) -> None:
 
 
 def test_every_record_reaches_every_child_in_order() -> None:
-    a, b = Backend(), Backend()
+    a, b = SimulatedBackend(), SimulatedBackend()
     store = make_store(make_child("a", a), make_child("b", b))
     origin = register(store)
     log(store, origin, *(f"line {number}" for number in range(100)))
@@ -43,7 +44,7 @@ def test_every_record_reaches_every_child_in_order() -> None:
 
 
 def test_a_disabled_child_gets_nothing_and_is_not_in_the_stats() -> None:
-    off = Backend()
+    off = SimulatedBackend()
     store = make_store(make_child("a"), make_child("off", off, enabled=False))
     origin = register(store)
     log(store, origin, "hello")
@@ -53,8 +54,8 @@ def test_a_disabled_child_gets_nothing_and_is_not_in_the_stats() -> None:
 
 
 def test_a_dead_child_costs_its_sibling_nothing_and_the_flush_its_timeout_once() -> None:
-    dead, living = Backend(), Backend()
-    dead.always = RetryableError("connection refused")
+    dead, living = SimulatedBackend(), SimulatedBackend()
+    dead.fault = RetryableError("connection refused")
     store = make_store(make_child("living", living), make_child("dead", dead), flush_timeout_millis=300)
     for expected in (0.3, 0.0):
         origin = register(store)
@@ -69,8 +70,8 @@ def test_a_dead_child_costs_its_sibling_nothing_and_the_flush_its_timeout_once()
 
 
 def test_a_child_that_hangs_holds_up_nobody() -> None:
-    hung, living = Backend(), Backend()
-    hung.gate.clear()
+    hung, living = SimulatedBackend(), SimulatedBackend()
+    hung.fault = "silent"
     store = make_store(make_child("living", living), make_child("hung", hung), flush_timeout_millis=100)
     origin = register(store)
     log(store, origin, "one")
@@ -80,24 +81,37 @@ def test_a_child_that_hangs_holds_up_nobody() -> None:
     assert living.messages == ["one", "two"]
     assert_accounts_add_up(store.stats())
     assert store.stats()["hung"]["state"] == "unavailable"
-    hung.gate.set()
+    hung.fault = None
     hung.wait_for(2)
     assert hung.messages == ["one", "two"]
     assert_accounts_add_up(store.stats())
 
 
 def test_what_a_child_missed_arrives_in_order_when_it_is_back() -> None:
-    backend = Backend()
-    backend.faults = [RetryableError("refused", retry_after_seconds=0.0)] * 3
-    store = make_store(make_child("a", backend, max_export_batch_size=2))
-    origin = register(store)
-    log(store, origin, *"abcdefg")
-    store.deregister_origin(origin)
-    assert backend.messages == list("abcdefg")
+    with SimulatedClock():
+        backend = SimulatedBackend()
+        backend.faults = [RetryableError("refused")] * 3
+        store = make_store(
+            make_child("a", backend, max_export_batch_size=2), flush_limit_millis=10_000, flush_timeout_millis=5_000
+        )
+        origin = register(store)
+        log(store, origin, *"abcdefg")
+        store.deregister_origin(origin)
+        assert backend.messages == list("abcdefg")
+
+
+def test_a_backend_that_asks_to_be_tried_again_at_once_is_not_asked_without_end() -> None:
+    with SimulatedClock() as clock:
+        backend = SimulatedBackend()
+        backend.fault = RetryableError("busy", retry_after_seconds=0)
+        store = make_store(make_child("a", backend))
+        log(store, register(store), "hello")
+        clock.advance(60)
+        assert 60 <= backend.exports <= 240
 
 
 def test_rejected_events_are_counted_and_the_rest_goes_on() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     backend.faults = [RejectedError("too old", count=1)]
     store = make_store(make_child("a", backend, max_export_batch_size=1))
     origin = register(store)
@@ -109,14 +123,12 @@ def test_rejected_events_are_counted_and_the_rest_goes_on() -> None:
 
 
 def test_trouble_is_one_warning_when_it_begins_and_one_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
-    backend = Backend()
-    backend.faults = [RetryableError("connection refused", retry_after_seconds=0.0)] * 5
-    store = make_store(make_child("collector", backend))
-    origin = register(store)
-    with caplog.at_level(logging.WARNING):
-        log(store, origin, "hello")
-        store.writer.close(2.0)
-        join_worker("collector")
+    with SimulatedClock() as clock, caplog.at_level(logging.WARNING):
+        backend = SimulatedBackend()
+        backend.faults = [RetryableError("connection refused")] * 5
+        store = make_store(make_child("collector", backend))
+        log(store, register(store), "hello")
+        clock.advance(60)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 2
     assert "child 'collector'" in texts[0]
@@ -125,7 +137,7 @@ def test_trouble_is_one_warning_when_it_begins_and_one_when_it_ends(caplog: pyte
 
 
 def test_the_flush_of_the_last_origin_alone_delivers_and_each_stream_ends() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend, schedule_delay_millis=60_000))
     outer, inner = register(store, "client"), register(store, "step")
     log(store, inner, "inside")
@@ -138,7 +150,7 @@ def test_the_flush_of_the_last_origin_alone_delivers_and_each_stream_ends() -> N
 
 
 def test_deregistering_twice_or_what_was_registered_anew_does_no_harm() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend, schedule_delay_millis=60_000))
     logs = make_logs(store)
     first = store.register_origin("same", logs, {})
@@ -154,7 +166,7 @@ def test_deregistering_twice_or_what_was_registered_anew_does_no_harm() -> None:
 
 
 def test_an_origin_can_be_used_after_it_was_deregistered_and_after_cleanup() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
     log(store, origin, "one")
@@ -168,21 +180,21 @@ def test_an_origin_can_be_used_after_it_was_deregistered_and_after_cleanup() -> 
 
 
 def test_a_flush_that_does_not_block_returns_at_once_and_delivers_all_the_same() -> None:
-    backend = Backend()
-    backend.gate.clear()
+    backend = SimulatedBackend()
+    backend.fault = "silent"
     store = make_store(make_child("a", backend, schedule_delay_millis=60_000), flush_timeout_millis=5000)
     origin = register(store)
     log(store, origin, "hello")
     store.deregister_origin(origin, blocking=False)
     assert backend.entered.wait(5)
-    backend.gate.set()
+    backend.fault = None
     store.flush()
     assert backend.messages == ["hello"]
 
 
 def test_the_stores_lock_is_free_while_it_flushes() -> None:
-    backend = Backend()
-    backend.gate.clear()
+    backend = SimulatedBackend()
+    backend.fault = "silent"
     store = make_store(make_child("a", backend), flush_timeout_millis=5000, flush_limit_millis=5000)
     origin = register(store)
     log(store, origin, "hello")
@@ -191,19 +203,19 @@ def test_the_stores_lock_is_free_while_it_flushes() -> None:
     assert backend.entered.wait(5)
     other = register(store)
     log(store, other, "from another step")
-    backend.gate.set()
+    backend.fault = None
     ending.join(5)
     assert not ending.is_alive()
 
 
 def test_metadata_that_zenml_fills_later_is_on_the_first_events_too() -> None:
-    backend = Backend()
-    backend.gate.clear()
+    backend = SimulatedBackend()
+    backend.fault = "silent"
     store = make_store(make_child("a", backend))
     origin = register(store)
     log(store, origin, "early")
     origin.metadata["zenml.step.run.name"] = "trainer"
-    backend.gate.set()
+    backend.fault = None
     store.deregister_origin(origin)
     [event] = backend.received
     assert event.stream.attributes["zenml.step.run.name"] == "trainer"
@@ -233,7 +245,7 @@ def test_emit_never_raises() -> None:
 def test_an_exporter_that_cannot_be_created_makes_an_unavailable_child(caplog: pytest.LogCaptureFixture) -> None:
     child = make_child("a")
     type(child).backends.pop("a")
-    living = Backend()
+    living = SimulatedBackend()
     store = make_store(make_child("living", living), child, flush_timeout_millis=100)
     origin = register(store)
     log(store, origin, "hello")
@@ -244,7 +256,7 @@ def test_an_exporter_that_cannot_be_created_makes_an_unavailable_child(caplog: p
 
 
 def test_two_instances_of_one_component_share_one_writer() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     id = uuid4()
     first = make_store(make_child("a", backend), id=id)
     second = make_store(make_child("a", backend), id=id)
@@ -267,8 +279,8 @@ def test_building_a_store_starts_nothing() -> None:
 
 
 def test_the_process_exit_is_bounded_and_says_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    dead, living = Backend(), Backend()
-    dead.always = UnavailableError("no such bucket")
+    dead, living = SimulatedBackend(), SimulatedBackend()
+    dead.fault = UnavailableError("no such bucket")
     store = make_store(make_child("living", living), make_child("dead", dead))
     origin = register(store)
     log(store, origin, *"abc")
@@ -281,7 +293,7 @@ def test_the_process_exit_is_bounded_and_says_what_is_left(caplog: pytest.LogCap
 
 
 def test_workers_end_and_exporters_are_closed_when_a_writer_is_closed() -> None:
-    backend = Backend()
+    backend = SimulatedBackend()
     store = make_store(make_child("closing", backend))
     origin = register(store)
     log(store, origin, "hello")

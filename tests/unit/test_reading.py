@@ -14,17 +14,19 @@ from zenml.exceptions import (
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
 from composite_logstore import CompositeLogStore, LogEvent, Stream, reading
+from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from composite_logstore.testing.backend import SimulatedReader
 from tests.events import make_events
-from tests.simulation import Backend, SimulatedReader, make_child, make_logs, make_store
+from tests.simulation import make_child, make_logs, make_store
 
 
-def stored(store: CompositeLogStore, backend: Backend, count: int, first: int = 0) -> LogsResponse:
+def stored(store: CompositeLogStore, backend: SimulatedBackend, count: int, first: int = 0) -> LogsResponse:
     logs = make_logs(store)
     add(backend, logs, count, first)
     return logs
 
 
-def add(backend: Backend, logs: LogsResponse, count: int, first: int = 0, **changes: Any) -> list[LogEvent]:
+def add(backend: SimulatedBackend, logs: LogsResponse, count: int, first: int = 0, **changes: Any) -> list[LogEvent]:
     stream = Stream(logs.id, {})
     events = make_events([f"m{number}" for number in range(first, first + count)], stream, first=first, **changes)
     backend.received += events
@@ -40,16 +42,16 @@ def numbered(first: int, last: int) -> list[str]:
 
 
 @pytest.fixture
-def backend() -> Backend:
-    return Backend()
+def backend() -> SimulatedBackend:
+    return SimulatedBackend()
 
 
 @pytest.fixture
-def store(backend: Backend) -> CompositeLogStore:
+def store(backend: SimulatedBackend) -> CompositeLogStore:
     return make_store(make_child("archive", backend), make_child("live"))
 
 
-def test_the_newest_page_comes_first_when_nothing_is_asked(store: CompositeLogStore, backend: Backend) -> None:
+def test_the_newest_page_comes_first_when_nothing_is_asked(store: CompositeLogStore, backend: SimulatedBackend) -> None:
     logs = stored(store, backend, 10)
     assert messages(store.fetch(logs, limit=3)) == numbered(7, 10)
     assert messages(store.fetch(logs)) == numbered(0, 10)
@@ -57,7 +59,9 @@ def test_the_newest_page_comes_first_when_nothing_is_asked(store: CompositeLogSt
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 11])
-def test_pages_lead_through_the_whole_stream_both_ways(store: CompositeLogStore, backend: Backend, limit: int) -> None:
+def test_pages_lead_through_the_whole_stream_both_ways(
+    store: CompositeLogStore, backend: SimulatedBackend, limit: int
+) -> None:
     logs = stored(store, backend, 10)
     page = store.fetch(logs, limit=limit)
     read = messages(page)
@@ -73,7 +77,7 @@ def test_pages_lead_through_the_whole_stream_both_ways(store: CompositeLogStore,
     assert read == numbered(0, 10)
 
 
-def test_one_can_turn_around_on_any_page(store: CompositeLogStore, backend: Backend) -> None:
+def test_one_can_turn_around_on_any_page(store: CompositeLogStore, backend: SimulatedBackend) -> None:
     logs = stored(store, backend, 10)
     newest = store.fetch(logs, limit=3)
     older = store.fetch(logs, before=newest.before)
@@ -81,7 +85,7 @@ def test_one_can_turn_around_on_any_page(store: CompositeLogStore, backend: Back
     assert messages(store.fetch(logs, after=older.after)) == numbered(7, 10)
 
 
-def test_a_cursor_stays_good_while_the_stream_grows(store: CompositeLogStore, backend: Backend) -> None:
+def test_a_cursor_stays_good_while_the_stream_grows(store: CompositeLogStore, backend: SimulatedBackend) -> None:
     logs = stored(store, backend, 5)
     page = store.fetch(logs)
     assert messages(store.fetch(logs, after=page.after)) == []
@@ -92,7 +96,7 @@ def test_a_cursor_stays_good_while_the_stream_grows(store: CompositeLogStore, ba
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 100])
 @pytest.mark.parametrize("start", ["oldest", "newest"])
 def test_what_arrived_twice_is_returned_once_across_pages(
-    store: CompositeLogStore, backend: Backend, limit: int, start: str
+    store: CompositeLogStore, backend: SimulatedBackend, limit: int, start: str
 ) -> None:
     logs = stored(store, backend, 6)
     add(backend, logs, 3, first=3)
@@ -107,14 +111,14 @@ def test_what_arrived_twice_is_returned_once_across_pages(
     assert all(pages[:-1]), "an empty page would look like the end"
 
 
-def test_two_writers_of_one_stream_are_told_apart(store: CompositeLogStore, backend: Backend) -> None:
+def test_two_writers_of_one_stream_are_told_apart(store: CompositeLogStore, backend: SimulatedBackend) -> None:
     logs = stored(store, backend, 3)
     add(backend, logs, 3, writer="f" * 15)
     assert messages(store.fetch(logs)) == numbered(0, 3) * 2
 
 
 def test_only_copies_on_the_same_page_are_known_where_order_is_not(
-    store: CompositeLogStore, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SimulatedReader, "in_order", False)
     logs = make_logs(store)
@@ -124,7 +128,7 @@ def test_only_copies_on_the_same_page_are_known_where_order_is_not(
 
 
 def test_the_readers_own_page_size_is_kept(
-    store: CompositeLogStore, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SimulatedReader, "max_page_size", 4)
     logs = stored(store, backend, 10)
@@ -141,7 +145,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="positive"):
             store.fetch(make_logs(store), limit=limit)
 
-    def test_a_limit_of_a_million_is_capped(self, store: CompositeLogStore, backend: Backend) -> None:
+    def test_a_limit_of_a_million_is_capped(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
         assert len(store.fetch(stored(store, backend, 10), limit=1_000_000).items) == 10
 
     def test_start_is_one_of_two_words(self, store: CompositeLogStore) -> None:
@@ -160,7 +164,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="malformed"):
             store.fetch(make_logs(store), after=cursor)
 
-    def test_a_cursor_cut_anywhere_is_refused(self, store: CompositeLogStore, backend: Backend) -> None:
+    def test_a_cursor_cut_anywhere_is_refused(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
         logs = stored(store, backend, 5)
         cursor = store.fetch(logs, limit=2).before
         assert cursor is not None
@@ -168,7 +172,7 @@ class TestArguments:
             with pytest.raises(ValueError, match="cursor"):
                 store.fetch(logs, before=cursor[:end])
 
-    def test_a_foreign_cursor_is_refused(self, store: CompositeLogStore, backend: Backend) -> None:
+    def test_a_foreign_cursor_is_refused(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
         logs = stored(store, backend, 5)
         cursor = store.fetch(logs, limit=2).before
         with pytest.raises(ValueError, match="not one for this"):
@@ -189,7 +193,7 @@ class TestArguments:
         ],
     )
     def test_what_conflicts_with_the_cursor_is_refused(
-        self, store: CompositeLogStore, backend: Backend, changed: dict[str, Any]
+        self, store: CompositeLogStore, backend: SimulatedBackend, changed: dict[str, Any]
     ) -> None:
         logs = stored(store, backend, 5)
         cursor = store.fetch(logs, limit=2, filter_=LogsEntriesFilter(search="m")).before
@@ -197,7 +201,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="conflicts with the cursor"):
             store.fetch(logs, before=cursor, **changed)
 
-    def test_a_cursor_of_a_child_that_is_gone_is_refused(self, backend: Backend) -> None:
+    def test_a_cursor_of_a_child_that_is_gone_is_refused(self, backend: SimulatedBackend) -> None:
         id = uuid4()
         before = make_store(make_child("old", backend), id=id)
         logs = stored(before, backend, 5)
@@ -213,20 +217,20 @@ class TestFallback:
         reading._unreadable.clear()
 
     @pytest.fixture
-    def spare(self) -> Backend:
-        return Backend()
+    def spare(self) -> SimulatedBackend:
+        return SimulatedBackend()
 
     @pytest.fixture
-    def store(self, backend: Backend, spare: Backend) -> CompositeLogStore:
+    def store(self, backend: SimulatedBackend, spare: SimulatedBackend) -> CompositeLogStore:
         return make_store(make_child("archive", backend), make_child("spare", spare), fetch_fallback=["spare"])
 
     @pytest.mark.parametrize(
         "error", [LogStoreUnavailableError("no route"), LogStoreRateLimitError("slow down"), LogStoreError("oops")]
     )
     def test_the_next_child_answers_and_the_first_entry_says_so(
-        self, store: CompositeLogStore, backend: Backend, spare: Backend, error: Exception
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend, error: Exception
     ) -> None:
-        backend.always = error
+        backend.fault = error
         logs = stored(store, spare, 2)
         page = store.fetch(logs)
         assert messages(page)[1:] == numbered(0, 2)
@@ -235,47 +239,46 @@ class TestFallback:
         assert "'spare'" in messages(page)[0]
 
     def test_the_process_remembers_it_for_a_while(
-        self, store: CompositeLogStore, backend: Backend, spare: Backend, monkeypatch: pytest.MonkeyPatch
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
     ) -> None:
-        now = [1000.0]
-        monkeypatch.setattr(reading.time, "monotonic", lambda: now[0])
-        backend.always = LogStoreUnavailableError("no route")
+        backend.fault = LogStoreUnavailableError("no route")
         logs = stored(store, spare, 2)
-        store.fetch(logs)
-        backend.always = None
-        add(backend, logs, 2)
-        assert len(store.fetch(logs).items) == 3
-        now[0] += reading.REMEMBERED_SECONDS
-        assert messages(store.fetch(logs)) == numbered(0, 2)
+        with SimulatedClock() as clock:
+            store.fetch(logs)
+            backend.fault = None
+            add(backend, logs, 2)
+            assert len(store.fetch(logs).items) == 3
+            clock.advance(reading.REMEMBERED_SECONDS)
+            assert messages(store.fetch(logs)) == numbered(0, 2)
 
     def test_a_cursor_belongs_to_the_child_that_made_it(
-        self, store: CompositeLogStore, backend: Backend, spare: Backend
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
     ) -> None:
         logs = stored(store, backend, 5)
         add(spare, logs, 5)
         cursor = store.fetch(logs, limit=2).before
-        backend.always = LogStoreUnavailableError("no route")
+        backend.fault = LogStoreUnavailableError("no route")
         with pytest.raises(LogStoreUnavailableError):
             store.fetch(logs, before=cursor)
 
     @pytest.mark.parametrize("error", [ValueError("bad filter"), DoesNotExistException("no such stream")])
     def test_what_would_fail_everywhere_is_no_reason_to_fall_back(
-        self, store: CompositeLogStore, backend: Backend, spare: Backend, error: Exception
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend, error: Exception
     ) -> None:
-        backend.always = error
+        backend.fault = error
         with pytest.raises(type(error)):
             store.fetch(stored(store, spare, 2))
 
     def test_when_all_fail_the_last_error_is_raised(
-        self, store: CompositeLogStore, backend: Backend, spare: Backend
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
     ) -> None:
-        backend.always = LogStoreError("first")
-        spare.always = LogStoreUnavailableError("second")
+        backend.fault = LogStoreError("first")
+        spare.fault = LogStoreUnavailableError("second")
         with pytest.raises(LogStoreUnavailableError, match="second"):
             store.fetch(make_logs(store))
 
 
-def test_ids_are_the_events_own(store: CompositeLogStore, backend: Backend) -> None:
+def test_ids_are_the_events_own(store: CompositeLogStore, backend: SimulatedBackend) -> None:
     logs = make_logs(store)
     events = add(backend, logs, 3)
     assert [entry.id for entry in store.fetch(logs).items] == [UUID(event.uid) for event in events]

@@ -1,0 +1,195 @@
+"""Simulated time and threads: hours of outages in milliseconds, the same way each time."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from composite_logstore import clock
+
+
+class _Ended(BaseException):
+    """Ends a simulated thread. Not an `Exception`, so that nobody handles it."""
+
+
+class _Task:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.turn = threading.Semaphore(0)
+        self.ready: Callable[[], bool] = lambda: True
+        self.until: float | None = None
+        self.thread: threading.Thread | None = None
+
+
+class SimulatedClock(clock.Clock):
+    """A clock that stands still while anything is being done, and jumps when everything waits.
+
+    Its threads are real ones, of which one runs at a time: it runs until it waits, for time to pass or for
+    another thread. So a log store runs as it is, but in simulated time and in an order that the seed alone
+    decides. Use it as a context: the log stores that are built inside live by it.
+
+        with SimulatedClock() as clock:
+            store = ...
+            store.emit(origin, record)
+            clock.advance(3600)
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        """Begin at 1000 seconds.
+
+        Args:
+            seed: Decides the order of threads that could all go on, and the jitter of retries.
+        """
+        self._seed = seed
+        self._order = random.Random(seed)
+        self._now = 1000.0
+        self._test = _Task("test")
+        self._tasks: dict[int, _Task] = {}
+        self._is_over = False
+
+    def __enter__(self) -> SimulatedClock:
+        """Let the log stores that are built from now on live by this clock."""
+        self._tasks[threading.get_ident()] = self._test
+        self._real, clock.current = clock.current, self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the simulated threads, whatever they wait for."""
+        clock.current = self._real
+        self._is_over = True
+        for task in list(self._tasks.values()):
+            if task.thread is not None:
+                task.turn.release()
+                task.thread.join()
+
+    # For tests and simulated backends
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass, and everything happen that happens in it."""
+        self.wait_until(lambda: False, seconds)
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until something is true.
+
+        Args:
+            ready: Tells whether it is.
+            seconds: How long to wait at most; without end if not given.
+
+        Returns:
+            Whether it is true.
+        """
+        task = self._tasks[threading.get_ident()]
+        task.ready = ready
+        task.until = None if seconds is None else self._now + seconds
+        self._hand_on(task)
+        return ready()
+
+    # What the log store uses
+
+    def now(self) -> float:
+        """Return the simulated time in seconds."""
+        return self._now
+
+    def event(self) -> Any:
+        """Return a flag that a simulated thread can wait for."""
+        return _Event(self)
+
+    def condition(self, lock: Any) -> Any:
+        """Return a condition that simulated threads can wait for under the lock."""
+        return _Condition(self, lock)
+
+    def random(self, name: str) -> Callable[[], float]:
+        """Return numbers that depend on the seed and on the child's name alone."""
+        return random.Random(f"{self._seed} {name}").random
+
+    def start(self, run: Callable[[], None], name: str) -> None:
+        """Run something in a simulated thread. It begins when the thread that starts it waits."""
+        task = _Task(name)
+
+        def body() -> None:
+            task.turn.acquire()
+            try:
+                if not self._is_over:
+                    run()
+            except _Ended:
+                pass
+            finally:
+                del self._tasks[threading.get_ident()]
+                if not self._is_over:
+                    self._next().turn.release()
+
+        # A real thread, in the context that the real clock gives to threads.
+        task.thread = threading.Thread(target=body, name=name, daemon=True)
+        task.thread.start()
+        self._tasks[task.thread.ident or 0] = task
+
+    def _hand_on(self, task: _Task) -> None:
+        if not self._is_over:
+            successor = self._next()
+            if successor is task:
+                return
+            successor.turn.release()
+            task.turn.acquire()
+        if self._is_over:
+            raise _Ended
+
+    def _next(self) -> _Task:
+        """Return the task that goes on now. The test itself goes on when nothing else can."""
+        while True:
+            others = [task for task in self._tasks.values() if task is not self._test and self._can_go_on(task)]
+            if others:
+                return self._order.choice(others)
+            if self._can_go_on(self._test):
+                return self._test
+            times = [task.until for task in self._tasks.values() if task.until is not None]
+            if not times:
+                raise RuntimeError(f"everything waits for ever: {', '.join(t.name for t in self._tasks.values())}")
+            self._now = min(times)
+
+    def _can_go_on(self, task: _Task) -> bool:
+        return task.ready() or (task.until is not None and task.until <= self._now)
+
+
+class _Event:
+    def __init__(self, clock: SimulatedClock) -> None:
+        self._clock = clock
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._clock.wait_until(self.is_set, timeout)
+
+
+class _Condition:
+    def __init__(self, clock: SimulatedClock, lock: Any) -> None:
+        self._clock = clock
+        self._lock = lock
+        self._notified = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def notify_all(self) -> None:
+        self._notified += 1
+
+    def wait(self, timeout: float | None = None) -> bool:
+        before = self._notified
+        # As `threading.Condition` does it: a reentrant lock is released however often it is held.
+        held = self._lock._release_save()
+        try:
+            return self._clock.wait_until(lambda: self._notified != before, timeout)
+        finally:
+            self._lock._acquire_restore(held)
