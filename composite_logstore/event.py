@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 import sys
+import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -17,6 +20,9 @@ Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | 
 
 _INT64 = 1 << 63
 _DEEPEST = 8
+_MOST_VALUES = 10_000
+_ABBREVIATED = reprlib.Repr()
+_ABBREVIATED.maxlevel = 2
 
 # The attributes of every `logging.LogRecord`; what a record has besides was given to it as `extra`.
 # https://docs.python.org/3/library/logging.html#logrecord-attributes
@@ -213,7 +219,7 @@ def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None
     extra = record.__dict__.keys() - _RECORD_ATTRIBUTES
     return Capture(
         # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
-        round(record.created * 1e6) * 1000,
+        _nanoseconds(record.created),
         record.levelno or 0,
         _str(record.levelname or ""),
         # The end of the line is not part of what was said.
@@ -241,6 +247,14 @@ def _message(record: logging.LogRecord) -> str:
         return f"{_str(record.msg)} {_str(record.args)}"
 
 
+def _nanoseconds(created: float) -> int:
+    try:
+        return round(created * 1e6) * 1000
+    except Exception:
+        # It is no time. Better the time of now than no event.
+        return time.time_ns()
+
+
 def _exception(exc_info: Any) -> ExceptionInfo | None:
     try:
         kind, value, _ = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
@@ -248,7 +262,7 @@ def _exception(exc_info: Any) -> ExceptionInfo | None:
             return None
         # As ZenML's and OpenTelemetry's own handlers have it: the first argument is the message.
         message = _str(value.args[0]) if value is not None and value.args else ""
-        stacktrace = "".join(traceback.format_exception(kind, value, value.__traceback__ if value else None))
+        stacktrace = "".join(traceback.format_exception(kind, value, None if value is None else value.__traceback__))
         return ExceptionInfo(kind.__name__, message, _text(stacktrace))
     except Exception:
         return ExceptionInfo("Exception", "", "")
@@ -259,31 +273,46 @@ def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
     return {_str(key): plain(value) for key, value in values.items()}
 
 
-def plain(value: Any, depth: int = 0) -> Plain:
+def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Plain:
     """Return a value that every backend can encode, as near to the given one as can be.
 
-    Integers beyond 64 bits become text, since OTLP has none; what is nested deeper than 8 levels and
-    objects of unknown types become what `str` makes of them.
+    Integers beyond 64 bits become text, since OTLP has none; objects of unknown types become what `str`
+    makes of them. There is no end of paths through objects that refer to each other, so what is nested
+    deeper than 8 levels is abbreviated, and beyond 10,000 values there is only a mark that says how many.
+
+    Args:
+        value: The value.
+        depth: How deep it is nested.
+        room: Has an item for each value that there may still be.
     """
-    if isinstance(value, str):
-        return _text(str(value.value) if hasattr(value, "value") else str(value))
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value) if -_INT64 <= value < _INT64 else _str(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray):
-        return bytes(value).decode("utf-8", "backslashreplace")
     try:
-        if depth < _DEEPEST and isinstance(value, Mapping):
-            return {_str(key): plain(item, depth + 1) for key, item in list(value.items())}
-        if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset | deque):
-            items: Iterable[Any] = list(value)
-            return [plain(item, depth + 1) for item in items]
+        if isinstance(value, str):
+            return _text(str(value.value) if hasattr(value, "value") else str(value))
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return int(value) if -_INT64 <= value < _INT64 else _str(value)
+        if isinstance(value, float):
+            return float(value)
+        if isinstance(value, bytes | bytearray):
+            return bytes(value).decode("utf-8", "backslashreplace")
+        is_mapping = isinstance(value, Mapping)
+        if not is_mapping and not isinstance(value, list | tuple | set | frozenset | deque):
+            return _str(value)
+        if depth == _DEEPEST:
+            return _text(_ABBREVIATED.repr(value))
+        room = room or repeat(None, _MOST_VALUES)
+        items = list(value.items() if is_mapping else value)
+        taken = [item for _, item in zip(room, items, strict=False)]
+        mark = f"… [shortened by {len(items) - len(taken)} values]"
+        if is_mapping:
+            mapping = {_str(key): plain(item, depth + 1, room) for key, item in taken}
+            return mapping if len(taken) == len(items) else {**mapping, "…": mark}
+        sequence = [plain(item, depth + 1, room) for item in taken]
+        return sequence if len(taken) == len(items) else [*sequence, mark]
     except Exception:
+        # Even a question for its type may raise: that of a proxy outside of what it stands for.
         return _str(value)
-    return _str(value)
 
 
 def _str(value: Any) -> str:

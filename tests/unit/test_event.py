@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Any
 from uuid import UUID
 
@@ -92,10 +93,18 @@ def test_a_source_file_with_an_odd_name_does_not_make_the_event_undeliverable() 
         text.encode()
 
 
-def cyclic() -> list[Any]:
-    loop: list[Any] = []
-    loop.append(loop)
-    return loop
+class Homeless:
+    """As a proxy of a request, or of a context, outside of it."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("there is no context")
+
+
+class Valueless(str):
+    @property
+    def value(self) -> str:
+        raise RuntimeError("no")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +123,7 @@ def cyclic() -> list[Any]:
         ({1: {2: object}}, {"1": {"2": "<class 'object'>"}}),
         (UUID(int=5), "00000000-0000-0000-0000-000000000005"),
         (Unprintable(), "<Unprintable>"),
+        (Valueless("text"), "text"),
         (logging.INFO, 20),
     ],
 )
@@ -123,8 +133,67 @@ def test_extra_attributes_become_values_that_every_backend_can_encode(value: Any
     assert orjson.loads(orjson.dumps(attributes)) == {"given": expected}
 
 
-def test_an_attribute_that_contains_itself_ends() -> None:
-    orjson.dumps(plain(cyclic()))
+def test_an_attribute_whose_very_type_cannot_be_asked_for_is_no_obstacle() -> None:
+    assert "Homeless" in str(capture(record(given=Homeless())).attributes["given"])
+
+
+@pytest.mark.parametrize("times", [1, 30])
+def test_an_attribute_that_contains_itself_ends(times: int) -> None:
+    loop: list[Any] = []
+    loop.extend([loop] * times)
+    graph: dict[str, Any] = {}
+    graph.update({f"edge {number}": graph for number in range(times)})
+    for endless in (loop, graph):
+        assert len(orjson.dumps(plain(endless))) < 5_000_000
+
+
+def test_what_is_nested_too_deep_is_abbreviated() -> None:
+    value: Any = ["the innermost"]
+    for _ in range(8):
+        value = [value]
+    flat = plain(value)
+    for _ in range(8):
+        assert isinstance(flat, list)
+        (flat,) = flat
+    assert flat == "['the innermost']"
+
+
+@pytest.mark.parametrize(
+    ("value", "mark"),
+    [
+        (list(range(10_000)), None),
+        (list(range(10_001)), "… [shortened by 1 values]"),
+        ({str(number): number for number in range(10_005)}, "… [shortened by 5 values]"),
+    ],
+)
+def test_an_attribute_of_very_many_values_is_shortened_with_a_mark(value: Any, mark: str | None) -> None:
+    taken = plain(value)
+    if mark is None:
+        assert taken == value
+    elif isinstance(taken, list):
+        assert taken == [*range(10_000), mark]
+    else:
+        assert taken == {**{str(number): number for number in range(10_000)}, "…": mark}
+
+
+@pytest.mark.parametrize("created", [float("nan"), float("inf"), None])
+def test_a_record_without_a_time_has_that_of_now(created: Any) -> None:
+    before = time.time_ns()
+    assert before <= capture(record(created=created)).time_unix_nano <= time.time_ns()
+
+
+def test_an_exception_that_is_false_is_one() -> None:
+    class NoErrors(ValueError):
+        def __len__(self) -> int:
+            return 0
+
+    try:
+        raise NoErrors("none of them")
+    except NoErrors:
+        captured = capture(record("failed", exc_info=sys.exc_info()))
+    assert captured.exception is not None
+    assert captured.exception[:2] == ("NoErrors", "none of them")
+    assert "test_event.py" in captured.exception.stacktrace
 
 
 def test_an_exception_is_taken_down_as_text() -> None:
