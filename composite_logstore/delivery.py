@@ -83,9 +83,15 @@ class EndStream:
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing for so many seconds, or until something happens if None."""
+    """Do nothing.
+
+    Attributes:
+        seconds: For how long, None for as long as nothing happens.
+        events: Unless so many events more are there before; None if events change nothing.
+    """
 
     seconds: float | None
+    events: int | None = None
 
 
 Action: TypeAlias = Export | EndStream | Wait
@@ -179,13 +185,13 @@ class Delivery:
         if not self._batches:
             if not self.queue:
                 self._waiting_since = None
-                return Wait(None)
+                return Wait(None, events=1)
             if self._waiting_since is None:
                 self._waiting_since = now
             due_at = self._waiting_since + self._delay
             is_due = now >= due_at or len(self.queue) >= self._batch_size
             if not is_due and self.queue[0].number >= self._due_before:
-                return Wait(due_at - now)
+                return Wait(due_at - now, events=self._batch_size - len(self.queue))
             batch = self._take(now)
             if not batch:
                 return Wait(self._seen_at + 1 - now)

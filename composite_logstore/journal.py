@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any
 
 from composite_logstore.clock import Clock
@@ -68,8 +69,7 @@ class Journal:
         self._update_routes: dict[int, _Route] = {}
         self._last: deque[LogEvent] = deque(maxlen=1)
         self.deliveries = [self._delivery(child, clock.random(child.name)) for child in children]
-        self._stride = min((child.batch_size for child in children), default=1)
-        self._wake_at = 0
+        self._wake_at: float = 0
 
     def _delivery(self, child: ChildConfig, rand: Callable[[], float]) -> Delivery:
         def accepted() -> int:
@@ -92,7 +92,7 @@ class Journal:
             capture: What the record says.
 
         Returns:
-            Whether the workers should be woken: one has nothing to do, or a batch may be full.
+            Whether the workers should be woken: one of them waits for this event.
         """
         with self.lock:
             number = self.next_number
@@ -110,7 +110,7 @@ class Journal:
                 delivery.update(event)
             if number < self._wake_at:
                 return False
-            self._wake_at = number + self._stride
+            self._wake_at = inf
             return True
 
     def drop(self, level: int, progress: bool = False) -> None:
@@ -136,9 +136,9 @@ class Journal:
                 (latest if thinned else wanted_by).append(delivery)
         return _Route(wanted_by, latest)
 
-    def wake_with_next(self) -> None:
-        """Have `append` ask for the workers with the very next event."""
-        self._wake_at = 0
+    def wake_after(self, events: int) -> None:
+        """Have `append` ask for the workers once so many events more are there, if not before."""
+        self._wake_at = min(self._wake_at, self.next_number + events - 1)
 
     def end_stream(self, stream: Stream) -> None:
         """Announce to every child that the stream has ended."""

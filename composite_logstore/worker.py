@@ -86,8 +86,8 @@ class Worker:
         while True:
             with self._journal.lock:
                 action = self._delivery.next(self._clock.now())
-                if action == Wait(None):
-                    self._journal.wake_with_next()
+                if isinstance(action, Wait) and action.events:
+                    self._journal.wake_after(action.events)
             if isinstance(action, Export):
                 self._export(action)
             elif isinstance(action, EndStream):

@@ -1,11 +1,63 @@
-"""For the tests of backends and of what is built on log stores: simulated time, and a backend that fails.
+"""For the tests of backends and of what is built on log stores.
 
-The names below are public; `docs/writing-a-backend.md` shows their use.
+The contract of exporters and readers as tests to inherit, events to feed them, simulated time, and a
+backend that fails. The names below are public; `docs/testing-a-backend.md` shows their use. They are
+imported when they are first used: the contracts need pytest, the rest does not.
 """
 
 from __future__ import annotations
 
-from composite_logstore.testing.backend import FAULTS, SimulatedBackend, SimulatedChildConfig
-from composite_logstore.testing.clock import SimulatedClock
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["FAULTS", "SimulatedBackend", "SimulatedChildConfig", "SimulatedClock"]
+if TYPE_CHECKING:
+    from composite_logstore.testing.backend import FAULTS, SimulatedBackend, SimulatedChildConfig
+    from composite_logstore.testing.clock import SimulatedClock
+    from composite_logstore.testing.contract import Fault, Received
+    from composite_logstore.testing.events import make_event, make_events, make_logs, make_stream
+    from composite_logstore.testing.exporter_contract import ExporterContract
+    from composite_logstore.testing.reader_contract import ReaderContract
+
+_HOMES = {
+    "ExporterContract": "exporter_contract",
+    "FAULTS": "backend",
+    "Fault": "contract",
+    "ReaderContract": "reader_contract",
+    "Received": "contract",
+    "SimulatedBackend": "backend",
+    "SimulatedChildConfig": "backend",
+    "SimulatedClock": "clock",
+    "make_event": "events",
+    "make_events": "events",
+    "make_logs": "events",
+    "make_stream": "events",
+}
+
+__all__ = [
+    "FAULTS",
+    "ExporterContract",
+    "Fault",
+    "ReaderContract",
+    "Received",
+    "SimulatedBackend",
+    "SimulatedChildConfig",
+    "SimulatedClock",
+    "make_event",
+    "make_events",
+    "make_logs",
+    "make_stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"{__name__}.{_HOMES[name]}"
+    if home.endswith("contract"):
+        import pytest
+
+        # So that a broken contract says what was found, as an `assert` in a test module does.
+        pytest.register_assert_rewrite(
+            *(f"{__name__}.{module}" for module in ("contract", "exporter_contract", "reader_contract"))
+        )
+    return getattr(import_module(home), name)

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, Outcome, State, Wait
+from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, Outcome, State
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
 from tests.events import make_capture, make_stream
+from tests.properties.planted import BUGS
 from tests.simulation import assert_accounts_add_up, make_child
 
 CHILDREN: dict[str, dict[str, Any]] = {
@@ -173,6 +174,15 @@ class Deliveries(RuleBasedStateMachine):
             self.now += seconds
             self.work(name)
 
+    @rule(name=names, fault=st.sampled_from(FAULTS), then=st.sampled_from(FAULTS))
+    def one_fault_after_another(self, name: str, fault: str, then: str) -> None:
+        self.work_for_a_while(name, fault, steps=3, seconds=0.5)
+        self.backends[name].fault = then
+        for _ in range(4):
+            self.now += 4
+            self.work(name)
+            self.watch()
+
     @rule()
     def watch(self) -> None:
         for delivery in self.deliveries.values():
@@ -267,16 +277,16 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
     return sum(event.number in held for event in waiting(delivery))
 
 
-def run(machine: type[RuleBasedStateMachine], examples: int, **options: Any) -> None:
+def run(examples: int, **options: Any) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine, settings=settings(max_examples=examples, stateful_step_count=60, deadline=None, **options)
+        Deliveries, settings=settings(max_examples=examples, stateful_step_count=60, deadline=None, **options)
     )
 
 
 def test_deliveries_under_any_sequence_of_faults(monkeypatch: Any) -> None:
     taken.clear()
     monkeypatch.setattr("composite_logstore.delivery.TRANSITIONS", Watched(TRANSITIONS))
-    run(Deliveries, 300)
+    run(1000)
     missed = TRANSITIONS.keys() - taken.keys()
     print("transitions taken:", {f"{state.value}, {outcome.name}": count for (state, outcome), count in taken.items()})
     assert not missed
@@ -284,37 +294,11 @@ def test_deliveries_under_any_sequence_of_faults(monkeypatch: Any) -> None:
 
 @pytest.mark.deep
 def test_deliveries_under_very_many_sequences_of_faults() -> None:
-    run(Deliveries, 15_000)
+    run(50_000)
 
 
-# The machine must find what it is there to find.
-
-
-def acknowledges_one_too_many(self: Delivery, rejected: int, shortened: int) -> None:
-    SETTLE(self, rejected, shortened)
-    if self.queue:
-        self.queue.popleft()
-        self._delivered += 1
-
-
-def loses_a_retry(self: Delivery, error: BaseException, now: float) -> None:
-    FAILED(self, error, now)
-    if isinstance(error, RetryableError) and self._batches:
-        self._batches.popleft()
-
-
-def never_comes_back(self: Delivery, now: float) -> Any:
-    return Wait(60) if self.state is State.UNAVAILABLE else NEXT(self, now)
-
-
-SETTLE, FAILED, NEXT = Delivery._settle, Delivery.failed, Delivery.next
-
-
-@pytest.mark.parametrize(
-    ("name", "bug"),
-    [("_settle", acknowledges_one_too_many), ("failed", loses_a_retry), ("next", never_comes_back)],
-)
-def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, name: str, bug: Any) -> None:
-    monkeypatch.setattr(Delivery, name, bug)
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    BUGS[bug](monkeypatch)
     with pytest.raises(AssertionError):
-        run(Deliveries, 300, phases=[Phase.generate], database=None, report_multiple_bugs=False)
+        run(1000, phases=[Phase.generate], database=None, report_multiple_bugs=False)

@@ -39,13 +39,13 @@ def account(delivery: Delivery) -> dict[str, Any]:
 
 
 def test_nothing_to_do_is_waited_for_without_end() -> None:
-    assert make_delivery().next(0) == Wait(None)
+    assert make_delivery().next(0) == Wait(None, events=1)
 
 
 def test_a_batch_goes_out_when_it_is_full() -> None:
     delivery = make_delivery(schedule_delay_millis=1000, max_export_batch_size=3)
     events = offer(delivery, 2)
-    assert delivery.next(10) == Wait(1.0)
+    assert delivery.next(10) == Wait(1.0, events=1)
     events += offer(delivery, 2, first=2)
     assert delivery.next(10) == Export(events[:3])
 
@@ -53,8 +53,8 @@ def test_a_batch_goes_out_when_it_is_full() -> None:
 def test_a_batch_goes_out_when_its_oldest_event_has_waited_long_enough() -> None:
     delivery = make_delivery(schedule_delay_millis=1000, max_export_batch_size=3)
     events = offer(delivery, 1)
-    assert delivery.next(10) == Wait(1.0)
-    assert delivery.next(10.25) == Wait(0.75)
+    assert delivery.next(10) == Wait(1.0, events=2)
+    assert delivery.next(10.25) == Wait(0.75, events=2)
     assert delivery.next(11) == Export(events)
 
 
@@ -65,7 +65,7 @@ def test_a_flush_lets_nothing_wait_for_a_fuller_batch() -> None:
     assert delivery.next(0) == Export(events)
     delivery.exported()
     offer(delivery, 1, first=2)
-    assert delivery.next(0) == Wait(1.0)
+    assert delivery.next(0) == Wait(1.0, events=999)
 
 
 def test_what_is_delivered_is_counted() -> None:

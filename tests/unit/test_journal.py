@@ -56,11 +56,14 @@ def test_a_slow_child_costs_another_no_event() -> None:
     assert (dead.stats().dropped, other.stats().dropped) == (8, 0)
 
 
-def test_workers_are_woken_with_the_first_event_and_with_each_full_batch() -> None:
-    journal = Journal([make_child("a", max_export_batch_size=3), make_child("b")])
+def test_workers_are_woken_with_the_first_event_and_then_when_the_first_of_them_asked_to_be() -> None:
+    journal = Journal([make_child("a"), make_child("b")])
+    assert journal.append(make_stream(), make_capture())
+    journal.wake_after(5)
+    journal.wake_after(3)
     wakes = [journal.append(make_stream(), make_capture()) for _ in range(8)]
-    assert wakes == [True, False, False, True, False, False, True, False]
-    journal.wake_with_next()
+    assert wakes == [False, False, True, False, False, False, False, False]
+    journal.wake_after(1)
     assert journal.append(make_stream(), make_capture())
 
 

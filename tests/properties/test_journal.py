@@ -1,0 +1,156 @@
+"""The journal and its queues as a state machine, held against a model that keeps everything in lists."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from composite_logstore.delivery import Delivery, Export, Wait
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.journal import Journal
+from tests.events import NOON, SECOND, make_capture, make_stream
+from tests.simulation import assert_accounts_add_up, make_child
+
+CHILDREN: dict[str, dict[str, Any]] = {
+    "all": {"max_queue_size": 1000},
+    "small": {"max_queue_size": 5},
+    "errors": {"min_level": "ERROR"},
+    "latest": {"progress": "latest"},
+    "small latest": {"progress": "latest", "max_queue_size": 4, "min_level": "INFO"},
+}
+LEVELS = [logging.DEBUG, logging.INFO, 25, logging.ERROR]
+
+
+class JournalMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.journal = Journal([make_child(name.replace(" ", "-"), **child) for name, child in CHILDREN.items()])
+        self.deliveries = dict(zip(CHILDREN, self.journal.deliveries, strict=True))
+        self.streams = [make_stream(), make_stream()]
+        self.events: list[LogEvent] = []
+        self.taken: dict[str, list[LogEvent]] = {name: [] for name in CHILDREN}
+        self.lost: dict[str, int] = dict.fromkeys(CHILDREN, 0)
+
+    # What happens
+
+    @rule(stream=st.integers(0, 1), levels=st.lists(st.sampled_from(LEVELS), min_size=1, max_size=7))
+    def emit(self, stream: int, levels: list[int]) -> None:
+        for level in levels:
+            self._append(self.streams[stream], level, progress=False)
+
+    @rule(stream=st.integers(0, 1), updates=st.integers(1, 6), on=st.sampled_from(["stdout", "stderr"]))
+    def draw_a_progress_bar(self, stream: int, updates: int, on: str) -> None:
+        for _ in range(updates):
+            self.now += 0.25
+            level = logging.ERROR if on == "stderr" else logging.INFO
+            self._append(self.streams[stream], level, progress=True, logger_name=on)
+
+    def _append(self, stream: Stream, level: int, progress: bool, logger_name: str = "train") -> None:
+        time = NOON + int(self.now * SECOND)
+        capture = make_capture(f"{len(self.events)}", level, progress=progress, logger_name=logger_name)
+        self.journal.append(stream, capture._replace(time_unix_nano=time))
+        event = self.journal._last[0]
+        assert event.number == len(self.events)
+        self.events.append(event)
+
+    @rule(level=st.sampled_from(LEVELS), progress=st.booleans())
+    def lose_one_in_a_fork(self, level: int, progress: bool) -> None:
+        self.journal.drop(level, progress)
+        for name in CHILDREN:
+            self.lost[name] += self._wants(name, level, progress)
+
+    @rule(name=st.sampled_from(sorted(CHILDREN)), flush=st.booleans())
+    def take(self, name: str, flush: bool) -> None:
+        """A child takes its batches until there is none."""
+        delivery = self.deliveries[name]
+        if flush:
+            delivery.flush(self.journal.next_number)
+        while not isinstance(action := delivery.next(self.now), Wait):
+            if isinstance(action, Export):
+                self.taken[name] += action.batch
+                delivery.exported()
+        if flush:
+            assert delivery.pending == 0
+
+    @rule(seconds=st.sampled_from([0.25, 1, 2]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(stream=st.integers(0, 1))
+    def end_stream(self, stream: int) -> None:
+        self.journal.end_stream(self.streams[stream])
+        self.streams[stream] = make_stream()
+
+    # What is always true
+
+    @staticmethod
+    def _wants(name: str, level: int, progress: bool) -> bool:
+        if progress and "latest" in name:
+            level = logging.INFO
+        return level >= {"errors": logging.ERROR, "small latest": logging.INFO}.get(name, 0)
+
+    @invariant()
+    def accounts_add_up(self) -> None:
+        stats = {name: vars(delivery.stats()) for name, delivery in self.deliveries.items()}
+        assert_accounts_add_up(stats)
+        for name, child in stats.items():
+            wanted = [event for event in self.events if self._wants(name, event.level, event.progress)]
+            if "latest" not in name:
+                assert child["accepted"] == len(wanted) + self.lost[name]
+            assert child["accepted"] <= len(wanted) + self.lost[name]
+            assert child["dropped"] >= self.lost[name]
+            assert child["delivered"] == len(self.taken[name])
+            if "small" not in name:
+                assert child["dropped"] == self.lost[name]
+
+    @invariant()
+    def every_child_has_what_it_wants_in_order(self) -> None:
+        for name, delivery in self.deliveries.items():
+            here = [event.number for event in [*self.taken[name], *delivery.queue]]
+            assert here == sorted(set(here))
+            assert len(delivery.queue) <= CHILDREN[name].get("max_queue_size", 100_000)
+            wanted = [e.number for e in self.events if self._wants(name, e.level, e.progress)]
+            if name in ("all", "errors"):
+                assert here == wanted
+            elif name == "small":
+                assert set(here) <= set(wanted)
+            else:
+                self._holds_the_latest(name, delivery, here)
+
+    def _holds_the_latest(self, name: str, delivery: Delivery, here: list[int]) -> None:
+        """Of each second of each bar it has one update at most, the last, unless a flush took one before."""
+        ordinary = [e.number for e in self.events if not e.progress and self._wants(name, e.level, False)]
+        if name == "latest":
+            assert [number for number in here if not self.events[number].progress] == ordinary
+        waiting = [event for event in delivery.queue if event.progress]
+        assert all(event.level == logging.INFO for event in waiting)
+        seconds = [(e.stream.id, e.logger_name, e.time_unix_nano // SECOND) for e in waiting]
+        assert len(set(seconds)) == len(seconds)
+
+    @invariant()
+    def sequences_have_no_gap(self) -> None:
+        last: dict[Any, int] = {}
+        for event in self.events:
+            assert event.sequence == last.get(event.stream.id, -1) + 1
+            last[event.stream.id] = event.sequence
+
+
+def run(examples: int) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        JournalMachine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
+    )
+
+
+def test_the_journal_under_anything_that_is_logged() -> None:
+    run(800)
+
+
+@pytest.mark.deep
+def test_the_journal_under_very_much_that_is_logged() -> None:
+    run(40_000)

@@ -1,0 +1,419 @@
+"""The whole log store as a state machine: simulated children, simulated time, any faults.
+
+What is done to a store is a script of commands, so that it can be played again with other faults.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from zenml.exceptions import LogStoreError
+
+from composite_logstore import CompositeLogStore, LogEvent, writer
+from composite_logstore.delivery import TRANSITIONS, Outcome, State
+from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
+from tests.properties.planted import BUGS
+from tests.simulation import assert_accounts_add_up, make_logs, make_store
+
+CHILDREN: dict[str, dict[str, Any]] = {
+    "archive": {"max_export_batch_size": 4, "max_queue_size": 60, "schedule_delay_millis": 1000},
+    "collector": {"max_export_batch_size": 3, "max_queue_size": 1000, "schedule_delay_millis": 500},
+    "live": {
+        "max_export_batch_size": 5,
+        "max_queue_size": 8,
+        "min_level": "WARNING",
+        "retry_initial_interval_millis": 5000,
+        "retry_max_interval_millis": 5000,
+    },
+}
+LEVELS = [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR]
+FLUSH_SECONDS, LIMIT_SECONDS = 5, 30
+
+names = st.sampled_from(sorted(CHILDREN))
+faults = st.sampled_from([None, *FAULTS])
+levels = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=12)
+
+taken: Counter[tuple[State, Outcome]] = Counter()
+"""Which transitions of the table the examples have taken."""
+
+
+class Watched(dict[tuple[State, Outcome], State]):
+    def __getitem__(self, key: tuple[State, Outcome]) -> State:
+        taken[key] += 1
+        return super().__getitem__(key)
+
+
+class World:
+    """A log store with its children, in simulated time. Each method is a command of the script."""
+
+    def __init__(self, seed: int, healthy: frozenset[str] = frozenset()) -> None:
+        """Build the store; the children in `healthy` never get a fault."""
+        self.clock = SimulatedClock(seed)
+        self.clock.__enter__()
+        self.healthy = healthy
+        self.backends = {name: SimulatedBackend() for name in CHILDREN}
+        SimulatedChildConfig.backends.update(self.backends)
+        self.id = make_store(self._child("archive")).id
+        self.enabled = set(CHILDREN)
+        # Each store that was built, with the events meant for each child.
+        self.stores: list[CompositeLogStore] = []
+        self.meant: dict[str, dict[str, list[LogEvent]]] = {}
+        self.origins: list[tuple[CompositeLogStore, Any]] = []
+        self.ended: list[tuple[CompositeLogStore, Any]] = []
+        self.logs: list[tuple[CompositeLogStore, Any]] = []
+        self.copies_allowed: set[str] = set()
+        self.history: dict[str, list[Any]] = {name: [] for name in CHILDREN}
+        self.build()
+
+    def _child(self, name: str) -> SimulatedChildConfig:
+        enabled = name == "archive" or name in getattr(self, "enabled", CHILDREN)
+        return SimulatedChildConfig(name=name, type="simulated", enabled=enabled, **CHILDREN[name])
+
+    def build(self) -> None:
+        """Build the store anew, as ZenML does after an update of the component."""
+        store = make_store(
+            *map(self._child, CHILDREN),
+            id=self.id,
+            primary="archive",
+            flush_timeout_millis=FLUSH_SECONDS * 1000,
+            flush_limit_millis=LIMIT_SECONDS * 1000,
+        )
+        self.stores.append(store)
+        self.meant.setdefault(store.writer.writer_id, {name: [] for name in CHILDREN})
+
+    def register(self) -> None:
+        store = self.stores[-1]
+        logs = make_logs(store, id=_uuid(len(self.logs)))
+        self.logs.append((store, logs))
+        self.origins.append((store, store.register_origin(str(logs.id), logs, {})))
+
+    def emit(self, which: int, levels: list[int], in_thread: bool = False) -> None:
+        if not self.origins:
+            self.register()
+        store, origin = self.origins[which % len(self.origins)]
+        if in_thread:
+            self.clock.start(lambda: self._emit(store, origin, levels), "a thread of the step")
+            self.clock.advance(0)
+        else:
+            self._emit(store, origin, levels)
+
+    def _emit(self, store: CompositeLogStore, origin: Any, levels: list[int]) -> None:
+        for level in levels:
+            before = store.writer._journal.next_number
+            store.emit(origin, logging.LogRecord("train", level, "/code/train.py", 1, f"{before}", (), None))
+            self._note(store, before)
+
+    def _note(self, store: CompositeLogStore, first: int) -> None:
+        """Note for which children the events from `first` on were meant."""
+        journal = store.writer._journal
+        for event in [*journal._last]:
+            assert event.number == first
+            for child in store.config.enabled_children:
+                if child.name != "live" or event.level >= logging.WARNING:
+                    self.meant[event.writer][child.name].append(event)
+
+    def emit_after_the_end(self, level: int) -> None:
+        if self.ended:
+            store, origin = self.ended[-1]
+            self._emit(store, origin, [level])
+
+    def fork(self, which: int, levels: list[int]) -> None:
+        """A forked process logs; its parent takes it down one by one, so that it can be noted."""
+        if not self.origins:
+            self.register()
+        store, origin = self.origins[which % len(self.origins)]
+        if (process := os.fork()) == 0:
+            try:
+                for level in levels:
+                    store.emit(origin, logging.LogRecord("loader", level, "/code/data.py", 1, "forked", (), None))
+            finally:
+                os._exit(0)
+        os.waitpid(process, 0)
+        append, world = store.writer.append, self
+
+        def noting(stream: Any, capture: Any) -> None:
+            before = store.writer._journal.next_number
+            append(stream, capture)
+            world._note(store, before)
+
+        store.writer.append = noting  # type: ignore[method-assign]
+        try:
+            store.writer._receive()
+        finally:
+            del store.writer.append
+
+    def deregister(self, which: int) -> None:
+        if not self.origins:
+            return
+        store, origin = self.origins.pop(which % len(self.origins))
+        self.ended.append((store, origin))
+        self._bounded(lambda: store.deregister_origin(origin))
+
+    def flush(self) -> None:
+        self._bounded(self.stores[-1].flush)
+
+    def flush_without_waiting(self) -> None:
+        begin = self.clock.now()
+        self.stores[-1].flush(blocking=False)
+        assert self.clock.now() == begin
+
+    def cleanup(self) -> None:
+        self._bounded(self.stores[-1].cleanup)
+
+    def _bounded(self, flush: Any) -> None:
+        """Flush, see that it takes no longer than it may, and bring every script to the same time after it."""
+        begin = self.clock.now()
+        stats = [store.stats() for store in self.stores]
+        known_to_be_unavailable = all(
+            child["state"] == "unavailable" or not child["pending"] for each in stats for child in each.values()
+        )
+        flush()
+        took = self.clock.now() - begin
+        assert took <= LIMIT_SECONDS
+        if known_to_be_unavailable:
+            assert took == 0
+        if all(backend.fault in ("silent", "refused", "unavailable") for backend in self.backends.values()):
+            assert took <= FLUSH_SECONDS
+        self.clock.advance(begin + LIMIT_SECONDS - self.clock.now())
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def fail(self, name: str, fault: str | None) -> None:
+        if name not in self.healthy:
+            self.backends[name].fault = fault
+            if fault == "answer lost":
+                self.copies_allowed.add(name)
+
+    def switch(self, name: str) -> None:
+        """Disable a child that is enabled, and the other way round."""
+        self.enabled ^= {name}
+        self.build()
+
+    def note_history(self) -> None:
+        """Note how each child stands, to compare it with another run of the script."""
+        for name, backend in self.backends.items():
+            place = (self.clock.now(), backend.exports, len(backend.received), len(backend.rejected))
+            self.history[name].append(place)
+
+    # What is always true
+
+    def check(self) -> None:
+        self.check_accounts()
+        for name, backend in self.backends.items():
+            self.check_what_a_child_holds(name, backend)
+
+    def check_accounts(self) -> None:
+        for store in self.stores:
+            stats = store.stats()
+            assert_accounts_add_up(stats)
+            meant = self.meant[store.writer.writer_id]
+            for name, child in stats.items():
+                assert child["accepted"] == len(meant[name])
+                bound = CHILDREN[name]["max_queue_size"] + CHILDREN[name]["max_export_batch_size"]
+                assert child["pending"] <= bound
+
+    def check_what_a_child_holds(self, name: str, backend: SimulatedBackend) -> None:
+        held: dict[str, list[int]] = {}
+        for event in backend.received:
+            held.setdefault(event.writer, []).append(event.number)
+        for store in {store.writer.writer_id: store for store in self.stores}.values():
+            writer_id = store.writer.writer_id
+            meant = {event.number for event in self.meant[writer_id][name]}
+            numbers = held.get(writer_id, [])
+            first = list(dict.fromkeys(numbers))
+            assert set(first) <= meant
+            assert all(one < other for one, other in pairwise(first)), "out of order"
+            if name not in self.copies_allowed:
+                assert len(first) == len(numbers), "delivered twice without a lost answer"
+            delivery = {delivery.name: delivery for delivery in store.writer._journal.deliveries}.get(name)
+            if delivery is None:
+                continue
+            stats = delivery.stats()
+            rejected = {event.number for event in backend.rejected if event.writer == writer_id}
+            assert stats.rejected == len(rejected)
+            waiting = {event.number for batch in delivery._batches for event in batch}
+            waiting |= {event.number for event in delivery.queue}
+            missing = meant - set(first) - rejected - waiting
+            assert len(missing) == stats.dropped, "a gap that is not counted"
+
+    def check_reading(self) -> None:
+        """What the primary has of each stream comes back, once and in order."""
+        backend = self.backends["archive"]
+        for store, logs in self.logs:
+            expected = list(dict.fromkeys(e.uid for e in backend.received if e.stream.id == logs.id))
+            try:
+                page = store.fetch(logs, limit=1000)
+            except LogStoreError:
+                assert backend.fault is not None
+                continue
+            assert [str(entry.id) for entry in page.items] == expected
+
+    def end(self) -> None:
+        """When all faults end and time passes, every child gets everything that was not dropped or rejected."""
+        for name in CHILDREN:
+            self.fail(name, None)
+        for backend in self.backends.values():
+            backend.fault = None
+        self.clock.advance(4 * 3600)
+        self.check()
+        self.check_reading()
+        for store in self.stores:
+            for name, child in store.stats().items():
+                assert child["pending"] == 0, f"{name} never came back: {child}"
+
+    def close(self) -> None:
+        for store in self.stores:
+            for key in [key for key, value in writer._writers.items() if value is store.writer]:
+                del writer._writers[key]
+        self.clock.__exit__()
+
+
+def _uuid(number: int) -> Any:
+    from uuid import UUID
+
+    return UUID(int=number + 1, version=4)
+
+
+class WholeStore(RuleBasedStateMachine):
+    world: World | None = None
+
+    @initialize(seed=st.integers(0, 1000))
+    def begin(self, seed: int) -> None:
+        self.seed = seed
+        self.script: list[tuple[Any, ...]] = []
+        self.world = World(seed)
+
+    def do(self, command: Any, *arguments: Any) -> None:
+        assert self.world is not None
+        self.script.append((command, *arguments))
+        command(self.world, *arguments)
+        self.world.note_history()
+
+    @rule()
+    def register(self) -> None:
+        self.do(World.register)
+
+    @rule(which=st.integers(0, 3), levels=levels, in_thread=st.booleans())
+    def emit(self, which: int, levels: list[int], in_thread: bool) -> None:
+        self.do(World.emit, which, levels, in_thread)
+
+    @rule(level=st.sampled_from(LEVELS))
+    def emit_after_the_end(self, level: int) -> None:
+        self.do(World.emit_after_the_end, level)
+
+    @rule(which=st.integers(0, 3))
+    def deregister(self, which: int) -> None:
+        self.do(World.deregister, which)
+
+    @rule()
+    def flush(self) -> None:
+        self.do(World.flush)
+
+    @rule()
+    def flush_without_waiting(self) -> None:
+        self.do(World.flush_without_waiting)
+
+    @rule()
+    def cleanup(self) -> None:
+        self.do(World.cleanup)
+
+    @rule(seconds=st.sampled_from([0.25, 1, 6, 40, 600]))
+    def time_passes(self, seconds: float) -> None:
+        self.do(World.advance, seconds)
+
+    @rule(name=names, fault=faults)
+    def fail(self, name: str, fault: str | None) -> None:
+        self.do(World.fail, name, fault)
+
+    @rule(name=names, first=faults, then=faults, seconds=st.sampled_from([1, 40]), levels=levels)
+    def one_fault_after_another(
+        self, name: str, first: str | None, then: str | None, seconds: float, levels: list[int]
+    ) -> None:
+        self.do(World.fail, name, first)
+        self.do(World.emit, 0, [*levels, logging.ERROR])
+        self.do(World.advance, seconds)
+        self.do(World.fail, name, then)
+        self.do(World.advance, 12)
+
+    @rule(name=st.sampled_from(["collector", "live"]))
+    def switch(self, name: str) -> None:
+        self.do(World.switch, name)
+
+    @rule(which=st.integers(0, 3), levels=levels)
+    def fork(self, which: int, levels: list[int]) -> None:
+        self.do(World.fork, which, levels)
+
+    @invariant()
+    def all_is_well(self) -> None:
+        if self.world is not None:
+            self.world.check()
+
+    @rule()
+    def fetch(self) -> None:
+        if self.world is not None:
+            self.world.check_reading()
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            self.world.end()
+        finally:
+            self.world.close()
+        failed = {arguments[0] for command, *arguments in self.script if command is World.fail and arguments[1]}
+        for name in failed:
+            self.played_again(healthy=frozenset(CHILDREN) - {name}, compare=name)
+
+    def played_again(self, healthy: frozenset[str], compare: str) -> None:
+        """No child's history depends on another child's faults."""
+        assert self.world is not None
+        world = World(self.seed, healthy)
+        try:
+            for command, *arguments in self.script:
+                command(world, *arguments)
+                world.note_history()
+            assert world.history[compare] == self.world.history[compare]
+        finally:
+            world.close()
+
+
+def run(examples: int, **options: Any) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        WholeStore, settings=settings(max_examples=examples, stateful_step_count=30, deadline=None, **options)
+    )
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thousand warnings; and forked processes are listened to where the script says so."""
+    monkeypatch.setattr("composite_logstore.worker.logger.warning", lambda *_: None)
+    monkeypatch.setattr(writer.Writer, "after_fork_in_parent", lambda self: None)
+    monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
+
+
+def test_the_whole_store_under_any_sequence_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken.clear()
+    monkeypatch.setattr("composite_logstore.delivery.TRANSITIONS", Watched(TRANSITIONS))
+    run(int(os.environ.get("N", "300")))
+    print("transitions:", {f"{state.value}, {outcome.name}": count for (state, outcome), count in taken.items()})
+
+
+@pytest.mark.deep
+def test_the_whole_store_under_very_many_sequences_of_faults() -> None:
+    run(15_000)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    BUGS[bug](monkeypatch)
+    with pytest.raises(AssertionError):
+        run(300, phases=[Phase.generate], database=None, report_multiple_bugs=False)
