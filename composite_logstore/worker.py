@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from uuid import UUID
 
 from zenml.logger import get_logger
 
-from composite_logstore import secrets
+from composite_logstore import secrets, telemetry
 from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
@@ -20,10 +21,11 @@ logger = get_logger(__name__)
 class Worker:
     """One child's thread. It starts with the first event and stops with the process."""
 
-    def __init__(self, config: ChildConfig, delivery: Delivery, journal: Journal, clock: Clock) -> None:
+    def __init__(self, log_store_id: UUID, config: ChildConfig, delivery: Delivery, journal: Journal, clock: Clock):
         """Prepare; nothing is started.
 
         Args:
+            log_store_id: The log store's id.
             config: The child's settings, references to secrets unresolved.
             delivery: What to drive.
             journal: The journal that feeds the delivery.
@@ -31,6 +33,7 @@ class Worker:
         """
         self._config = config
         self._delivery = delivery
+        self._attributes = telemetry.attributes(log_store_id, config)
         self._journal = journal
         self._clock = clock
         self._awake = clock.event()
@@ -102,6 +105,7 @@ class Worker:
     def _export(self, action: Export) -> None:
         error: BaseException | None = None
         shortened = 0
+        begin = self._clock.now()
         try:
             if self._exporter is None:
                 self._exporter = secrets.resolve(self._config).create_exporter()
@@ -114,6 +118,8 @@ class Worker:
             else:
                 self._delivery.failed(error, self._clock.now())
             self._journal.progress.notify_all()
+        failure = {"error.type": type(error).__name__} if error else {}
+        telemetry.export_duration().record(self._clock.now() - begin, self._attributes | failure)
         self.report()
 
     def _end_stream(self, action: EndStream) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from zenml.logger import get_logger
 
-from composite_logstore import clock
+from composite_logstore import clock, telemetry
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
 from composite_logstore.event import Capture, Stream
 from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.journal import Journal
+from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
 
 logger = get_logger(__name__)
@@ -31,12 +33,14 @@ class Writer:
     process it hands everything to its parent's; should that be gone, it works by itself.
     """
 
-    def __init__(self, config: CompositeLogStoreConfig) -> None:
+    def __init__(self, component_id: UUID, config: CompositeLogStoreConfig) -> None:
         """Prepare.
 
         Args:
-            config: The composite's settings.
+            component_id: The log store's id.
+            config: Its settings.
         """
+        self._component_id = component_id
         self._config = config
         self._clock = clock.current
         self._streams: dict[UUID, Stream] = {}
@@ -53,7 +57,7 @@ class Writer:
         children = self._config.enabled_children
         self._journal = Journal(children, self._clock)
         self._workers = [
-            Worker(child, delivery, self._journal, self._clock)
+            Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
         ]
 
@@ -120,6 +124,14 @@ class Writer:
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
             return {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
+
+    def observed(self) -> list[Observed]:
+        """Return how each child stands, for the metrics."""
+        with self._journal.lock:
+            return [
+                Observed(self._component_id, child, delivery.stats(), len(delivery.queue))
+                for child, delivery in zip(self._config.enabled_children, self._journal.deliveries, strict=True)
+            ]
 
     def close(self, seconds: float) -> None:
         """Deliver what can be delivered, stop the workers, and say in one line what is left.
@@ -216,8 +228,14 @@ def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
     key = (component_id, config.model_dump_json())
     with _writers_lock:
         if key not in _writers:
-            _writers[key] = Writer(config)
+            _offer_metrics()
+            _writers[key] = Writer(component_id, config)
         return _writers[key]
+
+
+@lru_cache(maxsize=1)
+def _offer_metrics() -> None:
+    telemetry.observe(lambda: [child for writer in list(_writers.values()) for child in writer.observed()])
 
 
 def _close_all() -> None:

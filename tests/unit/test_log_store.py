@@ -319,7 +319,7 @@ def test_step_metadata_says_what_became_of_the_events_as_of_the_steps_end() -> N
 
 
 def test_a_writer_remembers_the_streams_of_late_alone() -> None:
-    writer = Writer(make_store(make_child("a")).config)
+    writer = Writer(uuid4(), make_store(make_child("a")).config)
     for _ in range(10_010):
         stream = writer.stream(uuid4(), {}, None)
     writer.end_stream(stream)

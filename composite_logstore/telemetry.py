@@ -1,0 +1,118 @@
+"""The store's own metrics, under OpenTelemetry's names for SDKs that observe themselves.
+
+https://opentelemetry.io/docs/specs/semconv/otel/sdk-metrics/
+
+Nothing is counted twice: when a reader collects, the metrics are read off the children's accounts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from importlib.metadata import version
+from typing import NamedTuple
+from uuid import UUID
+
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation, get_meter
+
+from composite_logstore.config import ChildConfig
+from composite_logstore.delivery import ChildStats
+
+
+class Observed(NamedTuple):
+    """How a child of a log store stands, as one writer has it.
+
+    Attributes:
+        log_store_id: The log store's id.
+        config: The child's settings.
+        stats: Its account.
+        queued: How many of its pending events wait; the others are being exported.
+    """
+
+    log_store_id: UUID
+    config: ChildConfig
+    stats: ChildStats
+    queued: int
+
+
+Measure = Callable[[Observed], dict[str, int]]
+"""From a child to numbers, each by its `error.type`; an empty one for what went well."""
+
+
+def _exported(child: Observed) -> dict[str, int]:
+    return {"": child.stats.delivered, "rejected": child.stats.rejected}
+
+
+def _processed(child: Observed) -> dict[str, int]:
+    return {"": child.stats.delivered + child.stats.rejected, "queue_full": child.stats.dropped}
+
+
+def _in_flight(child: Observed) -> dict[str, int]:
+    return {"": child.stats.pending - child.queued}
+
+
+def _queued(child: Observed) -> dict[str, int]:
+    return {"": child.queued}
+
+
+def _capacity(child: Observed) -> dict[str, int]:
+    return {"": child.config.max_queue_size}
+
+
+COUNTERS: dict[str, tuple[Measure, str]] = {
+    "otel.sdk.exporter.log.exported": (_exported, "Events whose export has finished."),
+    "otel.sdk.processor.log.processed": (_processed, "Events that have left a child's queue."),
+}
+LEVELS: dict[str, tuple[Measure, str]] = {
+    "otel.sdk.exporter.log.inflight": (_in_flight, "Events that are being exported."),
+    "otel.sdk.processor.log.queue.size": (_queued, "Events that wait in a child's queue."),
+    "otel.sdk.processor.log.queue.capacity": (_capacity, "Events that a child's queue has room for."),
+}
+
+
+def attributes(log_store_id: UUID, config: ChildConfig) -> dict[str, str]:
+    """Return what tells a child's metrics from another's."""
+    return {
+        "otel.component.type": f"composite_logstore.{config.type}",
+        "otel.component.name": config.name,
+        "zenml.log_store.id": str(log_store_id),
+    }
+
+
+def observe(children: Callable[[], Iterable[Observed]]) -> None:
+    """Offer the metrics of all children to whatever meter provider the process has, or gets later.
+
+    Args:
+        children: Tells how each child stands.
+    """
+    meter = _meter()
+    for name, (measure, description) in COUNTERS.items():
+        meter.create_observable_counter(name, [_callback(measure, children)], "{log_record}", description)
+    for name, (measure, description) in LEVELS.items():
+        meter.create_observable_up_down_counter(name, [_callback(measure, children)], "{log_record}", description)
+
+
+@lru_cache(maxsize=1)
+def export_duration() -> Histogram:
+    """Return what takes down how long each export took, in seconds."""
+    return _meter().create_histogram("otel.sdk.exporter.operation.duration", "s", "How long an export took.")
+
+
+def _meter() -> Meter:
+    return get_meter("composite_logstore", version("composite-logstore"))
+
+
+def _callback(
+    measure: Measure, children: Callable[[], Iterable[Observed]]
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observations(_: CallbackOptions) -> Iterable[Observation]:
+        # Two writers of one component, before and after an update of it, are one component to its users.
+        sums: Counter[tuple[tuple[str, str], ...]] = Counter()
+        for child in children():
+            for error_type, number in measure(child).items():
+                error = {"error.type": error_type} if error_type else {}
+                sums[tuple((attributes(child.log_store_id, child.config) | error).items())] += number
+        return [Observation(number, dict(key)) for key, number in sums.items()]
+
+    return observations
