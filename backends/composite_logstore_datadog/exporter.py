@@ -49,6 +49,10 @@ NEWEST_SECONDS = 2 * 3600
 _KEPT_BYTES = 10_000
 """What the text of a too large entry keeps at least, before another one is shortened."""
 
+# https://opentelemetry.io/docs/specs/otel/common/mapping-to-non-otlp/#dropped-attributes-count
+_MARK = "otel.dropped_attributes_count"
+_MARK_BYTES = len(_MARK) + 16
+
 _LONGEST_WAIT_SECONDS = 3600
 """A later reset than this is no number of seconds: some proxies give the time of day."""
 
@@ -352,11 +356,15 @@ def _shortened(entry: dict[str, Any]) -> bytes:
             entry[key] = _cut(entry[key], max(_KEPT_BYTES, size - excess) - names[key])
             sizes[key] = names[key] + len(orjson.dumps(entry[key]))
             excess -= size - sizes[key]
-    # Still too large: there are very many attributes, or endless names.
-    for key in by_size:
-        if excess > 0 and key not in _INDISPENSABLE:
-            del entry[key]
-            excess -= sizes[key]
+    if excess > 0:
+        # Still too large: there are very many attributes, or endless names.
+        count = len(entry)
+        excess += _MARK_BYTES
+        for key in by_size:
+            if excess > 0 and key not in _INDISPENSABLE:
+                del entry[key]
+                excess -= sizes[key]
+        entry[_MARK] = count - len(entry)
     return orjson.dumps(entry)
 
 

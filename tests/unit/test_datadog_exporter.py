@@ -439,6 +439,8 @@ def test_an_entry_fits_however_many_attributes_it_has(make: Make, transport: Tra
     assert entry["zenml.log.id"] == str(event.stream.id)
     assert entry["message"].startswith("mmm")
     assert "number 1" in entry
+    left_out = sum(f"number {n}" not in entry for n in range(50_000))
+    assert 0 < left_out < entry["otel.dropped_attributes_count"] < left_out + 20
 
 
 def test_shortened_events_are_counted_beside_rejected_ones(make: Make) -> None:
