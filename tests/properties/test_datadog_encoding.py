@@ -153,7 +153,7 @@ def test_what_was_written_is_read_back(data: st.DataObject) -> None:
         assert read.module == event.function
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 2_000_000),
     st.sampled_from(["x", "ä", "\0", '"', "\U0001f600"]),
