@@ -42,7 +42,7 @@ def find_named(name: str) -> BaseArtifactStore:
 
     Raises:
         ArtifactStoreNotFoundError: There is none.
-        ArtifactStoreNotUsableError: Its integration is not installed.
+        ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     return _load(find_model(name))
 
@@ -52,7 +52,7 @@ def find_for_stream(stream: Stream) -> BaseArtifactStore:
 
     Raises:
         ArtifactStoreNotFoundError: It no longer exists.
-        ArtifactStoreNotUsableError: Its integration is not installed.
+        ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     active = Client().active_stack.artifact_store
     if stream.artifact_store_id in (None, active.id):
@@ -65,7 +65,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
 
     Raises:
         ArtifactStoreNotFoundError: It cannot be found out, or no longer exists.
-        ArtifactStoreNotUsableError: Its integration is not installed.
+        ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     if logs.artifact_store_id:
         return _load(find_model(str(logs.artifact_store_id)))
@@ -141,6 +141,11 @@ def _load(model: ComponentResponse) -> BaseArtifactStore:
         raise ArtifactStoreNotUsableError(
             f"artifact store '{model.name}' cannot be loaded here; install what its flavor '{flavor}' needs "
             f"(`zenml integration install {flavor}`)"
+        ) from error
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        # A local artifact store makes its folder as soon as it is loaded.
+        raise ArtifactStoreNotUsableError(
+            f"artifact store '{model.name}' cannot be opened here ({error.strerror}); check its path"
         ) from error
 
 

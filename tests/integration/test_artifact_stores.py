@@ -13,6 +13,7 @@ from zenml.models import PipelineRunResponse
 
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
+    ArtifactStoreNotUsableError,
     find_for_logs,
     find_for_stream,
     find_named,
@@ -140,6 +141,17 @@ def test_runs_that_are_not_there() -> None:
         with pytest.raises(ArtifactStoreNotFoundError):
             find_for_logs(logs)
         assert not is_in_progress(logs)
+
+
+def test_a_path_that_cannot_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    kind = StackComponentType.ARTIFACT_STORE
+    component = Client().create_stack_component("odd", "local", kind, {"path": str(tmp_path / "file")})
+    try:
+        with pytest.raises(ArtifactStoreNotUsableError, match=r"'odd' cannot be opened here \(File exists\)"):
+            find_named("odd")
+    finally:
+        Client().delete_stack_component(component.id, kind)
 
 
 def test_another_bucket_does_not_become_the_filesystem_of_the_pipeline(tmp_path: Path) -> None:
