@@ -9,21 +9,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from datetime import datetime, timedelta, timezone
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import pytest
 from pydantic import SecretStr
 from zenml.exceptions import DoesNotExistException
-from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.models import LogsEntriesFilter, LogsResponse
+from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore.backend import (
     Exporter,
     ExportError,
+    Page,
     PageRequest,
+    ReadEntry,
     Reader,
-    RetryableError,
     TooLargeError,
-    UnavailableError,
 )
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
@@ -100,10 +102,13 @@ class Contract:
             raise NotImplementedError(f"{child.unreadable}: define a fixture 'received' that looks into the backend")
 
         def read(stream: Stream) -> list[Received]:
+            reader = child.create_reader()
             try:
-                return _everything(child.create_reader(), stream)
+                return [to_received(entry) for page in walk(reader, make_logs(stream)) for entry in page.entries]
             except DoesNotExistException:
                 return []
+            finally:
+                reader.close()
 
         return read
 
@@ -129,7 +134,7 @@ class Contract:
         """
         for stream in dict.fromkeys(event.stream for event in events):
             expected = [event for event in events if event.stream is stream]
-            found = self._wait_for(received, stream, len({event.uid for event in expected}))
+            found = self.wait_for(received, expected)
             if copies:
                 found = list({event.uid: event for event in found}.values())
             for writer in dict.fromkeys(event.writer for event in expected):
@@ -151,75 +156,128 @@ class Contract:
             assert found.level // 10 * 10 == event.level
 
     def recovered(self, action: Callable[[], Result], *errors: type[Exception]) -> Result:
-        """Do something as soon as the backend works again: a connection may take its time."""
+        """Do something as soon as the backend works again: a connection may take its time.
+
+        Args:
+            action: What to do.
+            errors: What it raises as long as the backend does not work.
+        """
         end = time.monotonic() + self.patience_seconds
         while True:
             try:
                 return action()
-            except errors or (RetryableError, UnavailableError):
+            except errors:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.1)
 
-    def _wait_for(self, received: Backend, stream: Stream, count: int) -> list[Received]:
+    def wait_for(self, received: Backend, events: Sequence[LogEvent]) -> list[Received]:
+        """Return what the backend holds of a stream as soon as it shows these events, or patience is over.
+
+        Args:
+            received: What the backend holds.
+            events: Events of one stream, at least one.
+        """
         end = time.monotonic() + self.patience_seconds
+        wanted = {event.uid for event in events}
         while True:
-            found = list(received(stream))
-            if len({event.uid for event in found}) >= count or time.monotonic() > end:
+            found = list(received(events[0].stream))
+            if wanted <= {event.uid for event in found} or time.monotonic() > end:
                 return found
             time.sleep(0.1)
 
 
-class ExporterThread:
-    """Uses an exporter as a child does: in one thread, one call after the other, and not for ever."""
+class PatientThread:
+    """A thread that does one thing after the other, for whoever cannot wait for ever."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self.is_stuck = False
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="contract", daemon=True)
+        self.thread.start()
+
+    def call(self, name: str, seconds: float, action: Callable[[], Result]) -> Result:
+        """Return what the action returns, or raise what it raises.
+
+        Args:
+            name: What to call the action.
+            seconds: How long it may take, in seconds.
+            action: What to do.
+        """
+        future: Future[Result] = Future()
+        self._calls.put((future, action))
+        wait([future], seconds)
+        self.is_stuck = not future.done()
+        assert not self.is_stuck, f"{name} has not returned within {seconds:g} s"
+        return future.result()
+
+    def _run(self) -> None:
+        while True:
+            future, action = self._calls.get()
+            try:
+                future.set_result(action())
+            except BaseException as error:  # it is raised where the action was called
+                future.set_exception(error)
+
+
+class ExporterThread(PatientThread):
+    """Uses an exporter as a child does: in one thread, and with an end to its patience."""
 
     def __init__(self, child: ChildConfig, margin_seconds: float) -> None:
-        """Start the thread.
+        """Start the thread. The exporter is created when it is first used.
 
         Args:
             child: The child's settings.
             margin_seconds: How much longer than `export_timeout_millis` a call may take, in seconds.
         """
+        super().__init__()
         self._child = child
         self._seconds = child.export_timeout_millis / 1000 + margin_seconds
         self._exporter: Exporter | None = None
-        self._is_stuck = False
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name=f"exporter of {child.name}", daemon=True)
-        self.thread.start()
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Export a batch: return or raise what the exporter does."""
-        shortened: int = self._call("export", lambda exporter: exporter.export(batch))
-        assert type(shortened) is int, "export() returns how many events were shortened"
-        assert 0 <= shortened <= len(batch)
+        shortened = self._use("export()", lambda exporter: exporter.export(batch))
+        assert type(shortened) is int, "export() returns how many events it has shortened"
+        assert 0 <= shortened <= len(batch), "no more events are shortened than there are"
         return shortened
 
     def deliver(self, events: Sequence[LogEvent]) -> int:
-        """Export events in batches that are not too large, and return how many were shortened."""
-        shortened = 0
-        for start in range(0, len(events), self._child.batch_size):
-            shortened += self._deliver(events[start : start + self._child.batch_size])
-        return shortened
+        """Export events as a child does, in batches that are split where they are too large.
+
+        Returns:
+            How many events were shortened.
+        """
+        size = self._child.batch_size
+        return sum(self._deliver(events[start : start + size]) for start in range(0, len(events), size))
+
+    def failure(self, batch: Sequence[LogEvent]) -> Exception | None:
+        """Return what exporting the batch raises."""
+        try:
+            self.export(batch)
+        except Exception as error:
+            return error
+        return None
 
     def create(self) -> None:
-        """Create the exporter, if it has not been created."""
-        self._call("create_exporter", lambda exporter: None)
+        """Create the exporter."""
+        self._use("create_exporter()", lambda exporter: None)
 
     def end_stream(self, stream: Stream) -> None:
         """End a stream."""
-        self._call("end_stream", lambda exporter: exporter.end_stream(stream))
+        self._use("end_stream()", lambda exporter: exporter.end_stream(stream))
 
-    def close(self) -> None:
-        """Close the exporter, if it has been created. It can be created again."""
-        if self._exporter is not None and not self._is_stuck:
-            self._call("close", lambda exporter: exporter.close())
+    def close(self, times: int = 1) -> None:
+        """Close the exporter, if there is one. What follows creates another.
+
+        Args:
+            times: How often to close it.
+        """
+        if self._exporter is not None and not self.is_stuck:
+            for _ in range(times):
+                self._use("close()", lambda exporter: exporter.close())
             self._exporter = None
-
-    def close_twice(self) -> None:
-        """Close the exporter again when it has been closed."""
-        self._call("close", lambda exporter: exporter.close())
-        self.close()
 
     def _deliver(self, batch: Sequence[LogEvent]) -> int:
         try:
@@ -227,18 +285,91 @@ class ExporterThread:
         except TooLargeError as error:
             middle = len(batch) // 2
             if middle == 0:
-                raise AssertionError("an event is too large even alone: the exporter has to shorten it") from error
+                raise AssertionError("an event is too large even alone; the exporter has to shorten it") from error
             return self._deliver(batch[:middle]) + self._deliver(batch[middle:])
 
-    def _call(self, name: str, action: Callable[[Exporter], Any]) -> Any:
-        def call() -> Any:
+    def _use(self, name: str, action: Callable[[Exporter], Any]) -> Any:
+        def act() -> Any:
             if self._exporter is None:
                 self._exporter = self._child.create_exporter()
             return action(self._exporter)
 
-        return within(self._seconds, name, self._start(call), self)
+        return self.call(name, self._seconds, act)
 
-    def _start(self, call: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._calls.put((future, call))
-        return future
+
+def assert_error(error: Exception | None, kind: type[Exception], child: ChildConfig, name: str) -> None:
+    """Check that a fault was reported as it should be, in words that anybody may read.
+
+    Args:
+        error: What was raised, None if nothing was.
+        kind: The class that it should have.
+        child: The child, whose settings hold the secrets.
+        name: The fault's name.
+    """
+    assert isinstance(error, kind), f"fault {name!r}: {kind.__name__} is to be raised, not {error!r}"
+    said = str(error)
+    assert said, f"fault {name!r}: the error says nothing"
+    for secret in _secrets(child.model_dump()):
+        assert secret not in said, f"fault {name!r}: the error's text holds a secret"
+
+
+def assert_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Check that nothing was logged that people would see: what an exporter has to say it raises."""
+    loud = [f"{record.name}: {record.getMessage()}" for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not loud, "the backend logs at level WARNING or above"
+
+
+def walk(
+    reader: Reader,
+    logs: LogsResponse,
+    direction: Literal["newer", "older"] = "newer",
+    limit: int = 1_000,
+    token: str | None = None,
+    **filters: Any,
+) -> Iterator[Page]:
+    """Yield the pages of a stream in a direction, as far as they lead.
+
+    Args:
+        reader: The reader.
+        logs: The stream.
+        direction: `newer` or `older`.
+        limit: The most entries of a page.
+        token: Where to go on; None begins at the end where the direction begins.
+        filters: What is wanted, as in ZenML's `LogsEntriesFilter`.
+    """
+    for _ in range(10_000):
+        page = reader.read(PageRequest(logs, direction, token, limit, LogsEntriesFilter(**filters)))
+        assert len(page.entries) <= limit, "a page has more entries than were asked for"
+        for text in (page.older, page.newer):
+            assert text is None or isinstance(text, str), "a token is a text"
+        yield page
+        token = page.newer if direction == "newer" else page.older
+        if token is None or not page.entries:
+            return
+    raise AssertionError("the pages have no end")
+
+
+def to_received(read: ReadEntry) -> Received:
+    """Return an entry that a reader has read."""
+    entry, event = read
+    assert event is not None, "an entry does not say which event it is"
+    assert entry.level is not None, "an entry has no level"
+    assert entry.timestamp is not None, "an entry has no time"
+    micros = (to_utc_timezone(entry.timestamp) - _EPOCH) // timedelta(microseconds=1)
+    return Received(str(entry.id), event.writer, event.sequence, entry.message, entry.level.value, micros * 1000)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """Yield what must not be shown. A key is one without the `Bearer` before it, too."""
+    if isinstance(value, SecretStr):
+        secret = value.get_secret_value()
+        yield from {secret, *secret.split()} - {""} if len(secret) > 3 else ()
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _secrets(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _secrets(item)

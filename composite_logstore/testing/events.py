@@ -47,6 +47,7 @@ def make_events(
     writer: str = WRITER,
     start_unix_nano: int | None = None,
     step_nanos: int = _MILLISECOND,
+    levels: Sequence[int] = (logging.INFO,),
     **changes: Any,
 ) -> list[LogEvent]:
     """Return one event for each message.
@@ -59,6 +60,7 @@ def make_events(
         start_unix_nano: The time of event number 0, in nanoseconds since the epoch. A minute ago if not
             given: there are backends that take nothing old.
         step_nanos: How much later each further number is, in nanoseconds.
+        levels: The levels, in turn.
         changes: Other fields of all these events.
     """
     stream = stream or make_stream()
@@ -67,9 +69,10 @@ def make_events(
         start_unix_nano = (time.time_ns() - 60 * _SECOND) // 1000 * 1000
     events = []
     for number, message in enumerate(messages, start=first):
-        said = capture(logging.LogRecord("train", logging.INFO, "/code/train.py", 42, message, (), None, "fit"))
+        level = levels[(number - first) % len(levels)]
+        said = capture(logging.LogRecord("train", level, "/code/train.py", 42, message, (), None, "fit"))
         event = LogEvent(stream, writer, number, number, *said)
-        events.append(event._replace(**{"time_unix_nano": start_unix_nano + number * step_nanos, **changes}))
+        events.append(event._replace(time_unix_nano=start_unix_nano + number * step_nanos)._replace(**changes))
     return events
 
 

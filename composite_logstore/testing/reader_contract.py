@@ -1,0 +1,331 @@
+"""What every reader has to do, as tests: the pages that ZenML's `BaseLogStore.fetch` promises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+from uuid import uuid4
+
+import pytest
+from zenml.enums import LoggingLevels, StackComponentType
+from zenml.exceptions import DoesNotExistException, LogStoreError
+from zenml.models import LogEntry, LogsEntriesFilter
+
+from composite_logstore.backend import Page, PageRequest, Reader
+from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.log_store import CompositeLogStore
+from composite_logstore.testing.contract import (
+    Backend,
+    Contract,
+    ExporterThread,
+    Fault,
+    PatientThread,
+    assert_error,
+    to_received,
+    walk,
+)
+from composite_logstore.testing.events import make_events, make_logs, make_stream
+
+Direction = Literal["newer", "older"]
+DIRECTIONS: tuple[Direction, ...] = ("newer", "older")
+Fill = Callable[[Sequence[LogEvent]], None]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class ReaderContract(Contract):
+    """Inherit it in a test class beside `ExporterContract`, if the child can be read."""
+
+    @pytest.fixture
+    def reader(self, child: ChildConfig) -> Iterator[Reader]:
+        """The child's reader."""
+        reader = child.create_reader()
+        yield reader
+        reader.close()
+
+    @pytest.fixture
+    def fill(self, exporter: ExporterThread, received: Backend) -> Fill:
+        """Exports events of one stream, and waits until the backend shows them."""
+
+        def export_all(events: Sequence[LogEvent]) -> None:
+            exporter.deliver(events)
+            self.wait_for(received, events)
+
+        return export_all
+
+    # Pages
+
+    def test_the_newest_page_comes_first(self, reader: Reader, fill: Fill) -> None:
+        """It is what people look at; its entries go from the oldest to the newest all the same."""
+        events = make_events([f"message {number}" for number in range(10)])
+        fill(events)
+        newest = next(walk(reader, make_logs(events[0].stream), "older", 3))
+
+        assert uids(newest) == ids(events)[-len(newest.entries) :]
+        assert newest.older is not None, "there are older entries"
+        for entry, event in zip(reversed(newest.entries), reversed(events), strict=False):
+            self.assert_same(to_received(entry), event)
+
+    def test_the_oldest_page_can_be_asked_for(self, reader: Reader, fill: Fill) -> None:
+        """For whoever reads from the beginning."""
+        events = make_events([f"message {number}" for number in range(10)])
+        fill(events)
+        oldest = next(walk(reader, make_logs(events[0].stream), "newer", 3))
+
+        assert uids(oldest) == ids(events)[: len(oldest.entries)]
+        assert oldest.newer is not None, "there are newer entries"
+
+    @pytest.mark.parametrize("direction", ["newer", "older"])
+    @pytest.mark.parametrize("limit", [1, 2, 7, 1_000])
+    def test_pages_lead_through_the_whole_stream(
+        self, reader: Reader, fill: Fill, direction: Direction, limit: int
+    ) -> None:
+        """Without a gap, without a copy, in order. Some are of the same millisecond."""
+        stream = make_stream()
+        messages = [f"message {number}" for number in range(15)]
+        events = make_events(messages, stream, step_nanos=250_000)
+        fill(events[:9])
+        fill(make_events(messages, make_stream()))
+        fill(events[9:])
+
+        assert walked(reader, stream, direction, limit) == ids(events)
+
+    def test_a_page_may_be_as_large_as_the_reader_says(self, reader: Reader, fill: Fill) -> None:
+        """And there may be more of them."""
+        limit = min(reader.max_page_size, 1_200)
+        events = make_events([f"message {number}" for number in range(limit + 10)])
+        fill(events)
+        for direction in DIRECTIONS:
+            assert walked(reader, events[0].stream, direction, limit) == ids(events)
+
+    def test_one_may_turn_round(self, reader: Reader, fill: Fill) -> None:
+        """Where a page has a token in the other direction, that leads to the entries on its other side."""
+        events = make_events([f"message {number}" for number in range(9)])
+        fill(events)
+        logs = make_logs(events[0].stream)
+        for direction in DIRECTIONS:
+            _, page, *_ = walk(reader, logs, direction, 3)
+            token = page.older if direction == "newer" else page.newer
+            if token is not None:
+                back = uids(next(walk(reader, logs, "older" if direction == "newer" else "newer", 2, token)))
+                both = [*back, *uids(page)] if direction == "newer" else [*uids(page), *back]
+                assert back
+                assert " ".join(both) in " ".join(ids(events)), "the two pages are no neighbours"
+
+    def test_a_token_can_be_used_again(self, child: ChildConfig, reader: Reader, fill: Fill) -> None:
+        """By another reader, too: on ZenML's server each page has a new one."""
+        events = make_events([f"message {number}" for number in range(9)])
+        fill(events)
+        logs = make_logs(events[0].stream)
+        for direction in DIRECTIONS:
+            first = next(walk(reader, logs, direction, 3))
+            token = first.newer if direction == "newer" else first.older
+            assert token is not None, "there are more entries"
+            other = child.create_reader()
+            one, two, three = (uids(next(walk(again, logs, direction, 3, token))) for again in (reader, other, reader))
+            assert one == two == three
+            assert not set(one) & set(uids(first))
+            other.close()
+
+    def test_a_stream_can_be_followed(self, reader: Reader, fill: Fill) -> None:
+        """While it is being written, from its beginning on."""
+        events = make_events([f"message {number}" for number in range(12)])
+        logs = make_logs(events[0].stream)
+        seen: list[str] = []
+        token: str | None = None
+        for end in (4, 5, 12):
+            fill(events[len(seen) : end])
+            for page in walk(reader, logs, "newer", 3, token):
+                seen += uids(page)
+                token = page.newer or token
+            assert seen == ids(events[:end])
+            # Whoever asks once more has missed nothing.
+            assert uids(next(walk(reader, logs, "newer", 3, token))) == []
+
+    def test_what_is_written_meanwhile_does_not_move_older_pages(self, reader: Reader, fill: Fill) -> None:
+        """Whoever pages back sees each entry once."""
+        events = make_events([f"message {number}" for number in range(12)])
+        logs = make_logs(events[0].stream)
+        fill(events[:6])
+        newest = next(walk(reader, logs, "older", 2))
+        fill(events[6:])
+
+        assert newest.older is not None, "there are older entries"
+        older = [uids(page) for page in walk(reader, logs, "older", 2, newest.older)]
+        assert [*flat(older[::-1]), *uids(newest)] == ids(events[:6])
+
+    def test_order_holds_when_the_clock_goes_back(self, reader: Reader, fill: Fill) -> None:
+        """Where the reader says that a writer's entries are `in_order`: copies are told by that."""
+        if not reader.in_order:
+            pytest.skip("this reader does not promise order")
+        events = make_events([f"message {number}" for number in range(6)], step_nanos=-1_000_000)
+        fill(events[:3])
+        fill(events[3:])
+
+        for direction in DIRECTIONS:
+            assert walked(reader, events[0].stream, direction, 2) == ids(events)
+
+    # Filters
+
+    @pytest.mark.parametrize(
+        "wanted", ["search", "level", "since", "until", "since and until", "search and level", "nothing"]
+    )
+    def test_a_filter_is_honoured_or_refused(self, reader: Reader, fill: Fill, wanted: str) -> None:
+        """A page that holds what was not asked for, or lacks what was, is neither."""
+        messages = [f"{('apple', 'melon')[number % 2]} {number}" for number in range(12)]
+        start = (int(time.time()) - 60) * 1_000_000_000
+        events = make_events(messages, start_unix_nano=start, step_nanos=1_000_000_000, levels=(10, 20, 30, 40, 50))
+        fill(events)
+        stream = events[0].stream
+        since, until = (_EPOCH + timedelta(microseconds=events[n].time_unix_nano // 1_000) for n in (3, 8))
+        filters: dict[str, Any] = {}
+        if "search" in wanted:
+            filters["search"] = "melon"
+            events = [event for event in events if "melon" in event.message]
+        if "level" in wanted:
+            filters["level"] = LoggingLevels.WARNING
+            events = [event for event in events if event.level >= 30]
+        if "since" in wanted:
+            filters["since"] = since
+            events = [event for event in events if event.number >= 3]
+        if "until" in wanted:
+            filters["until"] = until
+            events = [event for event in events if event.number <= 8]
+        if wanted == "nothing":
+            filters["search"] = "banana"
+            events = []
+        for direction in DIRECTIONS:
+            try:
+                found = walked(reader, stream, direction, 2, **filters)
+            except ValueError:
+                continue
+            assert found == ids(events)
+
+    # What is not there
+
+    def test_a_stream_that_is_not_there(self, reader: Reader) -> None:
+        """It is an empty page, or `DoesNotExistException`: nothing may have been logged yet."""
+        for direction in DIRECTIONS:
+            try:
+                page = next(walk(reader, make_logs(make_stream()), direction))
+            except DoesNotExistException:
+                continue
+            assert list(page.entries) == []
+
+    @pytest.mark.parametrize("token", ["nonsense", "{}", "…", "\x00"])
+    def test_a_token_that_is_none_is_refused(self, reader: Reader, fill: Fill, token: str) -> None:
+        """It is a `ValueError`, which ZenML's server reports as the mistake of whoever asked."""
+        events = make_events(["a", "b"])
+        fill(events)
+        for direction in DIRECTIONS:
+            with pytest.raises(ValueError, match=r"."):
+                next(walk(reader, make_logs(events[0].stream), direction, 1, token))
+
+    # Through the log store
+
+    @pytest.mark.parametrize("start", ["oldest", "newest"])
+    @pytest.mark.parametrize("limit", [1, 4, 1_000])
+    def test_what_arrived_twice_is_fetched_once(
+        self, child: ChildConfig, exporter: ExporterThread, received: Backend, start: str, limit: int
+    ) -> None:
+        """A redelivery repeats a contiguous run: after an answer that was lost, or after a crash."""
+        events = make_events([f"message {number}" for number in range(14)])
+        exporter.deliver(events[:8])
+        exporter.deliver(events[4:8])
+        exporter.close()
+        exporter.deliver(events[2:10])
+        exporter.close()
+        exporter.deliver(events[9:])
+        self.wait_for(received, events)
+
+        entries = fetched(child, events[0].stream, start, limit)
+        assert [str(entry.id) for entry in entries] == ids(events)
+        assert [entry.message for entry in entries] == [event.message for event in events]
+
+    # Faults and the end
+
+    def test_a_fault_is_reported_and_outlived_by_reading(
+        self, child: ChildConfig, fill: Fill, faults: Mapping[str, Fault]
+    ) -> None:
+        """In time, in the right class, without secrets; and it can be read again when it is over."""
+        concerned = {name: fault for name, fault in faults.items() if fault.read is not None}
+        if not concerned:
+            pytest.skip("declare the backend's faults in a fixture 'faults'")
+        events = make_events([f"message {number}" for number in range(4)])
+        fill(events)
+        logs = make_logs(events[0].stream)
+        reader = child.create_reader()
+        newest = next(walk(reader, logs, "older", 2))
+        for name, fault in concerned.items():
+            assert fault.read is not None
+            with fault.begin():
+                for again, token in ((reader, None), (reader, newest.older), (child.create_reader(), None)):
+                    request = PageRequest(logs, "older", token, 2, LogsEntriesFilter())
+                    assert_error(self._failure(again, request), fault.read, child, name)
+            page = self.recovered(lambda: next(walk(reader, logs, "older", 2)), LogStoreError)
+            assert uids(page) == uids(newest)
+        reader.close()
+
+    def _failure(self, reader: Reader, request: PageRequest) -> Exception | None:
+        try:
+            PatientThread().call("read()", self.read_seconds, lambda: reader.read(request))
+        except Exception as error:
+            return error
+        return None
+
+    def test_closing_a_reader_is_harmless(self, child: ChildConfig, fill: Fill) -> None:
+        """Whether anything was read or not; and it leaves alone what other readers use."""
+        events = make_events(["a"])
+        fill(events)
+        child.create_reader().close()
+        one, other = child.create_reader(), child.create_reader()
+        assert walked(one, events[0].stream, "newer", 1) == ids(events)
+        one.close()
+        one.close()
+        assert walked(other, events[0].stream, "newer", 1) == ids(events)
+        other.close()
+
+
+def ids(events: Sequence[LogEvent]) -> list[str]:
+    """Return the events' uids."""
+    return [event.uid for event in events]
+
+
+def uids(page: Page) -> list[str]:
+    """Return the uids of a page's entries."""
+    return [str(read.entry.id) for read in page.entries]
+
+
+def flat(pages: Sequence[Sequence[str]]) -> list[str]:
+    """Return what is on the pages, one after the other."""
+    return [uid for page in pages for uid in page]
+
+
+def walked(reader: Reader, stream: Stream, direction: Direction, limit: int, **filters: Any) -> list[str]:
+    """Return the uids of all entries that the pages in a direction lead through, oldest first."""
+    pages = [uids(page) for page in walk(reader, make_logs(stream), direction, limit, **filters)]
+    return flat(pages if direction == "newer" else pages[::-1])
+
+
+def fetched(child: ChildConfig, stream: Stream, start: str, limit: int) -> list[LogEntry]:
+    """Return all entries of a stream, oldest first, as a log store shows them whose primary is the child."""
+    store = CompositeLogStore(
+        name="logs",
+        id=uuid4(),
+        config=CompositeLogStoreConfig(primary=child.name, children=[child]),
+        flavor="composite",
+        type=StackComponentType.LOG_STORE,
+        user=None,
+        created=datetime.now(),
+        updated=datetime.now(),
+    )
+    logs = make_logs(stream, store.id)
+    page = store.fetch(logs, start=start, limit=limit)
+    entries = list(page.items)
+    while page.items and (cursor := page.after if start == "oldest" else page.before):
+        page = store.fetch(logs, after=cursor) if start == "oldest" else store.fetch(logs, before=cursor)
+        entries = [*entries, *page.items] if start == "oldest" else [*page.items, *entries]
+    return entries

@@ -1,0 +1,221 @@
+"""Our backends and the example keep the contract that `composite_logstore.testing` states."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from grpc import StatusCode
+from zenml.client import Client
+from zenml.enums import StackComponentType
+from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
+from zenml.io import local_filesystem
+
+from composite_logstore import RejectedError, RetryableError, Stream, TooLargeError, UnavailableError
+from composite_logstore.testing import ExporterContract, Fault, ReaderContract, Received
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_otlp.config import OtlpChildConfig
+from tests.servers.datadog import Datadog
+from tests.servers.otlp_receiver import Answer, OtlpReceiver
+from tests.servers.s3 import S3Server, s3_server
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root of an artifact store that is registered."""
+    path = tmp_path_factory.mktemp("conformance") / "store"
+    kind = StackComponentType.ARTIFACT_STORE
+    component = Client().create_stack_component("conformance", "local", kind, {"path": str(path)})
+    yield path
+    Client().delete_stack_component(component.id, kind)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def datadog() -> Iterator[Datadog]:
+    with Datadog() as server:
+        yield server
+
+
+class TestArtifactInAFolder(ExporterContract, ReaderContract):
+    @pytest.fixture
+    def child(self, folder: Path) -> ArtifactChildConfig:
+        return ArtifactChildConfig(name="archive", type="artifact", artifact_store="conformance")
+
+    @pytest.fixture
+    def faults(self, folder: Path) -> Mapping[str, Fault]:
+        @contextmanager
+        def file_in_its_place() -> Iterator[None]:
+            moved = folder.rename(folder.with_name("moved"))
+            folder.touch()
+            yield
+            folder.unlink()
+            moved.rename(folder)
+
+        return {
+            "a file in the folder's place": Fault(file_in_its_place, export=UnavailableError),
+            "a full disk": Fault(partial(opening_raises, OSError(errno.ENOSPC, "full")), export=RetryableError),
+            "a broken disk": Fault(
+                partial(opening_raises, OSError(errno.EIO, "broken")), RetryableError, LogStoreUnavailableError
+            ),
+            "a folder of somebody else": Fault(
+                partial(opening_raises, PermissionError(errno.EACCES, "denied")),
+                UnavailableError,
+                LogStoreUnavailableError,
+            ),
+        }
+
+
+@contextmanager
+def opening_raises(error: OSError) -> Iterator[None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_filesystem, "open", fail, raising=False)
+        yield
+
+
+class TestArtifactOnS3(ExporterContract, ReaderContract):
+    @pytest.fixture
+    def stores(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+        """The artifact stores that ZenML knows, by name."""
+        stores: dict[str, object] = {"s3": s3.artifact_store()}
+        for module in ("exporter", "artifact_stores"):
+            monkeypatch.setattr(f"composite_logstore_artifact.{module}.find_named", lambda name: stores[name])
+        return stores
+
+    @pytest.fixture
+    def child(self, stores: dict[str, object]) -> ArtifactChildConfig:
+        return ArtifactChildConfig(name="archive", type="artifact", artifact_store="s3")
+
+    @pytest.fixture
+    def faults(self, s3: S3Server, stores: dict[str, object]) -> Mapping[str, Fault]:
+        @contextmanager
+        def other_store(**settings: str) -> Iterator[None]:
+            right, stores["s3"] = stores["s3"], s3.artifact_store(**settings)
+            yield
+            stores["s3"] = right
+
+        return {"a wrong key": Fault(partial(other_store, secret="wrong"), None, LogStoreUnavailableError)}
+
+
+class TestOtlp(ExporterContract):
+    @pytest.fixture
+    def receiver(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        with OtlpReceiver() as receiver:
+            yield receiver
+
+    @pytest.fixture(params=["http/protobuf", "grpc"])
+    def child(self, request: pytest.FixtureRequest, receiver: OtlpReceiver) -> OtlpChildConfig:
+        endpoint = receiver.http_endpoint if request.param == "http/protobuf" else f"http://{receiver.grpc_endpoint}"
+        return OtlpChildConfig(
+            name="collector",
+            type="otlp",
+            protocol=request.param,
+            endpoint=endpoint,
+            headers={"authorization": "Bearer top-secret"},
+            export_timeout_millis=2_000,
+        )
+
+    @pytest.fixture
+    def received(self, receiver: OtlpReceiver) -> Callable[[Stream], list[Received]]:
+        def look(stream: Stream) -> list[Received]:
+            return [
+                Received(
+                    record.attributes["log.record.uid"],
+                    record.attributes["zenml.log.writer"],
+                    record.attributes["zenml.log.sequence"],
+                    record.body,
+                    # DEBUG is 5, INFO is 9, and so on.
+                    (record.severity_number + 3) // 4 * 10 - 10,
+                    record.time_unix_nano,
+                )
+                for record in receiver.records()
+                if record.attributes["zenml.log.id"] == str(stream.id)
+            ]
+
+        return look
+
+    @pytest.fixture
+    def faults(self, receiver: OtlpReceiver) -> Mapping[str, Fault]:
+        @contextmanager
+        def answering(answer: Answer) -> Iterator[None]:
+            receiver.answers.extend([answer] * 100)
+            yield
+            receiver.answers.clear()
+
+        def answer(status: int, code: StatusCode, **settings: float) -> Callable[[], AbstractContextManager[object]]:
+            # A server that repeats what it was sent.
+            said = "not with top-secret"
+            return partial(answering, Answer(status, body=said.encode(), code=code, details=said, **settings))
+
+        return {
+            "busy": Fault(answer(503, StatusCode.UNAVAILABLE), RetryableError),
+            "wrong key": Fault(answer(401, StatusCode.UNAUTHENTICATED), UnavailableError),
+            "not an endpoint": Fault(answer(404, StatusCode.UNIMPLEMENTED), UnavailableError),
+            "malformed": Fault(answer(400, StatusCode.INVALID_ARGUMENT), RejectedError),
+            "silent": Fault(answer(200, StatusCode.OK, delay_seconds=3.0), RetryableError),
+        }
+
+
+class TestDatadog(ExporterContract, ReaderContract):
+    @pytest.fixture
+    def child(self, datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> DatadogChildConfig:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        datadog.control(forget=True)
+        return DatadogChildConfig(name="live", type="datadog", export_timeout_millis=5_000, **datadog.settings)
+
+    @pytest.fixture
+    def faults(self, datadog: Datadog) -> Mapping[str, Fault]:
+        @contextmanager
+        def killed() -> Iterator[None]:
+            datadog.kill()
+            yield
+            datadog.start()
+
+        @contextmanager
+        def answering(path: str, status: int) -> Iterator[None]:
+            datadog.fail(path, status, times=3)
+            yield
+
+        @contextmanager
+        def slow() -> Iterator[None]:
+            datadog.control(answer_after_seconds=6)
+            yield
+            datadog.control(answer_after_seconds=0)
+
+        return {
+            "killed": Fault(killed, RetryableError, LogStoreUnavailableError),
+            "rate limit": Fault(partial(answering, "intake", 429), export=RetryableError),
+            "wrong key": Fault(partial(answering, "intake", 403), export=UnavailableError),
+            "too large for a proxy": Fault(partial(answering, "intake", 413), export=TooLargeError),
+            "slow": Fault(slow, export=RetryableError),
+            "rate limit of the search": Fault(partial(answering, "search", 429), read=LogStoreRateLimitError),
+            "wrong application key": Fault(partial(answering, "search", 403), read=LogStoreError),
+            "broken search": Fault(partial(answering, "search", 502), read=LogStoreUnavailableError),
+        }
+
+
+def test_the_example_backend() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/backend/test_lines.py"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert process.returncode == 0, process.stdout + process.stderr
