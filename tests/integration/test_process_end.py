@@ -1,0 +1,179 @@
+"""However a process ends, it ends in time, and what it has logged is delivered or counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PRELUDE = """
+import atexit, json, logging, os, signal, sys, threading, time
+from composite_logstore import RetryableError, log_store
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig
+from tests.simulation import make_child, make_logs, make_store
+
+# Needs no ZenML configuration.
+log_store._active_artifact_store_id = lambda: None
+
+class File(SimulatedBackend):
+    # What has arrived outlives the process.
+    def export(self, batch):
+        result = super().export(batch)
+        with open("delivered", "a") as file:
+            file.writelines(event.message + "\\n" for event in batch)
+        return result
+
+living, dead, hung = File(), SimulatedBackend(), SimulatedBackend()
+dead.fault = RetryableError("connection refused")
+hung.fault = "silent"
+# A batch would wait for a minute: what arrives in time arrives since the process ends.
+store = make_store(
+    make_child("living", living, schedule_delay_millis=60_000),
+    make_child("dead", dead),
+    make_child("hung", hung),
+    flush_timeout_millis=60_000,
+    flush_limit_millis=60_000,
+)
+logs = make_logs(store)
+origin = store.register_origin("step", logs, {})
+
+def log(*messages):
+    for message in messages:
+        store.emit(origin, logging.LogRecord("train", 20, "/code/train.py", 1, message, (), None))
+"""
+
+
+class Ended:
+    def __init__(self, folder: Path, body: str, interrupt_after: float | None = None) -> None:
+        script = folder / "script.py"
+        script.write_text(PRELUDE + textwrap.dedent(body))
+        process = subprocess.Popen(
+            [sys.executable, str(script)],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        try:
+            assert process.stdout is not None
+            self.first_line = process.stdout.readline().strip()
+            if interrupt_after is not None:
+                time.sleep(interrupt_after)
+                # Python loses a Ctrl-C that comes in the middle of a weak reference's callback.
+                process.send_signal(signal.SIGINT)
+                deadline = time.monotonic() + 30
+                while not (folder / "interrupted").exists() and time.monotonic() < deadline:
+                    time.sleep(0.5)
+                    process.send_signal(signal.SIGINT)
+            begin = time.monotonic()
+            self.output, self.errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        self.seconds = time.monotonic() - begin
+        self.code = process.returncode
+        delivered = folder / "delivered"
+        self.delivered = delivered.read_text().splitlines() if delivered.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("pass", 0),
+        ("sys.exit(3)", 3),
+        ("raise ValueError('the step failed')", 1),
+        ("raise KeyboardInterrupt", -signal.SIGINT),
+        ("threading.Thread(target=lambda: (time.sleep(0.2), log('late'))).start()", 0),
+    ],
+)
+def test_an_orderly_end_delivers_what_can_be_delivered_in_three_seconds(tmp_path: Path, end: str, code: int) -> None:
+    ended = Ended(tmp_path, f"log('a', 'b', 'c')\nprint('logged', flush=True)\n{end}")
+    assert ended.code == code
+    assert ended.delivered == ["a", "b", "c"] + ["late"] * ("late" in end)
+    # A dead child and one that hangs hold the process for 3 seconds; the rest is the interpreter's own end.
+    assert ended.seconds < 8
+    number = len(ended.delivered)
+    assert f"{number} for child 'dead', {number} for child 'hung'" in ended.output + ended.errors
+
+
+def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path) -> None:
+    ended = Ended(
+        tmp_path,
+        """
+        class Late:
+            def __del__(self):
+                log("from a finalizer")
+        late = Late()
+        atexit.register(log, "from an exit handler")
+        log("a")
+        threading.Thread(target=lambda: [log("tick") for _ in iter(int, 1)], daemon=True).start()
+        print("logged", flush=True)
+        """,
+    )
+    assert ended.code == 0
+    assert ended.delivered[0] == "a"
+    assert "from an exit handler" in ended.delivered
+    assert "Traceback" not in ended.errors
+
+
+def test_a_step_in_a_forked_process_prints_through_its_parent(tmp_path: Path) -> None:
+    ended = Ended(
+        tmp_path,
+        """
+        import multiprocessing
+        def work(number):
+            log(f"worker {number}")
+        if __name__ == "__main__":
+            log("a")
+            context = multiprocessing.get_context("fork")
+            with context.Pool(2) as pool:
+                pool.map(work, range(20))
+            log("z")
+            print("logged", flush=True)
+        """,
+    )
+    assert ended.code == 0
+    assert ended.delivered[0] == "a"
+    assert sorted(ended.delivered[1:]) == sorted([*(f"worker {number}" for number in range(20)), "z"])
+
+
+@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(4)], ids=lambda seed: "random")
+def test_a_ctrl_c_at_any_point_leaves_the_accounts_right(tmp_path: Path, seed: int) -> None:
+    print(f"seed {seed}")
+    ended = Ended(
+        tmp_path,
+        """
+        try:
+            print("logging", flush=True)
+            number = 0
+            while True:
+                log(str(number))
+                number += 1
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        open("interrupted", "w").close()
+        hung.fault = None
+        store.writer.flush(2, 2)
+        print(json.dumps({"stats": store.stats(), "number": number}), flush=True)
+        """,
+        interrupt_after=random.Random(seed).uniform(0, 0.3),
+    )
+    assert ended.code == 0, ended.errors
+    said: dict[str, Any] = json.loads(next(line for line in ended.output.splitlines() if line.startswith("{")))
+    for child in said["stats"].values():
+        assert child["accepted"] == child["delivered"] + child["rejected"] + child["dropped"] + child["pending"]
+        # The event in whose middle the Ctrl-C came is there, or it is not.
+        assert child["accepted"] in (said["number"], said["number"] + 1)
+    numbers = [int(line) for line in ended.delivered]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) >= said["stats"]["living"]["delivered"]
