@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
-from zenml.exceptions import DoesNotExistException
+from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.models import LogEntry
 
 from composite_logstore import (
@@ -19,6 +19,7 @@ from composite_logstore import (
     Page,
     PageRequest,
     ReadEntry,
+    RejectedError,
     RetryableError,
     Stream,
     UnavailableError,
@@ -53,9 +54,13 @@ class LinesExporter:
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         streams: dict[Stream, list[str]] = {}
-        for event in batch:
-            # The newline comes first, so that a line that was cut off by a full disk spoils only itself.
-            streams.setdefault(event.stream, []).append("\n" + json.dumps(to_fields(event)))
+        try:
+            for event in batch:
+                # The newline comes first, so that a line that was cut off by a full disk spoils only itself.
+                streams.setdefault(event.stream, []).append("\n" + json.dumps(to_fields(event)))
+        except OverflowError:
+            # Which event it is, and that it alone is lost, is then found out by halving the batch.
+            raise RejectedError("an event's time is beyond the calendar") from None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             for stream, lines in streams.items():
@@ -108,6 +113,8 @@ class LinesReader:
             lines = (self._directory / f"{request.logs.id}.jsonl").read_text(encoding="ascii").split("\n")
         except FileNotFoundError:
             raise DoesNotExistException("Nothing was written for these logs.") from None
+        except OSError as error:
+            raise LogStoreUnavailableError(f"Cannot read there ({error.strerror}); check 'directory'.") from None
         if request.direction == "newer":
             numbers = range(int(request.token or 0), len(lines))
         else:
