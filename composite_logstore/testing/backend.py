@@ -10,7 +10,7 @@ from uuid import UUID
 
 from zenml.enums import LoggingLevels
 from zenml.exceptions import LogStoreUnavailableError
-from zenml.models import LogEntry
+from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import clock
 from composite_logstore.backend import (
@@ -176,25 +176,40 @@ class SimulatedReader:
             raise fault
         if fault in ("refused", "throttled", "unavailable", "slow", "silent"):
             raise LogStoreUnavailableError(f"the backend cannot be reached: {fault}")
-        events = [event for event in self._backend.received if event.stream.id == request.logs.id]
+        events = [
+            read
+            for read in (_entry(event) for event in self._backend.received if event.stream.id == request.logs.id)
+            if _is_wanted(read.entry, request.filter)
+        ]
         if request.direction == "newer":
             first = int(request.token or 0)
             last = min(first + request.limit, len(events))
         else:
             last = len(events) if request.token is None else int(request.token)
             first = max(0, last - request.limit)
-        entries = [_entry(event) for event in events[first:last]]
+        entries = events[first:last]
         return Page(entries, older=str(first) if first else None, newer=str(last) if entries else None)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
+def _is_wanted(entry: LogEntry, wanted: LogsEntriesFilter) -> bool:
+    assert entry.level is not None
+    assert entry.timestamp is not None
+    return (
+        (not wanted.search or wanted.search in entry.message)
+        and (not wanted.level or entry.level.value >= wanted.level.value)
+        and (not wanted.since or entry.timestamp >= wanted.since)
+        and (not wanted.until or entry.timestamp <= wanted.until)
+    )
+
+
 def _entry(event: LogEvent) -> ReadEntry:
     entry = LogEntry(
         id=UUID(event.uid),
         message=event.text,
-        level=LoggingLevels(event.level // 10 * 10),
+        level=LoggingLevels(max(0, min(event.level // 10 * 10, 50))),
         timestamp=datetime.fromtimestamp(event.time_unix_nano / 1e9, tz=timezone.utc),
     )
     return ReadEntry(entry, Event(event.writer, event.sequence))

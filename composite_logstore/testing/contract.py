@@ -337,7 +337,7 @@ def walk(
         token: Where to go on; None begins at the end where the direction begins.
         filters: What is wanted, as in ZenML's `LogsEntriesFilter`.
     """
-    for _ in range(10_000):
+    for _ in range(2_000):
         page = reader.read(PageRequest(logs, direction, token, limit, LogsEntriesFilter(**filters)))
         assert len(page.entries) <= limit, "a page has more entries than were asked for"
         for text in (page.older, page.newer):
