@@ -16,8 +16,9 @@ the same millisecond come in an order of their own, as at Datadog.
     python -m tests.servers.datadog --port 8126
 
 `GET /control` says what it has seen. `POST /control` takes an object with any of: `fail` (an object: `path`
-is `intake` or `search`, `status`, `times`, `headers`), `answer_after_seconds`, `found_after_seconds`, and
-`forget` (true).
+is `intake` or `search`, `status`, `times`, `headers`), `mend` (true: an end to that), `refuse` (a text: the
+intake answers 400 to a request with an entry whose message has it), `answer_after_seconds`,
+`found_after_seconds`, and `forget` (true).
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ class _State:
         self.lock = threading.Lock()
         self.answer_after_seconds = 0.0
         self.found_after_seconds = 0.0
+        self._refused: str | None = None
         self._faults: list[dict[str, Any]] = []
         self._store = store
         # The client is not used to connect, only for its models.
@@ -223,11 +225,14 @@ class _State:
         with self.lock:
             if settings.get("forget"):
                 self._clear()
+            if settings.get("forget") or settings.get("mend"):
                 self._faults.clear()
-                if self._store is not None:
-                    self._store.unlink(missing_ok=True)
+                self._refused = None
+            if settings.get("forget") and self._store is not None:
+                self._store.unlink(missing_ok=True)
             if "fail" in settings:
                 self._faults.append(settings["fail"])
+            self._refused = settings.get("refuse", self._refused)
             self.answer_after_seconds = settings.get("answer_after_seconds", self.answer_after_seconds)
             self.found_after_seconds = settings.get("found_after_seconds", self.found_after_seconds)
 
@@ -276,6 +281,8 @@ class _State:
         if len(entries) > MAX_REQUEST_ENTRIES:
             raise _Refusal(413, "too many logs")
         self.model(body, HTTPLog)
+        if self._refused and any(self._refused in str(entry.get("message")) for entry in entries):
+            raise _Refusal(400, "told to refuse one of the logs")
         now = time.time()
         with self.lock:
             taken = []

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,16 +115,22 @@ def decode_request(payload: bytes) -> list[Record]:
 
 
 class OtlpReceiver:
-    """Receives over HTTP and gRPC on loopback ports, in threads of this process."""
+    """Receives over HTTP and gRPC on loopback ports, in threads of this process.
+
+    Attributes:
+        requests: What it was asked.
+        answers: What to answer next; when there are none left, what `judge` says.
+        judge: Says what to answer to these records; with success if it is None.
+    """
 
     def __init__(self, http_port: int = 0, grpc_port: int = 0, print_records: bool = False) -> None:
         self.requests: list[Request] = []
         self.answers: deque[Answer] = deque()
+        self.judge: Callable[[list[Record]], Answer] | None = None
         self._print_records = print_records
         self._records: list[Record] = []
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", http_port), _handler(self))
-        self._http.daemon_threads = True
+        self._http = _HttpServer(("127.0.0.1", http_port), _handler(self))
         self._grpc = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._answer_grpc)
         service = "opentelemetry.proto.collector.logs.v1.LogsService"
@@ -157,7 +164,10 @@ class OtlpReceiver:
     def receive(self, request: Request) -> Answer:
         with self._lock:
             self.requests.append(request)
-            answer = self.answers.popleft() if self.answers else Answer()
+            if self.answers:
+                answer = self.answers.popleft()
+            else:
+                answer = self.judge(decode_request(request.payload)) if self.judge else Answer()
             if answer.status == 200 and answer.code is grpc.StatusCode.OK and not answer.hang_up:
                 records = decode_request(request.payload)
                 self._records += records
@@ -175,12 +185,23 @@ class OtlpReceiver:
         return answer.body
 
 
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Take it as it comes that a client hangs up."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _handler(receiver: OtlpReceiver) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             payload = self.rfile.read(int(self.headers["Content-Length"]))
+            if len(payload) < int(self.headers["Content-Length"]):
+                raise ConnectionAbortedError("the client hung up in the middle of a request")
             encoding = self.headers.get("Content-Encoding")
             if encoding == "gzip":
                 payload = gzip.decompress(payload)
