@@ -202,18 +202,26 @@ class DatadogExporter:
                 retries=False,
                 redirect=False,
             )
-        except urllib3.exceptions.TimeoutError:
-            raise RetryableError(f"{self._host} did not answer in time") from None
-        except urllib3.exceptions.SSLError as error:
-            if error.args and isinstance(error.args[0], ssl.SSLCertVerificationError):
-                raise UnavailableError(
-                    f"the certificate of {self._host} cannot be verified; "
-                    "name the authority that signed it in REQUESTS_CA_BUNDLE"
-                ) from None
-            raise RetryableError(f"cannot reach {self._host}: {error}") from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise RetryableError(f"cannot reach {self._host}: {error}") from None
+            raise self._unreached(error) from None
         self._judge(response.status, response.headers)
+
+    def _unreached(self, error: Exception) -> Exception:
+        """Return what it means that no answer came."""
+        if isinstance(error, urllib3.exceptions.SSLError) and error.args:
+            reason = error.args[0]
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                return UnavailableError(
+                    f"the certificate of {self._host} cannot be trusted ({reason.verify_message}); "
+                    "check 'endpoint' and 'site', or name the authority that signed it in REQUESTS_CA_BUNDLE"
+                )
+        # A connection that is refused, and a host without address, count as timeouts there.
+        is_late = isinstance(error, urllib3.exceptions.TimeoutError)
+        if is_late and not isinstance(error, urllib3.exceptions.NewConnectionError):
+            return RetryableError(f"{self._host} did not answer in time")
+        causes = (error, error.__cause__, *error.args)
+        system = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
+        return RetryableError(f"cannot reach {self._host}: {next(system, None) or error}")
 
     def _judge(self, status: int, headers: Any) -> None:
         """Raise what the answer means, if it is not the one hoped for.

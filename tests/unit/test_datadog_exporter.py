@@ -310,6 +310,19 @@ def test_when_to_try_again(make: Make, transport: Transport, headers: dict[str, 
     assert caught.value.retry_after_seconds == seconds
 
 
+def refused() -> Exception:
+    """As urllib3 raises it; a kind of `TimeoutError` of its own."""
+    error = urllib3.exceptions.NewConnectionError(urllib3.connection.HTTPConnection("x"), "Failed")
+    error.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    return error
+
+
+def certificate_error(verify_message: str) -> Exception:
+    error = ssl.SSLCertVerificationError("certificate verify failed")
+    error.verify_message = verify_message
+    return error
+
+
 @pytest.mark.parametrize(
     ("cause", "error", "message"),
     [
@@ -319,13 +332,19 @@ def test_when_to_try_again(make: Make, transport: Transport, headers: dict[str, 
             RetryableError,
             "in time",
         ),
+        (refused(), RetryableError, "cannot reach http-intake.logs.datadoghq.com: Connection refused$"),
         (urllib3.exceptions.ProtocolError("gone"), RetryableError, "cannot reach .*gone"),
+        (
+            urllib3.exceptions.ProtocolError("Connection aborted.", ConnectionResetError(104, "reset by peer")),
+            RetryableError,
+            "cannot reach .*: reset by peer$",
+        ),
         (OSError("no route"), RetryableError, "cannot reach .*no route"),
         (urllib3.exceptions.SSLError("end of file"), RetryableError, "end of file"),
         (
-            urllib3.exceptions.SSLError(ssl.SSLCertVerificationError("self-signed")),
+            urllib3.exceptions.SSLError(certificate_error("Hostname mismatch")),
             UnavailableError,
-            "REQUESTS_CA_BUNDLE",
+            r"\(Hostname mismatch\); check 'endpoint' and 'site', .* REQUESTS_CA_BUNDLE",
         ),
     ],
 )
