@@ -30,8 +30,9 @@ _OPTIONS = [
     ("grpc.enable_retries", 0),
     # ... so when it does, gRPC must not still be waiting for the end of its own backoff, up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 400),
+    # Not a backoff, but how long connecting may take: with TLS that is four times the way there and back.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
 ]
 
 # By the specification: https://opentelemetry.io/docs/specs/otlp/#failures
@@ -62,7 +63,11 @@ _TO_MEND = {
 _TOO_LARGE = re.compile(r"message.*(larger than|exceeds|too large|too long)", re.IGNORECASE | re.DOTALL)
 
 # gRPC has no code of its own for it. TSI is its layer for TLS, and so says that a client certificate is wanted.
-_TLS_FAILED = re.compile(r"handshake failed|security handshaker|SSL_ERROR_SSL|TSI_", re.IGNORECASE)
+_TLS_FAILED = re.compile(
+    r"handshake failed|security handshaker|SSL_ERROR_SSL|TSI_|verification check failed", re.IGNORECASE
+)
+
+_NAME_UNKNOWN = re.compile(r"errors resolving|(DNS|name) resolution", re.IGNORECASE)
 
 
 class GrpcTransport:
@@ -78,20 +83,27 @@ class GrpcTransport:
             UnavailableError: A certificate cannot be read.
         """
         self._connection = connection
-        compression = grpc.Compression.Gzip if connection.compression == "gzip" else None
+        self._credentials: grpc.ChannelCredentials | None = None
         if connection.secure:
-            credentials = grpc.ssl_channel_credentials(
+            self._credentials = grpc.ssl_channel_credentials(
                 _read(connection.certificate_file),
                 # One file may hold both.
                 _read(connection.client_key_file or connection.client_certificate_file),
                 _read(connection.client_certificate_file),
             )
-            self._channel = grpc.secure_channel(connection.endpoint, credentials, _OPTIONS, compression)
+        self._metadata = tuple(connection.headers.items())
+        self._open()
+
+    def _open(self) -> None:
+        """Make the channel. It connects with the first request."""
+        endpoint = self._connection.endpoint
+        compression = grpc.Compression.Gzip if self._connection.compression == "gzip" else None
+        if self._credentials is not None:
+            self._channel = grpc.secure_channel(endpoint, self._credentials, _OPTIONS, compression)
         else:
-            self._channel = grpc.insecure_channel(connection.endpoint, _OPTIONS, compression)
+            self._channel = grpc.insecure_channel(endpoint, _OPTIONS, compression)
         # Not through the generated stub: it would serialize once more what is serialized already.
         self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{_SERVICE}/Export")
-        self._metadata = tuple(connection.headers.items())
 
     def send(self, payload: bytes, timeout_seconds: float) -> bytes:
         """Send a request once.
@@ -124,6 +136,11 @@ class GrpcTransport:
         answer = f"gRPC {code.name}{': ' if said else ''}{said}"
         if code in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.OUT_OF_RANGE) and _TOO_LARGE.search(details):
             return TooLargeError(answer)
+        if code == StatusCode.UNAVAILABLE and _NAME_UNKNOWN.search(details):
+            # A channel asks for the address again after up to two minutes, and no option shortens that. A new
+            # one asks at once.
+            self._channel.close()
+            self._open()
         if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
             return UnavailableError(f"{answer}; check 'endpoint', 'insecure' and the certificates")
         retry_after = _retry_after(error)

@@ -9,6 +9,7 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -21,6 +22,7 @@ from composite_logstore_otlp import encoding
 from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.exporter import MAX_GRPC_REQUEST_BYTES, OtlpExporter
 from tests.events import make_events, make_stream
+from tests.servers.faulty import FaultyProxy
 from tests.servers.otlp_receiver import Answer, OtlpReceiver, decode_request, partial_success
 
 MIB = 1024 * 1024
@@ -323,6 +325,29 @@ class TestGrpc:
         exporter = make_exporter(receiver, "grpc", compression="gzip")
         assert outcome_of(exporter) == 0
         assert [record.body for record in decode_request(receiver.requests[0].payload)] == ["one", "two"]
+        exporter.close()
+
+    def test_a_collector_that_is_far_away_is_reached(self, receiver: OtlpReceiver) -> None:
+        with FaultyProxy(receiver.grpc_port) as proxy:
+            proxy.fault = "far"
+            exporter = make_exporter(receiver, "grpc", endpoint=f"127.0.0.1:{proxy.port}", export_timeout_millis=10_000)
+            assert outcome_of(exporter) == 0
+            exporter.close()
+
+    def test_a_name_without_address_is_looked_up_again_with_each_request(
+        self, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Too long a name to ask a server for.
+        nobody, receivers = f"{'x' * 64}.invalid:4317", receiver.grpc_endpoint
+        endpoints = iter([nobody, nobody, receivers])
+        make_channel = grpc.insecure_channel
+        monkeypatch.setattr(grpc, "insecure_channel", lambda _, *options: make_channel(next(endpoints), *options))
+        exporter = make_exporter(receiver, "grpc", endpoint=nobody)
+        for _ in range(2):
+            result = outcome_of(exporter)
+            assert isinstance(result, RetryableError)
+            assert "resolving" in str(result)
+        assert outcome_of(exporter) == 0
         exporter.close()
 
     def test_tls_where_there_is_none(self, receiver: OtlpReceiver) -> None:
