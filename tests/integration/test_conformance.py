@@ -132,7 +132,7 @@ class TestOtlp(ExporterContract):
             protocol=request.param,
             endpoint=endpoint,
             headers={"authorization": "Bearer top-secret"},
-            export_timeout_millis=2_000,
+            export_timeout_millis=3_000,
         )
 
     @pytest.fixture
@@ -172,7 +172,7 @@ class TestOtlp(ExporterContract):
             "wrong key": Fault(answer(401, StatusCode.UNAUTHENTICATED), UnavailableError),
             "not an endpoint": Fault(answer(404, StatusCode.UNIMPLEMENTED), UnavailableError),
             "malformed": Fault(answer(400, StatusCode.INVALID_ARGUMENT), RejectedError),
-            "silent": Fault(answer(200, StatusCode.OK, delay_seconds=3.0), RetryableError),
+            "silent": Fault(answer(200, StatusCode.OK, delay_seconds=4.0), RetryableError),
         }
 
 
@@ -181,7 +181,7 @@ class TestDatadog(ExporterContract, ReaderContract):
     def child(self, datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> DatadogChildConfig:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         datadog.control(forget=True)
-        return DatadogChildConfig(name="live", type="datadog", export_timeout_millis=5_000, **datadog.settings)
+        return DatadogChildConfig(name="live", type="datadog", **datadog.settings)
 
     @pytest.fixture
     def faults(self, datadog: Datadog) -> Mapping[str, Fault]:
@@ -196,18 +196,11 @@ class TestDatadog(ExporterContract, ReaderContract):
             datadog.fail(path, status, times=3)
             yield
 
-        @contextmanager
-        def slow() -> Iterator[None]:
-            datadog.control(answer_after_seconds=6)
-            yield
-            datadog.control(answer_after_seconds=0)
-
         return {
             "killed": Fault(killed, RetryableError, LogStoreUnavailableError),
             "rate limit": Fault(partial(answering, "intake", 429), export=RetryableError),
             "wrong key": Fault(partial(answering, "intake", 403), export=UnavailableError),
             "too large for a proxy": Fault(partial(answering, "intake", 413), export=TooLargeError),
-            "slow": Fault(slow, export=RetryableError),
             "rate limit of the search": Fault(partial(answering, "search", 429), read=LogStoreRateLimitError),
             "wrong application key": Fault(partial(answering, "search", 403), read=LogStoreError),
             "broken search": Fault(partial(answering, "search", 502), read=LogStoreUnavailableError),

@@ -675,3 +675,10 @@ def test_the_kit_but_for_the_contracts_needs_no_pytest() -> None:
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert process.stdout == "pytest\n"
+
+
+def test_the_documented_example_is_the_one_that_is_run() -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs/testing-a-backend.md").read_text()
+
+    assert (root / "examples/backend/test_lines.py").read_text() in page
