@@ -5,7 +5,6 @@ Every child is driven by itself, as its worker would drive it, so that hours of 
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -16,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, Outcome, State
+from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, State
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
 from tests.events import make_capture, make_stream
 from tests.properties.planted import BUGS
+from tests.properties.transitions import Watched
 from tests.simulation import assert_accounts_add_up, make_child
 
 CHILDREN: dict[str, dict[str, Any]] = {
@@ -37,15 +37,6 @@ CHILDREN: dict[str, dict[str, Any]] = {
 }
 FAULTS = ["refuse", "busy", "unavailable", "reject one", "reject all", "too large", "defect", "lose the answer", "hang"]
 names = st.sampled_from(sorted(CHILDREN))
-
-taken: Counter[tuple[State, Outcome]] = Counter()
-"""Which transitions of the table the examples have taken."""
-
-
-class Watched(dict[tuple[State, Outcome], State]):
-    def __getitem__(self, key: tuple[State, Outcome]) -> State:
-        taken[key] += 1
-        return super().__getitem__(key)
 
 
 class Simulated:
@@ -283,12 +274,10 @@ def run(examples: int, **options: Any) -> None:
     )
 
 
-def test_deliveries_under_any_sequence_of_faults(monkeypatch: Any) -> None:
-    taken.clear()
-    monkeypatch.setattr("composite_logstore.delivery.TRANSITIONS", Watched(TRANSITIONS))
+def test_deliveries_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
     run(1000)
-    missed = TRANSITIONS.keys() - taken.keys()
-    print("transitions taken:", {f"{state.value}, {outcome.name}": count for (state, outcome), count in taken.items()})
+    missed = TRANSITIONS.keys() - transitions.taken.keys()
+    transitions.report(capsys)
     assert not missed
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -18,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from zenml.exceptions import LogStoreError
 
 from composite_logstore import CompositeLogStore, LogEvent, writer
-from composite_logstore.delivery import TRANSITIONS, Outcome, State
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.properties.planted import BUGS
+from tests.properties.transitions import Watched
 from tests.simulation import assert_accounts_add_up, make_logs, make_store
 
 CHILDREN: dict[str, dict[str, Any]] = {
@@ -40,15 +39,6 @@ FLUSH_SECONDS, LIMIT_SECONDS = 5, 30
 names = st.sampled_from(sorted(CHILDREN))
 faults = st.sampled_from([None, *FAULTS])
 levels = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=12)
-
-taken: Counter[tuple[State, Outcome]] = Counter()
-"""Which transitions of the table the examples have taken."""
-
-
-class Watched(dict[tuple[State, Outcome], State]):
-    def __getitem__(self, key: tuple[State, Outcome]) -> State:
-        taken[key] += 1
-        return super().__getitem__(key)
 
 
 class World:
@@ -400,11 +390,9 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
 
 
-def test_the_whole_store_under_any_sequence_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken.clear()
-    monkeypatch.setattr("composite_logstore.delivery.TRANSITIONS", Watched(TRANSITIONS))
-    run(int(os.environ.get("N", "300")))
-    print("transitions:", {f"{state.value}, {outcome.name}": count for (state, outcome), count in taken.items()})
+def test_the_whole_store_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+    run(300)
+    transitions.report(capsys)
 
 
 @pytest.mark.deep

@@ -1,0 +1,27 @@
+"""Which transitions of the deliveries' table the examples of a state machine take."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from composite_logstore.delivery import TRANSITIONS, Outcome, State
+
+
+class Watched(dict[tuple[State, Outcome], State]):
+    """The table, with a count of each transition that is taken."""
+
+    def __init__(self) -> None:
+        super().__init__(TRANSITIONS)
+        self.taken: Counter[tuple[State, Outcome]] = Counter()
+
+    def __getitem__(self, key: tuple[State, Outcome]) -> State:
+        self.taken[key] += 1
+        return super().__getitem__(key)
+
+    def report(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with capsys.disabled():
+            print("\n  transitions taken, and how often:")
+            for (state, outcome), count in sorted(self.taken.items(), key=str):
+                print(f"  {count:8,}  {state.value}, {outcome.name} → {TRANSITIONS[state, outcome].value}")

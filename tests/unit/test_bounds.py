@@ -1,0 +1,139 @@
+"""How long flushes take, whatever the children do and however many threads ask, in simulated time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from composite_logstore import CompositeLogStore
+from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
+
+
+@pytest.fixture
+def clock() -> Iterator[SimulatedClock]:
+    with SimulatedClock() as clock:
+        yield clock
+
+
+class Slow(SimulatedBackend):
+    """Each export takes its time."""
+
+    def __init__(self, clock: SimulatedClock, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._simulated = clock
+
+    def export(self, batch: Any) -> int:
+        self._simulated.advance(self._seconds)
+        return super().export(batch)
+
+
+def register(store: CompositeLogStore) -> Any:
+    logs = make_logs(store)
+    return store.register_origin(str(logs.id), logs, {})
+
+
+def log(store: CompositeLogStore, origin: Any, *messages: str) -> None:
+    for message in messages:
+        store.emit(origin, logging.LogRecord("train", 20, "/code/train.py", 1, message, (), None))
+
+
+SECONDS = {"flush_timeout_millis": 5_000, "flush_limit_millis": 30_000}
+
+
+@pytest.mark.parametrize("fault", ["silent", "refused", "unavailable"])
+def test_many_threads_that_end_their_steps_at_once_all_wait_no_longer_than_one(
+    clock: SimulatedClock, fault: str
+) -> None:
+    dead = SimulatedBackend()
+    dead.fault = fault
+    store = make_store(make_child("living"), make_child("dead", dead), **SECONDS)
+    took: list[float] = []
+
+    def step() -> None:
+        origin = register(store)
+        log(store, origin, "hello")
+        begin = clock.now()
+        store.deregister_origin(origin)
+        store.flush()
+        took.append(clock.now() - begin)
+
+    for number in range(50):
+        clock.start(step, f"step {number}")
+    clock.advance(60)
+    assert len(took) == 50
+    assert max(took) <= 5
+    # The next step's end costs nothing.
+    clock.start(step, "a later step")
+    clock.advance(60)
+    assert took[-1] == 0
+    assert_accounts_add_up(store.stats())
+
+
+def test_a_healthy_child_with_a_long_queue_is_not_abandoned_while_it_makes_progress(clock: SimulatedClock) -> None:
+    backend = Slow(clock, 2)
+    store = make_store(make_child("slow", backend, max_export_batch_size=1), **SECONDS)
+    origin = register(store)
+    log(store, origin, *"abcdefghij")
+    begin = clock.now()
+    store.flush()
+    assert clock.now() - begin == 20
+    assert backend.messages == list("abcdefghij")
+
+
+def test_a_flush_ends_at_its_limit_even_so(clock: SimulatedClock) -> None:
+    backend = Slow(clock, 2)
+    store = make_store(make_child("slow", backend, max_export_batch_size=1), **SECONDS)
+    log(store, register(store), *map(str, range(100)))
+    begin = clock.now()
+    store.flush()
+    assert clock.now() - begin == 30
+
+
+def test_one_streams_flood_does_not_hold_up_the_end_of_another(clock: SimulatedClock) -> None:
+    backend = Slow(clock, 0.1)
+    store = make_store(make_child("a", backend, max_export_batch_size=10), **SECONDS)
+    quiet, loud = register(store), register(store)
+    log(store, quiet, "one", "two")
+
+    def flood() -> None:
+        for _ in range(1000):
+            log(store, loud, *["noise"] * 10)
+            clock.advance(0.1)
+
+    clock.start(flood, "flood")
+    clock.advance(1)
+    log(store, quiet, "three")
+    store.deregister_origin(quiet)
+    begin = clock.now()
+    store.flush()
+    assert clock.now() - begin <= 1
+    assert [event.message for event in backend.received if event.stream is quiet.stream] == ["one", "two", "three"]
+    clock.advance(1)
+    assert backend.ended == [quiet.stream]
+
+
+def test_flush_and_cleanup_twice_and_with_nothing(clock: SimulatedClock) -> None:
+    store = make_store(make_child("a"), **SECONDS)
+    for _ in range(2):
+        store.flush()
+        store.cleanup()
+    log(store, register(store), "hello")
+    for _ in range(2):
+        store.flush()
+        store.cleanup()
+    assert store.stats()["a"]["delivered"] == 1
+
+
+def test_the_process_s_own_exit_takes_three_seconds_at_most(clock: SimulatedClock) -> None:
+    hung, slow = SimulatedBackend(), Slow(clock, 1)
+    hung.fault = "silent"
+    store = make_store(make_child("hung", hung), make_child("slow", slow, max_export_batch_size=1), **SECONDS)
+    log(store, register(store), *map(str, range(100)))
+    begin = clock.now()
+    store.writer.close(3.0)
+    assert clock.now() - begin == 3
