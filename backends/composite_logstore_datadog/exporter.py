@@ -76,8 +76,21 @@ _RESERVED = frozenset(
 )
 # What an entry keeps, however large the rest of it is. All of it is short, once the message has been cut.
 _INDISPENSABLE = _RESERVED | {
+    "code.file.path",
+    "code.function.name",
+    "code.line.number",
+    "dd.span_id",
+    "dd.trace_id",
+    "exception.message",
+    "exception.stacktrace",
+    "exception.type",
     "log.record.uid",
+    "logger.name",
+    "otel.severity_number",
+    "otel.severity_text",
+    "otel.span_id",
     "otel.timestamp",
+    "otel.trace_id",
     "service.name",
     "service.version",
     "zenml.log.id",
