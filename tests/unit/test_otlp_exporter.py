@@ -478,7 +478,7 @@ class TestSize:
         assert record.attributes == {**events[0].stream.attributes, **events[0].identity}
 
     def test_even_the_stream_s_if_they_do_not_fit(self, receiver: OtlpReceiver, over_grpc: OtlpExporter) -> None:
-        events = make_events(["one"], make_stream(a=[1] * 800_000))
+        events = make_events(["one"], make_stream(**{f"a{n}": [1] * 8_000 for n in range(100)}))
         assert over_grpc.export(events) == 1
         assert decode_request(receiver.requests[0].payload)[0].attributes == events[0].identity
 
