@@ -182,6 +182,8 @@ class TestSecrets:
 
         monkeypatch.setattr(Client, "get_secret_by_name_and_private_status", get)
         monkeypatch.setattr(Client, "__init__", lambda *_: None)
+        # ZenML keeps the first client for the whole process: not this one.
+        monkeypatch.setattr(Client, "_global_client", None)
 
     def test_references_are_reported_for_zenmls_check_of_a_stack(self) -> None:
         headers = {"headers": {"Authorization": "Bearer {{ tokens.collector }}"}}
