@@ -129,11 +129,14 @@ def steps_end(kind: str, store: BaseLogStore, steps: int) -> None:
         with OtherThread(store) as other:
             # The other thread's stream is open, so the last origin's flush is called for here.
             took = seconds(lambda: (store.deregister_origin(origin), store.flush())[0])  # noqa: B023
-        cuts = quantiles(other.times * 2, n=1000) if other.times else [0.0] * 999
-        print(
-            f"  {kind:<10} step {step + 1}: its end {took:6.2f} s; another thread's emit meanwhile "
-            f"p99 {cuts[989] * 1e3:8.3f} ms, p99.9 {cuts[998] * 1e3:8.3f} ms, longest {max(other.times, default=0.0) * 1e3:9.1f} ms"
-        )
+        line = f"  {kind:<10} step {step + 1}: its end {took:6.2f} s"
+        if other.times:
+            cuts = [cut * 1e3 for cut in quantiles(other.times * 2, n=1000)]
+            line += (
+                f"; another thread's emit meanwhile p99 {cuts[989]:.3f} ms, p99.9 {cuts[998]:.3f} ms, "
+                f"longest {max(other.times) * 1e3:.1f} ms"
+            )
+        print(line)
 
 
 def ends() -> None:
