@@ -220,7 +220,7 @@ def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None
     return Capture(
         # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
         _nanoseconds(record.created),
-        record.levelno or 0,
+        record.levelno if isinstance(record.levelno, int) else 0,
         _str(record.levelname or ""),
         # The end of the line is not part of what was said.
         message.rstrip("\r\n") if is_printed else message,

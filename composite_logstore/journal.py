@@ -131,8 +131,7 @@ class Journal:
         latest: list[Delivery] = []
         for child, delivery in zip(self._children, self.deliveries, strict=True):
             thinned = progress and child.progress == "latest"
-            min_level = int(child.min_level.value) if child.min_level is not None else 0
-            if (logging.INFO if thinned else level) >= min_level:
+            if child.min_level is None or (logging.INFO if thinned else level) >= int(child.min_level.value):
                 (latest if thinned else wanted_by).append(delivery)
         return _Route(wanted_by, latest)
 

@@ -48,6 +48,15 @@ def test_a_child_gets_no_event_below_its_level_and_is_not_counted_for_it() -> No
     assert (all_levels.stats().accepted, live.stats().accepted) == (5, 3)
 
 
+def test_a_child_without_a_level_gets_events_of_any() -> None:
+    journal = Journal([make_child("a")])
+    for level in (-5, 0, 1_000_000):
+        journal.append(make_stream(), make_capture(level=level))
+    [events] = queues(journal)
+    assert [event.level for event in events] == [-5, 0, 1_000_000]
+    assert journal.deliveries[0].stats().accepted == 3
+
+
 def test_a_slow_child_costs_another_no_event() -> None:
     journal = Journal([make_child("dead", max_queue_size=2), make_child("b")])
     for _ in range(10):
