@@ -261,7 +261,7 @@ class Spool:
     def read(self, after: int, before: float) -> Iterator[LogEvent]:
         """Yield the events with numbers above `after` and below `before`, in order.
 
-        A segment that is given up meanwhile ends there.
+        Needs no lock. A segment that is given up meanwhile ends there.
         """
         for segment in list(self._segments):
             if segment.last <= after:
@@ -296,9 +296,7 @@ class Spool:
         number = line["stream"]
         store_id = line["artifact_store_id"]
         if number not in self._numbers.values():
-            stream = self.streams.setdefault(
-                number, Stream(UUID(line["id"]), {}, UUID(store_id) if store_id else None)
-            )
+            stream = self.streams.setdefault(number, Stream(UUID(line["id"]), {}, UUID(store_id) if store_id else None))
             stream.metadata = line["metadata"]
 
     def refresh(self, event: LogEvent, room: Callable[[int], bool]) -> None:
@@ -306,6 +304,32 @@ class Spool:
         number = self._numbers.get(event.stream.id)
         if number is not None and self._written[number] != event.stream.attributes:
             self._write_stream(event, number, room)
+
+
+class Cursor:
+    """Reads a spool on and on: each time what comes next, as far as it may."""
+
+    def __init__(self, spool: Spool) -> None:
+        """Begin at the beginning.
+
+        Args:
+            spool: What to read.
+        """
+        self._spool = spool
+        self._after = -1
+        self._events: Iterator[LogEvent] = iter(())
+        self._next: LogEvent | None = None
+
+    def read(self, after: int, before: float) -> Iterator[LogEvent]:
+        """Yield the events with numbers above `after` and below `before`, in order."""
+        if self._next is None or after < self._after:
+            self._events = self._spool.read(after, inf)
+            self._next = next(self._events, None)
+        while self._next is not None and self._next.number < before:
+            event, self._next = self._next, next(self._events, None)
+            self._after = event.number
+            if event.number > after:
+                yield event
 
 
 def _locked(folder: Path) -> int | None:

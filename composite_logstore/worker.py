@@ -12,7 +12,7 @@ from composite_logstore import secrets, telemetry
 from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, State, Wait
+from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, Load, State, Wait
 from composite_logstore.journal import Journal
 
 logger = get_logger(__name__)
@@ -93,6 +93,10 @@ class Worker:
                     self._journal.wake_after(action.events)
             if isinstance(action, Export):
                 self._export(action)
+            elif isinstance(action, Load):
+                events = self._journal.load(self._delivery, action)
+                with self._journal.lock:
+                    self._delivery.loaded(events, action.there)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
             elif self._stopping and action.seconds is None:
@@ -117,6 +121,7 @@ class Worker:
                 self._delivery.exported(shortened)
             else:
                 self._delivery.failed(error, self._clock.now())
+            self._journal.settled(self._delivery)
             self._journal.progress.notify_all()
         failure = {"error.type": type(error).__name__} if error else {}
         telemetry.export_duration().record(self._clock.now() - begin, self._attributes | failure)
