@@ -245,7 +245,7 @@ def _notice(excuses: list[str], name: str, entries: Sequence[LogEntry]) -> LogEn
         name="composite_logstore",
         level=LoggingLevels.WARNING,
         timestamp=entries[0].timestamp if entries else None,
-        message=f"Child {'; child '.join(excuses)}. The entries below come from child '{name}'.",
+        message=f"Child {'; child '.join(excuse.rstrip('.') for excuse in excuses)}. The entries below come from child '{name}'.",
     )
 
 
