@@ -265,7 +265,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             self._must_be_readable("fetch_fallback", name)
             if name == self.primary or self.fetch_fallback.count(name) > 1:
                 raise ValueError(
-                    f"'fetch_fallback': child '{name}' is read already; name each child once, and swap it with 'primary' by setting both at once"
+                    f"'fetch_fallback': child '{name}' is read already; name each child once, and swap it with "
+                    "'primary' by setting both at once"
                 )
         return self
 
