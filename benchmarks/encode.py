@@ -57,6 +57,7 @@ def make_events() -> list[LogEvent]:
             trace=None,
             attributes={},
             metadata={},
+            progress=False,
         )
         for number in range(RECORDS)
     ]

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+_LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
+
 BACKENDS = "composite_logstore.backends"
 """The entry-point group: the name is the child's `type`, the value its `ChildConfig`."""
 
@@ -262,7 +264,10 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         for name in self.fetch_fallback:
             self._must_be_readable("fetch_fallback", name)
             if name == self.primary or self.fetch_fallback.count(name) > 1:
-                raise ValueError(f"'fetch_fallback': child '{name}' is read already; name each child once")
+                raise ValueError(
+                    f"'fetch_fallback': child '{name}' is read already; name each child once, and swap it with "
+                    "'primary' by setting both at once"
+                )
         return self
 
     def _must_be_readable(self, key: str, name: str) -> None:
@@ -274,7 +279,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         if not self.child(name).enabled:
             raise ValueError(f"'{key}': child '{name}' is disabled; enable it, or {choose}")
         if why := self.child(name).unreadable:
-            raise ValueError(f"'{key}': child '{name}': {why}; {choose}")
+            # Some can be made readable, which is a fix already.
+            raise ValueError(f"'{key}': child '{name}': {why}{', or' if ';' in why else ';'} {choose}")
 
 
 def _parse_child(number: int, raw: Any) -> ChildConfig:
@@ -308,9 +314,13 @@ def _mistakes(config_class: type[ChildConfig], error: ValidationError) -> Iterat
             yield f"unknown key '{field}'{_nearest(field, known)}; the keys of this type are: {', '.join(known)}"
         elif detail["type"] == "missing":
             yield f"'{field}' is required; set it"
+        elif field == "min_level":
+            yield f"'min_level' is not a log level; set one of {', '.join(_LEVELS)}, or its number"
         elif detail["type"] == "value_error":
             message = detail["msg"].removeprefix("Value error, ")
-            yield f"'{field}': {message}" if field and f"'{field}'" not in message else message
+            if field and f"'{field}'" not in message:
+                message = f"'{field}' {message}" if message.startswith(("is ", "must ")) else f"'{field}': {message}"
+            yield message
         elif field == "name":
             yield "'name' may only have the characters a-z 0-9 - _; choose another"
         else:

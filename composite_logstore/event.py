@@ -220,7 +220,7 @@ def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None
     return Capture(
         # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
         _nanoseconds(record.created),
-        record.levelno if isinstance(record.levelno, int) else 0,
+        _level(record.levelno),
         _str(record.levelname or ""),
         # The end of the line is not part of what was said.
         message.rstrip("\r\n") if is_printed else message,
@@ -245,6 +245,10 @@ def _message(record: logging.LogRecord) -> str:
     except Exception:
         # The arguments do not match the format: better both of them than neither.
         return f"{_str(record.msg)} {_str(record.args)}"
+
+
+def _level(level: Any) -> int:
+    return level if isinstance(level, int) else 0
 
 
 def _nanoseconds(created: float) -> int:

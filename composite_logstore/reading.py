@@ -240,12 +240,13 @@ def _edge(entries: Sequence[ReadEntry], direction: Literal["newer", "older"], se
 
 def _notice(excuses: list[str], name: str, entries: Sequence[LogEntry]) -> LogEntry:
     """Return the entry that says that another child answered."""
+    reasons = "; child ".join(excuse.rstrip(".") for excuse in excuses)
     return LogEntry(
         id=uuid4(),
         name="composite_logstore",
         level=LoggingLevels.WARNING,
         timestamp=entries[0].timestamp if entries else None,
-        message=f"Child {'; child '.join(excuses)}. The entries below come from child '{name}'.",
+        message=f"Child {reasons}. The entries below come from child '{name}'.",
     )
 
 
