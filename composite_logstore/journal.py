@@ -50,6 +50,8 @@ class Journal:
             reentrant since a signal handler or a finalizer may log at any point.
         progress: Notified, under the lock, whenever a delivery has got on.
         deliveries: One for each enabled child.
+        wakes_wanted: How often the workers were to be woken.
+        wakes_done: How many of these times they have been. A Ctrl-C may come in between.
     """
 
     def __init__(self, children: Sequence[ChildConfig], clock: Clock | None = None) -> None:
@@ -70,6 +72,8 @@ class Journal:
         self._last: deque[LogEvent] = deque(maxlen=1)
         self.deliveries = [self._delivery(child, clock.random(child.name)) for child in children]
         self._wake_at: float = 0
+        self.wakes_wanted = 0
+        self.wakes_done = 0
 
     def _delivery(self, child: ChildConfig, rand: Callable[[], float]) -> Delivery:
         def accepted() -> int:
@@ -108,10 +112,10 @@ class Journal:
             )
             for delivery in route.latest:
                 delivery.update(event)
-            if number < self._wake_at:
-                return False
-            self._wake_at = inf
-            return True
+            if number >= self._wake_at:
+                self.wakes_wanted += 1
+                self._wake_at = inf
+            return self.wakes_wanted > self.wakes_done
 
     def drop(self, level: int, progress: bool = False) -> None:
         """Count an event that was lost before it had a number as dropped, for every child that wanted it."""
