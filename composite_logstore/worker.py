@@ -53,7 +53,7 @@ class Worker:
                     self._clock.start(self._run, f"composite-logstore {self._config.name}")
 
     def stop(self) -> None:
-        """Have the thread end, and the exporter closed, once everything is delivered."""
+        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait."""
         self._stopping = True
         self._awake.set()
 
@@ -101,7 +101,7 @@ class Worker:
                 self._export(action)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
-            elif self._stopping and action.seconds is None:
+            elif self._stopping:
                 break
             else:
                 self._awake.wait(action.seconds)

@@ -148,6 +148,9 @@ def interrupt_at(step: int) -> Any:
     last: dict[FrameType, str] = {}
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
+        # What is raised when an object that nobody has any longer is taken apart, Python ignores.
+        if "weakref" in frame.f_code.co_filename:
+            return None
         frame.f_trace_opcodes = True
         if event == "opcode":
             if last.get(frame, "").startswith("CALL"):
