@@ -7,7 +7,40 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any
+
+
+class Signal:
+    """Wakes the one thread that waits for it.
+
+    `threading.Event` is Python code, and a Ctrl-C in the middle of its `set` can leave its lock held for
+    ever. A `SimpleQueue` does what it does in one call.
+    """
+
+    def __init__(self) -> None:
+        """Begin unset."""
+        self._given: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        """Wake the thread, now or when it waits next. Safe wherever a Ctrl-C or a signal handler may come."""
+        if self._given.empty():
+            self._given.put(None)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, and unset it.
+
+        Args:
+            seconds: How long to wait at most; without end if not given.
+
+        Returns:
+            Whether it was set.
+        """
+        try:
+            self._given.get(timeout=seconds if seconds is None else max(0.0, seconds))
+        except Empty:
+            return False
+        return True
 
 
 class Clock:
@@ -17,9 +50,9 @@ class Clock:
         """Return the time in seconds, which never goes back."""
         return time.monotonic()
 
-    def event(self) -> threading.Event:
-        """Return a flag that a thread can wait for."""
-        return threading.Event()
+    def signal(self) -> Signal:
+        """Return what a thread can wait for."""
+        return Signal()
 
     def condition(self, lock: Any) -> threading.Condition:
         """Return a condition that threads can wait for under the lock."""

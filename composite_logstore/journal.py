@@ -56,6 +56,8 @@ class Journal:
             reentrant since a signal handler or a finalizer may log at any point.
         progress: Notified, under the lock, whenever a delivery has got on.
         deliveries: One for each enabled child.
+        wakes_wanted: How often the workers were to be woken.
+        wakes_done: How many of these times they have been. A Ctrl-C may come in between.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class Journal:
         self._most_unspooled = self.spooling.most_unspooled if self.spooling else 0
         self._cursors: dict[str, Cursor] = {}
         self._wake_at: float = 0
+        self.wakes_wanted = 0
+        self.wakes_done = 0
 
     def _delivery(self, child: ChildConfig, rand: Callable[[], float], spooled: bool) -> Delivery:
         def accepted() -> int:
@@ -124,10 +128,10 @@ class Journal:
                 delivery.update(event)
             if len(self._unspooled) > self._most_unspooled and self.spooling:
                 self.spooling.write()
-            if number < self._wake_at:
-                return False
-            self._wake_at = inf
-            return True
+            if number >= self._wake_at:
+                self.wakes_wanted += 1
+                self._wake_at = inf
+            return self.wakes_wanted > self.wakes_done
 
     def drop(self, level: int, progress: bool = False) -> None:
         """Count an event that was lost before it had a number as dropped, for every child that wanted it."""

@@ -36,9 +36,9 @@ class Worker:
         self._attributes = telemetry.attributes(log_store_id, config)
         self._journal = journal
         self._clock = clock
-        self._awake = clock.event()
+        self._awake = clock.signal()
         self._starting = threading.Lock()
-        self._started = False
+        self._is_running = False
         self._exporter: Exporter | None = None
         self._stopping = False
         self._in_trouble = False
@@ -47,14 +47,13 @@ class Worker:
     def wake(self) -> None:
         """Have the thread look at its delivery; start it if it has not been started."""
         self._awake.set()
-        if not self._started:
+        if not self._is_running:
             with self._starting:
-                if not self._started:
+                if not self._is_running:
                     self._clock.start(self._run, f"composite-logstore {self._config.name}")
-                    self._started = True
 
     def stop(self) -> None:
-        """Have the thread end, and the exporter closed, once everything is delivered."""
+        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait."""
         self._stopping = True
         self._awake.set()
 
@@ -86,6 +85,13 @@ class Worker:
         return news
 
     def _run(self) -> None:
+        # The thread says itself that it runs: a Ctrl-C may come between its start and the next statement.
+        with self._starting:
+            was_running, self._is_running = self._is_running, True
+        if not was_running:
+            self._work()
+
+    def _work(self) -> None:
         while True:
             with self._journal.lock:
                 action = self._delivery.next(self._clock.now())
@@ -99,11 +105,10 @@ class Worker:
                     self._delivery.loaded(events, action.there)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
-            elif self._stopping and action.seconds is None:
+            elif self._stopping:
                 break
             else:
                 self._awake.wait(action.seconds)
-                self._awake.clear()
         self._close()
 
     def _export(self, action: Export) -> None:

@@ -210,8 +210,10 @@ class Writer:
                     self.append(stream, said.capture)
 
     def _wake(self) -> None:
+        wanted = self._journal.wakes_wanted
         for worker in self._workers:
             worker.wake()
+        self._journal.wakes_done = wanted
 
 
 _writers: dict[tuple[UUID, str], Writer] = {}

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 # Before anything imports ZenML: no test may touch the configuration of whoever runs it, or the network.
 _CONFIG = tempfile.TemporaryDirectory(prefix="composite-logstore-tests-")
 os.environ["ZENML_CONFIG_PATH"] = _CONFIG.name
 os.environ["ZENML_ANALYTICS_OPT_IN"] = "false"
 os.environ["AUTO_OPEN_DASHBOARD"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_outlives_its_test() -> Iterator[None]:
+    """A child that a test left dead would be retried until all tests are done."""
+    from composite_logstore import writer
+
+    before = set(writer._writers)
+    yield
+    for key in writer._writers.keys() - before:
+        for worker in writer._writers.pop(key)._workers:
+            worker.stop()

@@ -66,7 +66,7 @@ class SimulatedBackend:
         self._fault: str | BaseException | None = None
         self._clock = clock.current
         self._changed = self._clock.condition(threading.RLock())
-        self.entered = self._clock.event()
+        self.entered = self._clock.signal()
 
     @property
     def fault(self) -> str | BaseException | None:

@@ -91,9 +91,9 @@ class SimulatedClock(clock.Clock):
         """Return the simulated time in seconds."""
         return self._now
 
-    def event(self) -> Any:
-        """Return a flag that a simulated thread can wait for."""
-        return _Event(self)
+    def signal(self) -> Any:
+        """Return what a simulated thread can wait for."""
+        return _Signal(self)
 
     def condition(self, lock: Any) -> Any:
         """Return a condition that simulated threads can wait for under the lock."""
@@ -155,22 +155,18 @@ class SimulatedClock(clock.Clock):
         return task.ready() or (task.until is not None and task.until <= self._now)
 
 
-class _Event:
+class _Signal:
     def __init__(self, clock: SimulatedClock) -> None:
         self._clock = clock
         self._is_set = False
 
-    def is_set(self) -> bool:
-        return self._is_set
-
     def set(self) -> None:
         self._is_set = True
 
-    def clear(self) -> None:
+    def wait(self, seconds: float | None = None) -> bool:
+        was_set = self._clock.wait_until(lambda: self._is_set, seconds)
         self._is_set = False
-
-    def wait(self, timeout: float | None = None) -> bool:
-        return self._clock.wait_until(self.is_set, timeout)
+        return was_set
 
 
 class _Condition:

@@ -239,15 +239,21 @@ def delivered(archive: Path) -> Iterator[Delivered]:
     ):
         # No test depends on the proxy of whoever runs it.
         patch.setenv("NO_PROXY", "127.0.0.1")
+        # The servers take megabytes apart, which a busy machine does slowly.
+        patience: dict[str, Any] = {"export_timeout_millis": 80_000}
         children: list[ChildConfig] = [
             ArtifactChildConfig(name="archive", type="artifact", artifact_store="bad_records"),
-            OtlpChildConfig(name="collector", type="otlp", endpoint=collector.http_endpoint),
+            OtlpChildConfig(name="collector", type="otlp", endpoint=collector.http_endpoint, **patience),
             OtlpChildConfig(
-                name="receiver", type="otlp", endpoint=f"http://127.0.0.1:{receiver.grpc_port}", protocol="grpc"
+                name="receiver",
+                type="otlp",
+                endpoint=f"http://127.0.0.1:{receiver.grpc_port}",
+                protocol="grpc",
+                **patience,
             ),
-            DatadogChildConfig(**{"name": "live", "type": "datadog", **datadog.settings}),
+            DatadogChildConfig(**{"name": "live", "type": "datadog", **datadog.settings, **patience}),
         ]
-        store = make_store(*children, flush_timeout_millis=30_000, flush_limit_millis=120_000)
+        store = make_store(*children, flush_timeout_millis=90_000, flush_limit_millis=180_000)
         try:
             yield deliver(store, archive, collector, receiver, datadog)
         finally:

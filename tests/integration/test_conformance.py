@@ -181,7 +181,7 @@ class TestDatadog(ExporterContract, ReaderContract):
     def child(self, datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> DatadogChildConfig:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         datadog.control(forget=True)
-        return DatadogChildConfig(name="live", type="datadog", **datadog.settings)
+        return DatadogChildConfig(name="live", type="datadog", export_timeout_millis=60_000, **datadog.settings)
 
     @pytest.fixture
     def faults(self, datadog: Datadog) -> Mapping[str, Fault]:

@@ -951,55 +951,53 @@ def test_429_with_retry_after_is_obeyed(
 
 # What needs a namespace of its own
 
-INSIDE = "FAULTS_INSIDE_NAMESPACE"
+OUTSIDE = "FAULTS_OUTSIDE_NAMESPACE"
+"""In the environment of a process that has a namespace: the one that it comes from."""
 
 
-def is_in_namespace(request: pytest.FixtureRequest, what: str) -> bool:
-    """Say whether this process has mounts and a network of its own; run the test in one that has, otherwise."""
-    if os.environ.get(INSIDE) == request.node.name:
-        return True
+def namespaces() -> str:
+    return f"{os.readlink('/proc/self/ns/mnt')} {os.readlink('/proc/self/ns/net')}"
+
+
+@pytest.fixture(scope="module")
+def outcome(request: pytest.FixtureRequest) -> str | None:
+    """None in a process that has mounts and a network of its own; else what the tests that need them say there."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux has namespaces: no small disk can be filled, no DNS can fail")
+    if outside := os.environ.get(OUTSIDE):
+        # Nothing may be mounted where others would see it.
+        assert not set(namespaces().split()) & set(outside.split())
+        # Its loopback interface is down yet: https://man7.org/linux/man-pages/man7/netdevice.7.html
+        with socket.socket() as any_socket:
+            fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x41))
+        return None
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "--net"]
     try:
         subprocess.run([*unshare, "true"], check=True, capture_output=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
-        pytest.skip(f"this machine gives nobody a namespace (unshare), so there can be no {what}")
+        pytest.skip("this machine gives nobody a namespace (unshare): no small disk can be filled, no DNS can fail")
+    tests = [test_dns_fails_for_grpc, test_a_disk_is_full_in_the_middle_of_a_line]
     done = subprocess.run(
-        [
-            *unshare,
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--durations=9",
-            request.node.nodeid,
-        ],
+        [*unshare, sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
+        + [f"{Path(__file__).relative_to(request.config.rootpath)}::{test.__name__}" for test in tests],
         cwd=request.config.rootpath,
-        env={**os.environ, INSIDE: request.node.name},
+        env={**os.environ, OUTSIDE: namespaces()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=200,
     )
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
-    return False
+    return done.stdout
 
 
-@pytest.fixture(scope="module")
-def _loopback() -> None:
-    """Switch the loopback interface of a new network on."""
-    if INSIDE in os.environ:
-        with socket.socket() as any_socket:
-            # https://man7.org/linux/man-pages/man7/netdevice.7.html
-            fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x41))
+def is_inside(outcome: str | None, request: pytest.FixtureRequest) -> bool:
+    """Say whether this process is the one in which to run the test; check that it passed there, otherwise."""
+    assert outcome is None or re.search(rf"^PASSED .*::{request.node.name}$", outcome, re.MULTILINE), outcome
+    return outcome is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has namespaces")
-@pytest.mark.usefixtures("_loopback")
-def test_dns_fails_for_grpc(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if not is_in_namespace(request, "network without DNS"):
+def test_dns_fails_for_grpc(outcome: str | None, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if not is_inside(outcome, request):
         return
     surroundings: Surroundings = request.getfixturevalue("surroundings")
     surroundings.names.hosts = tmp_path / "hosts"
@@ -1009,13 +1007,12 @@ def test_dns_fails_for_grpc(request: pytest.FixtureRequest, tmp_path: Path) -> N
         # Once there is a connection, gRPC knows the address and asks no more.
         seen = meet(target, "DNS failure", surroundings, begins_well=False)
     assert re.fullmatch(r"gRPC UNAVAILABLE: errors resolving backend\.invalid:.*", seen.stats["last_error"])
+    assert tuple(seen.states) == RETRIED
     assert not seen.copies
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has namespaces")
-@pytest.mark.usefixtures("_loopback")
-def test_a_small_disk_is_full_in_the_middle_of_a_line(request: pytest.FixtureRequest) -> None:
-    if not is_in_namespace(request, "disk that is small enough to be filled"):
+def test_a_disk_is_full_in_the_middle_of_a_line(outcome: str | None, request: pytest.FixtureRequest) -> None:
+    if not is_inside(outcome, request):
         return
     surroundings: Surroundings = request.getfixturevalue("surroundings")
     folder = surroundings.folder

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import logging
+import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -137,3 +140,52 @@ def test_the_process_s_own_exit_takes_three_seconds_at_most(clock: SimulatedCloc
     begin = clock.now()
     store.writer.close(3.0)
     assert clock.now() - begin == 3
+
+
+def interrupt_at(step: int) -> Any:
+    """Return a trace function that raises a Ctrl-C where Python may: after a call, the given one."""
+    left = [step]
+    last: dict[FrameType, str] = {}
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        # What is raised when an object that nobody has any longer is taken apart, Python ignores.
+        if "weakref" in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            if last.get(frame, "").startswith("CALL"):
+                left[0] -= 1
+            last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if left[0] < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_a_ctrl_c_at_any_point_of_emit_holds_up_no_child() -> None:
+    """Not even where it comes inside of the standard library."""
+    interrupted = 0
+    for step in range(1_000):
+        backend = SimulatedBackend()
+        store = make_store(make_child("a", backend))
+        origin = register(store)
+        before = sys.gettrace()
+        sys.settrace(interrupt_at(step))
+        try:
+            log(store, origin, "in the middle")
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            break
+        finally:
+            sys.settrace(before)
+        log(store, origin, "after")
+        backend.wait_for(1)
+        store.flush()
+        assert backend.messages[-1] == "after"
+        assert_accounts_add_up(store.stats())
+    else:
+        pytest.fail("the record never got through")
+    assert interrupted > 20

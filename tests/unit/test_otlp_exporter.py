@@ -330,7 +330,7 @@ class TestGrpc:
     def test_a_collector_that_is_far_away_is_reached(self, receiver: OtlpReceiver) -> None:
         with FaultyProxy(receiver.grpc_port) as proxy:
             proxy.fault = "far"
-            exporter = make_exporter(receiver, "grpc", endpoint=f"127.0.0.1:{proxy.port}", export_timeout_millis=10_000)
+            exporter = make_exporter(receiver, "grpc", endpoint=f"127.0.0.1:{proxy.port}", export_timeout_millis=60_000)
             assert outcome_of(exporter) == 0
             exporter.close()
 
