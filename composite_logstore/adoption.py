@@ -23,6 +23,7 @@ class AdoptedJournal:
         progress: Notified, under the lock, whenever a delivery has got on.
         deliveries: One for each child that is configured now and was then.
         spool: Its folder.
+        is_closed: Whether the folder was let go of.
     """
 
     def __init__(self, spool: Spool, children: Sequence[ChildConfig], clock: Clock) -> None:
@@ -34,6 +35,7 @@ class AdoptedJournal:
             clock: Where time and chance come from.
         """
         self.spool = spool
+        self.is_closed = False
         self.writer = spool.folder.name
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)

@@ -140,6 +140,21 @@ class ChildStats:
     rejected_reasons: dict[str, int]
     last_error: str | None
 
+    def plus(self, other: ChildStats) -> ChildStats:
+        """Return the account of both: of this process, and of what it has adopted."""
+        reasons = Counter(self.rejected_reasons) + Counter(other.rejected_reasons)
+        return ChildStats(
+            state=self.state,
+            accepted=self.accepted + other.accepted,
+            delivered=self.delivered + other.delivered,
+            rejected=self.rejected + other.rejected,
+            dropped=self.dropped + other.dropped,
+            pending=self.pending + other.pending,
+            shortened=self.shortened + other.shortened,
+            rejected_reasons=dict(reasons),
+            last_error=self.last_error or other.last_error,
+        )
+
 
 class Delivery:
     """The delivery to one child. Its journal's lock guards every call.

@@ -83,7 +83,6 @@ class Journal:
         self.spooling = spool and Spooling(spool, self.writer, self.deliveries)
         # Without a spool nothing is ever added to it.
         self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
-        self._most_unspooled = self.spooling.most_unspooled if self.spooling else 0
         self._cursors: dict[str, Cursor] = {}
         self._wake_at: float = 0
         self.wakes_wanted = 0
@@ -126,7 +125,7 @@ class Journal:
             )
             for delivery in route.latest:
                 delivery.update(event)
-            if len(self._unspooled) > self._most_unspooled and self.spooling:
+            if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
                 self.spooling.write()
             if number >= self._wake_at:
                 self.wakes_wanted += 1
@@ -155,7 +154,7 @@ class Journal:
             by_itself = thinned or (child.progress == "latest" and self.spooling is not None)
             if child.min_level is None or (logging.INFO if thinned else level) >= int(child.min_level.value):
                 (latest if by_itself else wanted_by).append(delivery)
-        return _Route(wanted_by, latest, self.spooling and self.spooling.unspooled)
+        return _Route(wanted_by, latest, self.spooling.unspooled if self.spooling else None)
 
     def wake_after(self, events: int) -> None:
         """Have `append` ask for the workers once so many events more are there, if not before."""

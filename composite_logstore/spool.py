@@ -130,7 +130,7 @@ class Spool:
         return spool
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """How many bytes its segments take."""
         return sum(segment.path.stat().st_size for segment in self._segments if segment.path.exists())
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import Delivery, Load
 from composite_logstore.event import LogEvent
 from composite_logstore.spool import Cursor, Spool
@@ -29,6 +31,19 @@ class SpoolSettings(NamedTuple):
     component: Path
     write_ahead: bool
     max_bytes: int
+
+
+def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
+    """Return where and how a log store's events go to disk, None if they never do."""
+    if config.durability == "memory":
+        return None
+    if config.spool_directory:
+        root = Path(config.spool_directory).expanduser()
+    else:
+        from zenml.config.global_config import GlobalConfiguration
+
+        root = Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
+    return SpoolSettings(root / str(component_id), config.durability == "write_ahead", config.spool_max_bytes)
 
 
 def next_batch(cursor: Cursor, delivery: Delivery, load: Load) -> list[LogEvent]:
@@ -121,11 +136,13 @@ class Spooling:
         if self.spool is not None:
             self.spool.settle(delivery.name, delivery.settled_before)
 
-    def close(self) -> None:
-        """Bring to disk what is not delivered, for the next process."""
+    def settle_down(self) -> None:
+        """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
         self.write()
-        if self.spool is not None:
+        self.most_unspooled = 0
+        if self.spool is not None and all(delivery.oldest == inf for delivery in self._deliveries):
             self.spool.close()
+            self.spool = None
 
     def _folder(self) -> Spool:
         if self.spool is None:

@@ -9,6 +9,7 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore import secrets, telemetry
+from composite_logstore.adoption import AdoptedJournal
 from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
@@ -21,7 +22,14 @@ logger = get_logger(__name__)
 class Worker:
     """One child's thread. It starts with the first event and stops with the process."""
 
-    def __init__(self, log_store_id: UUID, config: ChildConfig, delivery: Delivery, journal: Journal, clock: Clock):
+    def __init__(
+        self,
+        log_store_id: UUID,
+        config: ChildConfig,
+        delivery: Delivery,
+        journal: Journal | AdoptedJournal,
+        clock: Clock,
+    ):
         """Prepare; nothing is started.
 
         Args:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import os
 import threading
 from functools import lru_cache
+from math import inf
 from typing import Any
 from uuid import UUID
 
 from zenml.logger import get_logger
 
 from composite_logstore import clock, telemetry
+from composite_logstore.adoption import AdoptedJournal, left_behind
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
 from composite_logstore.event import Capture, Stream
 from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.journal import Journal
+from composite_logstore.spool import Spool
+from composite_logstore.spooling import TICK_SECONDS, SpoolSettings, spool_settings
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
 
@@ -44,9 +49,9 @@ class Writer:
         self._config = config
         self._clock = clock.current
         self._streams: dict[UUID, Stream] = {}
-        self._begin()
+        self._begin(spool_settings(component_id, config))
 
-    def _begin(self) -> None:
+    def _begin(self, spool: SpoolSettings | None) -> None:
         # What forked processes say comes in here; a forked process itself has an outbox.
         self._inbox: Inbox | None = None
         self._is_listening = False
@@ -55,7 +60,13 @@ class Writer:
         self._sending = threading.RLock()
         self._inherited: set[UUID] = set()
         children = self._config.enabled_children
-        self._journal = Journal(children, self._clock)
+        self._spool = spool
+        self._journal = Journal(children, self._clock, spool)
+        self._keeping = threading.Lock()
+        self._is_keeping = False
+        self._keeper_due = self._clock.signal()
+        self._spool_error: str | None = None
+        self._adopted: list[tuple[AdoptedJournal, list[Worker]]] = []
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
@@ -118,12 +129,83 @@ class Writer:
         for worker in self._workers:
             worker.report()
 
+    # The spool
+
+    def _wake_keeper(self) -> None:
+        if self._spool is not None:
+            self._keeper_due.set()
+            if not self._is_keeping:
+                with self._keeping:
+                    if not self._is_keeping:
+                        self._clock.start(self._keep, "composite-logstore spool")
+
+    def _keep(self) -> None:
+        """Bring to disk what waits too long, and deliver what dead processes have left there."""
+        with self._keeping:
+            was_keeping, self._is_keeping = self._is_keeping, True
+        spooling = self._journal.spooling
+        if was_keeping or self._spool is None or spooling is None:
+            return
+        for spool in left_behind(self._spool.component):
+            self._adopt(spool)
+        while True:
+            with self._journal.lock:
+                is_busy = spooling.tick(self._journal.next_number)
+                spooling.refresh([stream.last[0] for stream in self._streams.values() if stream.last])
+                if not is_busy:
+                    self._journal.wake_after(1)
+            self._report_spool(spooling.error)
+            self._let_go_of_adopted()
+            self._keeper_due.wait(TICK_SECONDS if is_busy else 1.0 if self._adopted else None)
+
+    def _adopt(self, spool: Spool) -> None:
+        journal = AdoptedJournal(spool, self._config.enabled_children, self._clock)
+        workers = [
+            Worker(self._component_id, child, delivery, journal, self._clock)
+            for child, delivery in zip(journal.children, journal.deliveries, strict=True)
+        ]
+        with self._journal.lock:
+            self._adopted.append((journal, workers))
+        for worker in workers:
+            worker.wake()
+
+    def _let_go_of_adopted(self) -> None:
+        """Take away the folders of which nothing is left for the children that there are now."""
+        for journal, workers in list(self._adopted):
+            with journal.lock:
+                is_done = all(delivery.oldest == inf for delivery in journal.deliveries)
+                if is_done and not journal.is_closed:
+                    journal.is_closed = True
+                    journal.spool.close()
+            if is_done:
+                for worker in workers:
+                    worker.stop()
+
+    def _report_spool(self, error: OSError | None) -> None:
+        """Warn once when events get no longer to disk, and once when they do again."""
+        said = None if error is None else error.strerror or str(error)
+        if bool(said) != bool(self._spool_error) and self._spool is not None:
+            text = (
+                f"the spool in {self._spool.component} cannot be used: {said}. Events wait in memory alone; make room "
+                "there, or set 'spool_directory' to a folder that can be written and locked."
+                if said
+                else "the spool can be used again."
+            )
+            contextvars.Context().run(logger.warning, text)
+        self._spool_error = said
+
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
         with self._journal.lock:
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
-            return {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
+            stats = {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
+            adopted = [journal for journal, _ in self._adopted]
+        for journal in adopted:
+            with journal.lock:
+                for delivery in journal.deliveries:
+                    stats[delivery.name] = stats[delivery.name].plus(delivery.stats())
+        return stats
 
     def observed(self) -> list[Observed]:
         """Return how each child stands, for the metrics."""
@@ -145,6 +227,12 @@ class Writer:
         for worker in self._workers:
             worker.stop()
         left = {name: stats.pending for name, stats in self.stats().items() if stats.pending}
+        if self._journal.spooling is not None:
+            with self._journal.lock:
+                self._journal.spooling.settle_down()
+                error = self._journal.spooling.error
+            if error is None:
+                return
         if left:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
             logger.warning(f"The process ends with events that could not be delivered: {children}.")
@@ -165,9 +253,11 @@ class Writer:
     def after_fork_in_child(self) -> None:
         """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
         outbox = self._inbox.outbox() if self._inbox else self._outbox
+        if self._journal.spooling is not None and self._journal.spooling.spool is not None:
+            self._journal.spooling.spool.release_in_fork()
         # Never freed: an exporter that is taken apart in a forked process can hang.
-        self._parents = self._workers, self._journal
-        self._begin()
+        self._parents = self._workers, self._journal, self._adopted
+        self._begin(None)
         self._outbox = outbox
         self._inherited = set(self._streams)
         for stream in self._streams.values():
@@ -213,6 +303,7 @@ class Writer:
         wanted = self._journal.wakes_wanted
         for worker in self._workers:
             worker.wake()
+        self._wake_keeper()
         self._journal.wakes_done = wanted
 
 

@@ -78,7 +78,7 @@ def test_what_all_children_have_settled_is_freed(tmp_path: Path) -> None:
     spool.settle("a", 10)
     assert len(list(spool.folder.glob("*.log"))) == 3
     spool.settle("b", 7)
-    assert spool.bytes < 3 * SEGMENT_BYTES
+    assert spool.size < 3 * SEGMENT_BYTES
     assert [event.number for event in spool.read(6, float("inf"))] == [7, 8, 9]
 
 
@@ -106,7 +106,7 @@ def test_a_folder_with_something_left_stays_and_takes_no_more_room_than_it_needs
     spool.settle("a", 3)
     spool.close()
     found = adopt(spool.folder)
-    assert found.bytes < 10_000
+    assert found.size < 10_000
     assert [event.message for event in found.read(-1, float("inf"))] == list("abc")
 
 
