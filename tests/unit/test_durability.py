@@ -60,6 +60,7 @@ class Machine:
             delivery.next = lambda now: Wait(None)  # type: ignore[method-assign]
         for worker in living._workers:
             worker.stop()
+        living._is_keeping = True
         spooling = living._journal.spooling
         if spooling and spooling.spool:
             os.close(spooling.spool._lock)
