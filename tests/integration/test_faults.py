@@ -651,7 +651,10 @@ def assert_siblings_have_all(store: CompositeLogStore, surroundings: Surrounding
 
 
 def assert_taken(target: Target, step: Step, rejected: int = 0) -> bool:
-    """Check that the backend has all but what it rejected, in order, and say whether there are copies."""
+    """Check that the backend has all but what it rejected, in order, and say whether there are copies.
+
+    What it took without being heard, and rejected when it was sent again, it has all the same.
+    """
     taken = target.taken(step.logs)
     # A copy has the uid of its original.
     once = list(dict.fromkeys(taken))
@@ -659,7 +662,7 @@ def assert_taken(target: Target, step: Step, rejected: int = 0) -> bool:
     messages = [message for _, message in once]
     missing = set(step.said) - set(messages)
     assert messages == [line for line in step.said if line not in missing]
-    assert len(missing) == rejected
+    assert len(missing) == rejected or (len(missing) < rejected and target.may_have_copies)
     assert all(BAD in line for line in missing)
     return len(taken) > len(once)
 
@@ -837,7 +840,9 @@ def test_a_fault_costs_its_own_child_time_and_the_others_nothing(
 
     assert re.fullmatch(case.error, seen.stats["last_error"], re.DOTALL)
     assert case.states is EITHER or tuple(seen.states) == case.states
-    assert seen.copies == case.copies
+    assert seen.copies or not case.copies
+    # A busy machine may answer too late where nothing is wrong.
+    assert case.copies or target.may_have_copies or not seen.copies
     assert (seen.stats["accepted"], seen.stats["dropped"]) == (80, 0)
     if case.fault == "400 for one bad record":
         # The batch was split until the record was alone.
