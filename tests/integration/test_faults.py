@@ -852,6 +852,13 @@ def test_a_fault_costs_its_own_child_time_and_the_others_nothing(
         assert (seen.stats["delivered"], seen.stats["rejected"], seen.stats["pending"]) == (30, 0, 50)
 
 
+def test_the_page_on_faults_repeats_what_is_seen() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    quoted = re.findall(r"`([^`]+)`", page.replace("```", ""))
+    for case in CASES:
+        assert any(re.fullmatch(case.error, words) for words in quoted), case
+
+
 @pytest.mark.parametrize("backend", [HTTP, DATADOG])
 def test_an_answer_that_ends_after_its_status_was_an_answer(
     backend: str, surroundings: Surroundings, request: pytest.FixtureRequest
