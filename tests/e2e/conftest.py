@@ -31,20 +31,25 @@ def datadog() -> Iterator[Datadog]:
 @pytest.fixture(scope="session")
 def zenml(tmp_path_factory: pytest.TempPathFactory, collector: Collector, datadog: Datadog) -> Iterator[ZenML]:
     """A ZenML with its server, and an active stack whose log store `logs` has three children."""
+    zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml")
+    with zenml:
+        register_three_children(zenml, collector, datadog)
+        yield zenml
+
+
+def register_three_children(zenml: ZenML, collector: Collector, datadog: Datadog) -> None:
+    """Register everything with the real CLI, and make the stack `three` the active one."""
     keys = {"api_key": "{{datadog.api_key}}", "application_key": "{{datadog.application_key}}"}
     children = [
         {"name": "archive", "type": "artifact"},
         {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint},
         {"name": "live", "type": "datadog", **datadog.settings, **keys},
     ]
-    zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml")
-    with zenml:
-        zenml.cli("secret", "create", "datadog", f"--api_key={API_KEY}", f"--application_key={APPLICATION_KEY}")
-        zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
-        settings = ("--primary=archive", f"--children={json.dumps(children)}")
-        zenml.cli("log-store", "register", "logs", "--flavor", "composite", *settings)
-        zenml.cli("stack", "register", "three", "-o", "default", "-a", "default", "--log_store", "logs", "--set")
-        yield zenml
+    zenml.cli("secret", "create", "datadog", f"--api_key={API_KEY}", f"--application_key={APPLICATION_KEY}")
+    zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
+    settings = ("--primary=archive", f"--children={json.dumps(children)}")
+    zenml.cli("log-store", "register", "logs", "--flavor", "composite", *settings)
+    zenml.cli("stack", "register", "three", "-o", "default", "-a", "default", "--log_store", "logs", "--set")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import PIPELINE, Run, assert_equal
+from tests.e2e.conftest import PIPELINE, Run, assert_equal, register_three_children
 from tests.servers.collector import Collector
-from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import ZenML
 
 # The first test waits for the environment, whose packages come from an index.
@@ -90,21 +90,11 @@ def zenml(
     bare: Path, tmp_path_factory: pytest.TempPathFactory, collector: Collector, datadog: Datadog
 ) -> Iterator[ZenML]:
     """A ZenML with its server in that environment, where everything is registered too."""
-    keys = {"api_key": "{{datadog.api_key}}", "application_key": "{{datadog.application_key}}"}
-    children = [
-        {"name": "archive", "type": "artifact"},
-        {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint},
-        {"name": "live", "type": "datadog", **datadog.settings, **keys},
-    ]
     zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml", str(bare))
     # Of this environment nothing may be found there.
     zenml.env.pop("PYTHONPATH", None)
     with zenml:
-        zenml.cli("secret", "create", "datadog", f"--api_key={API_KEY}", f"--application_key={APPLICATION_KEY}")
-        zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
-        settings = ("--primary=archive", f"--children={json.dumps(children)}")
-        zenml.cli("log-store", "register", "logs", "--flavor", "composite", *settings)
-        zenml.cli("stack", "register", "three", "-o", "default", "-a", "default", "--log_store", "logs", "--set")
+        register_three_children(zenml, collector, datadog)
         yield zenml
 
 

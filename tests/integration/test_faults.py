@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -41,7 +40,7 @@ from grpc import StatusCode
 from zenml.client import Client
 from zenml.enums import StackComponentType
 from zenml.io.local_filesystem import LocalFilesystem
-from zenml.models import LogEntry, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import ChildConfig, CompositeLogStore, writer
 from composite_logstore.testing import SimulatedClock
@@ -56,6 +55,7 @@ from tests.servers.otlp_receiver import Answer, OtlpReceiver, Record
 from tests.servers.s3 import S3Server, s3_server
 from tests.servers.tls_proxy import TlsProxy
 from tests.simulation import assert_accounts_add_up, make_logs, make_store
+from tests.watching import accounts_watched, fetched, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -590,45 +590,7 @@ def closed_after(store: CompositeLogStore) -> Iterator[None]:
         store.writer.close(1)
 
 
-@contextmanager
-def accounts_watched(store: CompositeLogStore, child: str) -> Iterator[list[str]]:
-    """Check the accounts again and again, and note each state that the child has been in."""
-    states: list[str] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.01):
-            stats = store.stats()
-            assert_accounts_add_up(stats)
-            states.append(stats[child]["state"])
-
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        try:
-            yield states
-        finally:
-            over.set()
-        watching.result()
-
-
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"it never happens that {what}"
-        time.sleep(0.01)
-
-
 # What must hold
-
-
-def fetched(store: CompositeLogStore, logs: LogsResponse) -> list[str]:
-    """Return what the primary shows of a stream, page by page."""
-    page = store.fetch(logs, start="oldest", limit=1_000)
-    entries: list[LogEntry] = list(page.items)
-    while page.items and page.after:
-        page = store.fetch(logs, after=page.after)
-        entries += page.items
-    return [entry.message for entry in entries]
 
 
 def assert_siblings_have_all(store: CompositeLogStore, surroundings: Surroundings, step: Step) -> None:
@@ -651,7 +613,10 @@ def assert_siblings_have_all(store: CompositeLogStore, surroundings: Surrounding
 
 
 def assert_taken(target: Target, step: Step, rejected: int = 0) -> bool:
-    """Check that the backend has all but what it rejected, in order, and say whether there are copies."""
+    """Check that the backend has all but what it rejected, in order, and say whether there are copies.
+
+    What it took without being heard, and rejected when it was sent again, it has all the same.
+    """
     taken = target.taken(step.logs)
     # A copy has the uid of its original.
     once = list(dict.fromkeys(taken))
@@ -659,7 +624,7 @@ def assert_taken(target: Target, step: Step, rejected: int = 0) -> bool:
     messages = [message for _, message in once]
     missing = set(step.said) - set(messages)
     assert messages == [line for line in step.said if line not in missing]
-    assert len(missing) == rejected
+    assert len(missing) == rejected or (len(missing) < rejected and target.may_have_copies)
     assert all(BAD in line for line in missing)
     return len(taken) > len(once)
 
@@ -837,7 +802,9 @@ def test_a_fault_costs_its_own_child_time_and_the_others_nothing(
 
     assert re.fullmatch(case.error, seen.stats["last_error"], re.DOTALL)
     assert case.states is EITHER or tuple(seen.states) == case.states
-    assert seen.copies == case.copies
+    assert seen.copies or not case.copies
+    # A busy machine may answer too late where nothing is wrong.
+    assert case.copies or target.may_have_copies or not seen.copies
     assert (seen.stats["accepted"], seen.stats["dropped"]) == (80, 0)
     if case.fault == "400 for one bad record":
         # The batch was split until the record was alone.
@@ -845,6 +812,13 @@ def test_a_fault_costs_its_own_child_time_and_the_others_nothing(
         assert list(seen.stats["rejected_reasons"].values()) == [1]
     elif case.backend != S3:
         assert (seen.stats["delivered"], seen.stats["rejected"], seen.stats["pending"]) == (30, 0, 50)
+
+
+def test_the_page_on_faults_repeats_what_is_seen() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text()
+    quoted = re.findall(r"`([^`]+)`", page.replace("```", ""))
+    for case in CASES:
+        assert any(re.fullmatch(case.error, words) for words in quoted), case
 
 
 @pytest.mark.parametrize("backend", [HTTP, DATADOG])
@@ -868,6 +842,12 @@ def test_an_answer_that_ends_after_its_status_was_an_answer(
 # Hours of them
 
 
+def account(store: CompositeLogStore, target: Target) -> dict[str, Any]:
+    stats = store.stats()
+    assert_accounts_add_up(stats)
+    return stats[target.config.name]
+
+
 @pytest.mark.parametrize("backend", [HTTP, GRPC, DATADOG])
 def test_ten_minutes_of_500(backend: str, surroundings: Surroundings, request: pytest.FixtureRequest) -> None:
     with (
@@ -877,23 +857,18 @@ def test_ten_minutes_of_500(backend: str, surroundings: Surroundings, request: p
     ):
         store = store_with(surroundings, target)
 
-        def account() -> dict[str, Any]:
-            stats = store.stats()
-            assert_accounts_add_up(stats)
-            return stats[target.config.name]
-
         step = Step(store)
         step.say(10)
         clock.advance(2)
-        assert account()["delivered"] == 10
+        assert account(store, target)["delivered"] == 10
 
         target.begin("500", step.logs)
         asked = target.asked()
         for _ in range(60):
             step.say(5)
             clock.advance(10)
-            assert account()["delivered"] == 10
-        stats = account()
+            assert account(store, target)["delivered"] == 10
+        stats = account(store, target)
         assert stats["state"] == "unavailable"
         assert stats["pending"] == 300
         assert re.search("500|INTERNAL", stats["last_error"])
@@ -907,7 +882,7 @@ def test_ten_minutes_of_500(backend: str, surroundings: Surroundings, request: p
 
         target.heal()
         clock.advance(31)
-        stats = account()
+        stats = account(store, target)
         assert (stats["state"], stats["delivered"], stats["pending"]) == ("healthy", 310, 0)
         assert not assert_taken(target, step)
 
@@ -919,18 +894,13 @@ def test_429_with_retry_after_is_obeyed(
     with SimulatedClock() as clock, target_of(backend, "429", surroundings, request, **PATIENT) as target:
         store = store_with(surroundings, target)
 
-        def account() -> dict[str, Any]:
-            stats = store.stats()
-            assert_accounts_add_up(stats)
-            return stats[target.config.name]
-
         step = Step(store)
         asked = target.asked()
         target.begin("429 with Retry-After", step.logs)
         step.say(50)
         clock.advance(2)
-        assert account()["state"] == "retrying"
-        assert re.search("429|RESOURCE_EXHAUSTED", account()["last_error"])
+        assert account(store, target)["state"] == "retrying"
+        assert re.search("429|RESOURCE_EXHAUSTED", account(store, target)["last_error"])
         assert target.asked() - asked == 1
 
         # It says 40 seconds, and is better before that: nobody asks.
@@ -944,7 +914,7 @@ def test_429_with_retry_after_is_obeyed(
 
         clock.advance(5)
         assert target.asked() - asked == 2
-        stats = account()
+        stats = account(store, target)
         assert (stats["state"], stats["delivered"], stats["pending"]) == ("healthy", 50, 0)
         assert not assert_taken(target, step)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from zenml.client import Client
 from zenml.enums import StackComponentType
-from zenml.models import LogEntry, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import CompositeLogStore
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -24,7 +23,8 @@ from composite_logstore_otlp.config import OtlpChildConfig
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import Datadog
 from tests.servers.otlp_receiver import Record
-from tests.simulation import assert_accounts_add_up, make_logs, make_store
+from tests.simulation import make_logs, make_store
+from tests.watching import accounts_watched, fetched, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -118,44 +118,6 @@ def store(
     store.writer.close(5)
 
 
-@contextmanager
-def accounts_watched(store: CompositeLogStore) -> Iterator[list[str]]:
-    """Check the accounts again and again, and note each state that the collector's child has been in."""
-    states: list[str] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.01):
-            stats = store.stats()
-            assert_accounts_add_up(stats)
-            states.append(stats["collector"]["state"])
-
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        try:
-            yield states
-        finally:
-            over.set()
-        watching.result()
-
-
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"it never happens that {what}"
-        time.sleep(0.05)
-
-
-def archived(store: CompositeLogStore, logs: LogsResponse) -> list[str]:
-    """Return what the archive holds of a stream, page by page."""
-    page = store.fetch(logs, start="oldest", limit=1_000)
-    entries: list[LogEntry] = list(page.items)
-    while page.items and page.after:
-        page = store.fetch(logs, after=page.after)
-        entries += page.items
-    return [entry.message for entry in entries]
-
-
 def shown(datadog: Datadog, logs: LogsResponse) -> list[str]:
     """Return what Datadog was sent of a stream."""
     entries = datadog.seen()["entries"]
@@ -178,7 +140,7 @@ def test_a_collector_killed_in_the_middle_of_a_step_costs_nothing_but_one_flush_
         stats = store.stats()
         return sum(stats[child]["pending"] for child in children)
 
-    with accounts_watched(store) as states, ThreadPoolExecutor(1) as pool:
+    with accounts_watched(store, "collector") as states, ThreadPoolExecutor(1) as pool:
         running = pool.submit(step.say_until_told)
         try:
             wait_until(lambda: len(collector.records()) > 500, "the collector has received 500 events")
@@ -207,7 +169,7 @@ def test_a_collector_killed_in_the_middle_of_a_step_costs_nothing_but_one_flush_
         assert account()["pending"] == pending + 1
 
         # Its siblings have everything, while it is still gone.
-        assert archived(store, step.logs) == step.said
+        assert fetched(store, step.logs) == step.said
         assert shown(datadog, step.logs) == step.said
 
         # Of what it has acknowledged, a killed collector may have passed on only the first part.

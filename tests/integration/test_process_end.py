@@ -16,13 +16,18 @@ from typing import Any
 import pytest
 
 PRELUDE = """
-import atexit, json, logging, os, signal, sys, threading, time
+import atexit, faulthandler, json, logging, os, signal, sys, threading, time
 from composite_logstore import RetryableError, log_store
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig
 from tests.simulation import make_child, make_logs, make_store
 
 # Needs no ZenML configuration.
 log_store._active_artifact_store_id = lambda: None
+
+# Whoever runs the tests may have it ignored, as shells do with what runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# What hangs says where.
+faulthandler.dump_traceback_later(100, exit=True)
 
 class File(SimulatedBackend):
     # What has arrived outlives the process.
@@ -62,7 +67,9 @@ class Ended:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            # Without coverage, whose own Python code a Ctrl-C would hit more often than ours.
+            env={key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+            | {"PYTHONPATH": str(Path(__file__).parents[2])},
         )
         try:
             assert process.stdout is not None
@@ -76,7 +83,7 @@ class Ended:
                     time.sleep(0.5)
                     process.send_signal(signal.SIGINT)
             begin = time.monotonic()
-            self.output, self.errors = process.communicate(timeout=60)
+            self.output, self.errors = process.communicate(timeout=150)
         finally:
             process.kill()
             process.wait()

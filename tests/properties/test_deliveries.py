@@ -10,15 +10,15 @@ from math import inf
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, State
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
 from tests.events import make_capture, make_stream
+from tests.properties.machines import assert_found, run
 from tests.properties.planted import BUGS
 from tests.properties.transitions import Watched
 from tests.simulation import assert_accounts_add_up, make_child
@@ -268,14 +268,8 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
     return sum(event.number in held for event in waiting(delivery))
 
 
-def run(examples: int, **options: Any) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Deliveries, settings=settings(max_examples=examples, stateful_step_count=60, deadline=None, **options)
-    )
-
-
 def test_deliveries_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
-    run(1000)
+    run(Deliveries, 1000, steps=60)
     missed = TRANSITIONS.keys() - transitions.taken.keys()
     transitions.report(capsys)
     assert not missed
@@ -283,11 +277,9 @@ def test_deliveries_under_any_sequence_of_faults(transitions: Watched, capsys: p
 
 @pytest.mark.deep
 def test_deliveries_under_very_many_sequences_of_faults() -> None:
-    run(50_000)
+    run(Deliveries, 50_000, steps=60)
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
-    BUGS[bug](monkeypatch)
-    with pytest.raises(AssertionError):
-        run(1000, phases=[Phase.generate], database=None, report_multiple_bugs=False)
+    assert_found(bug, monkeypatch, Deliveries, 1000, steps=60)

@@ -6,14 +6,14 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.delivery import Delivery, Export, Wait
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
 from tests.events import NOON, SECOND, make_capture, make_stream
+from tests.properties.machines import run
 from tests.simulation import assert_accounts_add_up, make_child
 
 CHILDREN: dict[str, dict[str, Any]] = {
@@ -141,16 +141,10 @@ class JournalMachine(RuleBasedStateMachine):
             last[event.stream.id] = event.sequence
 
 
-def run(examples: int) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        JournalMachine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None)
-    )
-
-
 def test_the_journal_under_anything_that_is_logged() -> None:
-    run(1000)
+    run(JournalMachine, 1000, steps=40)
 
 
 @pytest.mark.deep
 def test_the_journal_under_very_much_that_is_logged() -> None:
-    run(50_000)
+    run(JournalMachine, 50_000, steps=40)

@@ -11,15 +11,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from zenml.exceptions import LogStoreError
 
 from composite_logstore import CompositeLogStore, LogEvent, writer
 from composite_logstore.event import capture
 from composite_logstore.fork import Outbox
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
+from tests.properties.machines import assert_found, run
 from tests.properties.planted import BUGS
 from tests.properties.transitions import Watched
 from tests.simulation import assert_accounts_add_up, make_logs, make_store
@@ -385,12 +385,6 @@ class WholeStore(RuleBasedStateMachine):
             world.close()
 
 
-def run(examples: int, **options: Any) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        WholeStore, settings=settings(max_examples=examples, stateful_step_count=30, deadline=None, **options)
-    )
-
-
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thousand warnings, and no look at ZenML's configuration."""
@@ -399,17 +393,15 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_whole_store_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
-    run(200)
+    run(WholeStore, 200, steps=30)
     transitions.report(capsys)
 
 
 @pytest.mark.deep
 def test_the_whole_store_under_very_many_sequences_of_faults() -> None:
-    run(10_000)
+    run(WholeStore, 10_000, steps=30)
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
-    BUGS[bug](monkeypatch)
-    with pytest.raises(AssertionError):
-        run(200, phases=[Phase.generate], database=None, report_multiple_bugs=False)
+    assert_found(bug, monkeypatch, WholeStore, 200, steps=30)

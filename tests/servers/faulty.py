@@ -23,8 +23,9 @@ FAULTS = ("refused", "silent", "late", "reset", "cut", "trickle", "far")
 
 _RESET_AFTER_BYTES = 1_000
 _POLL_SECONDS = 0.02
-_HTTP2 = b"PRI * HTTP/2"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS_FRAME = 1
+_RST_STREAM_FRAME = 3
 
 
 class FaultyProxy:
@@ -34,7 +35,7 @@ class FaultyProxy:
 
     Attributes:
         port: Where it listens; it stays the same.
-        lost: How many answers may not have come through, after the server had been asked.
+        lost: How many answers may not have come through, or too late, after the server had been asked.
         late_seconds: How late an answer comes.
         kept_bytes: How much there is of an answer that is cut.
         trickle_seconds: How far apart the bytes of an answer come.
@@ -124,6 +125,7 @@ class _Connection:
         self._asked = 0
         self._is_waiting = False
         self._is_http2 = False
+        self._asking = _Frames(len(_HTTP2_PREFACE))
         self._frames = b""
 
     def pass_on(self) -> bool:
@@ -145,7 +147,9 @@ class _Connection:
     def _ask(self, data: bytes) -> bool:
         """Pass on what the client has sent, and say whether that was the last."""
         if self._asked == 0:
-            self._is_http2 = data.startswith(_HTTP2)
+            self._is_http2 = self._asking.is_looked_at = data.startswith(_HTTP2_PREFACE)
+        # A client of HTTP/2 that waits no longer keeps the connection.
+        self._proxy.lost += _RST_STREAM_FRAME in self._asking.kinds(data)
         room = _RESET_AFTER_BYTES - self._asked
         self._asked += len(data)
         if self._proxy.fault == "reset" and len(data) > room:
@@ -160,8 +164,11 @@ class _Connection:
     def _answer(self, data: bytes) -> bool:
         """Pass on what the server has sent, and say whether that was the last."""
         fault, proxy = self._proxy.fault, self._proxy
-        if fault == "far" and self._over.wait(proxy.far_seconds):
-            return True
+        if fault == "far":
+            # The client may be gone by then.
+            proxy.lost += 1
+            if self._over.wait(proxy.far_seconds):
+                return True
         if fault not in ("late", "cut", "trickle"):
             self._client.sendall(data)
             self._is_waiting = False
@@ -189,9 +196,7 @@ class _Connection:
             return b"", data
         self._frames += data
         end = 0
-        while len(self._frames) - end >= 9:
-            # https://www.rfc-editor.org/rfc/rfc9113#name-frame-format
-            length = 9 + int.from_bytes(self._frames[end : end + 3], "big")
+        while (length := _frame_length(self._frames, end)) is not None:
             if self._frames[end + 3] == _HEADERS_FRAME:
                 handshake, answer = self._frames[:end], self._frames[end:]
                 self._frames, self._is_http2 = b"", False
@@ -201,6 +206,39 @@ class _Connection:
             end += length
         handshake, self._frames = self._frames[:end], self._frames[end:]
         return handshake, b""
+
+
+class _Frames:
+    """The frames that one side of an HTTP/2 connection sends.
+
+    Attributes:
+        is_looked_at: Whether it is HTTP/2.
+    """
+
+    def __init__(self, preface: int) -> None:
+        self.is_looked_at = False
+        self._preface = preface
+        self._rest = b""
+
+    def kinds(self, data: bytes) -> set[int]:
+        """Return of which kinds the frames are that end with these bytes."""
+        if not self.is_looked_at:
+            return set()
+        self._rest += data
+        end = 0
+        if self._preface:
+            end, self._preface = self._preface, 0
+        kinds = set()
+        while (length := _frame_length(self._rest, end)) is not None and len(self._rest) - end >= length:
+            kinds.add(self._rest[end + 3])
+            end += length
+        self._rest = self._rest[end:]
+        return kinds
+
+
+def _frame_length(data: bytes, start: int) -> int | None:
+    """Return how long the frame is that begins there: https://www.rfc-editor.org/rfc/rfc9113#name-frame-format."""
+    return 9 + int.from_bytes(data[start : start + 3], "big") if len(data) - start >= 9 else None
 
 
 def _bound(port: int) -> socket.socket:
