@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -76,17 +76,15 @@ class Export:
 
 @dataclass(frozen=True)
 class Load:
-    """Read the next events of the child back from the spool, then hand them over.
+    """Read the next events of the child back from the spool, then hand them over: those that its queue has not.
 
     Attributes:
         after: Only events with numbers above this are wanted.
-        before: Only events with numbers below this are.
         events: How many at most.
         there: How many are thought to be there.
     """
 
     after: int
-    before: float
     events: int
     there: int
 
@@ -164,6 +162,10 @@ class Delivery:
         state: How the backend is doing.
         settled: How many events are delivered or rejected: it grows while there is progress.
         updates: How many of a progress bar's updates were accepted, where only the latest are.
+        is_thinned: Whether of a progress bar's updates it gets the latest alone.
+        taken: The number of the last event that was taken from the queue or the spool.
+        updates_in_spool: The numbers of a progress bar's updates that gave way in a full queue: of those in
+            the spool, they alone are meant for a child that wants the latest.
     """
 
     def __init__(
@@ -188,7 +190,7 @@ class Delivery:
         self.state = State.HEALTHY
         self.updates = 0
         self._min_level = -inf if config.min_level is None else int(config.min_level.value)
-        self._is_thinned = config.progress == "latest"
+        self.is_thinned = config.progress == "latest"
         self._accepted = accepted
         self._rand = rand
         self._batch_size = config.batch_size
@@ -198,11 +200,10 @@ class Delivery:
         self._first_wait = config.retry_initial_interval_millis / 1000
         self._longest_wait = config.retry_max_interval_millis / 1000
         self._spooled = spooled
-        # The last event that was taken from the queue or the spool, and how many of the spool are lost.
-        self._taken = settled_before - 1
-        self._lost = 0
-        # A progress bar's updates that gave way in a full queue: of those in the spool, they alone are meant.
+        self.taken = settled_before - 1
         self.updates_in_spool: set[int] = set()
+        # How many of those that gave way in a full queue are not in the spool after all.
+        self._lost = 0
         # Batches taken from the queue and not yet settled: one, or the pieces of one that was split.
         self._batches: deque[list[LogEvent]] = deque()
         self._exporting_since: float | None = None
@@ -233,8 +234,7 @@ class Delivery:
             return EndStream(self._ended.popleft()[1])
         if not self._batches:
             if self._in_spool:
-                before = self.queue[0].number if self.queue else inf
-                return Load(self._taken, before, self._batch_size, there=self._in_spool)
+                return Load(self.taken, self._batch_size, there=self._in_spool)
             if not self.queue:
                 self._waiting_since = None
                 return Wait(None, events=1)
@@ -248,7 +248,7 @@ class Delivery:
             if not batch:
                 return Wait(self._seen_at + 1 - now)
             self._batches.append(batch)
-            self._taken = batch[-1].number
+            self.taken = batch[-1].number
             self._waiting_since = now
         self._exporting_since = now
         return Export(self._batches[0])
@@ -260,21 +260,46 @@ class Delivery:
             events: The events. If there is none, what was thought to be there is lost.
             there: How many were thought to be there.
         """
-        if events:
-            self._batches.append(events)
-            self._taken = events[-1].number
-            self.updates_in_spool.difference_update(event.number for event in events if event.progress)
-        else:
+        self.updates_in_spool.difference_update(event.number for event in events if event.progress)
+        # What had to make room meanwhile is counted already.
+        batch = [event for event in events if event.number > self.taken]
+        if batch:
+            self._batches.append(batch)
+            self.taken = batch[-1].number
+        elif not events:
             self._lost += min(there, self._in_spool)
 
     def give_up_spooled(self, events: int, last: int) -> None:
         """Count the oldest events of the spool, up to number `last`, as dropped: they had to make room."""
         self._lost += min(events, self._in_spool)
-        self._taken = max(self._taken, last)
+        self.taken = max(self.taken, last)
+        self.updates_in_spool = {number for number in self.updates_in_spool if number > last}
+
+    def wanted_of(self, kinds: Mapping[tuple[int, bool], int], first: int, last: float) -> int | None:
+        """Return how many of a run of events in the spool are meant for the child, and not yet taken or queued.
+
+        Args:
+            kinds: How many events there are of each level, ordinary ones and a progress bar's updates.
+            first: The number below which none of them is.
+            last: The number above which none of them is.
+
+        Returns:
+            The number; None if some of them are taken or queued, so that each has to be looked at.
+        """
+        if first <= self.taken or (self.queue and self.queue[0].number <= last):
+            return None
+        wanted = sum(
+            count
+            for (level, is_update), count in kinds.items()
+            if level >= self._min_level and not (is_update and self.is_thinned)
+        )
+        if self.is_thinned and self._min_level <= logging.INFO:
+            wanted += sum(first <= number <= last for number in self.updates_in_spool)
+        return wanted
 
     def wants(self, event: LogEvent) -> LogEvent | None:
         """Return an event of the spool as the child is to have it, None if it is not meant for it."""
-        if event.progress and self._is_thinned:
+        if event.progress and self.is_thinned:
             if event.number not in self.updates_in_spool:
                 return None
             event = event._replace(level=logging.INFO, level_name="INFO")
@@ -366,13 +391,13 @@ class Delivery:
         if self._batches:
             return self._batches[0][0].number
         if self._in_spool:
-            return self._taken + 1
+            return self.taken + 1
         return self.queue[0].number if self.queue else inf
 
     @property
     def settled_before(self) -> int:
         """Below which number everything is settled."""
-        return self._batches[0][0].number if self._batches else self._taken + 1
+        return self._batches[0][0].number if self._batches else self.taken + 1
 
     @property
     def settled(self) -> int:

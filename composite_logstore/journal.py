@@ -162,10 +162,13 @@ class Journal:
 
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
         """Read what a delivery asks for from the spool. Not under the lock, since it is I/O."""
-        if self.spooling is None or self.spooling.spool is None:
+        with self.lock:
+            spool = self.spooling and self.spooling.spool
+            before = delivery.queue[0].number if delivery.queue else self.next_number
+        if not spool:
             return []
-        cursor = self._cursors.setdefault(delivery.name, Cursor(self.spooling.spool))
-        return next_batch(cursor, delivery, load)
+        cursor = self._cursors.setdefault(delivery.name, Cursor(spool))
+        return next_batch(cursor, delivery, load, before)
 
     def settled(self, delivery: Delivery) -> None:
         """Note on disk how far a delivery is. Under the lock."""

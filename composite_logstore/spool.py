@@ -1,9 +1,11 @@
 """The journal on disk: one folder for each process, with its events and how far each child is with them.
 
-    <spool_directory>/<log store's id>/<writer>/
-        owner.lock              held by the process that the folder belongs to, until it dies
-        <first number>.log      a segment: lines of events and of streams, in journal order
-        <child>.settled         below which number everything is settled for that child
+    <spool_directory>/<log store's id>/
+        <writer>/
+            owner.lock              held by the process that the folder belongs to, until it dies
+            <first number>.log      a segment: lines of events and of streams, in journal order
+            <child>.settled         below which number everything is settled for that child
+        damaged/                    what could not be read
 
 A line is a checksum, a JSON value and a line break, so that one that is damaged hides no other. Segments
 are mapped into memory: to copy a line into one costs a tenth of a `write`, which gives up the interpreter
@@ -12,16 +14,21 @@ lock, and what was copied is there after the process was killed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
+import re
 import shutil
+import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -29,13 +36,39 @@ import orjson
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
 
 SEGMENT_BYTES = 4 * 1024 * 1024
+LINE_BYTES = 64 * 1024 * 1024
+"""The longest line. One that is longer stays in memory."""
+_FORMAT = 1
 _LOCK = "owner.lock"
-_POSITION = "{:020d}"
+_NUMBER = "{:020d}"
+_WRITER = re.compile(r"[0-9a-f]{15}")
+_SEGMENT = re.compile(r"[0-9]{20}\.log")
+_POSITION = re.compile(r"[a-z0-9_-]+\.settled")
+_POSITION_BYTES = 30
 _NEW = ".new-"
+_ABANDONED_SECONDS = 3600.0
+_STREAMS = 10_000
+_DAMAGED = "damaged"
+
+_locks: set[int] = set()
+
+
+def _let_go_in_fork() -> None:
+    # A lock lives as long as any process has its descriptor: a forked one must not keep its parent's.
+    while _locks:
+        with contextlib.suppress(OSError):
+            os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_fork)
 
 
 class SpoolFullError(OSError):
     """There is no room: neither within `spool_max_bytes` nor by giving up what is oldest."""
+
+
+class EventTooLongError(ValueError):
+    """An event has more bytes than a line may have."""
 
 
 @dataclass
@@ -45,37 +78,60 @@ class Segment:
     Attributes:
         path: The file.
         first: The number of its first event, or one below it.
-        last: The number of its last event; one below `first` if it has none.
+        last: The number of its last event, or one above it; one below `first` if it has none.
+        kinds: How many events it has of each level, ordinary ones and a progress bar's updates.
+        streams: The streams that it has lines of.
     """
 
     path: Path
     first: int
-    last: int
-    streams: set[int] = field(default_factory=set)
+    last: float
+    kinds: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    streams: set[Stream] = field(default_factory=set)
+
+
+class Damage(NamedTuple):
+    """What could not be read.
+
+    Attributes:
+        path: The file.
+        offset: Where in it.
+        length: How many bytes, 0 if none is worth keeping; None for the whole file.
+        why: What is wrong, in words.
+    """
+
+    path: Path
+    offset: int
+    length: int | None
+    why: str
 
 
 class Spool:
-    """A process's folder. The journal's lock guards every call but `read`.
+    """A process's folder. The journal's lock guards every call but those that read.
 
     Attributes:
         folder: The folder.
-        streams: The streams that its lines refer to, by their number in it.
-        damaged: How many lines could not be read.
+        children: The names of the children that it keeps positions for.
+        damage: What could not be read, as far as it was looked at.
     """
 
-    def __init__(self, folder: Path, lock: int) -> None:
-        """Use `create` or `adopt`.
+    def __init__(self, folder: Path, lock: int | None, children: Iterable[str]) -> None:
+        """Use `create`, `adopt` or `look`.
 
         Args:
             folder: The folder.
-            lock: The file descriptor that holds its lock.
+            lock: The file descriptor that holds its lock, None if nobody does.
+            children: The names of the children that it keeps positions for.
         """
         self.folder = folder
-        self.streams: dict[int, Stream] = {}
-        self.damaged = 0
-        self._numbers: dict[UUID, int] = {}
-        self._written: dict[int, dict[str, Any]] = {}
+        self.children = sorted(children)
+        self.damage: list[Damage] = []
         self._lock = lock
+        # Of what is written: the streams' ids as text, and the attributes that they were written with.
+        self._names: dict[Stream, str] = {}
+        self._written: dict[Stream, dict[str, Any]] = {}
+        # Of what is read.
+        self._streams: dict[str, Stream] = {}
         self._positions: dict[str, mmap.mmap] = {}
         self._segments: list[Segment] = []
         self._map: mmap.mmap | None = None
@@ -100,15 +156,15 @@ class Spool:
         try:
             lock = _locked(hidden)
             if lock is None:
-                raise OSError(f"the spool's lock in {component} is held by somebody else")
-            for child in children:
-                (hidden / f"{child}.settled").write_text(_POSITION.format(0))
-                os.chmod(hidden / f"{child}.settled", 0o600)
+                raise OSError("its lock is held by somebody else")
+            spool = cls(component / writer, lock, children)
+            for child in spool.children:
+                _write_position(hidden / f"{child}.settled", 0)
             hidden.rename(component / writer)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
-        return cls(component / writer, lock)
+        return spool
 
     @classmethod
     def adopt(cls, folder: Path) -> Spool | None:
@@ -118,30 +174,42 @@ class Spool:
             OSError: The folder cannot be read.
         """
         lock = _locked(folder)
-        if lock is None:
-            return None
-        spool = cls(folder, lock)
-        for path in sorted(folder.glob("*.log")):
-            first = int(path.stem) if path.stem.isdigit() else 0
-            spool._segments.append(Segment(path, first, first - 1))
-        for segment in spool._segments:
-            for number, _ in spool._events(segment, -1):
-                segment.last = number
+        return None if lock is None else cls._found(folder, lock)
+
+    @classmethod
+    def look(cls, folder: Path) -> Spool:
+        """Return a folder to be read alone, whether its process is dead or alive.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        return cls._found(folder, None)
+
+    @classmethod
+    def _found(cls, folder: Path, lock: int | None) -> Spool:
+        files = sorted(path for path in folder.iterdir() if path.name != _LOCK)
+        children = [path.name.removesuffix(".settled") for path in files if _POSITION.fullmatch(path.name)]
+        spool = cls(folder, lock, children)
+        segments = [path for path in files if _SEGMENT.fullmatch(path.name)]
+        for path, successor in zip_longest(segments, segments[1:]):
+            last = int(successor.stem) - 1 if successor else inf
+            spool._segments.append(Segment(path, int(path.stem), last))
+        for path in set(files) - set(segments) - {folder / f"{child}.settled" for child in children}:
+            spool.damage.append(Damage(path, 0, None, "it is no part of a spool"))
+        for child in children:
+            if _read_position(folder / f"{child}.settled") is None:
+                spool.damage.append(Damage(folder / f"{child}.settled", 0, 0, "damaged, so all is delivered again"))
         return spool
 
     @property
     def size(self) -> int:
         """How many bytes its segments take."""
-        return sum(segment.path.stat().st_size for segment in self._segments if segment.path.exists())
+        return sum(_size(segment.path) for segment in self._segments)
 
     @property
-    def children(self) -> list[str]:
-        """The names of the children that it keeps positions for."""
-        return sorted(path.name.removesuffix(".settled") for path in self.folder.glob("*.settled"))
-
-    def release_in_fork(self) -> None:
-        """Let go of the lock in a forked process; the parent goes on holding it."""
-        os.close(self._lock)
+    def last(self) -> float:
+        """The number of its last event, -1 if it has none. Exact for what was written or scanned."""
+        return max((segment.last for segment in self._segments), default=-1)
 
     # Writing
 
@@ -150,51 +218,76 @@ class Spool:
 
         Args:
             event: The event.
-            room: Asked before the spool grows by so many bytes.
+            room: Asked before the spool grows by so many bytes, and after, since others grow too.
 
         Raises:
             OSError: There is no room on the disk, or `room` says no.
+            EventTooLongError: There is no room in any line.
         """
-        number = self._numbers.get(event.stream.id)
-        if number is None:
-            number = self._numbers[event.stream.id] = len(self._numbers)
-            self.streams[number] = event.stream
-        if not self._segments or number not in self._segments[-1].streams:
-            self._write_stream(event, number, room)
-        self._write(_encode(event, number), event.number, room)
-        self._segments[-1].last = event.number
-
-    def _write_stream(self, event: LogEvent, number: int, room: Callable[[int], bool]) -> None:
         stream = event.stream
-        self._written[number] = dict(stream.attributes)
-        line = {
-            "stream": number,
-            "id": str(stream.id),
-            "artifact_store_id": str(stream.artifact_store_id) if stream.artifact_store_id else None,
-            "writer": event.writer,
-            "metadata": self._written[number],
-        }
-        self._write(orjson.dumps(line), event.number, room)
-        self._segments[-1].streams.add(number)
+        name = self._names.get(stream)
+        if name is None:
+            name = self._names[stream] = str(stream.id)
+        line = _line(_encode(event, name))
+        # A segment says itself which streams it has.
+        if not self._fits(len(line)):
+            self._begin_segment(event.number, len(line), room)
+        if stream not in self._segments[-1].streams:
+            self._write_stream(stream, event.number, room)
+        self._write(line, event.number, room)
+        segment = self._segments[-1]
+        segment.last = event.number
+        segment.kinds[event.level, event.progress] += 1
 
-    def _write(self, payload: bytes, number: int, room: Callable[[int], bool]) -> None:
-        line = b"%08x %b\n" % (zlib.crc32(payload), payload)
-        end = self._end + len(line)
-        if self._map is None or end > len(self._map):
-            self._begin_segment(number, max(SEGMENT_BYTES, len(line)), room)
-            end = len(line)
+    def refresh(self, room: Callable[[int], bool]) -> None:
+        """Write the attributes of streams anew if ZenML has added to them since.
+
+        Raises:
+            OSError: There is no room.
+        """
+        for stream in [stream for stream, written in self._written.items() if written != stream.metadata]:
+            self._write_stream(stream, int(self.last), room)
+
+    def _write_stream(self, stream: Stream, number: int, room: Callable[[int], bool]) -> None:
+        metadata = dict(stream.metadata)
+        value = {
+            "stream": self._names[stream],
+            "artifact_store_id": str(stream.artifact_store_id) if stream.artifact_store_id else None,
+            "attributes": stream.attributes,
+        }
+        self._write(_line(orjson.dumps(value)), number, room)
+        self._segments[-1].streams.add(stream)
+        self._written[stream] = metadata
+        # A process that serves for months has many streams.
+        for old in [*self._written][:-_STREAMS]:
+            del self._written[old], self._names[old]
+
+    def _fits(self, size: int) -> bool:
+        return self._map is not None and self._end + size <= len(self._map)
+
+    def _write(self, line: bytes, number: int, room: Callable[[int], bool]) -> None:
+        if not self._fits(len(line)):
+            self._begin_segment(number, len(line), room)
         assert self._map is not None
+        end = self._end + len(line)
         self._map[self._end : end] = line
         self._end = end
 
     def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> None:
+        if size > LINE_BYTES:
+            raise EventTooLongError(f"more than {LINE_BYTES} bytes")
+        # A stream's line may have to go before the first event.
+        size = max(SEGMENT_BYTES, size + 1024 * 1024)
         if not room(size):
-            raise SpoolFullError("the spool is full")
-        path = self.folder / f"{_POSITION.format(first)}.log"
+            raise SpoolFullError("'spool_max_bytes' is reached")
+        # Attributes may be all that the one before has from this number on.
+        first = max(first, self._segments[-1].first + 1) if self._segments else first
+        path = self.folder / f"{_NUMBER.format(first)}.log"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # A page of a sparse file that finds no room when it is written to would kill the process.
-            os.posix_fallocate(file, 0, size)
+            _allocate(file, size)
+            if not room(0):
+                raise SpoolFullError("'spool_max_bytes' is reached")
             new = mmap.mmap(file, size)
         except BaseException:
             path.unlink()
@@ -202,7 +295,9 @@ class Spool:
         finally:
             os.close(file)
         self._close_segment()
-        self._map, self._end = new, 0
+        header = _line(orjson.dumps({"format": _FORMAT}))
+        new[: len(header)] = header
+        self._map, self._end = new, len(header)
         self._segments.append(Segment(path, first, first - 1))
 
     def _close_segment(self) -> None:
@@ -215,99 +310,165 @@ class Spool:
 
     def settled(self, child: str) -> int:
         """Return below which number everything is settled for the child."""
-        return int(self._position(child)[:])
+        if self._lock is None:
+            return _read_position(self.folder / f"{child}.settled") or 0
+        return _position(self._position(child)[:]) or 0
 
-    def settle(self, child: str, before: int) -> None:
+    def settle(self, child: str, before: float) -> None:
         """Note that everything below a number is settled for the child, and free what all are done with."""
-        position = self._position(child)
-        position[:] = _POSITION.format(before).encode()
+        self._position(child)[:] = _encoded_position(int(before))
         self._free()
 
     def _position(self, child: str) -> mmap.mmap:
         if child not in self._positions:
-            file = os.open(self.folder / f"{child}.settled", os.O_RDWR | os.O_CLOEXEC)
+            path = self.folder / f"{child}.settled"
+            if _read_position(path) is None:
+                # Events that arrive twice are better than none.
+                _write_position(path, 0)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                self._positions[child] = mmap.mmap(file, 20)
+                self._positions[child] = mmap.mmap(file, _POSITION_BYTES)
             finally:
                 os.close(file)
         return self._positions[child]
 
     def _free(self) -> None:
-        if len(self._segments) < 2 and self._map is not None:
+        finished = len(self._segments) - (self._map is not None)
+        if not finished:
             return
         settled = min(map(self.settled, self.children), default=inf)
-        while self._segments and self._segments[0].last < settled:
-            if self._map is not None and len(self._segments) == 1:
-                break
+        while finished and self._segments[0].last < settled:
             self._segments.pop(0).path.unlink(missing_ok=True)
+            finished -= 1
 
     def oldest_segment(self) -> Segment | None:
         """Return the segment that would be given up first; None if there is none but the one in use."""
         return self._segments[0] if len(self._segments) > (self._map is not None) else None
 
-    def close(self) -> None:
-        """Take the folder away if all is settled; otherwise leave it to the next process."""
+    def close(self) -> bool:
+        """Let go of the folder. It goes if all is settled; otherwise it is left to the next process.
+
+        Returns:
+            Whether it is gone.
+        """
         self._close_segment()
-        last = max((segment.last for segment in self._segments), default=-1)
-        if all(self.settled(child) > last for child in self.children):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        is_done = all(self.settled(child) > self.last for child in self.children)
         for position in self._positions.values():
             position.close()
         self._positions.clear()
-        os.close(self._lock)
+        if is_done:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            _locks.discard(self._lock)
+            os.close(self._lock)
+            self._lock = None
+        return is_done
 
     # Reading
 
-    def read(self, after: int, before: float) -> Iterator[LogEvent]:
-        """Yield the events with numbers above `after` and below `before`, in order.
+    def scan(self) -> Iterator[LogEvent | Damage]:
+        """Yield all there is, in order, and what cannot be read where it is met.
 
-        Needs no lock. A segment that is given up meanwhile ends there.
+        For a folder that was found. Afterwards it is known what each segment has, and the streams have
+        the attributes that they had last.
         """
         for segment in list(self._segments):
-            if segment.last <= after:
-                continue
-            for number, event in self._events(segment, after):
-                if number >= before:
-                    return
-                yield event
-                after = number
+            segment.last = segment.first - 1
+            for item, _ in self._items(segment, 0, is_scan=True):
+                if isinstance(item, LogEvent):
+                    segment.last = item.number
+                    segment.kinds[item.level, item.progress] += 1
+                else:
+                    self.damage.append(item)
+                yield item
 
-    def _events(self, segment: Segment, after: int) -> Iterator[tuple[int, LogEvent]]:
+    def set_aside(self) -> list[tuple[Damage, Path]]:
+        """Move what could not be read out of the way.
+
+        Returns:
+            Each damage, and the file in which it is kept.
+        """
+        aside: dict[Path, list[tuple[Damage, Path]]] = {}
+        for damage in self.damage:
+            target = self.folder.parent / _DAMAGED / f"{self.folder.name}-{damage.path.name}"
+            try:
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                if damage.length == 0:
+                    target = damage.path
+                elif damage.length is None:
+                    damage.path.rename(target)
+                    self._segments = [segment for segment in self._segments if segment.path != damage.path]
+                else:
+                    _move_bytes(damage, target)
+            except OSError:
+                # It stays where it is, and is met again.
+                target = damage.path
+            aside.setdefault(damage.path, []).append((damage, target))
+        self.damage = []
+        return [told for of_file in aside.values() for told in of_file]
+
+    def read(self, after: int, before: float) -> Iterator[LogEvent]:
+        """Yield the events with numbers above `after` and below `before`, in order."""
+        return Cursor(self).read(after, before)
+
+    def _items(self, segment: Segment, offset: int, is_scan: bool = False) -> Iterator[tuple[LogEvent | Damage, int]]:
+        """Yield what comes from an offset on, and where each ends. A segment that was given up has nothing."""
         try:
             file = segment.path.open("rb")
         except FileNotFoundError:
             return
+        except OSError as error:
+            yield Damage(segment.path, 0, None, error.strerror or "it cannot be opened"), 0
+            return
         with file:
-            for line in file:
-                if line[:1] == b"\0":
-                    # What was made room for and not written to. A line may follow that zeros have overwritten.
-                    line = line.lstrip(b"\0")
-                    if not line:
+            file.seek(offset)
+            while True:
+                try:
+                    line = file.readline(LINE_BYTES)
+                except OSError as error:
+                    yield Damage(segment.path, 0, None, error.strerror or "it cannot be read"), offset
+                    return
+                if not line:
+                    return
+                begin, offset = offset, offset + len(line)
+                zeros = len(line) - len(line.lstrip(b"\0"))
+                if zeros == len(line):
+                    # What was made room for, and not written to.
+                    return
+                if line == b"\n":
+                    # What was here is set aside.
+                    continue
+                if zeros:
+                    yield Damage(segment.path, begin, zeros, "zeros"), begin + zeros
+                value = _decode(line[zeros:])
+                item: LogEvent | Damage | None = None
+                if isinstance(value, dict):
+                    if value.get("format", _FORMAT) != _FORMAT:
+                        yield Damage(segment.path, 0, None, "another version has written it"), offset
                         return
-                value = _decode(line)
-                if value is None:
-                    self.damaged += 1
-                elif isinstance(value, dict):
-                    self._learn(value)
-                elif value[0] > after and value[2] in self.streams:
-                    yield value[0], _event(value, self.streams[value[2]])
+                    if "stream" in value:
+                        self._learn(value, is_scan)
+                elif isinstance(value, list):
+                    item = _event(value, self._stream(value[2]))
+                else:
+                    item = Damage(segment.path, begin + zeros, len(line) - zeros, "damaged")
+                if item is not None:
+                    yield item, offset
 
-    def _learn(self, line: dict[str, Any]) -> None:
-        number = line["stream"]
-        store_id = line["artifact_store_id"]
-        if number not in self._numbers.values():
-            stream = self.streams.setdefault(number, Stream(UUID(line["id"]), {}, UUID(store_id) if store_id else None))
-            stream.metadata = line["metadata"]
+    def _learn(self, line: dict[str, Any], is_scan: bool) -> None:
+        stream = self._stream(line["stream"])
+        # The attributes that were written last count, wherever reading begins.
+        if is_scan or not stream.metadata:
+            store_id = line["artifact_store_id"]
+            stream.artifact_store_id = UUID(store_id) if store_id else None
+            stream.metadata = line["attributes"]
 
-    def refresh(self, event: LogEvent, room: Callable[[int], bool]) -> None:
-        """Write the attributes of the event's stream anew if ZenML has added to them since."""
-        number = self._numbers.get(event.stream.id)
-        if number is not None and self._written[number] != event.stream.attributes:
-            self._write_stream(event, number, room)
+    def _stream(self, name: str) -> Stream:
+        return self._streams.get(name) or self._streams.setdefault(name, Stream(UUID(name), {}))
 
 
 class Cursor:
-    """Reads a spool on and on: each time what comes next, as far as it may."""
+    """Reads a spool on and on: each time what comes next, as far as it may. Needs no lock."""
 
     def __init__(self, spool: Spool) -> None:
         """Begin at the beginning.
@@ -316,25 +477,90 @@ class Cursor:
             spool: What to read.
         """
         self._spool = spool
-        self._after = -1
-        self._events: Iterator[LogEvent] = iter(())
-        self._next: LogEvent | None = None
+        self._segment: Segment | None = None
+        self._offset = 0
 
     def read(self, after: int, before: float) -> Iterator[LogEvent]:
         """Yield the events with numbers above `after` and below `before`, in order."""
-        if self._next is None or after < self._after:
-            self._events = self._spool.read(after, inf)
-            self._next = next(self._events, None)
-        while self._next is not None and self._next.number < before:
-            event, self._next = self._next, next(self._events, None)
-            self._after = event.number
-            if event.number > after:
-                yield event
+        for segment in list(self._spool._segments):
+            if segment.last <= after or (self._segment is not None and segment.first < self._segment.first):
+                continue
+            if segment is not self._segment:
+                self._segment, self._offset = segment, 0
+            for item, offset in self._spool._items(segment, self._offset):
+                if isinstance(item, LogEvent):
+                    if item.number >= before:
+                        return
+                    self._offset = offset
+                    if item.number > after:
+                        yield item
+
+
+def left_behind(component: Path) -> Iterator[Path]:
+    """Yield the folders of a log store's processes, dead or alive, those first that were made first."""
+    try:
+        folders = list(component.iterdir())
+    except OSError:
+        return
+    for folder in sorted(folders, key=_age):
+        if _WRITER.fullmatch(folder.name) and folder.is_dir():
+            yield folder
+        elif folder.name.startswith(_NEW) and time.time() - _age(folder) > _ABANDONED_SECONDS:
+            # Its process died before it had a name.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_alive(folder: Path) -> bool:
+    """Say whether the process that the folder belongs to is alive.
+
+    Raises:
+        OSError: Its lock cannot be opened.
+    """
+    lock = _locked(folder)
+    if lock is not None:
+        _locks.discard(lock)
+        os.close(lock)
+    return lock is None
+
+
+def damaged(component: Path) -> list[Path]:
+    """Return the files in which what could not be read is kept."""
+    return sorted((component / _DAMAGED).glob("*"))
+
+
+def _age(folder: Path) -> float:
+    try:
+        return (folder / _LOCK).stat().st_mtime
+    except OSError:
+        try:
+            return folder.stat().st_mtime
+        except OSError:
+            return inf
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _allocate(file: int, size: int) -> None:
+    # A page of a sparse file that finds no room when it is written to would kill the process.
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        written = 0
+        while written < size:
+            written += os.write(file, bytes(size - written))
 
 
 def _locked(folder: Path) -> int | None:
     """Return a descriptor that holds the folder's lock, which dies with the process; None if another has it."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if (folder / _LOCK).stat().st_ino != os.fstat(lock).st_ino:
@@ -345,10 +571,63 @@ def _locked(folder: Path) -> int | None:
     except BaseException:
         os.close(lock)
         raise
+    _locks.add(lock)
     return lock
 
 
-def _encode(event: LogEvent, stream: int) -> bytes:
+def _move_bytes(damage: Damage, target: Path) -> None:
+    with damage.path.open("r+b") as file:
+        file.seek(damage.offset)
+        data = file.read(damage.length)
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as aside:
+            aside.write(data if data.endswith(b"\n") else data + b"\n")
+        file.seek(damage.offset)
+        file.write(b"\n" * len(data))
+
+
+# A position has a checksum too: one that is cut or flipped must not hide what is not settled.
+
+
+def _encoded_position(number: int) -> bytes:
+    text = _NUMBER.format(number).encode()
+    return b"%b %08x\n" % (text, zlib.crc32(text))
+
+
+def _position(data: bytes) -> int | None:
+    text = data[:20]
+    return int(text) if text.isdigit() and data == _encoded_position(int(text)) else None
+
+
+def _read_position(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            return _position(file.read(_POSITION_BYTES + 1))
+    except OSError:
+        return None
+
+
+def _write_position(path: Path, number: int) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(_encoded_position(number))
+
+
+def _line(payload: bytes) -> bytes:
+    return b"%08x %b\n" % (zlib.crc32(payload), payload)
+
+
+def _decode(line: bytes) -> Any:
+    """Return a line's value, None if it is damaged."""
+    try:
+        payload = line[9:-1]
+        if line[-1:] == b"\n" and int(line[:8], 16) == zlib.crc32(payload):
+            return orjson.loads(payload)
+    except ValueError:
+        pass
+    return None
+
+
+def _encode(event: LogEvent, stream: str) -> bytes:
     error, trace = event.exception, event.trace
     return orjson.dumps(
         (
@@ -372,17 +651,6 @@ def _encode(event: LogEvent, stream: int) -> bytes:
             event.progress,
         )
     )
-
-
-def _decode(line: bytes) -> Any:
-    """Return a line's value, None if it is damaged."""
-    try:
-        payload = line[9:-1]
-        if line[-1:] == b"\n" and int(line[:8], 16) == zlib.crc32(payload):
-            return orjson.loads(payload)
-    except ValueError:
-        pass
-    return None
 
 
 def _event(value: list[Any], stream: Stream) -> LogEvent:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import Delivery, Load
 from composite_logstore.event import LogEvent
-from composite_logstore.spool import Cursor, Spool
+from composite_logstore.spool import Cursor, EventTooLongError, Spool, SpoolFullError
 
 TICK_SECONDS = 0.1
 _TICKS = 8
 """With `spill` an event goes to disk after so many ticks, so within a second, unless all children have it."""
+_AT_ONCE = 200
+"""How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
 
 
 class SpoolSettings(NamedTuple):
@@ -33,24 +36,50 @@ class SpoolSettings(NamedTuple):
     max_bytes: int
 
 
-def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
-    """Return where and how a log store's events go to disk, None if they never do."""
-    if config.durability == "memory":
-        return None
+def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
+    """Return the folder of a log store's spools on this machine."""
     if config.spool_directory:
-        root = Path(config.spool_directory).expanduser()
+        root = Path(os.path.expanduser(config.spool_directory))
     else:
         from zenml.config.global_config import GlobalConfiguration
 
         root = Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
-    return SpoolSettings(root / str(component_id), config.durability == "write_ahead", config.spool_max_bytes)
+    return root / str(component_id)
 
 
-def next_batch(cursor: Cursor, delivery: Delivery, load: Load) -> list[LogEvent]:
+def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
+    """Return where and how a log store's events go to disk, None if they never do."""
+    if config.durability == "memory":
+        return None
+    folder = spool_folder(component_id, config)
+    return SpoolSettings(folder, config.durability == "write_ahead", config.spool_max_bytes)
+
+
+def check(settings: SpoolSettings) -> None:
+    """Check that events can go to disk.
+
+    Raises:
+        OSError: They cannot.
+    """
+    # A name that no writer has.
+    Spool.create(settings.component, f"check-{os.getpid()}", []).close()
+
+
+def in_words(error: OSError, settings: SpoolSettings) -> str:
+    """Say what keeps events from going to disk, and what mends it."""
+    why = error.strerror or str(error)
+    if isinstance(error, SpoolFullError):
+        fix = "raise 'spool_max_bytes', or have its backends take what waits there"
+    else:
+        fix = "make room there, or set 'spool_directory' to a folder that can be written and locked"
+    return f"the spool in {settings.component} cannot be used: {why}; {fix}"
+
+
+def next_batch(cursor: Cursor, delivery: Delivery, load: Load, before: float = inf) -> list[LogEvent]:
     """Read the next events of a child: as many as it asks for, and no more bytes than one export may have."""
     batch: list[LogEvent] = []
     size = 0
-    for event in cursor.read(load.after, load.before):
+    for event in cursor.read(load.after, before):
         wanted = delivery.wants(event)
         if wanted is not None:
             batch.append(wanted)
@@ -58,6 +87,42 @@ def next_batch(cursor: Cursor, delivery: Delivery, load: Load) -> list[LogEvent]
             if len(batch) == load.events or size > delivery.batch_bytes:
                 break
     return batch
+
+
+class GivesUp(Protocol):
+    """Something of the log store's on disk that can make room."""
+
+    def give_up_oldest(self) -> bool:
+        """Have the children that are furthest behind lose what is oldest.
+
+        Returns:
+            Whether there was something that could go.
+        """
+        ...
+
+
+def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery]) -> bool:
+    """Free the oldest segment of a spool, and count what is lost with it. Under the lock that guards them.
+
+    Returns:
+        Whether there was one.
+    """
+    oldest = spool.oldest_segment()
+    if oldest is None:
+        return False
+    for delivery in deliveries:
+        if delivery.settled_before <= oldest.last:
+            lost = delivery.wanted_of(oldest.kinds, oldest.first, oldest.last)
+            if lost is None:
+                waiting = delivery.queue[0].number if delivery.queue else inf
+                events = spool.read(max(oldest.first - 1, delivery.taken), min(oldest.last + 1, waiting))
+                lost = sum(delivery.wants(event) is not None for event in events)
+            delivery.give_up_spooled(lost, int(oldest.last))
+    for child in spool.children:
+        # Also those that are no longer configured.
+        if spool.settled(child) <= oldest.last:
+            spool.settle(child, oldest.last + 1)
+    return True
 
 
 class Spooling:
@@ -68,6 +133,7 @@ class Spooling:
         most_unspooled: How many there may be at any time.
         spool: The folder; None before there was something to write.
         error: Why events do not get to disk, None if they do.
+        others: What else of the log store's this process has on disk, oldest first.
     """
 
     def __init__(self, settings: SpoolSettings, writer: str, deliveries: Sequence[Delivery]):
@@ -81,53 +147,95 @@ class Spooling:
         self.unspooled: deque[LogEvent] = deque()
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
         self.most_unspooled = 0 if settings.write_ahead else smallest - 1
+        self._most_waiting = smallest - 1
+        self._may_try = True
         self.spool: Spool | None = None
         self.error: OSError | None = None
+        self.others: Sequence[GivesUp] = ()
+        self._deliveries = deliveries
         self._component = settings.component
         self._writer = writer
-        self._deliveries = deliveries
         self._max_bytes = settings.max_bytes
         # The number that the next event had, at each of the last ticks.
         self._ticks: deque[int] = deque(maxlen=_TICKS)
 
-    def write(self, before: float = inf) -> None:
+    def write(self, before: float = inf, most: float = inf) -> bool:
         """Bring the events whose numbers are below `before` to disk, but for those that all children have.
 
         What finds no room waits in memory alone.
-        """
-        settled = min(delivery.settled_before for delivery in self._deliveries)
-        try:
-            while self.unspooled and self.unspooled[0].number < before:
-                if self.unspooled[0].number >= settled:
-                    self._folder().append(self.unspooled[0], self._has_room)
-                self.unspooled.popleft()
-            self.error = None
-        except OSError as error:
-            self.error = error
-            # It waits in the queues. The next event may find room again.
-            while self.unspooled and self.unspooled[0].number < before:
-                self.unspooled.popleft()
 
-    def tick(self, next_number: int) -> bool:
-        """Bring to disk what has waited long enough. Called every tick while there is something to bring.
+        Args:
+            before: See above.
+            most: How many events to bring to disk at most.
 
         Returns:
-            Whether there is.
+            Whether there are more of them.
         """
-        if len(self._ticks) == _TICKS:
-            self.write(before=self._ticks[0])
-        self._ticks.append(next_number)
-        if self.unspooled:
-            return True
-        self._ticks.clear()
+        settled = min(delivery.settled_before for delivery in self._deliveries)
+        written = 0
+        while self.unspooled and self.unspooled[0].number < before:
+            if written >= most:
+                return True
+            if self.unspooled[0].number >= settled:
+                if not self._append(self.unspooled[0]):
+                    # As long as the queues have them all, there may yet be room for them.
+                    while len(self.unspooled) > self._most_waiting:
+                        self.unspooled.popleft()
+                    break
+                written += 1
+            self.unspooled.popleft()
         return False
 
-    def refresh(self, events: Sequence[LogEvent]) -> None:
+    def _append(self, event: LogEvent) -> bool:
+        # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.
+        if self.error is not None and not self._may_try:
+            return False
+        try:
+            self._folder().append(event, self._has_room)
+            self.error = None
+        except EventTooLongError:
+            pass
+        except OSError as error:
+            self.error = error
+            self._may_try = False
+        return self.error is None
+
+    def tick(self, next_number: int) -> float | None:
+        """Say below which number events have waited in memory long enough. Called every tick.
+
+        Args:
+            next_number: The number that the next event will have.
+
+        Returns:
+            The number; None if nothing waits.
+        """
+        due = self._ticks[0] if len(self._ticks) == _TICKS else -inf
+        self._ticks.append(next_number)
+        if not self.unspooled:
+            self._ticks.clear()
+            return None
+        return due
+
+    def write_due(self, due: float) -> bool:
+        """Bring a few of the events that are due to disk.
+
+        Args:
+            due: The number below which they are due.
+
+        Returns:
+            Whether there are more.
+        """
+        return self.write(before=due, most=_AT_ONCE)
+
+    def try_again(self) -> None:
+        """Let the next event find out whether there is room again."""
+        self._may_try = True
+
+    def refresh(self) -> None:
         """Write the attributes of streams anew, if ZenML has added to them since."""
-        if self.spool is not None:
+        if self.spool is not None and self.error is None:
             try:
-                for event in events:
-                    self.spool.refresh(event, self._has_room)
+                self.spool.refresh(self._has_room)
             except OSError as error:
                 self.error = error
 
@@ -138,6 +246,7 @@ class Spooling:
 
     def settle_down(self) -> None:
         """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
+        self.try_again()
         self.write()
         self.most_unspooled = 0
         if self.spool is not None and all(delivery.oldest == inf for delivery in self._deliveries):
@@ -153,19 +262,23 @@ class Spooling:
         return self.spool
 
     def _has_room(self, size: int) -> bool:
-        """Say whether the spool may grow, and have the child that is furthest behind give up its oldest."""
-        while sum(path.stat().st_size for path in self._component.glob("*/*.log")) + size > self._max_bytes:
-            if self.spool is None or not self._given_up(self.spool):
+        """Say whether the spool may grow by so many bytes, after the oldest has made room where it can."""
+        while _used(self._component) + size > self._max_bytes:
+            if not any(part.give_up_oldest() for part in (*self.others, self)):
                 return False
         return True
 
-    def _given_up(self, spool: Spool) -> bool:
-        oldest = spool.oldest_segment()
-        if oldest is None:
-            return False
-        for delivery in self._deliveries:
-            if delivery.settled_before <= oldest.last:
-                events = spool.read(delivery.settled_before - 1, oldest.last + 1)
-                delivery.give_up_spooled(sum(delivery.wants(event) is not None for event in events), oldest.last)
-                spool.settle(delivery.name, oldest.last + 1)
-        return True
+    def give_up_oldest(self) -> bool:
+        """See `GivesUp`."""
+        return self.spool is not None and give_up_oldest(self.spool, self._deliveries)
+
+
+def _used(component: Path) -> int:
+    used = 0
+    for path in component.glob("*/*.log"):
+        try:
+            used += path.stat().st_size
+        except OSError:
+            # Gone since.
+            continue
+    return used

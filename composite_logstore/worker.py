@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from zenml.logger import get_logger
 
 from composite_logstore import secrets, telemetry
-from composite_logstore.adoption import AdoptedJournal
 from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, Load, State, Wait
 from composite_logstore.journal import Journal
+
+if TYPE_CHECKING:
+    from composite_logstore.adoption import AdoptedJournal
 
 logger = get_logger(__name__)
 
@@ -29,6 +32,7 @@ class Worker:
         delivery: Delivery,
         journal: Journal | AdoptedJournal,
         clock: Clock,
+        tells_state: bool = True,
     ):
         """Prepare; nothing is started.
 
@@ -38,7 +42,9 @@ class Worker:
             delivery: What to drive.
             journal: The journal that feeds the delivery.
             clock: Where time and threads come from.
+            tells_state: Whether it warns when trouble with the backend begins, and when it ends.
         """
+        self._tells_state = tells_state
         self._config = config
         self._delivery = delivery
         self._attributes = telemetry.attributes(log_store_id, config)
@@ -79,7 +85,7 @@ class Worker:
 
     def _news(self, stats: ChildStats) -> list[str]:
         news = []
-        in_trouble = stats.state != State.HEALTHY.value
+        in_trouble = self._tells_state and stats.state != State.HEALTHY.value
         if in_trouble and not self._in_trouble:
             news.append(f"its backend takes no events: {stats.last_error}. They wait and are tried again.")
         elif self._in_trouble and not in_trouble:
@@ -111,6 +117,7 @@ class Worker:
                 events = self._journal.load(self._delivery, action)
                 with self._journal.lock:
                     self._delivery.loaded(events, action.there)
+                    self._journal.settled(self._delivery)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
             elif self._stopping:

@@ -6,22 +6,21 @@ import atexit
 import contextvars
 import os
 import threading
+import time
 from functools import lru_cache
-from math import inf
 from typing import Any
 from uuid import UUID
 
 from zenml.logger import get_logger
 
 from composite_logstore import clock, telemetry
-from composite_logstore.adoption import AdoptedJournal, left_behind
+from composite_logstore.adoption import Adoption
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
 from composite_logstore.event import Capture, Stream
 from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.journal import Journal
-from composite_logstore.spool import Spool
-from composite_logstore.spooling import TICK_SECONDS, SpoolSettings, spool_settings
+from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
 
@@ -49,9 +48,10 @@ class Writer:
         self._config = config
         self._clock = clock.current
         self._streams: dict[UUID, Stream] = {}
-        self._begin(spool_settings(component_id, config))
+        self._spool = spool_settings(component_id, config)
+        self._begin()
 
-    def _begin(self, spool: SpoolSettings | None) -> None:
+    def _begin(self) -> None:
         # What forked processes say comes in here; a forked process itself has an outbox.
         self._inbox: Inbox | None = None
         self._is_listening = False
@@ -60,13 +60,14 @@ class Writer:
         self._sending = threading.RLock()
         self._inherited: set[UUID] = set()
         children = self._config.enabled_children
-        self._spool = spool
-        self._journal = Journal(children, self._clock, spool)
+        self._journal = Journal(children, self._clock, self._spool)
         self._keeping = threading.Lock()
         self._is_keeping = False
         self._keeper_due = self._clock.signal()
-        self._spool_error: str | None = None
-        self._adopted: list[tuple[AdoptedJournal, list[Worker]]] = []
+        self._spool_error: OSError | None = None
+        self._adoption = Adoption(self._component_id, children, self._clock, _warn)
+        if self._journal.spooling:
+            self._journal.spooling.others = self._adoption.journals
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
@@ -146,53 +147,35 @@ class Writer:
         spooling = self._journal.spooling
         if was_keeping or self._spool is None or spooling is None:
             return
-        for spool in left_behind(self._spool.component):
-            self._adopt(spool)
+        component = self._spool.component
+        self._clock.start(lambda: self._adoption.run(component), "composite-logstore adoption")
+        seen = -1
         while True:
             with self._journal.lock:
-                is_busy = spooling.tick(self._journal.next_number)
-                spooling.refresh([stream.last[0] for stream in self._streams.values() if stream.last])
-                if not is_busy:
+                spooling.try_again()
+                spooling.refresh()
+                due = spooling.tick(self._journal.next_number)
+                is_idle = due is None and seen == self._journal.next_number
+                seen = self._journal.next_number
+                if is_idle:
                     self._journal.wake_after(1)
+            while due is not None:
+                with self._journal.lock:
+                    if not spooling.write_due(due):
+                        break
+                # Others who wait for the lock come first.
+                time.sleep(0)
             self._report_spool(spooling.error)
-            self._let_go_of_adopted()
-            self._keeper_due.wait(TICK_SECONDS if is_busy else 1.0 if self._adopted else None)
-
-    def _adopt(self, spool: Spool) -> None:
-        journal = AdoptedJournal(spool, self._config.enabled_children, self._clock)
-        workers = [
-            Worker(self._component_id, child, delivery, journal, self._clock)
-            for child, delivery in zip(journal.children, journal.deliveries, strict=True)
-        ]
-        with self._journal.lock:
-            self._adopted.append((journal, workers))
-        for worker in workers:
-            worker.wake()
-
-    def _let_go_of_adopted(self) -> None:
-        """Take away the folders of which nothing is left for the children that there are now."""
-        for journal, workers in list(self._adopted):
-            with journal.lock:
-                is_done = all(delivery.oldest == inf for delivery in journal.deliveries)
-                if is_done and not journal.is_closed:
-                    journal.is_closed = True
-                    journal.spool.close()
-            if is_done:
-                for worker in workers:
-                    worker.stop()
+            self._keeper_due.wait(None if is_idle else TICK_SECONDS)
 
     def _report_spool(self, error: OSError | None) -> None:
         """Warn once when events get no longer to disk, and once when they do again."""
-        said = None if error is None else error.strerror or str(error)
-        if bool(said) != bool(self._spool_error) and self._spool is not None:
-            text = (
-                f"the spool in {self._spool.component} cannot be used: {said}. Events wait in memory alone; make room "
-                "there, or set 'spool_directory' to a folder that can be written and locked."
-                if said
-                else "the spool can be used again."
-            )
-            contextvars.Context().run(logger.warning, text)
-        self._spool_error = said
+        if self._spool is not None and bool(error) != bool(self._spool_error):
+            if error:
+                _warn(f"{in_words(error, self._spool)}. Until then events wait in memory alone.")
+            else:
+                _warn(f"the spool in {self._spool.component} can be used again.")
+        self._spool_error = error
 
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
@@ -200,20 +183,18 @@ class Writer:
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
             stats = {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
-            adopted = [journal for journal, _ in self._adopted]
-        for journal in adopted:
-            with journal.lock:
-                for delivery in journal.deliveries:
-                    stats[delivery.name] = stats[delivery.name].plus(delivery.stats())
+        for adopted in self._adoption.stats():
+            for name, account in adopted.items():
+                stats[name] = stats[name].plus(account)
         return stats
 
     def observed(self) -> list[Observed]:
         """Return how each child stands, for the metrics."""
-        with self._journal.lock:
-            return [
-                Observed(self._component_id, child, delivery.stats(), len(delivery.queue))
-                for child, delivery in zip(self._config.enabled_children, self._journal.deliveries, strict=True)
-            ]
+        stats = self.stats()
+        return [
+            Observed(self._component_id, child, stats[child.name], len(delivery.queue))
+            for child, delivery in zip(self._config.enabled_children, self._journal.deliveries, strict=True)
+        ]
 
     def close(self, seconds: float) -> None:
         """Deliver what can be delivered, stop the workers, and say in one line what is left.
@@ -224,6 +205,7 @@ class Writer:
         if not self._journal.next_number:
             return
         self.flush(seconds, seconds)
+        self._adoption.stop()
         for worker in self._workers:
             worker.stop()
         left = {name: stats.pending for name, stats in self.stats().items() if stats.pending}
@@ -253,11 +235,9 @@ class Writer:
     def after_fork_in_child(self) -> None:
         """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
         outbox = self._inbox.outbox() if self._inbox else self._outbox
-        if self._journal.spooling is not None and self._journal.spooling.spool is not None:
-            self._journal.spooling.spool.release_in_fork()
         # Never freed: an exporter that is taken apart in a forked process can hang.
-        self._parents = self._workers, self._journal, self._adopted
-        self._begin(None)
+        self._parents = self._workers, self._journal, self._adoption
+        self._begin()
         self._outbox = outbox
         self._inherited = set(self._streams)
         for stream in self._streams.values():
@@ -305,6 +285,11 @@ class Writer:
             worker.wake()
         self._wake_keeper()
         self._journal.wakes_done = wanted
+
+
+def _warn(text: str) -> None:
+    # Outside of any logging context, so that it does not become an event.
+    contextvars.Context().run(logger.warning, text)
 
 
 _writers: dict[tuple[UUID, str], Writer] = {}

@@ -58,12 +58,18 @@ class Machine:
             del writer._writers[key]
         for delivery in living._journal.deliveries:
             delivery.next = lambda now: Wait(None)  # type: ignore[method-assign]
+        living._adoption.stop()
+        for journal in living._adoption.journals:
+            for delivery in journal.deliveries:
+                delivery.next = lambda now: Wait(None)  # type: ignore[method-assign]
+            journal.spool.settle = lambda *_: None  # type: ignore[method-assign]
+            os.close(journal.spool._lock or 0)
         for worker in living._workers:
             worker.stop()
         living._is_keeping = True
         spooling = living._journal.spooling
         if spooling and spooling.spool:
-            os.close(spooling.spool._lock)
+            os.close(spooling.spool._lock or 0)
             spooling.spool.settle = lambda *_: None  # type: ignore[method-assign]
             spooling.write = lambda *_, **__: None  # type: ignore[method-assign]
 
