@@ -181,7 +181,15 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     flush_limit_millis: int = Field(default=30_000, ge=0)
     durability: Literal["memory", "spill", "write_ahead"] = "spill"
     spool_directory: str | None = None
-    spool_max_bytes: int = Field(default=1024**3, gt=0)
+    spool_max_bytes: int = Field(default=1024**3, ge=8 * 1024**2)
+
+    @field_validator("spool_directory")
+    @classmethod
+    def _is_absolute(cls, value: str | None) -> str | None:
+        # Two processes of a log store, started in different folders, have to find each other's spools.
+        if value is not None and not os.path.isabs(os.path.expanduser(value)):
+            raise ValueError("'spool_directory' must be an absolute path, or begin with ~/")
+        return value
 
     @property
     def enabled_children(self) -> list[ChildConfig]:
