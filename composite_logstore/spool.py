@@ -53,14 +53,15 @@ _DAMAGED = "damaged"
 _locks: set[int] = set()
 
 
-def _let_go_in_fork() -> None:
-    # A lock lives as long as any process has its descriptor: a forked one must not keep its parent's.
+def let_go_of_all() -> None:
+    """Let go of all locks, as the end of the process does."""
     while _locks:
         with contextlib.suppress(OSError):
             os.close(_locks.pop())
 
 
-os.register_at_fork(after_in_child=_let_go_in_fork)
+# A lock lives as long as any process has its descriptor: a forked one must not keep its parent's.
+os.register_at_fork(after_in_child=let_go_of_all)
 
 
 class SpoolFullError(OSError):
@@ -276,8 +277,8 @@ class Spool:
     def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> None:
         if size > LINE_BYTES:
             raise EventTooLongError(f"more than {LINE_BYTES} bytes")
-        # A stream's line may have to go before the first event.
-        size = max(SEGMENT_BYTES, size + 1024 * 1024)
+        header = _line(orjson.dumps({"format": _FORMAT}))
+        size = max(SEGMENT_BYTES, len(header) + size)
         if not room(size):
             raise SpoolFullError("'spool_max_bytes' is reached")
         # Attributes may be all that the one before has from this number on.
@@ -295,7 +296,6 @@ class Spool:
         finally:
             os.close(file)
         self._close_segment()
-        header = _line(orjson.dumps({"format": _FORMAT}))
         new[: len(header)] = header
         self._map, self._end = new, len(header)
         self._segments.append(Segment(path, first, first - 1))
@@ -304,7 +304,8 @@ class Spool:
         if self._map is not None:
             self._map.close()
             self._map = None
-            os.truncate(self._segments[-1].path, self._end)
+            with contextlib.suppress(OSError):
+                os.truncate(self._segments[-1].path, self._end)
 
     # How far the children are
 
@@ -315,7 +316,11 @@ class Spool:
         return _position(self._position(child)[:]) or 0
 
     def settle(self, child: str, before: float) -> None:
-        """Note that everything below a number is settled for the child, and free what all are done with."""
+        """Note that everything below a number is settled for the child, and free what all are done with.
+
+        Raises:
+            OSError: The folder is gone.
+        """
         self._position(child)[:] = _encoded_position(int(before))
         self._free()
 
@@ -351,18 +356,24 @@ class Spool:
         Returns:
             Whether it is gone.
         """
+        is_done = False
+        with contextlib.suppress(OSError):
+            is_done = all(self.settled(child) > self.last for child in self.children)
+        if is_done:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.abandon()
+        return is_done
+
+    def abandon(self) -> None:
+        """Let go of the folder as it is."""
         self._close_segment()
-        is_done = all(self.settled(child) > self.last for child in self.children)
         for position in self._positions.values():
             position.close()
         self._positions.clear()
-        if is_done:
-            shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             _locks.discard(self._lock)
             os.close(self._lock)
             self._lock = None
-        return is_done
 
     # Reading
 
@@ -468,7 +479,11 @@ class Spool:
 
 
 class Cursor:
-    """Reads a spool on and on: each time what comes next, as far as it may. Needs no lock."""
+    """Reads a spool on and on: each time what comes next, as far as it may. Needs no lock.
+
+    Attributes:
+        spool: What it reads.
+    """
 
     def __init__(self, spool: Spool) -> None:
         """Begin at the beginning.
@@ -476,18 +491,18 @@ class Cursor:
         Args:
             spool: What to read.
         """
-        self._spool = spool
+        self.spool = spool
         self._segment: Segment | None = None
         self._offset = 0
 
     def read(self, after: int, before: float) -> Iterator[LogEvent]:
         """Yield the events with numbers above `after` and below `before`, in order."""
-        for segment in list(self._spool._segments):
+        for segment in list(self.spool._segments):
             if segment.last <= after or (self._segment is not None and segment.first < self._segment.first):
                 continue
             if segment is not self._segment:
                 self._segment, self._offset = segment, 0
-            for item, offset in self._spool._items(segment, self._offset):
+            for item, offset in self.spool._items(segment, self._offset):
                 if isinstance(item, LogEvent):
                     if item.number >= before:
                         return

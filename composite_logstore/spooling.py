@@ -196,9 +196,20 @@ class Spooling:
         except EventTooLongError:
             pass
         except OSError as error:
-            self.error = error
-            self._may_try = False
+            self._failed(error)
         return self.error is None
+
+    def _failed(self, error: OSError) -> None:
+        self.error = error
+        self._may_try = False
+        if isinstance(error, FileNotFoundError):
+            self._give_up_folder()
+
+    def _give_up_folder(self) -> None:
+        # Somebody has taken it away. The next event gets a new one.
+        if self.spool is not None:
+            self.spool.abandon()
+            self.spool = None
 
     def tick(self, next_number: int) -> float | None:
         """Say below which number events have waited in memory long enough. Called every tick.
@@ -228,8 +239,10 @@ class Spooling:
         return self.write(before=due, most=_AT_ONCE)
 
     def try_again(self) -> None:
-        """Let the next event find out whether there is room again."""
+        """Let the next event find out whether there is room again, and see whether the folder is still there."""
         self._may_try = True
+        if self.spool is not None and not self.spool.folder.exists():
+            self._give_up_folder()
 
     def refresh(self) -> None:
         """Write the attributes of streams anew, if ZenML has added to them since."""
@@ -237,12 +250,15 @@ class Spooling:
             try:
                 self.spool.refresh(self._has_room)
             except OSError as error:
-                self.error = error
+                self._failed(error)
 
     def settled(self, delivery: Delivery) -> None:
         """Note how far a child is."""
         if self.spool is not None:
-            self.spool.settle(delivery.name, delivery.settled_before)
+            try:
+                self.spool.settle(delivery.name, delivery.settled_before)
+            except OSError as error:
+                self._failed(error)
 
     def settle_down(self) -> None:
         """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
