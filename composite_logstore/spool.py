@@ -229,13 +229,11 @@ class Spool:
         name = self._names.get(stream)
         if name is None:
             name = self._names[stream] = str(stream.id)
-        line = _line(_encode(event, name))
+            self._streams[name] = stream
         # A segment says itself which streams it has.
-        if not self._fits(len(line)):
-            self._begin_segment(event.number, len(line), room)
-        if stream not in self._segments[-1].streams:
+        if self._map is None or stream not in self._segments[-1].streams:
             self._write_stream(stream, event.number, room)
-        self._write(line, event.number, room)
+        self._write(_line(_encode(event, name)), event.number, room)
         segment = self._segments[-1]
         segment.last = event.number
         segment.kinds[event.level, event.progress] += 1
@@ -261,20 +259,17 @@ class Spool:
         self._written[stream] = metadata
         # A process that serves for months has many streams.
         for old in [*self._written][:-_STREAMS]:
-            del self._written[old], self._names[old]
-
-    def _fits(self, size: int) -> bool:
-        return self._map is not None and self._end + size <= len(self._map)
+            del self._written[old], self._streams[self._names.pop(old)]
 
     def _write(self, line: bytes, number: int, room: Callable[[int], bool]) -> None:
-        if not self._fits(len(line)):
-            self._begin_segment(number, len(line), room)
-        assert self._map is not None
         end = self._end + len(line)
+        if self._map is None or end > len(self._map):
+            self._map = self._begin_segment(number, len(line), room)
+            end = self._end + len(line)
         self._map[self._end : end] = line
         self._end = end
 
-    def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> None:
+    def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> mmap.mmap:
         if size > LINE_BYTES:
             raise EventTooLongError(f"more than {LINE_BYTES} bytes")
         header = _line(orjson.dumps({"format": _FORMAT}))
@@ -297,8 +292,9 @@ class Spool:
             os.close(file)
         self._close_segment()
         new[: len(header)] = header
-        self._map, self._end = new, len(header)
+        self._end = len(header)
         self._segments.append(Segment(path, first, first - 1))
+        return new
 
     def _close_segment(self) -> None:
         if self._map is not None:
@@ -467,9 +463,10 @@ class Spool:
                     yield item, offset
 
     def _learn(self, line: dict[str, Any], is_scan: bool) -> None:
+        is_known = line["stream"] in self._streams
         stream = self._stream(line["stream"])
         # The attributes that were written last count, wherever reading begins.
-        if is_scan or not stream.metadata:
+        if is_scan or not is_known:
             store_id = line["artifact_store_id"]
             stream.artifact_store_id = UUID(store_id) if store_id else None
             stream.metadata = line["attributes"]

@@ -18,7 +18,7 @@ from composite_logstore.spool import Cursor, EventTooLongError, Spool, SpoolFull
 TICK_SECONDS = 0.1
 _TICKS = 8
 """With `spill` an event goes to disk after so many ticks, so within a second, unless all children have it."""
-_AT_ONCE = 200
+_MOST_AT_ONCE = 200
 """How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
 
 
@@ -148,6 +148,7 @@ class Spooling:
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
         self.most_unspooled = 0 if settings.write_ahead else smallest - 1
         self._most_waiting = smallest - 1
+        self._is_write_ahead = settings.write_ahead
         self._may_try = True
         self.spool: Spool | None = None
         self.error: OSError | None = None
@@ -171,7 +172,8 @@ class Spooling:
         Returns:
             Whether there are more of them.
         """
-        settled = min(delivery.settled_before for delivery in self._deliveries)
+        # With `write_ahead` it has just come, so nobody has it.
+        settled = 0 if self._is_write_ahead else min(delivery.settled_before for delivery in self._deliveries)
         written = 0
         while self.unspooled and self.unspooled[0].number < before:
             if written >= most:
@@ -236,7 +238,7 @@ class Spooling:
         Returns:
             Whether there are more.
         """
-        return self.write(before=due, most=_AT_ONCE)
+        return self.write(before=due, most=_MOST_AT_ONCE)
 
     def try_again(self) -> None:
         """Let the next event find out whether there is room again, and see whether the folder is still there."""
