@@ -15,6 +15,7 @@ os.environ["ZENML_ANALYTICS_OPT_IN"] = "false"
 os.environ["AUTO_OPEN_DASHBOARD"] = "false"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say what may run side by side: files may, but what shares a server by way of a session's fixture may not."""
     for item in items:
