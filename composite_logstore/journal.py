@@ -13,7 +13,7 @@ from typing import Any
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import Delivery, Load
-from composite_logstore.event import Capture, LogEvent, Stream
+from composite_logstore.event import Capture, LogEvent, Stream, numbered
 from composite_logstore.spool import Cursor
 from composite_logstore.spooling import Spooling, SpoolSettings, next_batch
 
@@ -114,7 +114,7 @@ class Journal:
         with self.lock:
             number = self.next_number
             sequence = stream.last[0].sequence + 1 if stream.last else 0
-            event = LogEvent(stream, self.writer, number, sequence, *capture)
+            event = numbered(capture, stream, self.writer, number, sequence)
             route = self._route(capture.level, capture.progress)
             _run(
                 map(
