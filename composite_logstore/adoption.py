@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
@@ -106,13 +107,16 @@ class AdoptedJournal:
 
     def settled(self, delivery: Delivery) -> None:
         """Note on disk how far a delivery is."""
-        self.spool.settle(delivery.name, delivery.settled_before)
+        with contextlib.suppress(OSError):
+            # If somebody has taken the folder away, there is nothing left to deliver either.
+            self.spool.settle(delivery.name, delivery.settled_before)
         if delivery.oldest == inf:
             self._notify()
 
     def give_up_oldest(self) -> bool:
         """See `GivesUp`."""
-        with self.lock:
+        is_given_up = False
+        with self.lock, contextlib.suppress(OSError):
             is_given_up = give_up_oldest(self.spool, self.deliveries)
         self._notify()
         return is_given_up

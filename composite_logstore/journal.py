@@ -167,7 +167,9 @@ class Journal:
             before = delivery.queue[0].number if delivery.queue else self.next_number
         if not spool:
             return []
-        cursor = self._cursors.setdefault(delivery.name, Cursor(spool))
+        cursor = self._cursors.get(delivery.name)
+        if cursor is None or cursor.spool is not spool:
+            cursor = self._cursors[delivery.name] = Cursor(spool)
         return next_batch(cursor, delivery, load, before)
 
     def settled(self, delivery: Delivery) -> None:

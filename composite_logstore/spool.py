@@ -53,14 +53,15 @@ _DAMAGED = "damaged"
 _locks: set[int] = set()
 
 
-def _let_go_in_fork() -> None:
-    # A lock lives as long as any process has its descriptor: a forked one must not keep its parent's.
+def let_go_of_all() -> None:
+    """Let go of all locks, as the end of the process does."""
     while _locks:
         with contextlib.suppress(OSError):
             os.close(_locks.pop())
 
 
-os.register_at_fork(after_in_child=_let_go_in_fork)
+# A lock lives as long as any process has its descriptor: a forked one must not keep its parent's.
+os.register_at_fork(after_in_child=let_go_of_all)
 
 
 class SpoolFullError(OSError):
@@ -228,13 +229,11 @@ class Spool:
         name = self._names.get(stream)
         if name is None:
             name = self._names[stream] = str(stream.id)
-        line = _line(_encode(event, name))
+            self._streams[name] = stream
         # A segment says itself which streams it has.
-        if not self._fits(len(line)):
-            self._begin_segment(event.number, len(line), room)
-        if stream not in self._segments[-1].streams:
+        if self._map is None or stream not in self._segments[-1].streams:
             self._write_stream(stream, event.number, room)
-        self._write(line, event.number, room)
+        self._write(_line(_encode(event, name)), event.number, room)
         segment = self._segments[-1]
         segment.last = event.number
         segment.kinds[event.level, event.progress] += 1
@@ -260,24 +259,21 @@ class Spool:
         self._written[stream] = metadata
         # A process that serves for months has many streams.
         for old in [*self._written][:-_STREAMS]:
-            del self._written[old], self._names[old]
-
-    def _fits(self, size: int) -> bool:
-        return self._map is not None and self._end + size <= len(self._map)
+            del self._written[old], self._streams[self._names.pop(old)]
 
     def _write(self, line: bytes, number: int, room: Callable[[int], bool]) -> None:
-        if not self._fits(len(line)):
-            self._begin_segment(number, len(line), room)
-        assert self._map is not None
         end = self._end + len(line)
+        if self._map is None or end > len(self._map):
+            self._map = self._begin_segment(number, len(line), room)
+            end = self._end + len(line)
         self._map[self._end : end] = line
         self._end = end
 
-    def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> None:
+    def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> mmap.mmap:
         if size > LINE_BYTES:
             raise EventTooLongError(f"more than {LINE_BYTES} bytes")
-        # A stream's line may have to go before the first event.
-        size = max(SEGMENT_BYTES, size + 1024 * 1024)
+        header = _line(orjson.dumps({"format": _FORMAT}))
+        size = max(SEGMENT_BYTES, len(header) + size)
         if not room(size):
             raise SpoolFullError("'spool_max_bytes' is reached")
         # Attributes may be all that the one before has from this number on.
@@ -295,16 +291,17 @@ class Spool:
         finally:
             os.close(file)
         self._close_segment()
-        header = _line(orjson.dumps({"format": _FORMAT}))
         new[: len(header)] = header
-        self._map, self._end = new, len(header)
+        self._end = len(header)
         self._segments.append(Segment(path, first, first - 1))
+        return new
 
     def _close_segment(self) -> None:
         if self._map is not None:
             self._map.close()
             self._map = None
-            os.truncate(self._segments[-1].path, self._end)
+            with contextlib.suppress(OSError):
+                os.truncate(self._segments[-1].path, self._end)
 
     # How far the children are
 
@@ -315,7 +312,11 @@ class Spool:
         return _position(self._position(child)[:]) or 0
 
     def settle(self, child: str, before: float) -> None:
-        """Note that everything below a number is settled for the child, and free what all are done with."""
+        """Note that everything below a number is settled for the child, and free what all are done with.
+
+        Raises:
+            OSError: The folder is gone.
+        """
         self._position(child)[:] = _encoded_position(int(before))
         self._free()
 
@@ -351,18 +352,24 @@ class Spool:
         Returns:
             Whether it is gone.
         """
+        is_done = False
+        with contextlib.suppress(OSError):
+            is_done = all(self.settled(child) > self.last for child in self.children)
+        if is_done:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.abandon()
+        return is_done
+
+    def abandon(self) -> None:
+        """Let go of the folder as it is."""
         self._close_segment()
-        is_done = all(self.settled(child) > self.last for child in self.children)
         for position in self._positions.values():
             position.close()
         self._positions.clear()
-        if is_done:
-            shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             _locks.discard(self._lock)
             os.close(self._lock)
             self._lock = None
-        return is_done
 
     # Reading
 
@@ -456,9 +463,10 @@ class Spool:
                     yield item, offset
 
     def _learn(self, line: dict[str, Any], is_scan: bool) -> None:
+        is_known = line["stream"] in self._streams
         stream = self._stream(line["stream"])
         # The attributes that were written last count, wherever reading begins.
-        if is_scan or not stream.metadata:
+        if is_scan or not is_known:
             store_id = line["artifact_store_id"]
             stream.artifact_store_id = UUID(store_id) if store_id else None
             stream.metadata = line["attributes"]
@@ -468,7 +476,11 @@ class Spool:
 
 
 class Cursor:
-    """Reads a spool on and on: each time what comes next, as far as it may. Needs no lock."""
+    """Reads a spool on and on: each time what comes next, as far as it may. Needs no lock.
+
+    Attributes:
+        spool: What it reads.
+    """
 
     def __init__(self, spool: Spool) -> None:
         """Begin at the beginning.
@@ -476,18 +488,18 @@ class Cursor:
         Args:
             spool: What to read.
         """
-        self._spool = spool
+        self.spool = spool
         self._segment: Segment | None = None
         self._offset = 0
 
     def read(self, after: int, before: float) -> Iterator[LogEvent]:
         """Yield the events with numbers above `after` and below `before`, in order."""
-        for segment in list(self._spool._segments):
+        for segment in list(self.spool._segments):
             if segment.last <= after or (self._segment is not None and segment.first < self._segment.first):
                 continue
             if segment is not self._segment:
                 self._segment, self._offset = segment, 0
-            for item, offset in self._spool._items(segment, self._offset):
+            for item, offset in self.spool._items(segment, self._offset):
                 if isinstance(item, LogEvent):
                     if item.number >= before:
                         return

@@ -18,7 +18,7 @@ from composite_logstore.spool import Cursor, EventTooLongError, Spool, SpoolFull
 TICK_SECONDS = 0.1
 _TICKS = 8
 """With `spill` an event goes to disk after so many ticks, so within a second, unless all children have it."""
-_AT_ONCE = 200
+_MOST_AT_ONCE = 200
 """How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
 
 
@@ -151,6 +151,7 @@ class Spooling:
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
         self.most_unspooled = 0 if settings.write_ahead else smallest - 1
         self._most_waiting = smallest - 1
+        self._is_write_ahead = settings.write_ahead
         self._may_try = True
         self.spool: Spool | None = None
         self.error: OSError | None = None
@@ -174,7 +175,8 @@ class Spooling:
         Returns:
             Whether there are more of them.
         """
-        settled = min(delivery.settled_before for delivery in self._deliveries)
+        # With `write_ahead` it has just come, so nobody has it.
+        settled = 0 if self._is_write_ahead else min(delivery.settled_before for delivery in self._deliveries)
         written = 0
         while self.unspooled and self.unspooled[0].number < before:
             if written >= most:
@@ -199,9 +201,20 @@ class Spooling:
         except EventTooLongError:
             pass
         except OSError as error:
-            self.error = error
-            self._may_try = False
+            self._failed(error)
         return self.error is None
+
+    def _failed(self, error: OSError) -> None:
+        self.error = error
+        self._may_try = False
+        if isinstance(error, FileNotFoundError):
+            self._give_up_folder()
+
+    def _give_up_folder(self) -> None:
+        # Somebody has taken it away. The next event gets a new one.
+        if self.spool is not None:
+            self.spool.abandon()
+            self.spool = None
 
     def tick(self, next_number: int) -> float | None:
         """Say below which number events have waited in memory long enough. Called every tick.
@@ -228,11 +241,13 @@ class Spooling:
         Returns:
             Whether there are more.
         """
-        return self.write(before=due, most=_AT_ONCE)
+        return self.write(before=due, most=_MOST_AT_ONCE)
 
     def try_again(self) -> None:
-        """Let the next event find out whether there is room again."""
+        """Let the next event find out whether there is room again, and see whether the folder is still there."""
         self._may_try = True
+        if self.spool is not None and not self.spool.folder.exists():
+            self._give_up_folder()
 
     def refresh(self) -> None:
         """Write the attributes of streams anew, if ZenML has added to them since."""
@@ -240,12 +255,15 @@ class Spooling:
             try:
                 self.spool.refresh(self._has_room)
             except OSError as error:
-                self.error = error
+                self._failed(error)
 
     def settled(self, delivery: Delivery) -> None:
         """Note how far a child is."""
         if self.spool is not None:
-            self.spool.settle(delivery.name, delivery.settled_before)
+            try:
+                self.spool.settle(delivery.name, delivery.settled_before)
+            except OSError as error:
+                self._failed(error)
 
     def settle_down(self) -> None:
         """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
