@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from composite_logstore import CompositeLogStoreConfig, spool
+from composite_logstore.cli import drain
 from composite_logstore.cli import spool as commands
 from composite_logstore.cli.left import LogStore, registered
 from composite_logstore.cli.main import main
@@ -24,6 +26,20 @@ from composite_logstore.event import Stream
 from composite_logstore.spool import Spool
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
 from tests.simulation import make_child
+
+PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+
+REASONS = [
+    "the child is disabled",
+    "the child is no longer configured",
+    "'durability' is 'memory' now",
+    "'spool_directory' is another one now",
+    "in use by a running process",
+    "the child's backend is not installed here",
+    "its settings cannot be read by the version that is installed here",
+    "not delivered yet",
+    "the log store is no longer registered",
+]
 
 
 class Machine:
@@ -158,16 +174,10 @@ def test_it_says_why_it_is_still_there(machine: Machine, tmp_path: Path) -> None
     unreadable = LogStore(uuid4(), "seven", why="its settings cannot be read by the version that is installed here")
     machine.stores.append(unreadable)
     machine.leave(unreadable, "xy", ["b"])
-    assert {row[0]: row[-1] for row in rows(machine.run("list"))} == {
-        "one": "the child is disabled",
-        "two": "the child is no longer configured",
-        "three": "'durability' is 'memory' now",
-        "four": "'spool_directory' is another one now",
-        "five": "in use by a running process",
-        "six": "the child's backend is not installed here",
-        "seven": "its settings cannot be read by the version that is installed here",
-        str(unregistered): "the log store is no longer registered",
-    }
+    machine.leave(machine.register(*children, name="eight"), "xy")
+    why = {row[0]: row[-1] for row in rows(machine.run("list"))}
+    names = ["one", "two", "three", "four", "five", "six", "seven", "eight", str(unregistered)]
+    assert [why[name] for name in names] == REASONS
 
 
 def test_a_running_process_for_which_nothing_waits_is_listed(machine: Machine) -> None:
@@ -198,6 +208,27 @@ def test_what_cannot_be_read_is_said(machine: Machine) -> None:
     result = machine.run("list")
     assert rows(result) == []
     assert re.search(r"kept aside: 1 file \(\d+ bytes\) in " + re.escape(f"{folder.parent}/damaged"), result.output)
+
+
+def test_what_a_running_process_is_just_writing_is_not_called_damaged(machine: Machine) -> None:
+    damage(machine.leave(machine.register(make_child("a")), "abc", is_running=True))
+    assert "cannot be read" not in machine.run("list").output
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_not_listed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine.register(make_child("a"))
+    machine.leave(store, "xyz")
+    stays = machine.leave(store, "xyz")
+
+    def look(folder: Path) -> bool:
+        if folder != stays:
+            shutil.rmtree(folder)
+        return False
+
+    monkeypatch.setattr("composite_logstore.cli.left.is_alive", look)
+    assert [row[1] for row in rows(machine.run("list"))] == [stays.name]
 
 
 def damage(folder: Path) -> None:
@@ -254,7 +285,7 @@ def test_draining_delivers_everything_in_order_and_leaves_nothing(machine: Machi
     for name in "ab":
         assert sorted(backend(name).messages, key=lambda message: int(message[0])) == backend(name).messages
         assert len(set(backend(name).messages)) == 300
-        assert backend(name).closed == 3
+        assert (len(backend(name).ended), backend(name).closed) == (3, 3)
     assert not any(folder.exists() for folder in folders)
 
 
@@ -268,6 +299,7 @@ def test_an_unavailable_child_is_given_up_at_once_and_holds_up_no_other(machine:
     assert result.exit_code == 1
     assert backend("b").exports == 1
     assert backend("a").messages == list("xyz") * 3
+    assert result.output.splitlines()[:2] == ["logs: 9 events of child 'a' delivered.", "What is left:"]
     assert [row[-1] for row in rows(result)] == ["the key is wrong"] * 3
     assert [(settled(folder, "a"), settled(folder, "b")) for folder in folders] == [(3, 0)] * 3
 
@@ -412,6 +444,19 @@ def test_one_child_that_takes_the_parts_of_several_gets_each_event_once(machine:
     assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 0
     assert backend("new").messages == list("wxyz")
     assert not folder.exists()
+
+
+def test_what_some_of_several_children_had_stays_settled_when_the_one_that_takes_their_parts_fails(
+    machine: Machine,
+) -> None:
+    folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two"])
+    left = Spool.adopt(folder)
+    assert left
+    left.settle("one", 4)
+    left.abandon()
+    backend("new").fault = "unavailable"
+    assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 1
+    assert (settled(folder, "one"), settled(folder, "two")) == (4, 0)
 
 
 def test_a_child_that_is_further_behind_keeps_what_the_part_that_it_takes_has_not(machine: Machine) -> None:
@@ -562,6 +607,15 @@ def test_what_other_children_wait_for_survives_the_purge_of_one(machine: Machine
     assert not folder.exists()
 
 
+def test_of_lost_positions_the_purge_of_one_child_keeps_the_others_parts(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
+    for position in folder.glob("*.settled"):
+        position.unlink()
+    assert machine.run("purge", "--child", "a", "--yes").exit_code == 0
+    assert machine.run("drain").exit_code == 0
+    assert (backend("a").messages, backend("b").messages) == ([], list("xyz"))
+
+
 def test_purging_one_child_purges_no_folder_that_knows_no_child(machine: Machine) -> None:
     id = uuid4()
     machine.leave(id, "x", ["b"])
@@ -660,3 +714,27 @@ def test_zenml_s_log_stores_are_read_page_by_page_and_one_that_cannot_be_read_hi
     assert (first.label, list(first.children)) == ("1", ["archive"])
     assert (second.label, second.config) == ("2", None)
     assert "secret" not in repr(second)
+
+
+# The page
+
+
+def section(command: str) -> str:
+    return PAGE.split(f"\n## composite-logstore spool {command}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("command", commands.spool.commands)
+def test_every_option_is_on_the_page(command: str) -> None:
+    options = {option for parameter in commands.spool.commands[command].params for option in parameter.opts}
+    rows = [line.split("|")[1] for line in section(command).splitlines() if line.startswith("| `-")]
+    assert {option for row in rows for option in re.findall(r"`(-[^`]*)`", row)} == options
+
+
+def test_every_reason_is_on_the_page() -> None:
+    rows = re.findall(r"^\| `([^|]+)` \|", section("list"), re.MULTILINE)
+    assert sorted(rows) == sorted([*REASONS, "cannot be read: …", "ZenML cannot be asked"])
+
+
+def test_how_long_it_waits_is_on_the_page() -> None:
+    assert f"given up after {drain.GIVE_UP_SECONDS:.0f} s" in section("drain")
+    assert f"waits up to {drain._END_SECONDS:.0f} s" in section("drain")
