@@ -45,7 +45,7 @@ _WRITER = re.compile(r"[0-9a-f]{15}")
 _SEGMENT = re.compile(r"[0-9]{20}\.log")
 _POSITION = re.compile(r"[a-z0-9_-]+\.settled")
 _POSITION_BYTES = 30
-_NEW = ".new-"
+_HIDDEN = ".hidden-"
 _ABANDONED_SECONDS = 3600.0
 _STREAMS = 10_000
 _DAMAGED = "damaged"
@@ -152,7 +152,7 @@ class Spool:
         """
         component.mkdir(mode=0o700, parents=True, exist_ok=True)
         # It gets its name once it is locked, so that nobody takes it for a dead process's.
-        hidden = component / f"{_NEW}{writer}"
+        hidden = component / f"{_HIDDEN}{writer}"
         hidden.mkdir(mode=0o700)
         try:
             lock = _locked(hidden)
@@ -356,7 +356,11 @@ class Spool:
         with contextlib.suppress(OSError):
             is_done = all(self.settled(child) > self.last for child in self.children)
         if is_done:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            # Gone at once, so that nobody adopts half of it.
+            gone = self.folder.with_name(f"{_HIDDEN}{self.folder.name}")
+            with contextlib.suppress(OSError):
+                self.folder.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
         self.abandon()
         return is_done
 
@@ -517,8 +521,8 @@ def left_behind(component: Path) -> Iterator[Path]:
     for folder in sorted(folders, key=_age):
         if _WRITER.fullmatch(folder.name) and folder.is_dir():
             yield folder
-        elif folder.name.startswith(_NEW) and time.time() - _age(folder) > _ABANDONED_SECONDS:
-            # Its process died before it had a name.
+        elif folder.name.startswith(_HIDDEN) and time.time() - _age(folder) > _ABANDONED_SECONDS:
+            # Its process died when it was made or taken away.
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -104,7 +104,7 @@ class Worker:
         self._in_trouble = in_trouble
         losses = {reason: f"its backend rejects events: {reason}" for reason in stats.rejected_reasons}
         if stats.dropped:
-            losses["dropped"] = "its queue is full, the oldest events are dropped"
+            losses["dropped"] = "events are dropped, the oldest first"
         news += [f"{losses[loss]}. The store's stats count them." for loss in losses.keys() - self._reported]
         self._reported |= losses.keys()
         return news

@@ -208,16 +208,19 @@ class Writer:
         self._adoption.stop()
         for worker in self._workers:
             worker.stop()
-        left = {name: stats.pending for name, stats in self.stats().items() if stats.pending}
+        with self._journal.lock:
+            left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
+        is_on_disk = False
         if self._journal.spooling is not None:
             with self._journal.lock:
                 self._journal.spooling.settle_down()
-                error = self._journal.spooling.error
-            if error is None:
-                return
+                is_on_disk = self._journal.spooling.error is None
         if left:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
-            logger.warning(f"The process ends with events that could not be delivered: {children}.")
+            if is_on_disk:
+                _warn(f"The process ends with events that wait on disk: {children}. The next process delivers them.")
+            else:
+                _warn(f"The process ends with events that could not be delivered: {children}.")
 
     # Forks
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -465,9 +466,11 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
 
 
-def test_the_whole_store_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_store_under_any_sequence_of_faults(
+    transitions: Watched, record_property: Callable[[str, object], None]
+) -> None:
     run(WholeStore, 200, steps=30)
-    transitions.report(capsys)
+    transitions.report(record_property)
 
 
 @pytest.mark.deep

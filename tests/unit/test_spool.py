@@ -284,14 +284,14 @@ def test_a_message_that_no_line_can_hold_is_refused(tmp_path: Path) -> None:
 
 
 def test_folders_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> None:
-    for place, name in enumerate(["b" * 15, "a" * 15, "damaged", "notes", ".new-" + "c" * 15]):
+    for place, name in enumerate(["b" * 15, "a" * 15, "damaged", "notes", ".hidden-" + "c" * 15]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "owner.lock").touch()
         os.utime(tmp_path / name / "owner.lock", (place, place))
     (tmp_path / ("d" * 15)).write_text("a file")
     assert [folder.name[0] for folder in left_behind(tmp_path)] == ["b", "a"]
-    # One whose process died before it had a name goes.
-    assert not list(tmp_path.glob(".new-*"))
+    # One whose process died when it was made goes.
+    assert not list(tmp_path.glob(".hidden-*"))
 
 
 def test_a_forked_process_does_not_keep_its_parent_s_lock(tmp_path: Path) -> None:
