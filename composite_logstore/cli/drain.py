@@ -62,6 +62,8 @@ class Drain:
             folder: The folder.
             tell: Told how its parts stand, several times a second.
         """
+        if not self._children:
+            return
         try:
             spool = Spool.adopt(folder)
             if spool is not None:

@@ -78,10 +78,13 @@ def folders(stores: list[LogStore], why_unknown: str) -> dict[Path, LogStore]:
         stores: The log stores that ZenML knows.
         why_unknown: Why others have no name.
     """
-    found = {spool_folder(store.id, store.config): store for store in stores if store.config}
+    default = spool_root(None)
+    found = {
+        spool_folder(store.id, store.config) if store.config else default / str(store.id): store for store in stores
+    }
     by_id = {store.id: store for store in stores}
     # What log stores have left that are gone, or were updated since.
-    for root in sorted({spool_root(None), *(folder.parent for folder in found)}):
+    for root in sorted({default, *(folder.parent for folder in found)}):
         try:
             others = sorted(root.iterdir())
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 import sys
 import time
 from collections import Counter
@@ -329,7 +330,8 @@ def purge(component: tuple[str, ...], children: tuple[str, ...], yes: bool) -> N
             errors[left.folder] = f"cannot be purged: {error.strerror or error}"
     if not children and (pieces := _say_what_is_aside(chosen)) and (yes or click.confirm("Delete this too?")):
         for piece in pieces:
-            piece.unlink(missing_ok=True)
+            # Where a file should have been there may have been a folder.
+            shutil.rmtree(piece) if piece.is_dir() else piece.unlink(missing_ok=True)
     _end(chosen, children, lambda left, part: errors.get(left.folder) or left.barred or (part.why if part else ""))
 
 

@@ -419,6 +419,14 @@ def test_of_lost_positions_every_child_gets_everything_also_if_only_one_is_drain
     assert backend("a").messages == backend("b").messages == list("xyz")
 
 
+def test_what_nobody_can_take_stays_even_if_the_positions_are_lost(machine: Machine) -> None:
+    folder = machine.leave(uuid4(), "xyz", ["b"])
+    (folder / "b.settled").unlink()
+    machine.register(make_child("a"))
+    machine.run("drain")
+    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+
+
 @pytest.mark.parametrize("old", ["removed", "disabled"])
 def test_another_child_takes_the_part_of_one_that_is_gone(machine: Machine, old: str) -> None:
     store = machine.register(make_child("a"), make_child("disabled", enabled=False))
@@ -648,6 +656,17 @@ def test_purge_offers_what_is_kept_aside(machine: Machine, answer: str) -> None:
     assert len(left) == (0 if answer == "y" else 2)
 
 
+def test_a_folder_in_the_place_of_a_file_is_purged_too(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    folder = machine.leave(store, "abc")
+    (segment,) = folder.glob("*.log")
+    segment.unlink()
+    (segment / "folder").mkdir(parents=True)
+    machine.run("drain")
+    assert machine.run("purge", "--yes").exit_code == 0
+    assert not list((machine.disk / str(store.id) / "damaged").glob("*"))
+
+
 def test_purging_one_child_leaves_alone_what_is_kept_aside(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b"))
     damage(machine.leave(store, "abc", "ab"))
@@ -683,6 +702,11 @@ def test_wrong_usage_is_refused_with_the_nearest_and_touches_nothing(
     assert words in result.stderr
     assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
     assert backend("archive").messages == []
+
+
+def test_a_log_store_whose_settings_cannot_be_read_is_known_by_its_name(machine: Machine) -> None:
+    machine.stores.append(LogStore(uuid4(), "unreadable", why="its settings cannot be read"))
+    assert machine.run("drain", "--component", "unreadable").exit_code == 0
 
 
 def test_without_zenml_an_unknown_name_says_why(machine: Machine) -> None:
