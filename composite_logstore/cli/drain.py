@@ -91,8 +91,10 @@ class Drain:
             self._stop(journal, workers)
             with journal.lock:
                 for delivery in journal.deliveries:
-                    for name in followers[delivery.name]:
-                        spool.settle(name, max(spool.settled(name), delivery.settled_before))
+                    # Behind its last event there may be others that are not meant for it.
+                    before = spool.last + 1 if delivery.oldest == inf else delivery.settled_before
+                    for name in (delivery.name, *followers[delivery.name]):
+                        spool.settle(name, max(spool.settled(name), before))
                     self._note(spool.folder, delivery, wanted[delivery.name])
                 # An export that hangs may yet return: the folder is ours as long as this process lives.
                 if all(worker.has_ended for worker in workers):

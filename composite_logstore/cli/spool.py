@@ -208,7 +208,9 @@ def drain(component: tuple[str, ...], children: tuple[str, ...], to: str | None)
     if not here.zenml_answers:
         raise click.ClickException("draining needs ZenML, which has the children's settings and secrets.")
     chosen = _choose(here, component, children)
-    drains = {store.id: Drain(store, _takers(store, chosen, children, to)) for store in chosen.values()}
+    # A log store may have more than one folder.
+    stores = {store.id: store for store in chosen.values()}
+    drains = {id: Drain(store, _takers(store, chosen, children, to)) for id, store in stores.items()}
     is_interrupted = False
     try:
         with _Bars() as bars:
@@ -292,8 +294,8 @@ class _Bars(Progress):
         def show(accounts: dict[str, ChildStats]) -> None:
             for child, account in accounts.items():
                 if child not in self._shown:
-                    self._shown[child] = self.add_task(f"{store.label}: {child}")
-                self.update(self._shown[child], total=account.accepted, completed=account.accepted - account.pending)
+                    self._shown[child] = self.add_task(f"{store.label}: {child}", total=account.accepted)
+                self.update(self._shown[child], completed=account.accepted - account.pending)
 
         return show
 
@@ -330,9 +332,19 @@ def purge(component: tuple[str, ...], children: tuple[str, ...], yes: bool) -> N
             errors[left.folder] = f"cannot be purged: {error.strerror or error}"
     if not children and (pieces := _say_what_is_aside(chosen)) and (yes or click.confirm("Delete this too?")):
         for piece in pieces:
-            # Where a file should have been there may have been a folder.
-            shutil.rmtree(piece) if piece.is_dir() else piece.unlink(missing_ok=True)
+            _delete(piece)
     _end(chosen, children, lambda left, part: errors.get(left.folder) or left.barred or (part.why if part else ""))
+
+
+def _delete(piece: Path) -> None:
+    try:
+        # Where a file should have been there may have been a folder.
+        if piece.is_dir():
+            shutil.rmtree(piece)
+        else:
+            piece.unlink(missing_ok=True)
+    except OSError as error:
+        warn(f"{piece} cannot be deleted: {error.strerror or error}")
 
 
 def _loss(found: Sequence[Left], children: Sequence[str]) -> str:
