@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -13,6 +14,9 @@ _CONFIG = tempfile.TemporaryDirectory(prefix="composite-logstore-tests-")
 os.environ["ZENML_CONFIG_PATH"] = _CONFIG.name
 os.environ["ZENML_ANALYTICS_OPT_IN"] = "false"
 os.environ["AUTO_OPEN_DASHBOARD"] = "false"
+# ZenML finds a step's source relative to the main program's, which a process that shares the tests has not.
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = pytest.__file__
 
 
 @pytest.hookimpl(tryfirst=True)
