@@ -38,13 +38,16 @@ class SpoolSettings(NamedTuple):
 
 def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
     """Return the folder of a log store's spools on this machine."""
-    if config.spool_directory:
-        root = Path(os.path.expanduser(config.spool_directory))
-    else:
-        from zenml.config.global_config import GlobalConfiguration
+    return spool_root(config.spool_directory) / str(component_id)
 
-        root = Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
-    return root / str(component_id)
+
+def spool_root(spool_directory: str | None) -> Path:
+    """Return the folder of the folders of log stores, by their ids."""
+    if spool_directory:
+        return Path(os.path.expanduser(spool_directory))
+    from zenml.config.global_config import GlobalConfiguration
+
+    return Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
 
 
 def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:

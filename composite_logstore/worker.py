@@ -23,7 +23,11 @@ logger = get_logger(__name__)
 
 
 class Worker:
-    """One child's thread. It starts with the first event and stops with the process."""
+    """One child's thread. It starts with the first event and stops with the process.
+
+    Attributes:
+        has_ended: Whether it was stopped, and does nothing any more. The journal's `progress` tells of it.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class Worker:
         self._is_running = False
         self._exporter: Exporter | None = None
         self._stopping = False
+        self._is_cut_short = False
+        self.has_ended = False
         self._in_trouble = False
         self._reported: set[str] = set()
 
@@ -66,8 +72,13 @@ class Worker:
                 if not self._is_running:
                     self._clock.start(self._run, f"composite-logstore {self._config.name}")
 
-    def stop(self) -> None:
-        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait."""
+    def stop(self, at_once: bool = False) -> None:
+        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait.
+
+        Args:
+            at_once: Whether to end as soon as the export under way has returned, whatever is left.
+        """
+        self._is_cut_short = at_once
         self._stopping = True
         self._awake.set()
 
@@ -106,7 +117,7 @@ class Worker:
             self._work()
 
     def _work(self) -> None:
-        while True:
+        while not self._is_cut_short:
             with self._journal.lock:
                 action = self._delivery.next(self._clock.now())
                 if isinstance(action, Wait) and action.events:
@@ -125,6 +136,9 @@ class Worker:
             else:
                 self._awake.wait(action.seconds)
         self._close()
+        with self._journal.lock:
+            self.has_ended = True
+            self._journal.progress.notify_all()
 
     def _export(self, action: Export) -> None:
         error: BaseException | None = None
