@@ -45,7 +45,8 @@ class AdoptedJournal:
         self.progress = clock.condition(self.lock)
         if not spool.children:
             # Its positions are lost: better twice than never.
-            spool.children = sorted(children)
+            for name in children:
+                spool.forget_position(name)
         self.children = {name: config for name, config in children.items() if name in spool.children}
         self._accepted = dict.fromkeys(self.children, 0)
         self._cursors = {name: Cursor(spool) for name in self.children}
@@ -58,7 +59,7 @@ class AdoptedJournal:
 
     def _count(self) -> None:
         lost = dict.fromkeys(self._accepted, 0)
-        settled = {delivery.name: delivery.settled_before for delivery in self.deliveries}
+        settled = {delivery.name: self.spool.settled(delivery.name) for delivery in self.deliveries}
         streams: set[Stream] = set()
         # A progress bar → the second and the number of its last update: of each second the last one counts.
         latest: dict[tuple[UUID, str], tuple[int, int]] = {}
@@ -109,7 +110,7 @@ class AdoptedJournal:
         """Note on disk how far a delivery is."""
         with contextlib.suppress(OSError):
             # If somebody has taken the folder away, there is nothing left to deliver either.
-            self.spool.settle(delivery.name, delivery.settled_before)
+            self.spool.settle(delivery.name, min(delivery.oldest, self.spool.last + 1))
         if delivery.oldest == inf:
             self._notify()
 
@@ -120,6 +121,10 @@ class AdoptedJournal:
             is_given_up = give_up_oldest(self.spool, self.deliveries)
         self._notify()
         return is_given_up
+
+
+_MOST_JOURNALS = 200
+"""How many dead processes' journals are open at once: each needs a file descriptor."""
 
 
 class Adoption:
@@ -161,18 +166,15 @@ class Adoption:
             component: The folder of the log store.
         """
         for folder in left_behind(component):
+            self._adopt(folder)
+            while len(self.journals) >= _MOST_JOURNALS and not self._is_stopping:
+                self._due.wait()
+                self._get_on()
             if self._is_stopping:
                 return
-            try:
-                spool = Spool.adopt(folder)
-            except OSError as error:
-                self._warn(f"the spool {folder} cannot be read, and is left alone: {error.strerror or error}.")
-                continue
-            if spool is not None:
-                self._adopt(spool)
         while self.journals and not self._is_stopping:
-            self._get_on()
             self._due.wait()
+            self._get_on()
 
     def stop(self) -> None:
         """Begin nothing more. What is left stays for the next process."""
@@ -190,8 +192,18 @@ class Adoption:
                 stats.append({delivery.name: delivery.stats() for delivery in journal.deliveries})
         return stats
 
-    def _adopt(self, spool: Spool) -> None:
-        journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
+    def _adopt(self, folder: Path) -> None:
+        spool = None
+        try:
+            spool = Spool.adopt(folder)
+            if spool is None:
+                return
+            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
+        except OSError as error:
+            self._warn(f"the spool {folder} cannot be read, and is left alone: {error.strerror or error}.")
+            if spool is not None:
+                spool.abandon()
+            return
         told = spool.set_aside()
         if told:
             self._warn(f"{_in_words(told)} What is intact is delivered; what is damaged counts as dropped.")
@@ -205,6 +217,7 @@ class Adoption:
             with self._lock, journal.lock:
                 self.journals.remove(journal)
                 for delivery in journal.deliveries:
+                    journal.settled(delivery)
                     stats = delivery.stats()
                     before = self._settled.get(delivery.name)
                     self._settled[delivery.name] = before.plus(stats) if before else stats

@@ -269,6 +269,16 @@ class Delivery:
         elif not events:
             self._lost += min(there, self._in_spool)
 
+    def not_loaded(self, error: OSError, now: float) -> None:
+        """Reading from the spool raised. It is tried again.
+
+        Args:
+            error: What it raised.
+            now: The time in seconds.
+        """
+        self._last_error = f"the spool cannot be read: {error.strerror or _words(error)}"
+        self._retry_at = now + self._jittered(self._longest_wait)
+
     def give_up_spooled(self, events: int, last: int) -> None:
         """Count the oldest events of the spool, up to number `last`, as dropped: they had to make room."""
         self._lost += min(events, self._in_spool)
@@ -387,17 +397,15 @@ class Delivery:
 
     @property
     def oldest(self) -> float:
-        """The number of the oldest event that is not settled, infinity if all are."""
+        """The number of the oldest event that is not settled, infinity if all are.
+
+        Below it there may be events that are not meant for the child.
+        """
         if self._batches:
             return self._batches[0][0].number
         if self._in_spool:
             return self.taken + 1
         return self.queue[0].number if self.queue else inf
-
-    @property
-    def settled_before(self) -> int:
-        """Below which number everything is settled."""
-        return self._batches[0][0].number if self._batches else self.taken + 1
 
     @property
     def settled(self) -> int:

@@ -15,6 +15,7 @@ lock, and what was copied is there after the process was killed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -45,6 +46,7 @@ _WRITER = re.compile(r"[0-9a-f]{15}")
 _SEGMENT = re.compile(r"[0-9]{20}\.log")
 _POSITION = re.compile(r"[a-z0-9_-]+\.settled")
 _POSITION_BYTES = 30
+_REWRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _HIDDEN = ".hidden-"
 _ABANDONED_SECONDS = 3600.0
 _STREAMS = 10_000
@@ -160,7 +162,7 @@ class Spool:
                 raise OSError("its lock is held by somebody else")
             spool = cls(component / writer, lock, children)
             for child in spool.children:
-                _write_position(hidden / f"{child}.settled", 0)
+                spool._positions[child] = _mapped_position(hidden / f"{child}.settled")
             hidden.rename(component / writer)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -200,6 +202,8 @@ class Spool:
         for child in children:
             if _read_position(folder / f"{child}.settled") is None:
                 spool.damage.append(Damage(folder / f"{child}.settled", 0, 0, "damaged, so all is delivered again"))
+                if lock is not None:
+                    spool.forget_position(child)
         return spool
 
     @property
@@ -307,9 +311,9 @@ class Spool:
 
     def settled(self, child: str) -> int:
         """Return below which number everything is settled for the child."""
-        if self._lock is None:
-            return _read_position(self.folder / f"{child}.settled") or 0
-        return _position(self._position(child)[:]) or 0
+        if child in self._positions:
+            return _position(self._positions[child][:]) or 0
+        return _read_position(self.folder / f"{child}.settled") or 0
 
     def settle(self, child: str, before: float) -> None:
         """Note that everything below a number is settled for the child, and free what all are done with.
@@ -317,21 +321,24 @@ class Spool:
         Raises:
             OSError: The folder is gone.
         """
-        self._position(child)[:] = _encoded_position(int(before))
+        noted = _encoded_position(int(before))
+        if child in self._positions:
+            if self._positions[child][:] == noted:
+                return
+            self._positions[child][:] = noted
+        else:
+            # A folder of somebody else's is one of many, and a mapping needs a file descriptor.
+            with os.fdopen(os.open(self.folder / f"{child}.settled", _REWRITE, 0o600), "wb") as file:
+                file.write(noted)
         self._free()
 
-    def _position(self, child: str) -> mmap.mmap:
-        if child not in self._positions:
-            path = self.folder / f"{child}.settled"
-            if _read_position(path) is None:
-                # Events that arrive twice are better than none.
-                _write_position(path, 0)
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                self._positions[child] = mmap.mmap(file, _POSITION_BYTES)
-            finally:
-                os.close(file)
-        return self._positions[child]
+    def forget_position(self, child: str) -> None:
+        """Have the child get everything that is still there."""
+        path = self.folder / f"{child}.settled"
+        path.unlink(missing_ok=True)
+        _mapped_position(path).close()
+        if child not in self.children:
+            self.children = sorted([*self.children, child])
 
     def _free(self) -> None:
         finished = len(self._segments) - (self._map is not None)
@@ -428,8 +435,8 @@ class Spool:
             file = segment.path.open("rb")
         except FileNotFoundError:
             return
-        except OSError as error:
-            yield Damage(segment.path, 0, None, error.strerror or "it cannot be opened"), 0
+        except (IsADirectoryError, PermissionError) as error:
+            yield Damage(segment.path, 0, None, error.strerror or "unreadable"), 0
             return
         with file:
             file.seek(offset)
@@ -437,7 +444,9 @@ class Spool:
                 try:
                     line = file.readline(LINE_BYTES)
                 except OSError as error:
-                    yield Damage(segment.path, 0, None, error.strerror or "it cannot be read"), offset
+                    if error.errno != errno.EIO:
+                        raise
+                    yield Damage(segment.path, 0, None, error.strerror or "unreadable"), offset
                     return
                 if not line:
                     return
@@ -622,10 +631,13 @@ def _read_position(path: Path) -> int | None:
         return None
 
 
-def _write_position(path: Path, number: int) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(_encoded_position(number))
+def _mapped_position(path: Path) -> mmap.mmap:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(file, _encoded_position(0))
+        return mmap.mmap(file, _POSITION_BYTES)
+    finally:
+        os.close(file)
 
 
 def _line(payload: bytes) -> bytes:

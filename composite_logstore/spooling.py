@@ -114,7 +114,7 @@ def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery]) -> bool:
     if oldest is None:
         return False
     for delivery in deliveries:
-        if delivery.settled_before <= oldest.last:
+        if delivery.oldest <= oldest.last:
             lost = delivery.wanted_of(oldest.kinds, oldest.first, oldest.last)
             if lost is None:
                 waiting = delivery.queue[0].number if delivery.queue else inf
@@ -176,7 +176,7 @@ class Spooling:
             Whether there are more of them.
         """
         # With `write_ahead` it has just come, so nobody has it.
-        settled = 0 if self._is_write_ahead else min(delivery.settled_before for delivery in self._deliveries)
+        settled = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
         written = 0
         while self.unspooled and self.unspooled[0].number < before:
             if written >= most:
@@ -261,15 +261,21 @@ class Spooling:
         """Note how far a child is."""
         if self.spool is not None:
             try:
-                self.spool.settle(delivery.name, delivery.settled_before)
+                self.spool.settle(delivery.name, min(delivery.oldest, self.spool.last + 1))
             except OSError as error:
                 self._failed(error)
+
+    def settle(self) -> None:
+        """Note how far all children are, also those for which nothing has come that they could settle."""
+        for delivery in self._deliveries:
+            self.settled(delivery)
 
     def settle_down(self) -> None:
         """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
         self.try_again()
         self.write()
         self.most_unspooled = 0
+        self.settle()
         if self.spool is not None and all(delivery.oldest == inf for delivery in self._deliveries):
             self.spool.close()
             self.spool = None
@@ -278,8 +284,7 @@ class Spooling:
         if self.spool is None:
             names = [delivery.name for delivery in self._deliveries]
             self.spool = Spool.create(self._component, self._writer, names)
-            for delivery in self._deliveries:
-                self.settled(delivery)
+            self.settle()
         return self.spool
 
     def _has_room(self, size: int) -> bool:

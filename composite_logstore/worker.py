@@ -125,10 +125,7 @@ class Worker:
             if isinstance(action, Export):
                 self._export(action)
             elif isinstance(action, Load):
-                events = self._journal.load(self._delivery, action)
-                with self._journal.lock:
-                    self._delivery.loaded(events, action.there)
-                    self._journal.settled(self._delivery)
+                self._load(action)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
             elif self._stopping:
@@ -139,6 +136,17 @@ class Worker:
         with self._journal.lock:
             self.has_ended = True
             self._journal.progress.notify_all()
+
+    def _load(self, action: Load) -> None:
+        try:
+            events = self._journal.load(self._delivery, action)
+        except OSError as error:
+            with self._journal.lock:
+                self._delivery.not_loaded(error, self._clock.now())
+            return
+        with self._journal.lock:
+            self._delivery.loaded(events, action.there)
+            self._journal.settled(self._delivery)
 
     def _export(self, action: Export) -> None:
         error: BaseException | None = None

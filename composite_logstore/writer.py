@@ -154,6 +154,7 @@ class Writer:
             with self._journal.lock:
                 spooling.try_again()
                 spooling.refresh()
+                spooling.settle()
                 due = spooling.tick(self._journal.next_number)
                 is_idle = due is None and seen == self._journal.next_number
                 seen = self._journal.next_number

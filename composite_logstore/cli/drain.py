@@ -73,7 +73,8 @@ class Drain:
                 self.errors[folder, name] = f"the folder cannot be used: {error.strerror or error}"
 
     def _deliver(self, spool: Spool, tell: Tell) -> None:
-        spool.children = children_of(spool, self.store)
+        for name in set(children_of(spool, self.store)) - set(spool.children):
+            spool.forget_position(name)
         wanted = {name: config for name, config in self._children.items() if name in spool.children}
         for name, config in wanted.items():
             if config.name in self._given_up:
@@ -92,7 +93,7 @@ class Drain:
             with journal.lock:
                 for delivery in journal.deliveries:
                     # Behind its last event there may be others that are not meant for it.
-                    before = spool.last + 1 if delivery.oldest == inf else delivery.settled_before
+                    before = min(delivery.oldest, spool.last + 1)
                     for name in (delivery.name, *followers[delivery.name]):
                         spool.settle(name, max(spool.settled(name), before))
                     self._note(spool.folder, delivery, wanted[delivery.name])

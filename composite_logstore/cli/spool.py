@@ -371,7 +371,8 @@ def _purge(left: Left, children: Sequence[str]) -> None:
     if process is None:
         # Somebody delivers it now.
         return
-    process.children = children_of(process, left.store)
+    for name in set(children_of(process, left.store)) - set(process.children):
+        process.forget_position(name)
     for _ in process.scan():
         # Then it is known where it ends.
         pass

@@ -361,3 +361,66 @@ def test_settings_that_cannot_work_are_refused() -> None:
         make_store(make_child("a"), spool_directory="here")
     with pytest.raises(ValueError, match="spool_max_bytes"):
         make_store(make_child("a"), spool_max_bytes=1000)
+
+
+@pytest.mark.parametrize("durability", ["spill", "write_ahead"])
+def test_a_child_that_wants_few_events_keeps_nothing_on_disk(
+    tmp_path: Path, clock: SimulatedClock, durability: str
+) -> None:
+    machine = Machine(clock, tmp_path, durability, a={}, errors={"min_level": "ERROR"})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    for number in range(50):
+        machine.log(str(number))
+        clock.advance(0.5)
+    clock.advance(1)
+    machine.die()
+    machine.backends["a"].fault = None
+    machine.start()
+    machine.log("new")
+    clock.advance(60)
+    assert len(machine.backends["a"].messages) == 51
+    machine.store.writer.close(3)
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_of_very_many_dead_processes_some_are_open_at_a_time(
+    tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("composite_logstore.adoption._MOST_JOURNALS", 3)
+    machine = Machine(clock, tmp_path, "write_ahead", a={})
+    machine.backends["a"].fault = "refused"
+    for number in range(12):
+        machine.start()
+        machine.log(str(number))
+        machine.die()
+    machine.start()
+    machine.log("new")
+    clock.advance(5)
+    assert len(machine.store.writer._adoption.journals) == 3
+    machine.backends["a"].fault = None
+    clock.advance(60)
+    assert machine.backends["a"].messages[-12:] == [str(number) for number in range(12)]
+    assert machine.store.stats()["a"]["delivered"] == 13
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
+    tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(clock, tmp_path, "write_ahead", a={"max_queue_size": 5})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    messages = [str(number) for number in range(50)]
+    machine.log(*messages)
+    machine.backends["a"].fault = None
+
+    def too_many(*_: object) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("composite_logstore.spool.Spool._items", too_many)
+        clock.advance(60)
+        assert "Too many open files" in machine.store.stats()["a"]["last_error"]
+        assert machine.store.stats()["a"]["pending"] > 0
+    clock.advance(60)
+    assert machine.backends["a"].messages == messages
