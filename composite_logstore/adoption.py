@@ -111,6 +111,7 @@ class AdoptedJournal:
         with contextlib.suppress(OSError):
             # If somebody has taken the folder away, there is nothing left to deliver either.
             self.spool.settle(delivery.name, min(delivery.oldest, self.spool.last + 1))
+            self.spool.tidy()
         if delivery.oldest == inf:
             self._notify()
 

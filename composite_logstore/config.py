@@ -181,7 +181,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     flush_limit_millis: int = Field(default=30_000, ge=0)
     durability: Literal["memory", "spill", "write_ahead"] = "spill"
     spool_directory: str | None = None
-    spool_max_bytes: int = Field(default=1024**3, ge=8 * 1024**2)
+    spool_max_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
 
     @field_validator("spool_directory")
     @classmethod

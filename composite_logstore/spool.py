@@ -4,6 +4,7 @@
         <writer>/
             owner.lock              held by the process that the folder belongs to, until it dies
             <first number>.log      a segment: lines of events and of streams, in journal order
+            spare                   the next segment, allocated before it is needed
             <child>.settled         below which number everything is settled for that child
         damaged/                    what could not be read
 
@@ -23,7 +24,7 @@ import re
 import shutil
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -41,6 +42,8 @@ LINE_BYTES = 64 * 1024 * 1024
 """The longest line. One that is longer stays in memory."""
 _FORMAT = 1
 _LOCK = "owner.lock"
+_SPARE = "spare"
+_HEADER = b'{"format":%d}' % _FORMAT
 _NUMBER = "{:020d}"
 _WRITER = re.compile(r"[0-9a-f]{15}")
 _SEGMENT = re.compile(r"[0-9]{20}\.log")
@@ -139,6 +142,10 @@ class Spool:
         self._segments: list[Segment] = []
         self._map: mmap.mmap | None = None
         self._end = 0
+        self._spare: mmap.mmap | None = None
+        # What is done with, for `tidy` to close and to take away.
+        self._full: deque[tuple[mmap.mmap, Path, int]] = deque()
+        self._freed: deque[Path] = deque()
 
     @classmethod
     def create(cls, component: Path, writer: str, children: Iterable[str]) -> Spool:
@@ -190,7 +197,7 @@ class Spool:
 
     @classmethod
     def _found(cls, folder: Path, lock: int | None) -> Spool:
-        files = sorted(path for path in folder.iterdir() if path.name != _LOCK)
+        files = sorted(path for path in folder.iterdir() if path.name not in (_LOCK, _SPARE))
         children = [path.name.removesuffix(".settled") for path in files if _POSITION.fullmatch(path.name)]
         spool = cls(folder, lock, children)
         segments = [path for path in files if _SEGMENT.fullmatch(path.name)]
@@ -276,24 +283,22 @@ class Spool:
     def _begin_segment(self, first: int, size: int, room: Callable[[int], bool]) -> mmap.mmap:
         if size > LINE_BYTES:
             raise EventTooLongError(f"more than {LINE_BYTES} bytes")
-        header = _line(orjson.dumps({"format": _FORMAT}))
+        header = _line(_HEADER)
         size = max(SEGMENT_BYTES, len(header) + size)
-        if not room(size):
-            raise SpoolFullError("'spool_max_bytes' is reached")
         # Attributes may be all that the one before has from this number on.
         first = max(first, self._segments[-1].first + 1) if self._segments else first
         path = self.folder / f"{_NUMBER.format(first)}.log"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            _allocate(file, size)
-            if not room(0):
+        new = self._spare
+        if new is not None and len(new) >= size:
+            self._spare = None
+            (self.folder / _SPARE).rename(path)
+        else:
+            if not room(size):
                 raise SpoolFullError("'spool_max_bytes' is reached")
-            new = mmap.mmap(file, size)
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            os.close(file)
+            new = _mapped(path, size)
+            if not room(0):
+                path.unlink()
+                raise SpoolFullError("'spool_max_bytes' is reached")
         self._close_segment()
         new[: len(header)] = header
         self._end = len(header)
@@ -302,10 +307,36 @@ class Spool:
 
     def _close_segment(self) -> None:
         if self._map is not None:
-            self._map.close()
+            self._full.append((self._map, self._segments[-1].path, self._end))
             self._map = None
-            with contextlib.suppress(OSError):
-                os.truncate(self._segments[-1].path, self._end)
+
+    @property
+    def needs_spare(self) -> bool:
+        """Whether there is no segment for when the one in use is full."""
+        return self._spare is None and self._lock is not None
+
+    def prepare(self) -> None:
+        """Allocate the next segment. Without the lock: whoever is computing meanwhile makes each step of it long.
+
+        Raises:
+            OSError: There is no room on the disk.
+        """
+        (self.folder / _SPARE).unlink(missing_ok=True)
+        self._spare = _mapped(self.folder / _SPARE, SEGMENT_BYTES)
+
+    def tidy(self) -> None:
+        """Close and take away what is done with. Without the lock, for the same reason."""
+        with contextlib.suppress(IndexError):
+            while True:
+                full, path, end = self._full.popleft()
+                full.close()
+                with contextlib.suppress(OSError):
+                    os.truncate(path, end)
+        with contextlib.suppress(IndexError):
+            while True:
+                freed = self._freed.popleft()
+                with contextlib.suppress(OSError):
+                    freed.unlink()
 
     # How far the children are
 
@@ -316,7 +347,7 @@ class Spool:
         return _read_position(self.folder / f"{child}.settled") or 0
 
     def settle(self, child: str, before: float) -> None:
-        """Note that everything below a number is settled for the child, and free what all are done with.
+        """Note that everything below a number is settled for the child, and free what all are done with: see `tidy`.
 
         Raises:
             OSError: The folder is gone.
@@ -346,7 +377,7 @@ class Spool:
             return
         settled = min(map(self.settled, self.children), default=inf)
         while finished and self._segments[0].last < settled:
-            self._segments.pop(0).path.unlink(missing_ok=True)
+            self._freed.append(self._segments.pop(0).path)
             finished -= 1
 
     def oldest_segment(self) -> Segment | None:
@@ -374,6 +405,11 @@ class Spool:
     def abandon(self) -> None:
         """Let go of the folder as it is."""
         self._close_segment()
+        self.tidy()
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+            (self.folder / _SPARE).unlink(missing_ok=True)
         for position in self._positions.values():
             position.close()
         self._positions.clear()
@@ -568,6 +604,18 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _allocate(file, size)
+        return mmap.mmap(file, size)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
 
 
 def _allocate(file: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from uuid import UUID
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import Delivery, Load
 from composite_logstore.event import LogEvent
-from composite_logstore.spool import Cursor, EventTooLongError, Spool, SpoolFullError
+from composite_logstore.spool import SEGMENT_BYTES, Cursor, EventTooLongError, Spool, SpoolFullError
 
 TICK_SECONDS = 0.1
 _TICKS = 8
@@ -125,6 +126,7 @@ def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery]) -> bool:
         # Also those that are no longer configured.
         if spool.settled(child) <= oldest.last:
             spool.settle(child, oldest.last + 1)
+    spool.tidy()
     return True
 
 
@@ -208,13 +210,7 @@ class Spooling:
         self.error = error
         self._may_try = False
         if isinstance(error, FileNotFoundError):
-            self._give_up_folder()
-
-    def _give_up_folder(self) -> None:
-        # Somebody has taken it away. The next event gets a new one.
-        if self.spool is not None:
-            self.spool.abandon()
-            self.spool = None
+            self.give_up_folder()
 
     def tick(self, next_number: int) -> float | None:
         """Say below which number events have waited in memory long enough. Called every tick.
@@ -244,10 +240,32 @@ class Spooling:
         return self.write(before=due, most=_MOST_AT_ONCE)
 
     def try_again(self) -> None:
-        """Let the next event find out whether there is room again, and see whether the folder is still there."""
+        """Let the next event find out whether there is room again."""
         self._may_try = True
-        if self.spool is not None and not self.spool.folder.exists():
-            self._give_up_folder()
+
+    def keep_house(self) -> bool:
+        """Do what would make `emit` wait if it were done under the journal's lock.
+
+        Returns:
+            Whether the folder is still there.
+        """
+        spool = self.spool
+        if spool is None:
+            return True
+        spool.tidy()
+        if not spool.folder.exists():
+            return False
+        # If there is no room, the next event makes some, or says so.
+        if spool.needs_spare and _used(self._component) + SEGMENT_BYTES <= self._max_bytes:
+            with contextlib.suppress(OSError):
+                spool.prepare()
+        return True
+
+    def give_up_folder(self) -> None:
+        """Let go of a folder that somebody has taken away. The next event gets a new one."""
+        if self.spool is not None:
+            self.spool.abandon()
+            self.spool = None
 
     def refresh(self) -> None:
         """Write the attributes of streams anew, if ZenML has added to them since."""
@@ -302,7 +320,7 @@ class Spooling:
 def _used(component: Path) -> int:
     used = 0
     # The folders of writers, not what is damaged and can no longer give way.
-    for path in component.glob(f"{'?' * 15}/*.log"):
+    for path in component.glob(f"{'?' * 15}/*"):
         try:
             used += path.stat().st_size
         except OSError:

@@ -151,7 +151,10 @@ class Writer:
         self._clock.start(lambda: self._adoption.run(component), "composite-logstore adoption")
         seen = -1
         while True:
+            is_there = spooling.keep_house()
             with self._journal.lock:
+                if not is_there:
+                    spooling.give_up_folder()
                 spooling.try_again()
                 spooling.refresh()
                 spooling.settle()

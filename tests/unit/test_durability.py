@@ -141,11 +141,11 @@ def test_an_orderly_end_loses_nothing(tmp_path: Path, clock: SimulatedClock, dur
 def test_at_its_bound_the_spool_gives_up_the_oldest_and_counts_it(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={"max_queue_size": 2, "max_export_batch_size": 1}, b={})
     machine.backends["a"].fault = "refused"
-    machine.start(spool_max_bytes=10_000_000)
+    machine.start(spool_max_bytes=17_000_000)
     for number in range(30):
         machine.log(f"{number} " + "x" * 1_000_000)
         clock.advance(0.1)
-    assert sum(path.stat().st_size for path in tmp_path.glob("*/*/*.log")) <= 10_000_000
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*/*.log")) <= 17_000_000
     machine.backends["a"].fault = None
     clock.advance(60)
     stats = machine.store.stats()
@@ -315,21 +315,21 @@ def test_the_bound_holds_for_what_dead_processes_left_too(tmp_path: Path, clock:
     machine = Machine(clock, tmp_path, "write_ahead", a={"max_queue_size": 2, "max_export_batch_size": 1})
     machine.backends["a"].fault = "refused"
     for process in range(4):
-        machine.start(spool_max_bytes=12_000_000)
-        for number in range(5):
+        machine.start(spool_max_bytes=17_000_000)
+        for number in range(7):
             machine.log(f"{process} {number} " + "x" * 1_000_000)
             clock.advance(0.5)
-        assert sum(path.stat().st_size for path in tmp_path.glob("*/*/*.log")) <= 12_000_000
+        assert sum(path.stat().st_size for path in tmp_path.glob("*/*/*.log")) <= 17_000_000
         dropped = machine.store.stats()["a"]["dropped"]
         machine.die()
     assert dropped > 0
     machine.backends["a"].fault = None
-    machine.start(spool_max_bytes=12_000_000)
+    machine.start(spool_max_bytes=17_000_000)
     machine.log("9 9 last")
     clock.advance(60)
     held = [tuple(map(int, message.split()[:2])) for message in machine.backends["a"].messages]
     # What is oldest gave way; what is newest is there.
-    assert [(3, number) for number in range(5)] == [place for place in held if place[0] == 3]
+    assert [(3, number) for number in range(7)] == [place for place in held if place[0] == 3]
     assert (0, 0) not in held
     assert_accounts_add_up(machine.store.stats())
 
