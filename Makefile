@@ -32,7 +32,7 @@ demo: $(STAMP) ## show what it does, with real servers on this machine
 	@$(PY) -m examples.demo
 
 test: $(STAMP) ## all tests but the deep ones, with coverage
-	@$(PY) -m pytest -m 'not deep' -n $(PYTEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
+	@$(PY) -m pytest -m 'not deep' -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
 		--cov --cov-report=term $(PYTEST_ARGS)
 
 test-unit: $(STAMP) ## the fast tests only: unit and properties
