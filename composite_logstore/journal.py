@@ -126,7 +126,7 @@ class Journal:
             for delivery in route.latest:
                 delivery.update(event)
             if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
-                self.spooling.write()
+                self.spooling.write_through()
             if number >= self._wake_at:
                 self.wakes_wanted += 1
                 self._wake_at = inf

@@ -140,8 +140,9 @@ class Spool:
         self._streams: dict[str, Stream] = {}
         self._positions: dict[str, mmap.mmap] = {}
         self._segments: list[Segment] = []
+        # The segment in use, where its next line goes, and where it ends.
         self._map: mmap.mmap | None = None
-        self._end = 0
+        self._end = self._room = 0
         self._spare: mmap.mmap | None = None
         # What is done with, for `tidy` to close and to take away.
         self._full: deque[tuple[mmap.mmap, Path, int]] = deque()
@@ -244,7 +245,14 @@ class Spool:
         # A segment says itself which streams it has.
         if self._map is None or stream not in self._segments[-1].streams:
             self._write_stream(stream, event.number, room)
-        self._write(_line(_encode(event, name)), event.number, room)
+        payload = _encode(event, name)
+        line = b"%08x %b\n" % (zlib.crc32(payload), payload)
+        end = self._end + len(line)
+        if self._map is None or end > self._room:
+            self._write(line, event.number, room)
+        else:
+            self._map[self._end : end] = line
+            self._end = end
         segment = self._segments[-1]
         segment.last = event.number
         segment.kinds[event.level, event.progress] += 1
@@ -274,7 +282,7 @@ class Spool:
 
     def _write(self, line: bytes, number: int, room: Callable[[int], bool]) -> None:
         end = self._end + len(line)
-        if self._map is None or end > len(self._map):
+        if self._map is None or end > self._room:
             self._map = self._begin_segment(number, len(line), room)
             end = self._end + len(line)
         self._map[self._end : end] = line
@@ -301,7 +309,7 @@ class Spool:
                 raise SpoolFullError("'spool_max_bytes' is reached")
         self._close_segment()
         new[: len(header)] = header
-        self._end = len(header)
+        self._end, self._room = len(header), len(new)
         self._segments.append(Segment(path, first, first - 1))
         return new
 
@@ -426,11 +434,15 @@ class Spool:
         For a folder that was found. Afterwards it is known what each segment has, and the streams have
         the attributes that they had last.
         """
+        last = -1
         for segment in list(self._segments):
             segment.last = segment.first - 1
             for item, _ in self._items(segment, 0, is_scan=True):
                 if isinstance(item, LogEvent):
-                    segment.last = item.number
+                    if item.number <= last:
+                        # A Ctrl-C came in the middle of its writing, and it was written again.
+                        continue
+                    last = segment.last = item.number
                     segment.kinds[item.level, item.progress] += 1
                 else:
                     self.damage.append(item)
@@ -554,6 +566,7 @@ class Cursor:
                         return
                     self._offset = offset
                     if item.number > after:
+                        after = item.number
                         yield item
 
 

@@ -193,6 +193,20 @@ class Spooling:
             self.unspooled.popleft()
         return False
 
+    def write_through(self) -> None:
+        """Bring the event that has just come to disk."""
+        if self.error is None and self.spool is not None and len(self.unspooled) == 1:
+            try:
+                self.spool.append(self.unspooled[0], self._has_room)
+                self.unspooled.popleft()
+                return
+            except EventTooLongError:
+                self.unspooled.popleft()
+                return
+            except OSError as error:
+                self._failed(error)
+        self.write()
+
     def _append(self, event: LogEvent) -> bool:
         # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.
         if self.error is not None and not self._may_try:
