@@ -5,24 +5,28 @@ grows, and what all events of a stream have in common is serialized once. That a
 concatenated, those of a nested one after its length, is part of protobuf's encoding:
 https://protobuf.dev/programming-guides/encoding/#structure
 
+An ordinary event is written out field by field, in a quarter of the time that a `LogRecord` takes. Whatever
+has more to it is a `LogRecord`.
+
 https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/logs/v1/logs.proto
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from struct import Struct
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from composite_logstore import TooLargeError, shorten
-
-if TYPE_CHECKING:
-    from composite_logstore import LogEvent, Stream
+from composite_logstore import LogEvent, Stream, TooLargeError, shorten
 
 MAX_EVENT_BYTES = 3 * 1024 * 1024
 """An event of more bytes is shortened: it must fit into one request alone, and gRPC's receivers take 4 MiB."""
@@ -47,10 +51,17 @@ class Encoded(NamedTuple):
 
 
 class _StreamAttributes(NamedTuple):
-    """A stream's attributes, as they are for all events of one batch."""
+    """A stream's attributes, as they are for all events of one batch.
+
+    Attributes:
+        attributes: The attributes.
+        encoded: The same, serialized.
+        are_apart: Whether an ordinary event has none of the same names.
+    """
 
     attributes: Mapping[str, Any]
     encoded: bytes
+    are_apart: bool
 
 
 def encode_resource(attributes: Mapping[str, Any]) -> bytes:
@@ -79,7 +90,7 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
     scopes = []
     size = len(resource)
     shortened = 0
-    for logger_name, run in groupby(batch, key=lambda event: event.logger_name):
+    for logger_name, run in groupby(batch, key=attrgetter("logger_name")):
         scope = InstrumentationScope(name=logger_name).SerializeToString()
         parts = [_field(ScopeLogs.SCOPE_FIELD_NUMBER, scope)]
         for event in run:
@@ -94,7 +105,7 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
             # Not only at the end: the events of a batch may need far more memory than a request may have.
             if size > max_bytes:
                 raise TooLargeError(f"the request is larger than {max_bytes} bytes")
-            parts.append(_field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, record))
+            parts += (_LOG_RECORD, _varint(len(record)), record)
         scopes.append(_field(ResourceLogs.SCOPE_LOGS_FIELD_NUMBER, b"".join(parts)))
     resource_logs = _field(ResourceLogs.RESOURCE_FIELD_NUMBER, resource) + b"".join(scopes)
     payload = _field(ExportLogsServiceRequest.RESOURCE_LOGS_FIELD_NUMBER, resource_logs)
@@ -107,10 +118,85 @@ def _stream_attributes(stream: Stream) -> _StreamAttributes:
     attributes = stream.attributes
     record = LogRecord()
     _add(record.attributes, attributes)
-    return _StreamAttributes(attributes, record.SerializeToString())
+    return _StreamAttributes(attributes, record.SerializeToString(), attributes.keys().isdisjoint(_ORDINARY_NAMES))
+
+
+_LOG_RECORD = b"\x12"
+_ORDINARY_NAMES = frozenset(
+    (
+        "log.record.uid",
+        "zenml.log.writer",
+        "zenml.log.sequence",
+        "code.file.path",
+        "code.line.number",
+        "code.function.name",
+    )
+)
+# An attribute's number, its length, its name's number, length and text, its value's number.
+_UID = b"\x32\x38\x0a\x0elog.record.uid\x12\x26\x0a\x24"
+_SEQUENCE = b"\x0a\x12zenml.log.sequence\x12"
+_time = Struct("<Q").pack
+_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
+
+
+def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
+    """Encode an event that has neither an exception nor attributes of its own."""
+    time = _time(event.time_unix_nano)
+    body = event.message.encode()
+    length = _varint(len(body))
+    sequence = _varint(event.sequence)
+    return b"".join(
+        (
+            b"\x09",
+            time,
+            b"\x59",
+            time,
+            _severity(event.level, event.level_name),
+            b"\x2a",
+            _varint(1 + len(length) + len(body)),
+            b"\x0a",
+            length,
+            body,
+            _UID,
+            event.uid.encode(),
+            b"\x32",
+            _varint(len(_SEQUENCE) + 2 + len(sequence)),
+            _SEQUENCE,
+            _varint(1 + len(sequence)),
+            b"\x18",
+            sequence,
+            _place(event.writer, event.file, event.line, event.function),
+            stream.encoded,
+        )
+    )
+
+
+@lru_cache(maxsize=100)
+def _severity(level: int, level_name: str) -> bytes:
+    event = _EVENT._replace(level=level, level_name=level_name)
+    return LogRecord(
+        severity_number=SeverityNumber.ValueType(event.severity_number), severity_text=event.severity_text
+    ).SerializeToString()
+
+
+@lru_cache(maxsize=10_000)
+def _place(writer: str, file: str, line: int, function: str) -> bytes:
+    """Return what all events of one place in the code have in common."""
+    event = _EVENT._replace(writer=writer, file=file, line=line, function=function)
+    record = LogRecord()
+    _add(record.attributes, {**event.details, "zenml.log.writer": writer})
+    return record.SerializeToString()
 
 
 def _encode_event(event: LogEvent, stream: _StreamAttributes) -> bytes:
+    if (
+        stream.are_apart
+        and event.exception is None
+        and event.trace is None
+        and not event.attributes
+        and not event.metadata
+    ):
+        return _encode_ordinary(event, stream)
     own = {**event.details, **event.identity}
     if stream.attributes.keys().isdisjoint(own):
         return _record(event, event.message, own).SerializeToString() + stream.encoded
@@ -214,9 +300,16 @@ def _field(number: int, payload: bytes) -> bytes:
 
 
 def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return _SHORT[number]
+    if number < 0x4000:
+        return _SHORT[number & 0x7F | 0x80] + _SHORT[number >> 7]
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+_SHORT = [bytes((number,)) for number in range(0x100)]
