@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -98,7 +98,11 @@ def kill_in_an_export_to_the_archive(process: Process, number: int, folder: Path
 
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.deep)])
 def test_write_ahead_loses_nothing_however_often_the_process_is_killed(
-    nursery: Nursery, backends: ThreeBackends, tmp_path: Path, kills: int
+    nursery: Nursery,
+    backends: ThreeBackends,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    kills: int,
 ) -> None:
     seed = int(os.environ.get("CRASH_SEED") or random.randrange(10**6))
     print(f"seed {seed}")
@@ -143,10 +147,9 @@ def test_write_ahead_loses_nothing_however_often_the_process_is_killed(
     acknowledged = {said.text for process in (*processes, last) for said in process.emitted}
     copies = backends.held(log_store.streams)
     held = {child: without_copies(copies[child]) for child in CHILDREN}
-    for child, events in held.items():
-        print(
-            f"{child}: {len(acknowledged)} acknowledged, {len(events)} held, {len(copies[child]) - len(events)} copies"
-        )
+    numbers = ", ".join(f"{child} {len(held[child])} and {len(copies[child]) - len(held[child])}" for child in CHILDREN)
+    record_property("said at the end", f"seed {seed}: {len(acknowledged)} acknowledged; held, and copies: {numbers}")
+    for events in held.values():
         names = Counter(name_of(event.message) for event in events)
         assert acknowledged - set(names) == set()
         # What was not acknowledged is what each thread was about to say when it was killed.
