@@ -20,7 +20,7 @@ from uuid import UUID
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore.config import ChildConfig
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore.event import LogEvent, Stream, total_size
 
 LONGEST_RETRY_AFTER = 3600.0
 """How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
@@ -204,7 +204,7 @@ class Delivery:
         self.updates_in_spool: set[int] = set()
         # How many of those that gave way in a full queue are not in the spool after all.
         self._lost = 0
-        # Batches taken from the queue and not yet settled: one, or the pieces of one that was split.
+        # What was taken from the queue and is not yet settled: a batch, or the pieces of one that was too large.
         self._batches: deque[list[LogEvent]] = deque()
         self._exporting_since: float | None = None
         self._waiting_since: float | None = None
@@ -247,7 +247,7 @@ class Delivery:
             batch = self._take(now)
             if not batch:
                 return Wait(self._seen_at + 1 - now)
-            self._batches.append(batch)
+            self._batches.extend(self._pieces(batch))
             self.taken = batch[-1].number
             self._waiting_since = now
         self._exporting_since = now
@@ -471,21 +471,34 @@ class Delivery:
         return seconds * (0.5 + 0.5 * self._rand())
 
     def _take(self, now: float) -> list[LogEvent]:
-        """Take the next batch from the queue: bounded in number and in bytes."""
-        if now - self._seen_at >= 1:
-            self._over_before, self._seen_before, self._seen_at = self._seen_before, self.queue[-1].number + 1, now
-        number = size = 0
-        for event in islice(self.queue, self._batch_size):
-            size += event.size
-            if (number and size > self.batch_bytes) or (event.progress and self._may_be_replaced(event)):
-                break
-            number += 1
+        """Take the next events from the queue, as many as a batch may have."""
+        number = min(len(self.queue), self._batch_size)
+        if self.is_thinned:
+            if now - self._seen_at >= 1:
+                self._over_before, self._seen_before, self._seen_at = self._seen_before, self.queue[-1].number + 1, now
+            waiting = enumerate(islice(self.queue, number))
+            number = next((place for place, event in waiting if self._may_be_replaced(event)), number)
         return [self.queue.popleft() for _ in range(number)]
+
+    def _pieces(self, events: list[LogEvent]) -> list[list[LogEvent]]:
+        """Divide events into batches that are bounded in bytes. An event that is larger goes alone."""
+        if total_size(events) <= self.batch_bytes:
+            return [events]
+        pieces: list[list[LogEvent]] = [[]]
+        room = self.batch_bytes
+        for event in events:
+            if pieces[-1] and event.size > room:
+                pieces.append([])
+                room = self.batch_bytes
+            pieces[-1].append(event)
+            room -= event.size
+        return pieces
 
     def _may_be_replaced(self, event: LogEvent) -> bool:
         """Say whether the update is its progress bar's newest, and of a second that may not be over."""
         return (
-            event.number >= max(self._over_before, self._due_before)
+            event.progress
+            and event.number >= max(self._over_before, self._due_before)
             and self._latest.get((event.stream.id, event.logger_name)) is event
         )
 

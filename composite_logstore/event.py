@@ -8,8 +8,9 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -205,6 +206,17 @@ class LogEvent(NamedTuple):
             return self.message
         error = self.exception
         return f"{self.message}\n{error.type}: {error.message}\n{error.stacktrace}".rstrip()
+
+
+_message_of = itemgetter(LogEvent._fields.index("message"))
+_exception_of = itemgetter(LogEvent._fields.index("exception"))
+
+
+def total_size(events: Sequence[LogEvent]) -> int:
+    """Return the sum of the events' sizes, in a fraction of the time that adding them up takes."""
+    if any(map(_exception_of, events)):
+        return sum(event.size for event in events)
+    return 512 * len(events) + sum(map(len, map(_message_of, events)))
 
 
 def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -> Capture:

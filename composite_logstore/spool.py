@@ -505,7 +505,7 @@ class Spool:
                     if "stream" in value:
                         self._learn(value, is_scan)
                 elif isinstance(value, list):
-                    item = _event(value, self._stream(value[2]))
+                    item = _event(value, self._stream(value[0]))
                 else:
                     item = Damage(segment.path, begin + zeros, len(line) - zeros, "damaged")
                 if item is not None:
@@ -703,35 +703,24 @@ def _decode(line: bytes) -> Any:
     return None
 
 
+_EXCEPTION, _TRACE = LogEvent._fields.index("exception"), LogEvent._fields.index("trace")
+
+
 def _encode(event: LogEvent, stream: str) -> bytes:
     error, trace = event.exception, event.trace
-    return orjson.dumps(
-        (
-            event.number,
-            event.sequence,
-            stream,
-            event.writer,
-            event.time_unix_nano,
-            event.level,
-            event.level_name,
-            event.message,
-            event.logger_name,
-            event.file,
-            event.line,
-            event.function,
-            error and tuple(error),
-            # JSON's numbers end at 64 bits.
-            trace and (f"{trace.trace_id:x}", f"{trace.span_id:x}", trace.flags),
-            event.attributes,
-            event.metadata,
-            event.progress,
-        )
-    )
+    if error is None and trace is None:
+        return orjson.dumps((stream, *event[1:]))
+    fields = event._asdict()
+    fields["stream"] = stream
+    fields["exception"] = error and tuple(error)
+    # JSON's numbers end at 64 bits.
+    fields["trace"] = trace and (f"{trace.trace_id:x}", f"{trace.span_id:x}", trace.flags)
+    return orjson.dumps(list(fields.values()))
 
 
 def _event(value: list[Any], stream: Stream) -> LogEvent:
-    number, sequence, _, writer, *capture = value
-    error, trace = capture[8], capture[9]
-    capture[8] = error and ExceptionInfo(*error)
-    capture[9] = trace and TraceContext(int(trace[0], 16), int(trace[1], 16), trace[2])
-    return LogEvent(stream, writer, number, sequence, *capture)
+    value[0] = stream
+    error, trace = value[_EXCEPTION], value[_TRACE]
+    value[_EXCEPTION] = error and ExceptionInfo(*error)
+    value[_TRACE] = trace and TraceContext(int(trace[0], 16), int(trace[1], 16), trace[2])
+    return LogEvent._make(value)
