@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -98,7 +98,11 @@ def kill_in_an_export_to_the_archive(process: Process, number: int, folder: Path
 
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.deep)])
 def test_write_ahead_loses_nothing_however_often_the_process_is_killed(
-    nursery: Nursery, backends: ThreeBackends, tmp_path: Path, kills: int
+    nursery: Nursery,
+    backends: ThreeBackends,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    kills: int,
 ) -> None:
     seed = int(os.environ.get("CRASH_SEED") or random.randrange(10**6))
     print(f"seed {seed}")
@@ -143,10 +147,9 @@ def test_write_ahead_loses_nothing_however_often_the_process_is_killed(
     acknowledged = {said.text for process in (*processes, last) for said in process.emitted}
     copies = backends.held(log_store.streams)
     held = {child: without_copies(copies[child]) for child in CHILDREN}
-    for child, events in held.items():
-        print(
-            f"{child}: {len(acknowledged)} acknowledged, {len(events)} held, {len(copies[child]) - len(events)} copies"
-        )
+    numbers = ", ".join(f"{child} {len(held[child])} and {len(copies[child]) - len(held[child])}" for child in CHILDREN)
+    record_property("said at the end", f"seed {seed}: {len(acknowledged)} acknowledged; held, and copies: {numbers}")
+    for events in held.values():
         names = Counter(name_of(event.message) for event in events)
         assert acknowledged - set(names) == set()
         # What was not acknowledged is what each thread was about to say when it was killed.
@@ -209,3 +212,28 @@ def test_processes_that_start_at_once_deliver_nothing_twice(
     for copies in backends.held(log_store.streams).values():
         assert Counter(name_of(event.message) for event in copies) == emitted
         assert_in_order(copies)
+
+
+def test_a_line_that_a_kill_tore_is_no_damage(nursery: Nursery, backends: ThreeBackends, tmp_path: Path) -> None:
+    spool, output = tmp_path / "spool", tmp_path / "output"
+    children = backends.children(schedule_delay_millis=50, retry_initial_interval_millis=50)
+    log_store = LogStoreSettings(children, {"durability": "write_ahead", "spool_directory": str(spool)})
+    backends.fail("collector", "refused")
+    killed = nursery.start(crashing.log_and_wait, log_store, 3, 1_000, output=output)
+    assert killed.wait_until_said("stats")
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    # A kill in the middle of a copy leaves any part of the line that was copied. `emit` had not returned.
+    (segment,) = spool.rglob("*.log")
+    content = segment.read_bytes()
+    begin = content.rindex(b"\n", 0, content.rindex(b"\n")) + 1
+    end = content.rindex(b"\n") + 1
+    torn = bytes(100) + content[begin + 100 : begin + 500] + bytes(end - begin - 500)
+    segment.write_bytes(content[:begin] + torn + content[end:])
+    backends.mend("collector")
+
+    succeed(nursery, log_store, spool, output)
+    names = sorted(name_of(event.message) for event in backends.held(log_store.streams)["collector"])
+    assert names == ["a/0/0", "a/0/1", "next/0/0"]
+    assert not list(spool.rglob("damaged"))
+    assert "cannot be read" not in output.read_text()

@@ -251,6 +251,31 @@ def test_write_ahead_counts_as_dropped_what_spool_max_bytes_has_no_room_for(
     assert stats["collector"]["dropped"] > 100
 
 
+def test_write_ahead_has_on_disk_or_counts_as_dropped_what_waits_for_a_child(
+    nursery: Nursery, servers: Servers, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    with ThreeBackends(servers) as backends:
+        settings = {"durability": "write_ahead", "spool_directory": str(spool), "spool_max_bytes": 16 * 1024 * 1024}
+        # All of it fits into the queues, and half of it on disk.
+        log_store = LogStoreSettings(backends.children(**HASTY), settings)
+        backends.fail("collector", "refused")
+        backends.fail("live", "silent")
+        process = nursery.start(crashing.log_and_wait, log_store, 1_000, 32_000, output=tmp_path / "output")
+        assert process.wait_until_said("stats")
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        for child in ("collector", "live"):
+            backends.mend(child)
+        succeed(nursery, log_store, spool, tmp_path / "next")
+        held = backends.held(log_store.streams)
+    stats = json.loads(process.said("stats")[0].text)
+    for child in CHILDREN:
+        names = {name_of(event.message) for event in held[child]}
+        lost = [said.text for said in process.emitted if said.text not in names]
+        assert len(lost) <= stats[child]["dropped"]
+
+
 # Any
 
 
