@@ -499,8 +499,13 @@ class Spool:
                 if not line:
                     return
                 begin, offset = offset, offset + len(line)
+                if not line.endswith(b"\n"):
+                    line = line.rstrip(b"\0")
+                    if segment is self._segments[-1]:
+                        # Its process was killed in the middle of writing it, so nobody was told that it is here.
+                        return
                 zeros = len(line) - len(line.lstrip(b"\0"))
-                if zeros == len(line):
+                if not line:
                     # What was made room for, and not written to.
                     return
                 if line == b"\n":

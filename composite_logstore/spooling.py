@@ -105,8 +105,13 @@ class GivesUp(Protocol):
         ...
 
 
-def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery]) -> bool:
+def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: bool = False) -> bool:
     """Free the oldest segment of a spool, and count what is lost with it. Under the lock that guards them.
+
+    Args:
+        spool: The spool.
+        deliveries: The deliveries that read from it.
+        in_memory_too: Whether what their queues have of it is to go as well.
 
     Returns:
         Whether there was one.
@@ -116,6 +121,8 @@ def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery]) -> bool:
         return False
     for delivery in deliveries:
         if delivery.oldest <= oldest.last:
+            while in_memory_too and delivery.queue and delivery.queue[0].number <= oldest.last:
+                delivery.queue.popleft()
             lost = delivery.wanted_of(oldest.kinds, oldest.first, oldest.last)
             if lost is None:
                 waiting = delivery.queue[0].number if delivery.queue else inf
@@ -328,7 +335,8 @@ class Spooling:
 
     def give_up_oldest(self) -> bool:
         """See `GivesUp`."""
-        return self.spool is not None and give_up_oldest(self.spool, self._deliveries)
+        # With `write_ahead` nothing may count as pending that would not survive the process.
+        return self.spool is not None and give_up_oldest(self.spool, self._deliveries, self._is_write_ahead)
 
 
 def _used(component: Path) -> int:

@@ -170,7 +170,11 @@ class Writer:
                 # Others who wait for the lock come first.
                 time.sleep(0)
             self._report_spool(spooling.error)
-            self._keeper_due.wait(None if is_idle else TICK_SECONDS)
+            if is_idle:
+                self._keeper_due.wait()
+            else:
+                # A signal of its own, which nobody gives: an event does not make the time pass faster.
+                self._clock.signal().wait(TICK_SECONDS)
 
     def _report_spool(self, error: OSError | None) -> None:
         """Warn once when events get no longer to disk, and once when they do again."""

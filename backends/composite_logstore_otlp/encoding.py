@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from struct import Struct
+from struct import error as struct_error
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -141,7 +142,10 @@ _EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, ""
 
 def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
     """Encode an event that has neither an exception nor attributes of its own."""
-    time = _time(event.time_unix_nano)
+    try:
+        time = _time(event.time_unix_nano)
+    except struct_error:
+        raise ValueError("the time is before 1970") from None
     body = event.message.encode()
     length = _varint(len(body))
     sequence = _varint(event.sequence)
