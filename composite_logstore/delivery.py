@@ -279,6 +279,20 @@ class Delivery:
         self._last_error = f"the spool cannot be read: {error.strerror or _words(error)}"
         self._retry_at = now + self._jittered(self._longest_wait)
 
+    def withdraw(self, last: float) -> int:
+        """Take the events up to number `last` out of memory, but for those that are being exported.
+
+        Returns:
+            How many of them had been taken from the queue, and waited to be tried again.
+        """
+        while self.queue and self.queue[0].number <= last:
+            self.queue.popleft()
+        before = sum(map(len, self._batches))
+        if self._exporting_since is None:
+            rests = [[event for event in batch if event.number > last] for batch in self._batches]
+            self._batches = deque(rest for rest in rests if rest)
+        return before - sum(map(len, self._batches))
+
     def give_up_spooled(self, events: int, last: int) -> None:
         """Count the oldest events of the spool, up to number `last`, as dropped: they had to make room."""
         self._lost += min(events, self._in_spool)

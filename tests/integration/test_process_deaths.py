@@ -245,8 +245,8 @@ def test_write_ahead_counts_as_dropped_what_spool_max_bytes_has_no_room_for(
         lost = len(emitted) - len(names)
         # The oldest had to make room, and no other.
         assert names == emitted[lost:]
-        # Some of them waited in memory still when the process was killed.
-        assert stats[child]["dropped"] <= lost <= stats[child]["dropped"] + in_memory
+        # A batch that is just being exported counts as pending until that has ended, and may yet be delivered.
+        assert stats[child]["dropped"] <= lost <= stats[child]["dropped"] + in_memory // 2
     assert stats["archive"]["dropped"] == 0
     assert stats["collector"]["dropped"] > 100
 
@@ -258,7 +258,7 @@ def test_write_ahead_has_on_disk_or_counts_as_dropped_what_waits_for_a_child(
     with ThreeBackends(servers) as backends:
         settings = {"durability": "write_ahead", "spool_directory": str(spool), "spool_max_bytes": 16 * 1024 * 1024}
         # All of it fits into the queues, and half of it on disk.
-        log_store = LogStoreSettings(backends.children(**HASTY), settings)
+        log_store = LogStoreSettings(backends.children(**HASTY, max_export_batch_size=50), settings)
         backends.fail("collector", "refused")
         backends.fail("live", "silent")
         process = nursery.start(crashing.log_and_wait, log_store, 1_000, 32_000, output=tmp_path / "output")
@@ -273,7 +273,9 @@ def test_write_ahead_has_on_disk_or_counts_as_dropped_what_waits_for_a_child(
     for child in CHILDREN:
         names = {name_of(event.message) for event in held[child]}
         lost = [said.text for said in process.emitted if said.text not in names]
-        assert len(lost) <= stats[child]["dropped"]
+        # A batch that is just being exported counts as pending until that has ended, and may yet be delivered.
+        assert len(lost) <= stats[child]["dropped"] + 50
+    assert stats["collector"]["dropped"] > 100
 
 
 # Any
