@@ -29,6 +29,7 @@ ARCHIVE = {"name": "archive", "type": "artifact"}
 COLLECTOR = {"name": "collector", "type": "otlp", "endpoint": "https://collector:4318"}
 OVER_GRPC = {"name": "collector", "type": "otlp", "endpoint": "collector:4317", "protocol": "grpc"}
 LIVE = {"name": "live", "type": "datadog", "api_key": "{{datadog.api_key}}", "application_key": "{{datadog.app}}"}
+SCREEN = {"name": "screen", "type": "otel", "exporter": "console"}
 
 # What the page calls it; the children; what else is set.
 MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -93,15 +94,18 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
         {},
     ),
     '`"tags": ["my tag"]`': ([ARCHIVE, {**LIVE, "tags": ["my tag"]}], {}),
+    '`"exporter": "consol"`': ([ARCHIVE, {**SCREEN, "exporter": "consol"}], {}),
+    "an exporter whose package is missing": ([ARCHIVE, {**SCREEN, "exporter": "no_such_package.Exporter"}], {}),
+    "an exporter that is none": ([ARCHIVE, {**SCREEN, "exporter": "pathlib.Path"}], {}),
+    "an argument that the exporter does not have": ([ARCHIVE, {**SCREEN, "arguments": {"outt": 1}}], {}),
 }
 
 
 def config_classes() -> dict[str, type[ChildConfig]]:
     """Return this project's own backends: a child's type → its settings."""
-    own = {
-        name: entry_point.load() for name, entry_point in backends().items() if name in ("artifact", "datadog", "otlp")
-    }
-    assert len(own) == 3
+    names = ("artifact", "datadog", "otel", "otlp")
+    own = {name: entry_point.load() for name, entry_point in backends().items() if name in names}
+    assert own.keys() == set(names)
     return own
 
 
