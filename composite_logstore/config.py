@@ -217,9 +217,9 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             ValueError: A child's type is unknown here. The server need not have every backend.
         """
         for child in self.children:
-            if isinstance(child, UnknownChild) and ENV_ZENML_SERVER not in os.environ:
-                raise ValueError(f"child '{child.name}': {_unknown_type(child.type)}")
             if ENV_ZENML_SERVER not in os.environ:
+                if isinstance(child, UnknownChild):
+                    raise ValueError(f"child '{child.name}': {_unknown_type(child.type)}")
                 try:
                     child.check_registration()
                 except ValueError as error:

@@ -189,8 +189,8 @@ class _Listener(logging.Filter):
 
     def __init__(self, exporter: LogRecordExporter, hidden: object) -> None:
         super().__init__()
-        # Each module of the SDK and of its exporters logs under its own name.
-        modules = {kind.__module__ for kind in type(exporter).__mro__} - {"abc", "builtins"}
+        # Each module of the SDK and of its exporters logs under its own name, and so does what many send with.
+        modules = {kind.__module__ for kind in type(exporter).__mro__} | {"urllib3.connectionpool"}
         self._loggers = [logging.getLogger(module) for module in modules]
         self._hidden = sorted({text for text in _texts(hidden) if len(text) >= 6}, key=len, reverse=True)
         self._thread: int | None = None
