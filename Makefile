@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# How many processes share the tests; a file of tests stays in one.
+PYTEST_PROCESSES ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -30,7 +32,8 @@ demo: $(STAMP) ## show what it does, with real servers on this machine
 	@$(PY) -m examples.demo
 
 test: $(STAMP) ## all tests but the deep ones, with coverage
-	@$(PY) -m pytest -m 'not deep' --cov --cov-report=term $(PYTEST_ARGS)
+	@$(PY) -m pytest -m 'not deep' -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
+		--cov --cov-report=term $(PYTEST_ARGS)
 
 test-unit: $(STAMP) ## the fast tests only: unit and properties
 	@$(PY) -m pytest tests/unit tests/properties -m 'not deep' $(PYTEST_ARGS)

@@ -76,8 +76,11 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def composite(*children: Any) -> CompositeLogStore:
-    store = make(CompositeLogStore, CompositeLogStoreConfig(primary=children[0].name, children=list(children)))
+def composite(disk: str, *children: Any, durability: Any = "spill") -> CompositeLogStore:
+    config = CompositeLogStoreConfig(
+        primary=children[0].name, children=list(children), durability=durability, spool_directory=f"{disk}/spool"
+    )
+    store = make(CompositeLogStore, config)
     assert isinstance(store, CompositeLogStore)
     return store
 
@@ -142,9 +145,9 @@ def steps_end(kind: str, store: BaseLogStore, steps: int) -> None:
 def ends() -> None:
     for name, backend in (("refuses connections", refusing), ("never answers", silent)):
         print(f"A backend that {name}")
-        with backend() as endpoint:
+        with backend() as endpoint, tempfile.TemporaryDirectory() as disk:
             dead = OtlpChildConfig(name="dead", type="otlp", endpoint=endpoint)
-            steps_end("composite", composite(NullChildConfig(name="living", type="null"), dead), steps=4)
+            steps_end("composite", composite(disk, NullChildConfig(name="living", type="null"), dead), steps=4)
             steps_end("stock", make(OtelLogStore, OtelLogStoreConfig(endpoint=f"{endpoint}/v1/logs")), steps=1)
 
 
@@ -156,7 +159,7 @@ def rate(folder: str, with_dead: bool) -> float:
         ]
         if with_dead:
             children.append(OtlpChildConfig(name="dead", type="otlp", endpoint=endpoint))
-        store = composite(*children)
+        store = composite(folder, *children)
         origin = register(store)
         begin = time.perf_counter()
         for logged in range(PART, EVENTS + 1, PART):
@@ -176,17 +179,17 @@ def siblings() -> None:
     )
 
 
-def memory() -> None:
-    with refusing() as endpoint:
+def memory(durability: str) -> None:
+    with refusing() as endpoint, tempfile.TemporaryDirectory() as disk:
         dead = OtlpChildConfig(name="dead", type="otlp", endpoint=endpoint)
-        store = composite(NullChildConfig(name="living", type="null"), dead)
+        store = composite(disk, NullChildConfig(name="living", type="null"), dead, durability=durability)
         origin = register(store)
         sizes = []
         for _ in range(10):
             log(store, origin, 100_000)
             store.flush(blocking=False)
             sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        print("A million events with one dead child, the process's memory after each 100,000, in MB:")
+        print(f"A million events with one dead child, {durability}: the process's memory after each 100,000, in MB:")
         print("  " + " ".join(f"{size:.0f}" for size in sizes))
         print(f"  {store.stats()['dead']['dropped']:,} dropped, {store.stats()['dead']['pending']:,} pending")
 
@@ -194,7 +197,8 @@ def memory() -> None:
 def main() -> None:
     logging.disable(logging.CRITICAL)
     print(f"Python {platform.python_version()}")
-    memory()
+    memory("memory")
+    memory("spill")
     siblings()
     ends()
 

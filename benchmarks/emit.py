@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -110,7 +111,9 @@ def measure(emit: Callable[[logging.LogRecord], None]) -> float:
 
 def main() -> None:
     children = [NullChildConfig(name=name, type="null") for name in ("a", "b", "c")]
-    composite = make(CompositeLogStore, CompositeLogStoreConfig(primary="a", children=children))
+    disk = tempfile.TemporaryDirectory()
+    config = CompositeLogStoreConfig(primary="a", children=children, spool_directory=disk.name)
+    composite = make(CompositeLogStore, config)
     stock = make(NullOtelLogStore, OtelLogStoreConfig(endpoint="http://127.0.0.1:4318/v1/logs"))
     emitters = {composite: emitter(composite), stock: emitter(stock)}
     times: dict[BaseLogStore, list[float]] = {composite: [], stock: []}
@@ -124,6 +127,7 @@ def main() -> None:
     print(f"composite log store, three children    {ours:5.1f} µs a record")
     print(f"ZenML's OtelLogStore, one exporter     {theirs:5.1f} µs a record")
     print(f"ratio                                  {ratio:5.1f}")
+    disk.cleanup()
 
 
 if __name__ == "__main__":

@@ -172,7 +172,10 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         fetch_fallback: The names of the children to read, in order, when the primary is unavailable.
         flush_timeout_millis: How long a flush waits for a child that makes no progress, in milliseconds.
         flush_limit_millis: How long a flush waits for children that make progress, in milliseconds.
-        durability: Where events wait. This release has `memory` alone.
+        durability: What survives the process. `memory`: nothing is ever on disk. `spill`: what is not
+            delivered is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
+        spool_directory: Where; under ZenML's configuration folder if not set.
+        spool_max_bytes: How many bytes the log store may have there, all its processes together.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -182,7 +185,17 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     fetch_fallback: list[str] = Field(default_factory=list)
     flush_timeout_millis: int = Field(default=5_000, ge=0)
     flush_limit_millis: int = Field(default=30_000, ge=0)
-    durability: str = "memory"
+    durability: Literal["memory", "spill", "write_ahead"] = "spill"
+    spool_directory: str | None = None
+    spool_max_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
+
+    @field_validator("spool_directory")
+    @classmethod
+    def _is_absolute(cls, value: str | None) -> str | None:
+        # Two processes of a log store, started in different folders, have to find each other's spools.
+        if value is not None and not os.path.isabs(os.path.expanduser(value)):
+            raise ValueError("'spool_directory' must be an absolute path, or begin with ~/")
+        return value
 
     @property
     def enabled_children(self) -> list[ChildConfig]:
@@ -257,13 +270,6 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         if not value:
             raise ValueError("'children' is empty; give at least one child")
         return [_parse_child(number, child) for number, child in enumerate(value, start=1)]
-
-    @field_validator("durability")
-    @classmethod
-    def _durability_in_this_release(cls, value: str) -> str:
-        if value != "memory":
-            raise ValueError("'durability': this release keeps events in memory alone; set 'memory' or leave it out")
-        return value
 
     @model_validator(mode="after")
     def _names_fit(self) -> CompositeLogStoreConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -75,6 +75,21 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Read the next events of the child back from the spool, then hand them over: those that its queue has not.
+
+    Attributes:
+        after: Only events with numbers above this are wanted.
+        events: How many at most.
+        there: How many are thought to be there.
+    """
+
+    after: int
+    events: int
+    there: int
+
+
+@dataclass(frozen=True)
 class EndStream:
     """Tell the exporter that the stream has ended: all its events are settled."""
 
@@ -94,7 +109,7 @@ class Wait:
     events: int | None = None
 
 
-Action: TypeAlias = Export | EndStream | Wait
+Action: TypeAlias = Export | Load | EndStream | Wait
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,21 @@ class ChildStats:
     rejected_reasons: dict[str, int]
     last_error: str | None
 
+    def plus(self, other: ChildStats) -> ChildStats:
+        """Return the account of both: of this process, and of what it has adopted."""
+        reasons = Counter(self.rejected_reasons) + Counter(other.rejected_reasons)
+        return ChildStats(
+            state=self.state,
+            accepted=self.accepted + other.accepted,
+            delivered=self.delivered + other.delivered,
+            rejected=self.rejected + other.rejected,
+            dropped=self.dropped + other.dropped,
+            pending=self.pending + other.pending,
+            shortened=self.shortened + other.shortened,
+            rejected_reasons=dict(reasons),
+            last_error=self.last_error or other.last_error,
+        )
+
 
 class Delivery:
     """The delivery to one child. Its journal's lock guards every call.
@@ -132,28 +162,48 @@ class Delivery:
         state: How the backend is doing.
         settled: How many events are delivered or rejected: it grows while there is progress.
         updates: How many of a progress bar's updates were accepted, where only the latest are.
+        is_thinned: Whether of a progress bar's updates it gets the latest alone.
+        taken: The number of the last event that was taken from the queue or the spool.
+        updates_in_spool: The numbers of a progress bar's updates that gave way in a full queue: of those in
+            the spool, they alone are meant for a child that wants the latest.
     """
 
-    def __init__(self, config: ChildConfig, accepted: Callable[[], int], rand: Callable[[], float] = random.random):
+    def __init__(
+        self,
+        config: ChildConfig,
+        accepted: Callable[[], int],
+        rand: Callable[[], float] = random.random,
+        spooled: bool = False,
+        settled_before: int = 0,
+    ):
         """Start with nothing.
 
         Args:
             config: The child's settings.
             accepted: Tells how many events the journal has meant for the child.
             rand: A number from 0 to 1, for the jitter of retries.
+            spooled: Whether what gives way in a full queue is in the spool.
+            settled_before: The number below which everything was settled by an earlier process.
         """
         self.name = config.name
         self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
         self.state = State.HEALTHY
         self.updates = 0
+        self._min_level = -inf if config.min_level is None else int(config.min_level.value)
+        self.is_thinned = config.progress == "latest"
         self._accepted = accepted
         self._rand = rand
         self._batch_size = config.batch_size
-        self._batch_bytes = config.max_batch_bytes
+        self.batch_bytes = config.max_batch_bytes
         self._delay = config.schedule_delay_millis / 1000
         self._timeout = config.export_timeout_millis / 1000
         self._first_wait = config.retry_initial_interval_millis / 1000
         self._longest_wait = config.retry_max_interval_millis / 1000
+        self._spooled = spooled
+        self.taken = settled_before - 1
+        self.updates_in_spool: set[int] = set()
+        # How many of those that gave way in a full queue are not in the spool after all.
+        self._lost = 0
         # Batches taken from the queue and not yet settled: one, or the pieces of one that was split.
         self._batches: deque[list[LogEvent]] = deque()
         self._exporting_since: float | None = None
@@ -183,6 +233,8 @@ class Delivery:
         if self._ended and self.oldest >= self._ended[0][0]:
             return EndStream(self._ended.popleft()[1])
         if not self._batches:
+            if self._in_spool:
+                return Load(self.taken, self._batch_size, there=self._in_spool)
             if not self.queue:
                 self._waiting_since = None
                 return Wait(None, events=1)
@@ -196,9 +248,72 @@ class Delivery:
             if not batch:
                 return Wait(self._seen_at + 1 - now)
             self._batches.append(batch)
+            self.taken = batch[-1].number
             self._waiting_since = now
         self._exporting_since = now
         return Export(self._batches[0])
+
+    def loaded(self, events: list[LogEvent], there: int) -> None:
+        """Take what was read from the spool.
+
+        Args:
+            events: The events. If there is none, what was thought to be there is lost.
+            there: How many were thought to be there.
+        """
+        self.updates_in_spool.difference_update(event.number for event in events if event.progress)
+        # What had to make room meanwhile is counted already.
+        batch = [event for event in events if event.number > self.taken]
+        if batch:
+            self._batches.append(batch)
+            self.taken = batch[-1].number
+        elif not events:
+            self._lost += min(there, self._in_spool)
+
+    def not_loaded(self, error: OSError, now: float) -> None:
+        """Reading from the spool raised. It is tried again.
+
+        Args:
+            error: What it raised.
+            now: The time in seconds.
+        """
+        self._last_error = f"the spool cannot be read: {error.strerror or _words(error)}"
+        self._retry_at = now + self._jittered(self._longest_wait)
+
+    def give_up_spooled(self, events: int, last: int) -> None:
+        """Count the oldest events of the spool, up to number `last`, as dropped: they had to make room."""
+        self._lost += min(events, self._in_spool)
+        self.taken = max(self.taken, last)
+        self.updates_in_spool = {number for number in self.updates_in_spool if number > last}
+
+    def wanted_of(self, kinds: Mapping[tuple[int, bool], int], first: int, last: float) -> int | None:
+        """Return how many of a run of events in the spool are meant for the child, and not yet taken or queued.
+
+        Args:
+            kinds: How many events there are of each level, ordinary ones and a progress bar's updates.
+            first: The number below which none of them is.
+            last: The number above which none of them is.
+
+        Returns:
+            The number; None if some of them are taken or queued, so that each has to be looked at.
+        """
+        if first <= self.taken or (self.queue and self.queue[0].number <= last):
+            return None
+        wanted = sum(
+            count
+            for (level, is_update), count in kinds.items()
+            if level >= self._min_level and not (is_update and self.is_thinned)
+        )
+        if self.is_thinned and self._min_level <= logging.INFO:
+            wanted += sum(first <= number <= last for number in self.updates_in_spool)
+        return wanted
+
+    def wants(self, event: LogEvent) -> LogEvent | None:
+        """Return an event of the spool as the child is to have it, None if it is not meant for it."""
+        if event.progress and self.is_thinned:
+            if event.number not in self.updates_in_spool:
+                return None
+            event = event._replace(level=logging.INFO, level_name="INFO")
+        return event if event.level >= self._min_level else None
 
     def flush(self, before: int) -> None:
         """Let no event whose number is below `before` wait for a fuller batch."""
@@ -212,6 +327,12 @@ class Delivery:
 
     def update(self, event: LogEvent) -> None:
         """Take a progress bar's update, in place of the one before if that is of the same second and waits."""
+        if self._spooled and len(self.queue) == self.queue.maxlen and self.queue[0].progress:
+            self.updates_in_spool.add(self.queue[0].number)
+        if not event.progress:
+            self.updates += 1
+            self.queue.append(event)
+            return
         event = event._replace(level=logging.INFO, level_name="INFO")
         key = (event.stream.id, event.logger_name)
         before = self._latest.get(key)
@@ -276,9 +397,14 @@ class Delivery:
 
     @property
     def oldest(self) -> float:
-        """The number of the oldest event that is not settled, infinity if all are."""
+        """The number of the oldest event that is not settled, infinity if all are.
+
+        Below it there may be events that are not meant for the child.
+        """
         if self._batches:
             return self._batches[0][0].number
+        if self._in_spool:
+            return self.taken + 1
         return self.queue[0].number if self.queue else inf
 
     @property
@@ -289,7 +415,16 @@ class Delivery:
     @property
     def pending(self) -> int:
         """How many events wait, or are being exported."""
+        return self._in_memory + self._in_spool
+
+    @property
+    def _in_memory(self) -> int:
         return len(self.queue) + sum(map(len, self._batches))
+
+    @property
+    def _in_spool(self) -> int:
+        """How many events gave way in a full queue, and can be read back."""
+        return self._accepted() - self.settled - self._lost - self._in_memory if self._spooled else 0
 
     @property
     def last_error(self) -> str | None:
@@ -342,7 +477,7 @@ class Delivery:
         number = size = 0
         for event in islice(self.queue, self._batch_size):
             size += event.size
-            if (number and size > self._batch_bytes) or (event.progress and self._may_be_replaced(event)):
+            if (number and size > self.batch_bytes) or (event.progress and self._may_be_replaced(event)):
                 break
             number += 1
         return [self.queue.popleft() for _ in range(number)]

@@ -27,6 +27,10 @@ _ABBREVIATED.maxlevel = 2
 # The attributes of every `logging.LogRecord`; what a record has besides was given to it as `extra`.
 # https://docs.python.org/3/library/logging.html#logrecord-attributes
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_RECORD_LENGTH = len(vars(logging.makeLogRecord({})))
+
+# What a named tuple's own constructor comes to, in half of its time.
+_tuple: Any = tuple.__new__
 
 
 class ExceptionInfo(NamedTuple):
@@ -216,27 +220,43 @@ def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None
     message = _message(record)
     # ZenML makes a record of each `write` to stdout and stderr.
     is_printed = record.name in ("stdout", "stderr") and not record.pathname
-    extra = record.__dict__.keys() - _RECORD_ATTRIBUTES
-    return Capture(
-        # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
-        _nanoseconds(record.created),
-        _level(record.levelno),
-        _str(record.levelname or ""),
-        # The end of the line is not part of what was said.
-        message.rstrip("\r\n") if is_printed else message,
-        _str(record.name or ""),
-        _str(record.pathname or ""),
-        record.lineno or 0,
-        _str(record.funcName or ""),
-        _exception(record.exc_info) if record.exc_info else None,
-        TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None,
-        plain_mapping({key: record.__dict__[key] for key in extra}) if extra else _NOTHING,
-        plain_mapping(metadata) if metadata else _NOTHING,
-        is_printed and "\r" in message and "\r" in message.replace("\r\n", "\n"),
+    fields = record.__dict__
+    # Formatters add the first two. Whoever adds more makes the dictionary longer.
+    has_extra = len(fields) - ("message" in fields) - ("asctime" in fields) != _RECORD_LENGTH
+    captured: Capture = _tuple(
+        Capture,
+        (
+            # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
+            _nanoseconds(record.created),
+            _level(record.levelno),
+            _str(record.levelname or ""),
+            # The end of the line is not part of what was said.
+            message.rstrip("\r\n") if is_printed else message,
+            _str(record.name or ""),
+            _str(record.pathname or ""),
+            record.lineno or 0,
+            _str(record.funcName or ""),
+            _exception(record.exc_info) if record.exc_info else None,
+            TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None,
+            _extra(fields) if has_extra else _NOTHING,
+            plain_mapping(metadata) if metadata else _NOTHING,
+            is_printed and "\r" in message and "\r" in message.replace("\r\n", "\n"),
+        ),
     )
+    return captured
 
 
 _NOTHING: Mapping[str, Plain] = {}
+
+
+def _extra(fields: dict[str, Any]) -> Mapping[str, Plain]:
+    return plain_mapping({key: fields[key] for key in fields.keys() - _RECORD_ATTRIBUTES})
+
+
+def numbered(capture: Capture, stream: Stream, writer: str, number: int, sequence: int) -> LogEvent:
+    """Return the event that a capture becomes with its numbers."""
+    event: LogEvent = _tuple(LogEvent, (stream, writer, number, sequence, *capture))
+    return event
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -320,6 +340,8 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
 
 
 def _str(value: Any) -> str:
+    if type(value) is str and value.isascii():
+        return value
     try:
         return _text(str(value))
     except Exception:

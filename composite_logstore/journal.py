@@ -12,8 +12,10 @@ from typing import Any
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import Delivery
-from composite_logstore.event import Capture, LogEvent, Stream
+from composite_logstore.delivery import Delivery, Load
+from composite_logstore.event import Capture, LogEvent, Stream, numbered
+from composite_logstore.spool import Cursor
+from composite_logstore.spooling import Spooling, SpoolSettings, next_batch
 
 _append: Callable[[Any, Any], None] = deque.append
 
@@ -27,16 +29,20 @@ class _Route:
 
     Attributes:
         children: The names of the children that get each of them.
-        queues: The queues of these children.
+        queues: The queues of these children, and what is to go to disk.
         latest: The deliveries that only want the latest of them.
         count: How many there were.
     """
 
     __slots__ = ("children", "count", "latest", "queues")
 
-    def __init__(self, wanted_by: list[Delivery], latest: list[Delivery]) -> None:
+    def __init__(
+        self, wanted_by: list[Delivery], latest: list[Delivery], unspooled: deque[LogEvent] | None = None
+    ) -> None:
         self.children = frozenset(delivery.name for delivery in wanted_by)
-        self.queues = tuple(delivery.queue for delivery in wanted_by)
+        queues = [delivery.queue for delivery in wanted_by]
+        # What nobody wants need not go to disk.
+        self.queues = (*queues, unspooled) if unspooled is not None and (queues or latest) else tuple(queues)
         self.latest = tuple(latest)
         self.count: deque[int] = deque([0], maxlen=1)
 
@@ -54,12 +60,15 @@ class Journal:
         wakes_done: How many of these times they have been. A Ctrl-C may come in between.
     """
 
-    def __init__(self, children: Sequence[ChildConfig], clock: Clock | None = None) -> None:
+    def __init__(
+        self, children: Sequence[ChildConfig], clock: Clock | None = None, spool: SpoolSettings | None = None
+    ) -> None:
         """Begin with number 0.
 
         Args:
             children: The enabled children.
             clock: Where time and chance come from; the real ones if not given.
+            spool: How events go to disk; they wait in memory alone if not given.
         """
         clock = clock or Clock()
         self.writer = secrets.token_hex(8)[:15]
@@ -70,17 +79,21 @@ class Journal:
         self._routes: dict[int, _Route] = {}
         self._update_routes: dict[int, _Route] = {}
         self._last: deque[LogEvent] = deque(maxlen=1)
-        self.deliveries = [self._delivery(child, clock.random(child.name)) for child in children]
+        self.deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
+        self.spooling = spool and Spooling(spool, self.writer, self.deliveries)
+        # Without a spool nothing is ever added to it.
+        self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
+        self._cursors: dict[str, Cursor] = {}
         self._wake_at: float = 0
         self.wakes_wanted = 0
         self.wakes_done = 0
 
-    def _delivery(self, child: ChildConfig, rand: Callable[[], float]) -> Delivery:
+    def _delivery(self, child: ChildConfig, rand: Callable[[], float], spooled: bool) -> Delivery:
         def accepted() -> int:
             routes = (*self._routes.values(), *self._update_routes.values())
             return sum(route.count[0] for route in routes if child.name in route.children) + delivery.updates
 
-        delivery = Delivery(child, accepted, rand)
+        delivery = Delivery(child, accepted, rand, spooled)
         return delivery
 
     @property
@@ -101,7 +114,7 @@ class Journal:
         with self.lock:
             number = self.next_number
             sequence = stream.last[0].sequence + 1 if stream.last else 0
-            event = LogEvent(stream, self.writer, number, sequence, *capture)
+            event = numbered(capture, stream, self.writer, number, sequence)
             route = self._route(capture.level, capture.progress)
             _run(
                 map(
@@ -112,6 +125,8 @@ class Journal:
             )
             for delivery in route.latest:
                 delivery.update(event)
+            if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
+                self.spooling.write()
             if number >= self._wake_at:
                 self.wakes_wanted += 1
                 self._wake_at = inf
@@ -135,13 +150,32 @@ class Journal:
         latest: list[Delivery] = []
         for child, delivery in zip(self._children, self.deliveries, strict=True):
             thinned = progress and child.progress == "latest"
+            # With a spool it has to note which updates give way, so it takes every event by itself.
+            by_itself = thinned or (child.progress == "latest" and self.spooling is not None)
             if child.min_level is None or (logging.INFO if thinned else level) >= int(child.min_level.value):
-                (latest if thinned else wanted_by).append(delivery)
-        return _Route(wanted_by, latest)
+                (latest if by_itself else wanted_by).append(delivery)
+        return _Route(wanted_by, latest, self.spooling.unspooled if self.spooling else None)
 
     def wake_after(self, events: int) -> None:
         """Have `append` ask for the workers once so many events more are there, if not before."""
         self._wake_at = min(self._wake_at, self.next_number + events - 1)
+
+    def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
+        """Read what a delivery asks for from the spool. Not under the lock, since it is I/O."""
+        with self.lock:
+            spool = self.spooling and self.spooling.spool
+            before = delivery.queue[0].number if delivery.queue else self.next_number
+        if not spool:
+            return []
+        cursor = self._cursors.get(delivery.name)
+        if cursor is None or cursor.spool is not spool:
+            cursor = self._cursors[delivery.name] = Cursor(spool)
+        return next_batch(cursor, delivery, load, before)
+
+    def settled(self, delivery: Delivery) -> None:
+        """Note on disk how far a delivery is. Under the lock."""
+        if self.spooling:
+            self.spooling.settled(delivery)
 
     def end_stream(self, stream: Stream) -> None:
         """Announce to every child that the stream has ended."""

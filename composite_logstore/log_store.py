@@ -13,7 +13,7 @@ from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
 from zenml.logger import get_logger
 from zenml.stack.stack_validator import StackValidator
 
-from composite_logstore import reading
+from composite_logstore import reading, spooling
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery import ChildStats
 from composite_logstore.event import Stream, capture
@@ -175,9 +175,16 @@ class CompositeLogStore(BaseLogStore):
 
     @property
     def validator(self) -> StackValidator:
-        """Checks, before a run, that each enabled child can be used from here."""
+        """Checks, before a run, that each enabled child can be used from here, and the spool if all depends on it."""
 
         def check(stack: Stack) -> tuple[bool, str]:
+            settings = spooling.spool_settings(self.id, self.config)
+            if settings and settings.write_ahead:
+                try:
+                    spooling.check(settings)
+                except OSError as error:
+                    why = spooling.in_words(error, settings)
+                    return False, f"log store '{self.name}', 'durability' is write_ahead: {why}"
             for child in self.config.enabled_children:
                 try:
                     if isinstance(child, UnknownChild):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from zenml.logger import get_logger
@@ -12,16 +13,31 @@ from composite_logstore import secrets, telemetry
 from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, State, Wait
+from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, Load, State, Wait
 from composite_logstore.journal import Journal
+
+if TYPE_CHECKING:
+    from composite_logstore.adoption import AdoptedJournal
 
 logger = get_logger(__name__)
 
 
 class Worker:
-    """One child's thread. It starts with the first event and stops with the process."""
+    """One child's thread. It starts with the first event and stops with the process.
 
-    def __init__(self, log_store_id: UUID, config: ChildConfig, delivery: Delivery, journal: Journal, clock: Clock):
+    Attributes:
+        has_ended: Whether it was stopped, and does nothing any more. The journal's `progress` tells of it.
+    """
+
+    def __init__(
+        self,
+        log_store_id: UUID,
+        config: ChildConfig,
+        delivery: Delivery,
+        journal: Journal | AdoptedJournal,
+        clock: Clock,
+        tells_state: bool = True,
+    ):
         """Prepare; nothing is started.
 
         Args:
@@ -30,7 +46,9 @@ class Worker:
             delivery: What to drive.
             journal: The journal that feeds the delivery.
             clock: Where time and threads come from.
+            tells_state: Whether it warns when trouble with the backend begins, and when it ends.
         """
+        self._tells_state = tells_state
         self._config = config
         self._delivery = delivery
         self._attributes = telemetry.attributes(log_store_id, config)
@@ -41,6 +59,8 @@ class Worker:
         self._is_running = False
         self._exporter: Exporter | None = None
         self._stopping = False
+        self._is_cut_short = False
+        self.has_ended = False
         self._in_trouble = False
         self._reported: set[str] = set()
 
@@ -52,8 +72,13 @@ class Worker:
                 if not self._is_running:
                     self._clock.start(self._run, f"composite-logstore {self._config.name}")
 
-    def stop(self) -> None:
-        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait."""
+    def stop(self, at_once: bool = False) -> None:
+        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait.
+
+        Args:
+            at_once: Whether to end as soon as the export under way has returned, whatever is left.
+        """
+        self._is_cut_short = at_once
         self._stopping = True
         self._awake.set()
 
@@ -71,7 +96,7 @@ class Worker:
 
     def _news(self, stats: ChildStats) -> list[str]:
         news = []
-        in_trouble = stats.state != State.HEALTHY.value
+        in_trouble = self._tells_state and stats.state != State.HEALTHY.value
         if in_trouble and not self._in_trouble:
             news.append(f"its backend takes no events: {stats.last_error}. They wait and are tried again.")
         elif self._in_trouble and not in_trouble:
@@ -79,7 +104,7 @@ class Worker:
         self._in_trouble = in_trouble
         losses = {reason: f"its backend rejects events: {reason}" for reason in stats.rejected_reasons}
         if stats.dropped:
-            losses["dropped"] = "its queue is full, the oldest events are dropped"
+            losses["dropped"] = "events are dropped, the oldest first"
         news += [f"{losses[loss]}. The store's stats count them." for loss in losses.keys() - self._reported]
         self._reported |= losses.keys()
         return news
@@ -92,13 +117,15 @@ class Worker:
             self._work()
 
     def _work(self) -> None:
-        while True:
+        while not self._is_cut_short:
             with self._journal.lock:
                 action = self._delivery.next(self._clock.now())
                 if isinstance(action, Wait) and action.events:
                     self._journal.wake_after(action.events)
             if isinstance(action, Export):
                 self._export(action)
+            elif isinstance(action, Load):
+                self._load(action)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
             elif self._stopping:
@@ -106,6 +133,20 @@ class Worker:
             else:
                 self._awake.wait(action.seconds)
         self._close()
+        with self._journal.lock:
+            self.has_ended = True
+            self._journal.progress.notify_all()
+
+    def _load(self, action: Load) -> None:
+        try:
+            events = self._journal.load(self._delivery, action)
+        except OSError as error:
+            with self._journal.lock:
+                self._delivery.not_loaded(error, self._clock.now())
+            return
+        with self._journal.lock:
+            self._delivery.loaded(events, action.there)
+            self._journal.settled(self._delivery)
 
     def _export(self, action: Export) -> None:
         error: BaseException | None = None
@@ -122,6 +163,7 @@ class Worker:
                 self._delivery.exported(shortened)
             else:
                 self._delivery.failed(error, self._clock.now())
+            self._journal.settled(self._delivery)
             self._journal.progress.notify_all()
         failure = {"error.type": type(error).__name__} if error else {}
         telemetry.export_duration().record(self._clock.now() - begin, self._attributes | failure)

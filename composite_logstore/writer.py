@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import os
 import threading
+import time
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -12,11 +14,13 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore import clock, telemetry
+from composite_logstore.adoption import Adoption
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
 from composite_logstore.event import Capture, Stream
 from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.journal import Journal
+from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
 
@@ -44,6 +48,7 @@ class Writer:
         self._config = config
         self._clock = clock.current
         self._streams: dict[UUID, Stream] = {}
+        self._spool = spool_settings(component_id, config)
         self._begin()
 
     def _begin(self) -> None:
@@ -55,7 +60,14 @@ class Writer:
         self._sending = threading.RLock()
         self._inherited: set[UUID] = set()
         children = self._config.enabled_children
-        self._journal = Journal(children, self._clock)
+        self._journal = Journal(children, self._clock, self._spool)
+        self._keeping = threading.Lock()
+        self._is_keeping = False
+        self._keeper_due = self._clock.signal()
+        self._spool_error: OSError | None = None
+        self._adoption = Adoption(self._component_id, children, self._clock, _warn)
+        if self._journal.spooling:
+            self._journal.spooling.others = self._adoption.journals
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
@@ -118,20 +130,75 @@ class Writer:
         for worker in self._workers:
             worker.report()
 
+    # The spool
+
+    def _wake_keeper(self) -> None:
+        if self._spool is not None:
+            self._keeper_due.set()
+            if not self._is_keeping:
+                with self._keeping:
+                    if not self._is_keeping:
+                        self._clock.start(self._keep, "composite-logstore spool")
+
+    def _keep(self) -> None:
+        """Bring to disk what waits too long, and deliver what dead processes have left there."""
+        with self._keeping:
+            was_keeping, self._is_keeping = self._is_keeping, True
+        spooling = self._journal.spooling
+        if was_keeping or self._spool is None or spooling is None:
+            return
+        component = self._spool.component
+        self._clock.start(lambda: self._adoption.run(component), "composite-logstore adoption")
+        seen = -1
+        while True:
+            is_there = spooling.keep_house()
+            with self._journal.lock:
+                if not is_there:
+                    spooling.give_up_folder()
+                spooling.try_again()
+                spooling.refresh()
+                spooling.settle()
+                due = spooling.tick(self._journal.next_number)
+                is_idle = due is None and seen == self._journal.next_number
+                seen = self._journal.next_number
+                if is_idle:
+                    self._journal.wake_after(1)
+            while due is not None:
+                with self._journal.lock:
+                    if not spooling.write_due(due):
+                        break
+                # Others who wait for the lock come first.
+                time.sleep(0)
+            self._report_spool(spooling.error)
+            self._keeper_due.wait(None if is_idle else TICK_SECONDS)
+
+    def _report_spool(self, error: OSError | None) -> None:
+        """Warn once when events get no longer to disk, and once when they do again."""
+        if self._spool is not None and bool(error) != bool(self._spool_error):
+            if error:
+                _warn(f"{in_words(error, self._spool)}. Until then events wait in memory alone.")
+            else:
+                _warn(f"the spool in {self._spool.component} can be used again.")
+        self._spool_error = error
+
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
         with self._journal.lock:
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
-            return {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
+            stats = {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
+        for adopted in self._adoption.stats():
+            for name, account in adopted.items():
+                stats[name] = stats[name].plus(account)
+        return stats
 
     def observed(self) -> list[Observed]:
         """Return how each child stands, for the metrics."""
-        with self._journal.lock:
-            return [
-                Observed(self._component_id, child, delivery.stats(), len(delivery.queue))
-                for child, delivery in zip(self._config.enabled_children, self._journal.deliveries, strict=True)
-            ]
+        stats = self.stats()
+        return [
+            Observed(self._component_id, child, stats[child.name], len(delivery.queue))
+            for child, delivery in zip(self._config.enabled_children, self._journal.deliveries, strict=True)
+        ]
 
     def close(self, seconds: float) -> None:
         """Deliver what can be delivered, stop the workers, and say in one line what is left.
@@ -142,12 +209,22 @@ class Writer:
         if not self._journal.next_number:
             return
         self.flush(seconds, seconds)
+        self._adoption.stop()
         for worker in self._workers:
             worker.stop()
-        left = {name: stats.pending for name, stats in self.stats().items() if stats.pending}
+        with self._journal.lock:
+            left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
+        is_on_disk = False
+        if self._journal.spooling is not None:
+            with self._journal.lock:
+                self._journal.spooling.settle_down()
+                is_on_disk = self._journal.spooling.error is None
         if left:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
-            logger.warning(f"The process ends with events that could not be delivered: {children}.")
+            if is_on_disk:
+                _warn(f"The process ends with events that wait on disk: {children}. The next process delivers them.")
+            else:
+                _warn(f"The process ends with events that could not be delivered: {children}.")
 
     # Forks
 
@@ -166,7 +243,7 @@ class Writer:
         """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
         outbox = self._inbox.outbox() if self._inbox else self._outbox
         # Never freed: an exporter that is taken apart in a forked process can hang.
-        self._parents = self._workers, self._journal
+        self._parents = self._workers, self._journal, self._adoption
         self._begin()
         self._outbox = outbox
         self._inherited = set(self._streams)
@@ -213,7 +290,13 @@ class Writer:
         wanted = self._journal.wakes_wanted
         for worker in self._workers:
             worker.wake()
+        self._wake_keeper()
         self._journal.wakes_done = wanted
+
+
+def _warn(text: str) -> None:
+    # Outside of any logging context, so that it does not become an event.
+    contextvars.Context().run(logger.warning, text)
 
 
 _writers: dict[tuple[UUID, str], Writer] = {}

@@ -10,8 +10,8 @@ from zenml.enums import StackComponentType
 from zenml.models import LogsResponse
 from zenml.models.v2.core.logs import LogsResponseBody
 
-from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig
-from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig
+from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig, spool, writer
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -32,7 +32,7 @@ def make_store(
         config=CompositeLogStoreConfig(
             primary=primary or children[0].name,
             children=list(children),
-            **{"flush_timeout_millis": 200, "flush_limit_millis": 2000, **settings},
+            **{"flush_timeout_millis": 200, "flush_limit_millis": 2000, "durability": "memory", **settings},
         ),
         flavor="composite",
         type=StackComponentType.LOG_STORE,
@@ -50,6 +50,13 @@ def make_logs(store: CompositeLogStore, source: str = "step", id: UUID | None = 
             created=LONG_AGO, updated=LONG_AGO, project_id=uuid4(), source=source, log_store_id=store.id
         ),
     )
+
+
+def process_dies(clock: SimulatedClock) -> None:
+    """Do what SIGKILL does to the only simulated process: its threads stop, its locks go."""
+    clock.kill()
+    writer._writers.clear()
+    spool.let_go_of_all()
 
 
 def assert_accounts_add_up(stats: dict[str, dict[str, Any]]) -> None:

@@ -40,6 +40,8 @@ _LARGEST_BLOCK = 8 * 1024 * 1024
 # Objects up to this size are read in one request.
 _SMALL = 8 * 1024 * 1024
 _AT_ONCE = 16
+# What each line begins with that our exporter writes.
+_BEGINNING = b'{"timestamp":'
 
 
 class ArtifactReader:
@@ -372,7 +374,7 @@ class _Wanted:
     def parse(self, text: bytes) -> ReadEntry | None:
         """Return the line as an entry, None if it is empty or not wanted.
 
-        A line that is not an entry is one all the same, of plain text, as ZenML has it.
+        A line that is not an entry is one all the same, of plain text, as ZenML has it, but for a piece of one.
         """
         event: Event | None = None
         try:
@@ -382,6 +384,8 @@ class _Wanted:
                 return None
             entry: LogEntry | None = LogEntry.model_validate(fields)
         except ValueError:
+            if _is_piece(text):
+                return None
             event = None
             entry = parse_log_entry(text.decode("utf-8", "replace"))
         if entry is None or not (self._is_all or self._wants(entry)):
@@ -423,6 +427,14 @@ def _event(fields: Any) -> Event | None:
         return None
     writer, sequence = fields.get("writer"), fields.get("sequence")
     return Event(writer, sequence) if type(writer) is str and type(sequence) is int else None
+
+
+def _is_piece(text: bytes) -> bool:
+    """Return whether a line that is no entry is the beginning of one of ours.
+
+    Its process was killed in the middle of writing it, or found the disk full. The event is written again.
+    """
+    return text.startswith(_BEGINNING) or (len(text) > 1 and _BEGINNING.startswith(text))
 
 
 def _is_complete(text: bytes) -> bool:

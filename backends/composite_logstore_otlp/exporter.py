@@ -116,7 +116,13 @@ def resource_attributes(config: OtlpChildConfig) -> dict[str, Any]:
         settings["service.version"] = config.service_version
     defaults = {"service.name": "zenml", "service.version": zenml_version}
     variables = OTELResourceDetector().detect().attributes
-    return dict(Resource.create({**defaults, **variables, **settings}).attributes)
+    attributes = {**defaults, **variables, **settings}
+    try:
+        return dict(Resource.create(attributes).attributes)
+    except RuntimeError:
+        # It looks for more in threads, and a process that is at its end cannot start any. What is logged last
+        # is worth more than that.
+        return attributes
 
 
 def _rejected(response: bytes) -> tuple[str, int]:

@@ -46,6 +46,7 @@ class SimulatedClock(clock.Clock):
         self._now = 1000.0
         self._test = _Task("test")
         self._tasks: dict[int, _Task] = {}
+        self._killed: list[_Task] = []
         self._is_over = False
 
     def __enter__(self) -> SimulatedClock:
@@ -58,7 +59,7 @@ class SimulatedClock(clock.Clock):
         """End the simulated threads, whatever they wait for."""
         clock.current = self._real
         self._is_over = True
-        for task in list(self._tasks.values()):
+        for task in [*self._tasks.values(), *self._killed]:
             if task.thread is not None:
                 task.turn.release()
                 task.thread.join()
@@ -79,11 +80,23 @@ class SimulatedClock(clock.Clock):
         Returns:
             Whether it is true.
         """
+        if self._is_over:
+            raise _Ended
         task = self._tasks[threading.get_ident()]
         task.ready = ready
         task.until = None if seconds is None else self._now + seconds
         self._hand_on(task)
         return ready()
+
+    @property
+    def threads(self) -> list[str]:
+        """The names of the simulated threads that there are."""
+        return [task.name for task in self._tasks.values() if task is not self._test]
+
+    def kill(self) -> None:
+        """Let the simulated threads do nothing any more, as if their process had been killed."""
+        for thread in [thread for thread, task in self._tasks.items() if task is not self._test]:
+            self._killed.append(self._tasks.pop(thread))
 
     # What the log store uses
 
@@ -115,7 +128,7 @@ class SimulatedClock(clock.Clock):
             except _Ended:
                 pass
             finally:
-                del self._tasks[threading.get_ident()]
+                self._tasks.pop(threading.get_ident(), None)
                 if not self._is_over:
                     self._next().turn.release()
 

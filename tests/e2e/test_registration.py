@@ -106,7 +106,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"children": f"[{json.dumps(LIVE)},]"},
         ["'children' is not valid JSON", "line 1", "--children=@file.json"],
     ),
-    "durability": ({"durability": "spill"}, ["'durability'", "'memory'"]),
+    "durability": ({"durability": "always"}, ["durability", "'spill'"]),
+    "spool directory": ({"spool_directory": "here"}, ["'spool_directory'", "absolute path"]),
     "unknown setting of the composite": ({"flush_timeout": 1}, ["flush_timeout"]),
 }
 

@@ -131,6 +131,11 @@ def test_none_of_the_extras_is_there(bare: Path, tmp_path: Path) -> None:
     assert found == OF_EXTRAS
 
 
+def test_the_command_line_is_there(zenml: ZenML, bare: Path) -> None:
+    command = str(bare.with_name("composite-logstore"))
+    assert "Nothing is left on this machine." in execute(command, "spool", "list", environment=zenml.env)
+
+
 def test_the_server_runs_in_that_environment(zenml: ZenML, bare: Path) -> None:
     pid = (zenml.directory / "config" / "zen_server" / "daemon" / "service.pid").read_text().strip()
     assert execute("ps", "-o", "args=", "-p", pid).startswith(str(bare.parent))

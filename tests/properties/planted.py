@@ -9,7 +9,10 @@ import pytest
 
 from composite_logstore.backend import RetryableError
 from composite_logstore.delivery import Delivery, State, Wait
+from composite_logstore.spool import Spool
+from composite_logstore.spooling import Spooling
 
+NOTE = Spool.settle
 SETTLE, FAILED, NEXT = Delivery._settle, Delivery.failed, Delivery.next
 
 
@@ -30,8 +33,34 @@ def never_comes_back(delivery: Delivery, now: float) -> Any:
     return Wait(60) if delivery.state is State.UNAVAILABLE else NEXT(delivery, now)
 
 
+def notes_one_too_many(spool: Spool, child: str, before: float) -> None:
+    NOTE(spool, child, before + 1)
+
+
+def frees_what_one_child_has(spool: Spool) -> None:
+    settled = max(map(spool.settled, spool.children))
+    while len(spool._segments) > 1 and spool._segments[0].last < settled:
+        spool._segments.pop(0).path.unlink(missing_ok=True)
+
+
+def forgets_positions(spool: Spool, child: str, before: float) -> None:
+    pass
+
+
+def spills_late(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("composite_logstore.spooling._TICKS", 30)
+
+
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "one too many is acknowledged": lambda patch: patch.setattr(Delivery, "_settle", acknowledges_one_too_many),
     "a retry is lost": lambda patch: patch.setattr(Delivery, "failed", loses_a_retry),
     "a child never comes back": lambda patch: patch.setattr(Delivery, "next", never_comes_back),
+}
+
+DURABILITY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a position is one too far": lambda patch: patch.setattr(Spool, "settle", notes_one_too_many),
+    "positions are not noted": lambda patch: patch.setattr(Spool, "settle", forgets_positions),
+    "what one child has is freed": lambda patch: patch.setattr(Spool, "_free", frees_what_one_child_has),
+    "events are spilled too late": spills_late,
+    "nothing is brought to disk": lambda patch: patch.setattr(Spooling, "write", lambda *_, **__: False),
 }

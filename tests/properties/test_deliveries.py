@@ -5,6 +5,7 @@ Every child is driven by itself, as its worker would drive it, so that hours of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -268,10 +269,12 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
     return sum(event.number in held for event in waiting(delivery))
 
 
-def test_deliveries_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deliveries_under_any_sequence_of_faults(
+    transitions: Watched, record_property: Callable[[str, object], None]
+) -> None:
     run(Deliveries, 1000, steps=60)
     missed = TRANSITIONS.keys() - transitions.taken.keys()
-    transitions.report(capsys)
+    transitions.report(record_property)
     assert not missed
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +22,9 @@ from composite_logstore.event import capture
 from composite_logstore.fork import Outbox
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.properties.machines import assert_found, run
-from tests.properties.planted import BUGS
+from tests.properties.planted import BUGS, DURABILITY_BUGS
 from tests.properties.transitions import Watched
-from tests.simulation import assert_accounts_add_up, make_logs, make_store
+from tests.simulation import assert_accounts_add_up, make_logs, make_store, process_dies
 
 CHILDREN: dict[str, dict[str, Any]] = {
     "archive": {"max_export_batch_size": 4, "max_queue_size": 60, "schedule_delay_millis": 1000},
@@ -46,10 +48,15 @@ levels = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=12)
 class World:
     """A log store with its children, in simulated time. Each method is a command of the script."""
 
-    def __init__(self, seed: int, healthy: frozenset[str] = frozenset()) -> None:
+    def __init__(self, seed: int, durability: str = "memory", healthy: frozenset[str] = frozenset()) -> None:
         """Build the store; the children in `healthy` never get a fault."""
         self.clock = SimulatedClock(seed)
         self.clock.__enter__()
+        self.durability = durability
+        self.disk = tempfile.TemporaryDirectory(prefix="composite-logstore-tests-")
+        self.emitted_at: dict[tuple[str, int], float] = {}
+        # A dead process's writer → a child → the numbers of the events that have to reach it, and of those that may.
+        self.left: dict[str, dict[str, tuple[set[int], set[int]]]] = {}
         self.healthy = healthy
         self.backends = {name: SimulatedBackend() for name in CHILDREN}
         SimulatedChildConfig.backends.update(self.backends)
@@ -77,6 +84,8 @@ class World:
             primary="archive",
             flush_timeout_millis=FLUSH_SECONDS * 1000,
             flush_limit_millis=LIMIT_SECONDS * 1000,
+            durability=self.durability,
+            spool_directory=self.disk.name,
         )
         self.stores.append(store)
         self.meant.setdefault(store.writer.writer_id, {name: [] for name in CHILDREN})
@@ -108,6 +117,7 @@ class World:
         journal = store.writer._journal
         for event in [*journal._last]:
             assert event.number == first
+            self.emitted_at[event.writer, event.number] = self.clock.now()
             for child in store.config.enabled_children:
                 if child.name != "live" or event.level >= logging.WARNING:
                     self.meant[event.writer][child.name].append(event)
@@ -193,6 +203,29 @@ class World:
         self.enabled ^= {name}
         self.build()
 
+    def crash(self) -> None:
+        """The process is killed, and another one started."""
+        for store in {store.writer.writer_id: store for store in self.stores}.values():
+            for name, events in self.meant[store.writer.writer_id].items():
+                self._note_what_is_left(store.writer, name, {event.number for event in events})
+            _close_inbox(store)
+        process_dies(self.clock)
+        self.stores.clear()
+        self.origins.clear()
+        self.ended.clear()
+        self.build()
+        self.logs = [(self.stores[-1], logs) for _, logs in self.logs]
+
+    def _note_what_is_left(self, dead: writer.Writer, name: str, meant: set[int]) -> None:
+        backend = self.backends[name]
+        settled = {event.number for event in (*backend.received, *backend.rejected) if event.writer == dead.writer_id}
+        may = meant - settled if self.durability != "memory" else set()
+        must = may
+        if self.durability == "spill":
+            # At most the last second is lost.
+            must = {number for number in may if self.emitted_at[dead.writer_id, number] < self.clock.now() - 1}
+        self.left.setdefault(dead.writer_id, {})[name] = must, may | settled
+
     def note_history(self) -> None:
         """Note how each child stands, to compare it with another run of the script."""
         for name, backend in self.backends.items():
@@ -211,10 +244,15 @@ class World:
             stats = store.stats()
             assert_accounts_add_up(stats)
             meant = self.meant[store.writer.writer_id]
-            for name, child in stats.items():
-                assert child["accepted"] == len(meant[name])
-                bound = CHILDREN[name]["max_queue_size"] + CHILDREN[name]["max_export_batch_size"]
-                assert child["pending"] <= bound
+            for delivery in store.writer._journal.deliveries:
+                child = delivery.stats()
+                assert child.accepted == len(meant[delivery.name])
+                bound = CHILDREN[delivery.name]["max_queue_size"] + CHILDREN[delivery.name]["max_export_batch_size"]
+                assert delivery._in_memory <= bound
+                if self.durability == "memory":
+                    assert child.pending == delivery._in_memory
+                else:
+                    assert not child.dropped
 
     def check_what_a_child_holds(self, name: str, backend: SimulatedBackend) -> None:
         held: dict[str, list[int]] = {}
@@ -238,7 +276,14 @@ class World:
             waiting = {event.number for batch in delivery._batches for event in batch}
             waiting |= {event.number for event in delivery.queue}
             missing = meant - set(first) - rejected - waiting
-            assert len(missing) == stats.dropped, "a gap that is not counted"
+            assert len(missing) == stats.dropped + delivery._in_spool, "a gap that is not counted"
+        for writer_id, left in self.left.items():
+            numbers = held.get(writer_id, [])
+            first = list(dict.fromkeys(numbers))
+            assert set(first) <= left[name][1]
+            assert all(one < other for one, other in pairwise(first)), "out of order after a crash"
+            if name not in self.copies_allowed:
+                assert len(first) == len(numbers), "delivered twice without a lost answer, after a crash"
 
     def check_reading(self) -> None:
         """What the primary has of each stream comes back, once and in order."""
@@ -258,22 +303,36 @@ class World:
             self.fail(name, None)
         for backend in self.backends.values():
             backend.fault = None
+        if self.left:
+            # A disabled child keeps its part until it is enabled again; the first event looks for it.
+            self.enabled = set(CHILDREN)
+            self.crash()
+            self.emit(0, [logging.ERROR])
         self.clock.advance(4 * 3600)
         self.check()
         self.check_reading()
         for store in self.stores:
             for name, child in store.stats().items():
                 assert child["pending"] == 0, f"{name} never came back: {child}"
+        for writer_id, left in self.left.items():
+            for name, (must, _) in left.items():
+                backend = self.backends[name]
+                settled = {e.number for e in (*backend.received, *backend.rejected) if e.writer == writer_id}
+                assert must <= settled, f"{name} lost what was on disk"
 
     def close(self) -> None:
         for store in self.stores:
-            for key in [key for key, value in writer._writers.items() if value is store.writer]:
-                del writer._writers[key]
-            if inbox := store.writer._inbox:
-                for end in (inbox._messages, inbox._sending, inbox._losses, inbox._losing):
-                    os.close(end)
-                store.writer._inbox = None
+            _close_inbox(store)
+        process_dies(self.clock)
         self.clock.__exit__()
+        self.disk.cleanup()
+
+
+def _close_inbox(store: CompositeLogStore) -> None:
+    if inbox := store.writer._inbox:
+        for end in (inbox._messages, inbox._sending, inbox._losses, inbox._losing):
+            os.close(end)
+        store.writer._inbox = None
 
 
 def _uuid(number: int) -> Any:
@@ -285,11 +344,11 @@ def _uuid(number: int) -> Any:
 class WholeStore(RuleBasedStateMachine):
     world: World | None = None
 
-    @initialize(seed=st.integers(0, 1000))
-    def begin(self, seed: int) -> None:
-        self.seed = seed
+    @initialize(seed=st.integers(0, 1000), durability=st.sampled_from(["memory", "spill", "write_ahead"]))
+    def begin(self, seed: int, durability: str) -> None:
+        self.seed, self.durability = seed, durability
         self.script: list[tuple[Any, ...]] = []
-        self.world = World(seed)
+        self.world = World(seed, durability)
 
     def do(self, command: Any, *arguments: Any) -> None:
         assert self.world is not None
@@ -347,6 +406,19 @@ class WholeStore(RuleBasedStateMachine):
     def switch(self, name: str) -> None:
         self.do(World.switch, name)
 
+    @rule(name=names, fault=faults, seconds=st.sampled_from([0, 0.25, 1.25]), levels=levels, again=st.booleans())
+    def crash(self, name: str, fault: str | None, seconds: float, levels: list[int], again: bool) -> None:
+        self.do(World.fail, name, fault)
+        self.do(World.emit, 0, [*levels, logging.ERROR])
+        self.do(World.advance, seconds)
+        self.do(World.crash)
+        self.do(World.emit, 0, levels)
+        if again:
+            # In the middle of taking over what the first one left.
+            self.do(World.advance, 0.25)
+            self.do(World.crash)
+            self.do(World.emit, 0, levels)
+
     @rule(which=st.integers(0, 3), levels=levels)
     def fork(self, which: int, levels: list[int]) -> None:
         self.do(World.fork, which, levels)
@@ -375,7 +447,7 @@ class WholeStore(RuleBasedStateMachine):
     def played_again(self, healthy: frozenset[str], compare: str) -> None:
         """No child's history depends on another child's faults."""
         assert self.world is not None
-        world = World(self.seed, healthy)
+        world = World(self.seed, self.durability, healthy)
         try:
             for command, *arguments in self.script:
                 command(world, *arguments)
@@ -389,12 +461,16 @@ class WholeStore(RuleBasedStateMachine):
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thousand warnings, and no look at ZenML's configuration."""
     monkeypatch.setattr("composite_logstore.worker.logger.warning", lambda *_: None)
+    # Several of them, and none of megabytes.
+    monkeypatch.setattr("composite_logstore.spool.SEGMENT_BYTES", 2048)
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
 
 
-def test_the_whole_store_under_any_sequence_of_faults(transitions: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_store_under_any_sequence_of_faults(
+    transitions: Watched, record_property: Callable[[str, object], None]
+) -> None:
     run(WholeStore, 200, steps=30)
-    transitions.report(capsys)
+    transitions.report(record_property)
 
 
 @pytest.mark.deep
@@ -402,6 +478,6 @@ def test_the_whole_store_under_very_many_sequences_of_faults() -> None:
     run(WholeStore, 10_000, steps=30)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", [*BUGS, *DURABILITY_BUGS])
 def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     assert_found(bug, monkeypatch, WholeStore, 200, steps=30)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-
-import pytest
+from collections.abc import Callable
 
 from composite_logstore.delivery import TRANSITIONS, Outcome, State
 
@@ -20,8 +19,10 @@ class Watched(dict[tuple[State, Outcome], State]):
         self.taken[key] += 1
         return super().__getitem__(key)
 
-    def report(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with capsys.disabled():
-            print("\n  transitions taken, and how often:")
-            for (state, outcome), count in sorted(self.taken.items(), key=str):
-                print(f"  {count:8,}  {state.value}, {outcome.name} → {TRANSITIONS[state, outcome].value}")
+    def report(self, record_property: Callable[[str, object], None]) -> None:
+        """Have the test run say at its end what was taken."""
+        lines = [
+            f"  {count:8,}  {state.value}, {outcome.name} → {TRANSITIONS[state, outcome].value}"
+            for (state, outcome), count in sorted(self.taken.items(), key=str)
+        ]
+        record_property("said at the end", "\n".join(["transitions taken, and how often:", *lines]))

@@ -332,6 +332,17 @@ def test_a_line_that_stays_torn_is_shown_once_others_follow(tmp_path: Path) -> N
     assert messages(archive.read()) == ['{"message": "to', "next"]
 
 
+@pytest.mark.parametrize("kept", [2, 13, 14, 100])
+def test_a_piece_of_an_event_is_not_shown(tmp_path: Path, kept: int) -> None:
+    archive = Archive(local_store(tmp_path))
+    archive.write("killed in the middle of this")
+    [file] = tmp_path.rglob("*.log")
+    file.write_bytes(file.read_bytes()[:kept])
+    archive.write("killed in the middle of this", "next")
+
+    assert messages(archive.read()) == ["killed in the middle of this", "next"]
+
+
 # --- Filters
 
 

@@ -45,7 +45,8 @@ def test_the_designs_example_is_accepted() -> None:
 
 def test_the_defaults_are_those_of_the_reference() -> None:
     config = make_config(ARCHIVE)
-    assert (config.flush_timeout_millis, config.flush_limit_millis, config.durability) == (5000, 30000, "memory")
+    assert (config.flush_timeout_millis, config.flush_limit_millis, config.durability) == (5000, 30000, "spill")
+    assert (config.spool_directory, config.spool_max_bytes) == (None, 1024**3)
     child = config.child("archive")
     assert (child.enabled, child.min_level, child.progress, child.max_queue_size) == (True, None, "all", 100_000)
     assert (child.schedule_delay_millis, child.export_timeout_millis) == (1000, 10000)
@@ -94,7 +95,8 @@ def test_what_zenml_stores_gives_the_same_configuration_back() -> None:
         ([ARCHIVE | {"min_level": "LOUD"}], {}, ["child 'archive'", "'min_level'"]),
         ([ARCHIVE | {"retry_max_interval_millis": 1}], {}, ["child 'archive'", "'retry_max_interval_millis'"]),
         ([ARCHIVE | {"progress": "some"}], {}, ["child 'archive'", "'progress'"]),
-        ([ARCHIVE], {"durability": "spill"}, ["'durability'", "set 'memory'"]),
+        ([ARCHIVE], {"durability": "always"}, ["durability", "'spill'"]),
+        ([ARCHIVE], {"spool_directory": "spool"}, ["'spool_directory'", "absolute path"]),
         ([ARCHIVE], {"children": "[{]"}, ["'children'", "not valid JSON", "column"]),
         ([ARCHIVE], {"children": {"archive": {}}}, ["'children'", "must be a list"]),
     ],

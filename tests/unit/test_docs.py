@@ -48,7 +48,9 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "`--fetch_fallback='[\"lvie\"]'`": ([ARCHIVE, LIVE], {"fetch_fallback": ["lvie"]}),
     "the primary as its own fallback": ([ARCHIVE], {"fetch_fallback": ["archive"]}),
-    "`--durability=spill`": ([ARCHIVE], {"durability": "spill"}),
+    "`--durability=always`": ([ARCHIVE], {"durability": "always"}),
+    "`--spool_directory=spool`": ([ARCHIVE], {"spool_directory": "spool"}),
+    "`--spool_max_bytes=1000`": ([ARCHIVE], {"spool_max_bytes": 1000}),
     "`--flush_timeout_millis=-1`": ([ARCHIVE], {"flush_timeout_millis": -1}),
     "a child without `name`": ([ARCHIVE, {"type": "otlp"}], {}),
     "a child without `type`": ([ARCHIVE, {"name": "collector"}], {}),
@@ -236,6 +238,27 @@ def test_the_example_s_code_is_what_the_page_shows() -> None:
         assert block in source
     (entry_point,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert entry_point in project
+
+
+def test_every_way_to_die_names_a_test_that_exists() -> None:
+    rows = [row for row in tables(ROOT / "docs" / "durability.md", "What is lost") if len(row) == 4][2:]
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "tests").glob("**/test_*.py")))
+    for mode, _, _, named in rows:
+        name, _, way = named.strip("`").partition("[")
+        assert f"def {name}(" in source
+        assert name.startswith(f"test_{mode.strip('`')}")
+        assert f'"{way.strip("]")}"' in source or not way
+    assert {row[0].strip("`") for row in rows} == {"memory", "spill", "write_ahead"}
+
+
+def test_the_pod_settings_are_those_of_zenml() -> None:
+    from zenml.integrations.kubernetes.pod_settings import KubernetesPodSettings
+
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "durability.md").read_text(), re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(block.split("@pipeline")[0], namespace)
+    settings = namespace["kubernetes"]["pod_settings"]
+    assert settings.keys() <= KubernetesPodSettings.model_fields.keys()
 
 
 # Links

@@ -1,0 +1,254 @@
+"""What dead processes of the log store left on this machine: found, and delivered as they would have."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from uuid import UUID
+
+from composite_logstore.clock import Clock
+from composite_logstore.config import ChildConfig
+from composite_logstore.delivery import ChildStats, Delivery, Load
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.spool import Cursor, Damage, Spool, left_behind
+from composite_logstore.spooling import give_up_oldest, next_batch
+from composite_logstore.worker import Worker
+
+
+class AdoptedJournal:
+    """The journal of a dead process, as far as its spool has it. Nothing is added to it.
+
+    Attributes:
+        lock: Guards it and its deliveries.
+        progress: Notified, under the lock, whenever a delivery has got on.
+        deliveries: One for each child that was configured then and is wanted now.
+        spool: Its folder.
+    """
+
+    def __init__(
+        self, spool: Spool, children: Mapping[str, ChildConfig], clock: Clock, notify: Callable[[], None] = lambda: None
+    ) -> None:
+        """Count what is there.
+
+        Args:
+            spool: The folder, which this process has taken over.
+            children: A child's name in the spool → the settings of the child that takes its part.
+            clock: Where time and chance come from.
+            notify: Called when a child has nothing left.
+        """
+        self.spool = spool
+        self._notify = notify
+        self.lock = threading.RLock()
+        self.progress = clock.condition(self.lock)
+        if not spool.children:
+            # Its positions are lost: better twice than never.
+            for name in children:
+                spool.forget_position(name)
+        self.children = {name: config for name, config in children.items() if name in spool.children}
+        self._accepted = dict.fromkeys(self.children, 0)
+        self._cursors = {name: Cursor(spool) for name in self.children}
+        self.deliveries = [self._delivery(name, clock) for name in self.children]
+        self._count()
+
+    def _delivery(self, name: str, clock: Clock) -> Delivery:
+        config = self.children[name].model_copy(update={"name": name})
+        return Delivery(config, lambda: self._accepted[name], clock.random(name), True, self.spool.settled(name))
+
+    def _count(self) -> None:
+        lost = dict.fromkeys(self._accepted, 0)
+        settled = {delivery.name: self.spool.settled(delivery.name) for delivery in self.deliveries}
+        streams: set[Stream] = set()
+        # A progress bar → the second and the number of its last update: of each second the last one counts.
+        latest: dict[tuple[UUID, str], tuple[int, int]] = {}
+        last = -1
+        for item in self.spool.scan():
+            wanting = [delivery for delivery in self.deliveries if last + 1 >= settled[delivery.name]]
+            if isinstance(item, Damage):
+                for delivery in wanting:
+                    # Nobody knows for whom it was: better one too many than a loss in silence.
+                    self._accepted[delivery.name] += 1
+                    lost[delivery.name] += 1
+                continue
+            last = item.number
+            streams.add(item.stream)
+            for delivery in self.deliveries:
+                if item.number >= settled[delivery.name]:
+                    self._accept(delivery, item, latest)
+            if item.progress:
+                latest[item.stream.id, item.logger_name] = item.time_unix_nano // 1_000_000_000, item.number
+        for delivery in self.deliveries:
+            delivery.give_up_spooled(lost[delivery.name], delivery.taken)
+            for stream in streams:
+                delivery.end_stream(stream, last + 1)
+
+    def _accept(self, delivery: Delivery, event: LogEvent, latest: Mapping[tuple[UUID, str], tuple[int, int]]) -> None:
+        if event.progress:
+            second, number = latest.get((event.stream.id, event.logger_name), (None, None))
+            if second == event.time_unix_nano // 1_000_000_000 and number in delivery.updates_in_spool:
+                delivery.updates_in_spool.discard(number)
+                self._accepted[delivery.name] -= delivery.is_thinned
+            delivery.updates_in_spool.add(event.number)
+        self._accepted[delivery.name] += delivery.wants(event) is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left for the children that there are now."""
+        with self.lock:
+            return all(delivery.oldest == inf for delivery in self.deliveries)
+
+    def wake_after(self, events: int) -> None:
+        """Nothing comes any more."""
+
+    def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
+        """Read what a delivery asks for from the spool."""
+        return next_batch(self._cursors[delivery.name], delivery, load)
+
+    def settled(self, delivery: Delivery) -> None:
+        """Note on disk how far a delivery is."""
+        with contextlib.suppress(OSError):
+            # If somebody has taken the folder away, there is nothing left to deliver either.
+            self.spool.settle(delivery.name, min(delivery.oldest, self.spool.last + 1))
+            self.spool.tidy()
+        if delivery.oldest == inf:
+            self._notify()
+
+    def give_up_oldest(self) -> bool:
+        """See `GivesUp`."""
+        is_given_up = False
+        with self.lock, contextlib.suppress(OSError):
+            is_given_up = give_up_oldest(self.spool, self.deliveries)
+        self._notify()
+        return is_given_up
+
+
+_MOST_JOURNALS = 200
+"""How many dead processes' journals are open at once: each needs a file descriptor."""
+
+
+class Adoption:
+    """Delivers what dead processes of a log store have left, beside what this one logs.
+
+    Each child works off one process's part after the other, the oldest first, on one thread: a child that
+    is dead holds up nobody else, and a thousand dead processes need no thousand threads.
+
+    Attributes:
+        journals: Those that something is left of, oldest first.
+    """
+
+    def __init__(
+        self, log_store_id: UUID, children: Sequence[ChildConfig], clock: Clock, warn: Callable[[str], None]
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            log_store_id: The log store's id.
+            children: The enabled children.
+            clock: Where time and threads come from.
+            warn: Is told what somebody should know.
+        """
+        self.journals: list[AdoptedJournal] = []
+        self._log_store_id = log_store_id
+        self._children = {child.name: child for child in children}
+        self._clock = clock
+        self._warn = warn
+        self._lock = threading.Lock()
+        self._workers: dict[str, tuple[AdoptedJournal, Worker]] = {}
+        self._settled: dict[str, ChildStats] = {}
+        self._due = clock.signal()
+        self._is_stopping = False
+
+    def run(self, component: Path) -> None:
+        """Find what there is and see to it until nothing is left, in a thread of its own.
+
+        Args:
+            component: The folder of the log store.
+        """
+        for folder in left_behind(component):
+            self._adopt(folder)
+            while len(self.journals) >= _MOST_JOURNALS and not self._is_stopping:
+                self._due.wait()
+                self._get_on()
+            if self._is_stopping:
+                return
+        while self.journals and not self._is_stopping:
+            self._due.wait()
+            self._get_on()
+
+    def stop(self) -> None:
+        """Begin nothing more. What is left stays for the next process."""
+        self._is_stopping = True
+        self._due.set()
+        for _, worker in list(self._workers.values()):
+            worker.stop()
+
+    def stats(self) -> list[dict[str, ChildStats]]:
+        """Return the accounts of what was adopted, by child."""
+        with self._lock:
+            journals, stats = list(self.journals), [dict(self._settled)]
+        for journal in journals:
+            with journal.lock:
+                stats.append({delivery.name: delivery.stats() for delivery in journal.deliveries})
+        return stats
+
+    def _adopt(self, folder: Path) -> None:
+        spool = None
+        try:
+            spool = Spool.adopt(folder)
+            if spool is None:
+                return
+            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
+        except OSError as error:
+            self._warn(f"the spool {folder} cannot be read, and is left alone: {error.strerror or error}.")
+            if spool is not None:
+                spool.abandon()
+            return
+        told = spool.set_aside()
+        if told:
+            self._warn(f"{_in_words(told)} What is intact is delivered; what is damaged counts as dropped.")
+        with self._lock:
+            self.journals.append(journal)
+        self._get_on()
+
+    def _get_on(self) -> None:
+        """Have each child work at the oldest journal that has something for it, and let go of those without."""
+        for journal in [journal for journal in self.journals if journal.is_done]:
+            with self._lock, journal.lock:
+                self.journals.remove(journal)
+                for delivery in journal.deliveries:
+                    journal.settled(delivery)
+                    stats = delivery.stats()
+                    before = self._settled.get(delivery.name)
+                    self._settled[delivery.name] = before.plus(stats) if before else stats
+                journal.spool.close()
+        for name, config in self._children.items():
+            busy = self._workers.get(name)
+            found = self._part_of(name)
+            if busy and (not found or busy[0] is not found[0]):
+                self._workers.pop(name)[1].stop()
+            if found and name not in self._workers:
+                worker = Worker(self._log_store_id, config, found[1], found[0], self._clock, tells_state=False)
+                self._workers[name] = (found[0], worker)
+                worker.wake()
+
+    def _part_of(self, child: str) -> tuple[AdoptedJournal, Delivery] | None:
+        for journal in self.journals:
+            for delivery in journal.deliveries:
+                if delivery.name == child and delivery.oldest < inf:
+                    return journal, delivery
+        return None
+
+
+def _in_words(told: Iterable[tuple[Damage, Path]]) -> str:
+    files: dict[Path, list[tuple[Damage, Path]]] = {}
+    for damage, aside in told:
+        files.setdefault(damage.path, []).append((damage, aside))
+    parts = []
+    for path, damages in files.items():
+        first, aside = damages[0]
+        kept = "" if aside == path else f", kept in {aside}"
+        number = "" if first.length is None or not first.length else f"{len(damages)} pieces of "
+        parts.append(f"{number}the spool's file {path} cannot be read ({first.why}){kept}")
+    return "; ".join(parts) + "."

@@ -1,0 +1,48 @@
+"""What the commands print: plain lines and tables, in ZenML's colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from zenml.console import zenml_custom_theme
+
+_UNBOUNDED = 10_000
+
+
+def console(stderr: bool = False) -> Console:
+    """Return what to print to: as wide as the terminal, or as need be where it is no terminal."""
+    console = Console(theme=zenml_custom_theme, stderr=stderr)
+    if not console.is_terminal:
+        console.width = _UNBOUNDED
+    return console
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a line. What is in it is printed as it is."""
+    console().print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+
+def warn(text: str) -> None:
+    """Print a line to stderr that tells of trouble."""
+    console(stderr=True).print(text, style="warning", soft_wrap=True, markup=False, highlight=False)
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """Print a table as ZenML does.
+
+    Args:
+        columns: The names of the columns.
+        rows: The cells of each row.
+        numbers: The columns of numbers.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    for column in columns:
+        is_number = column in numbers
+        table.add_column(column.upper(), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)

@@ -1,0 +1,16 @@
+"""The command `composite-logstore`: one group of commands for each thing that it looks after."""
+
+from __future__ import annotations
+
+import click
+
+from composite_logstore.cli.spool import spool
+
+
+@click.group()
+@click.version_option(package_name="composite-logstore")
+def main() -> None:
+    """Look after the log stores of ZenML's flavor `composite`."""
+
+
+main.add_command(spool)

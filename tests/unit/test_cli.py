@@ -1,0 +1,772 @@
+"""The command line, on a simulated machine: real folders, simulated time and backends, no ZenML."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+
+from composite_logstore import CompositeLogStoreConfig, spool
+from composite_logstore.cli import drain
+from composite_logstore.cli import spool as commands
+from composite_logstore.cli.left import LogStore, registered
+from composite_logstore.cli.main import main
+from composite_logstore.delivery import ChildStats
+from composite_logstore.event import Stream
+from composite_logstore.spool import Spool
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
+from tests.simulation import make_child
+
+PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+
+REASONS = [
+    "the child is disabled",
+    "the child is no longer configured",
+    "'durability' is 'memory' now",
+    "'spool_directory' is another one now",
+    "in use by a running process",
+    "the child's backend is not installed here",
+    "its settings cannot be read by the version that is installed here",
+    "not delivered yet",
+    "the log store is no longer registered",
+]
+
+
+class Machine:
+    """A machine on which processes of log stores have died."""
+
+    def __init__(self, disk: Path, clock: SimulatedClock) -> None:
+        self.disk = disk
+        self.clock = clock
+        self.stores: list[LogStore] = []
+        self.trouble: Exception | None = None
+
+    def registered(self) -> list[LogStore]:
+        if self.trouble:
+            raise self.trouble
+        return self.stores
+
+    def register(self, *children: Any, name: str = "logs", id: UUID | None = None, **settings: Any) -> LogStore:
+        settings = {"spool_directory": str(self.disk), **settings}
+        config = CompositeLogStoreConfig(primary=children[0].name, children=list(children), **settings)
+        store = LogStore(id or uuid4(), name, config)
+        self.stores = [other for other in self.stores if other.name != name] + [store]
+        return store
+
+    def leave(
+        self,
+        store: LogStore | UUID,
+        messages: Any,
+        children: Any = "a",
+        is_running: bool = False,
+        root: Path | None = None,
+        **how: Any,
+    ) -> Path:
+        """Leave what a process leaves that was killed, or that runs."""
+        writer = secrets.token_hex(8)[:15]
+        id = store.id if isinstance(store, LogStore) else store
+        left = Spool.create((root or self.disk) / str(id), writer, children)
+        for event in make_events(messages, writer=writer, **how):
+            left.append(event, lambda _: True)
+        if not is_running:
+            left.abandon()
+        return left.folder
+
+    def run(self, *arguments: str, input: str | None = None) -> Result:
+        result = CliRunner().invoke(main, ["spool", *arguments], input=input)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+
+@pytest.fixture
+def clock() -> Iterator[SimulatedClock]:
+    with SimulatedClock() as clock:
+        yield clock
+    spool.let_go_of_all()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
+    machine = Machine(tmp_path / "spool", clock)
+    monkeypatch.setattr(commands, "registered", machine.registered)
+    return machine
+
+
+def backend(name: str) -> SimulatedBackend:
+    return SimulatedChildConfig.backends[name]
+
+
+def rows(result: Result) -> list[list[str]]:
+    """Return the cells of the table, without its head."""
+    lines = [line for line in result.output.splitlines() if "   " in line or "  " in line.strip()]
+    return [re.split(r" {2,}", line.strip()) for line in lines if not line.startswith("LOG STORE")]
+
+
+def settled(folder: Path, child: str) -> int:
+    return Spool.look(folder).settled(child)
+
+
+# list
+
+
+def test_it_lists_the_log_store_the_process_the_child_and_what_waits_for_it(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    folder = machine.leave(store, ["x"] * 1200, "ab", start_unix_nano=0)
+    left = Spool.adopt(folder)
+    assert left
+    left.settle("b", 1199)
+    left.abandon()
+    result = machine.run("list")
+    assert result.exit_code == 0
+    first, second = rows(result)
+    assert first[:5] == ["logs", folder.name, "a", "1", "1,200"]
+    assert re.fullmatch(r"1\d\d\.\d kB", first[5])
+    assert re.fullmatch(r"\d+ d", first[6])
+    assert second[:3] == ["b", "1", "1"]
+    assert first[7] == second[4] == "not delivered yet"
+    assert str(folder.parent) in result.output
+
+
+def test_each_stream_counts_once(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    streams = [Stream(uuid4(), {}) for _ in range(3)]
+    writer = secrets.token_hex(8)[:15]
+    left = Spool.create(machine.disk / str(store.id), writer, "a")
+    for number in range(9):
+        (event,) = make_events(["x"], streams[number % 3], first=number, writer=writer)
+        left.append(event, lambda _: True)
+    left.abandon()
+    assert rows(machine.run("list"))[0][3:5] == ["3", "9"]
+
+
+def test_it_counts_what_is_meant_for_the_child_alone(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b", min_level="WARNING"), make_child("c", progress="latest"))
+    machine.leave(store, ["x"] * 10, "abc", levels=[20, 40])
+    # Ten updates a second, for two and a half seconds.
+    machine.leave(store, ["\r50%"] * 25, "abc", step_nanos=100_000_000, start_unix_nano=10**18, progress=True)
+    counts = [
+        (row[-6] if len(row) > 6 else row[0], row[-4] if len(row) > 6 else row[2]) for row in rows(machine.run("list"))
+    ]
+    assert counts == [("a", "10"), ("b", "5"), ("c", "10"), ("a", "25"), ("c", "3")]
+
+
+def test_it_says_why_it_is_still_there(machine: Machine, tmp_path: Path) -> None:
+    children = make_child("a"), make_child("off", enabled=False)
+    machine.leave(machine.register(*children, name="one"), "xy", ["off"])
+    machine.leave(machine.register(*children, name="two"), "xy", ["removed"])
+    machine.leave(machine.register(*children, name="three", durability="memory"), "xy")
+    machine.leave(machine.register(*children, name="four", spool_directory=str(tmp_path / "new")), "xy")
+    machine.leave(machine.register(*children, name="five"), "xy", is_running=True)
+    machine.leave(machine.register(make_child("a"), {"name": "x", "type": "not-here"}, name="six"), "xy", ["x"])
+    unregistered = uuid4()
+    machine.leave(unregistered, "xy", ["b"])
+    unreadable = LogStore(uuid4(), "seven", why="its settings cannot be read by the version that is installed here")
+    machine.stores.append(unreadable)
+    machine.leave(unreadable, "xy", ["b"])
+    machine.leave(machine.register(*children, name="eight"), "xy")
+    why = {row[0]: row[-1] for row in rows(machine.run("list"))}
+    names = ["one", "two", "three", "four", "five", "six", "seven", "eight", str(unregistered)]
+    assert [why[name] for name in names] == REASONS
+
+
+def test_a_running_process_for_which_nothing_waits_is_listed(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a")), [], is_running=True)
+    assert rows(machine.run("list")) == [["logs", folder.name, "0 bytes", "in use by a running process"]]
+
+
+def test_without_zenml_the_default_folder_is_listed_by_ids_and_nothing_of_the_error_is_repeated(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.trouble = RuntimeError("cannot connect to mysql://root:password@db")
+    id = uuid4()
+    machine.leave(id, "xy", root=tmp_path / "zenml" / "composite_logstore" / "spool")
+    result = machine.run("list")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("ZenML cannot be asked which log stores there are (RuntimeError;")
+    assert len(result.stderr.splitlines()) == 1
+    assert "password" not in result.output
+    assert [(row[0], row[-1]) for row in rows(result)] == [(str(id), "ZenML cannot be asked")]
+
+
+def test_what_cannot_be_read_is_said(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a")), "abc")
+    damage(folder)
+    result = machine.run("list")
+    assert f"1 piece of {folder} cannot be read." in result.output
+    machine.run("drain")
+    result = machine.run("list")
+    assert rows(result) == []
+    assert re.search(r"kept aside: 1 file \(\d+ bytes\) in " + re.escape(f"{folder.parent}/damaged"), result.output)
+
+
+def test_what_a_running_process_is_just_writing_is_not_called_damaged(machine: Machine) -> None:
+    damage(machine.leave(machine.register(make_child("a")), "abc", is_running=True))
+    assert "cannot be read" not in machine.run("list").output
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_not_listed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine.register(make_child("a"))
+    machine.leave(store, "xyz")
+    stays = machine.leave(store, "xyz")
+
+    def look(folder: Path) -> bool:
+        if folder != stays:
+            shutil.rmtree(folder)
+        return False
+
+    monkeypatch.setattr("composite_logstore.cli.left.is_alive", look)
+    assert [row[1] for row in rows(machine.run("list"))] == [stays.name]
+
+
+def damage(folder: Path) -> None:
+    """Flip a bit in the event 'b'."""
+    (segment,) = folder.glob("*.log")
+    segment.write_bytes(segment.read_bytes().replace(b'"b"', b'"c"', 1))
+
+
+def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = machine.register(make_child("a"))
+    folder = machine.leave(store, "xy")
+    other = machine.register(make_child("a"), name="other")
+    machine.leave(other, "xy")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    refused = PermissionError(errno.EACCES, "Permission denied")
+
+    def look(path: Any) -> Any:
+        if str(path).endswith((folder.name, str(other.id))):
+            raise refused
+        return listdir(path)
+
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", look)
+    monkeypatch.setattr("composite_logstore.cli.left.is_alive", look)
+    why = "cannot be read: Permission denied; it belongs to user '"
+    result = machine.run("list")
+    assert [(row[0], row[-1][: len(why)]) for row in rows(result)] == [("logs", why), ("other", why)]
+    for command in ("drain", "purge"):
+        result = machine.run(command)
+        assert result.exit_code == 1
+        assert result.output.count(why) == 2
+
+
+@pytest.mark.parametrize("command", ["list", "drain", "purge"])
+def test_where_nothing_is_left_every_command_says_so(machine: Machine, command: str) -> None:
+    machine.register(make_child("a"))
+    result = machine.run(command)
+    assert (result.exit_code, result.output[:15]) == (0, "Nothing is left")
+
+
+# drain
+
+
+def test_draining_delivers_everything_in_order_and_leaves_nothing(machine: Machine) -> None:
+    store = machine.register(make_child("a", max_export_batch_size=7), make_child("b"))
+    folders = [machine.leave(store, [f"{process}-{n}" for n in range(100)], "ab") for process in range(3)]
+    result = machine.run("drain")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "logs: 300 events of child 'a' delivered.",
+        "logs: 300 events of child 'b' delivered.",
+        "Nothing is left.",
+    ]
+    for name in "ab":
+        assert sorted(backend(name).messages, key=lambda message: int(message[0])) == backend(name).messages
+        assert len(set(backend(name).messages)) == 300
+        assert (len(backend(name).ended), backend(name).closed) == (3, 3)
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_a_folder_goes_whose_last_events_are_meant_for_nobody(machine: Machine) -> None:
+    store = machine.register(make_child("a", min_level="INFO"), make_child("b", min_level="CRITICAL"))
+    folder = machine.leave(store, "wxyz", "ab", levels=[20, 10])
+    assert machine.run("drain").exit_code == 0
+    assert (backend("a").messages, backend("b").messages) == (["w", "y"], [])
+    assert not folder.exists()
+
+
+def test_an_unavailable_child_is_given_up_at_once_and_holds_up_no_other(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    folders = [machine.leave(store, "xyz", "ab") for _ in range(3)]
+    backend("b").fault = "unavailable"
+    begin = machine.clock.now()
+    result = machine.run("drain")
+    assert machine.clock.now() - begin < 1
+    assert result.exit_code == 1
+    assert backend("b").exports == 1
+    assert backend("a").messages == list("xyz") * 3
+    assert result.output.splitlines()[:2] == ["logs: 9 events of child 'a' delivered.", "What is left:"]
+    assert [row[-1] for row in rows(result)] == ["the key is wrong"] * 3
+    assert [(settled(folder, "a"), settled(folder, "b")) for folder in folders] == [(3, 0)] * 3
+
+
+def test_a_child_without_progress_is_given_up_after_thirty_seconds(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a", retry_max_interval_millis=600_000)), "xyz")
+    backend("a").fault = "refused"
+    begin = machine.clock.now()
+    result = machine.run("drain")
+    assert 30 <= machine.clock.now() - begin < 31
+    assert (result.exit_code, rows(result)[0][-1]) == (1, "connection refused")
+
+
+def test_a_child_that_makes_progress_is_waited_for(machine: Machine) -> None:
+    settings = {"max_export_batch_size": 1, "export_timeout_millis": 20_000}
+    machine.leave(machine.register(make_child("a", **settings)), "uvwxyz")
+    backend("a").fault = "slow"
+    begin = machine.clock.now()
+    assert machine.run("drain").exit_code == 0
+    assert machine.clock.now() - begin == 6 * 15
+
+
+def test_an_export_that_hangs_keeps_its_folder_until_the_process_ends(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    first, second = [machine.leave(store, "xyz", "ab") for _ in range(2)]
+    backend("a").fault = "silent"
+    result = machine.run("drain")
+    assert result.exit_code == 1
+    assert [row[-1] for row in rows(result)] == ["an export has not returned within 10 s"] * 2
+    assert backend("b").messages == list("xyz") * 2
+    assert Spool.adopt(first) is None
+    assert Spool.adopt(second) is not None
+
+
+def test_it_goes_on_where_it_ended(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a", max_export_batch_size=2)), "abcdefgh")
+    backend("a").faults = [None, None]
+    backend("a").fault = "unavailable"
+    assert machine.run("drain").exit_code == 1
+    backend("a").fault = None
+    assert machine.run("drain").exit_code == 0
+    assert backend("a").messages == list("abcdefgh")
+
+
+def test_a_ctrl_c_lets_the_exports_under_way_end_and_the_next_time_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Steady(SimulatedBackend):
+        def export(self, batch: Any) -> int:
+            machine.clock.advance(1)
+            return super().export(batch)
+
+    store = machine.register(make_child("a", Steady(), max_export_batch_size=1), make_child("b"))
+    folder = machine.leave(store, [str(number) for number in range(100)], "ab")
+
+    def interrupt(accounts: dict[str, ChildStats]) -> None:
+        if accounts["a"].delivered >= 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands._Bars, "of", lambda *_: interrupt)
+        result = machine.run("drain")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Interrupted.")
+    delivered = len(backend("a").messages)
+    # The one that was under way too.
+    assert delivered == 11
+    assert settled(folder, "a") == delivered
+    assert f"logs: {delivered} events of child 'a' delivered." in result.output
+    assert machine.run("drain").exit_code == 0
+    assert backend("a").messages == backend("b").messages == [str(number) for number in range(100)]
+
+
+def test_what_a_backend_rejects_is_said_and_is_not_left(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a")), "xyz")
+    backend("a").faults = []
+    backend("a").fault = "rejects one"
+    result = machine.run("drain")
+    assert result.exit_code == 0
+    assert "2 events of child 'a' delivered, 1 rejected (too old)." in result.output
+
+
+def test_what_is_damaged_is_kept_aside_and_the_rest_delivered(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a")), "abc")
+    damage(folder)
+    result = machine.run("drain")
+    assert result.exit_code == 0
+    assert "2 events of child 'a' delivered, 1 piece could not be read." in result.output
+    assert "kept aside: 1 file" in result.output
+    assert backend("a").messages == ["a", "c"]
+
+
+def test_only_the_chosen_children_are_drained(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
+    result = machine.run("drain", "--child", "a")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left for child 'a'.")
+    assert (backend("a").messages, backend("b").messages) == (list("xyz"), [])
+    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+
+
+def test_only_the_chosen_log_stores_are_drained_by_name_or_id(machine: Machine) -> None:
+    one = machine.register(make_child("a"), name="one")
+    two = machine.register(make_child("b"), name="two")
+    machine.register(make_child("c"), name="three")
+    for store, child in zip(machine.stores, "abc", strict=True):
+        machine.leave(store, "x", child)
+    assert machine.run("drain", "--component", one.label, "--component", str(two.id)).exit_code == 0
+    assert [backend(name).messages for name in "abc"] == [["x"], ["x"], []]
+
+
+def test_of_lost_positions_every_child_gets_everything_also_if_only_one_is_drained(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
+    for position in folder.glob("*.settled"):
+        position.unlink()
+    assert machine.run("drain", "--child", "a").exit_code == 0
+    assert machine.run("drain").exit_code == 0
+    assert backend("a").messages == backend("b").messages == list("xyz")
+
+
+def test_what_nobody_can_take_stays_even_if_the_positions_are_lost(machine: Machine) -> None:
+    folder = machine.leave(uuid4(), "xyz", ["b"])
+    (folder / "b.settled").unlink()
+    machine.register(make_child("a"))
+    machine.run("drain")
+    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+
+
+@pytest.mark.parametrize("old", ["removed", "disabled"])
+def test_another_child_takes_the_part_of_one_that_is_gone(machine: Machine, old: str) -> None:
+    store = machine.register(make_child("a"), make_child("disabled", enabled=False))
+    folder = machine.leave(store, "xyz", ["a", old])
+    result = machine.run("drain")
+    assert result.exit_code == 1
+    assert rows(result)[0][2] == old
+    result = machine.run("drain", "--child", old, "--to", "a")
+    assert result.exit_code == 0
+    assert f"logs: 3 events of child '{old}' delivered through 'a'." in result.output
+    assert backend("a").messages == list("xyzxyz")
+    assert not folder.exists()
+
+
+def test_one_child_that_takes_the_parts_of_several_gets_each_event_once(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two", "new"])
+    left = Spool.adopt(folder)
+    assert left
+    left.settle("one", 4)
+    left.settle("two", 2)
+    left.settle("new", 3)
+    left.abandon()
+    assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 0
+    assert backend("new").messages == list("wxyz")
+    assert not folder.exists()
+
+
+def test_what_some_of_several_children_had_stays_settled_when_the_one_that_takes_their_parts_fails(
+    machine: Machine,
+) -> None:
+    folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two"])
+    left = Spool.adopt(folder)
+    assert left
+    left.settle("one", 4)
+    left.abandon()
+    backend("new").fault = "unavailable"
+    assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 1
+    assert (settled(folder, "one"), settled(folder, "two")) == (4, 0)
+
+
+def test_a_child_that_is_further_behind_keeps_what_the_part_that_it_takes_has_not(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["old", "new"])
+    left = Spool.adopt(folder)
+    assert left
+    left.settle("old", 4)
+    left.abandon()
+    assert machine.run("drain", "--child", "old", "--to", "new").exit_code == 0
+    assert backend("new").messages == list("yz")
+    assert machine.run("drain").exit_code == 0
+    assert set(backend("new").messages) == set("uvwxyz")
+
+
+def test_it_says_beforehand_that_a_min_level_keeps_something_from_the_child_that_takes_it(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a", min_level="ERROR")), "xyz", ["old"], levels=[20, 40])
+    result = machine.run("drain", "--child", "old", "--to", "a")
+    assert result.stderr.count("'min_level' or 'progress' of child 'a'") == 1
+    assert backend("a").messages == ["y"]
+
+
+def test_a_running_process_is_left_alone_and_named(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    folder = machine.leave(store, "xyz", is_running=True)
+    for command in ("drain", "purge"):
+        result = machine.run(command, input="y\n")
+        assert result.exit_code == 1
+        assert [(row[1], row[-1]) for row in rows(result)] == [(folder.name, "in use by a running process")]
+    assert backend("a").messages == []
+    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+
+
+def test_a_running_process_for_which_nothing_waits_is_nothing_that_is_left(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a")), [], is_running=True)
+    assert machine.run("drain").exit_code == 0
+    assert machine.run("purge").exit_code == 0
+
+
+def test_what_another_process_takes_at_the_same_moment_is_left_to_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine.register(make_child("a"))
+    machine.leave(store, "xyz")
+    machine.leave(store, "xyz")
+    adopt = Spool.adopt
+    taken = []
+
+    def too_late(folder: Path) -> Spool | None:
+        if not taken:
+            taken.append(adopt(folder))
+        return adopt(folder)
+
+    monkeypatch.setattr(Spool, "adopt", too_late)
+    result = machine.run("drain")
+    assert result.exit_code == 1
+    assert backend("a").messages == list("xyz")
+    assert [row[-1] for row in rows(result)] == ["in use by a running process"]
+    taken.clear()
+    spool.let_go_of_all()
+    assert machine.run("purge", "--yes").exit_code == 1
+
+
+def test_what_zenml_no_longer_knows_is_left_with_the_reason(machine: Machine) -> None:
+    machine.register(make_child("a"))
+    machine.leave(uuid4(), "xyz", ["b"])
+    result = machine.run("drain")
+    assert (result.exit_code, rows(result)[0][-1]) == (1, "the log store is no longer registered")
+
+
+def test_without_zenml_drain_says_what_it_needs(machine: Machine) -> None:
+    machine.trouble = ConnectionError()
+    result = machine.run("drain")
+    assert result.exit_code == 1
+    assert "draining needs ZenML, which has the children's settings and secrets." in result.stderr
+
+
+def test_a_folder_that_cannot_be_used_is_left_and_the_next_one_delivered(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine.register(make_child("a"))
+    broken = machine.leave(store, "xyz")
+    machine.leave(store, "xyz")
+    adopt = Spool.adopt
+
+    def refuse(folder: Path) -> Spool | None:
+        if folder == broken:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return adopt(folder)
+
+    monkeypatch.setattr(Spool, "adopt", refuse)
+    result = machine.run("drain")
+    assert result.exit_code == 1
+    assert [row[-1] for row in rows(result)] == ["the folder cannot be used: Read-only file system"]
+    assert backend("a").messages == list("xyz")
+    result = machine.run("purge", "--yes")
+    assert result.exit_code == 1
+    assert rows(result)[-1][-1] == "cannot be purged: Read-only file system"
+
+
+def test_what_a_log_store_left_that_has_moved_or_keeps_nothing_on_disk_any_more_is_drained(
+    machine: Machine, tmp_path: Path
+) -> None:
+    moved = machine.register(make_child("a"), name="moved", spool_directory=str(tmp_path / "new"))
+    default = tmp_path / "zenml" / "composite_logstore" / "spool"
+    machine.leave(moved, "x", root=default)
+    machine.leave(moved, "y", root=tmp_path / "new")
+    machine.leave(machine.register(make_child("b"), name="memory", durability="memory"), "z", "b")
+    assert machine.run("drain").exit_code == 0
+    assert (sorted(backend("a").messages), backend("b").messages) == (["x", "y"], ["z"])
+
+
+# purge
+
+
+def test_purge_says_what_is_lost_and_asks(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    folders = [machine.leave(store, "xyz", "ab"), machine.leave(store, "x", "a")]
+    result = machine.run("purge", input="n\n")
+    assert result.exit_code == 1
+    said = (
+        r"Lost for good: 4 events of 2 streams for child 'a', 3 events of 1 stream for child 'b', \d\.\d kB on disk\."
+    )
+    assert re.search(said, result.output)
+    assert all(folder.exists() for folder in folders)
+    # Nobody there to answer.
+    assert machine.run("purge", input="").exit_code == 1
+    assert all(folder.exists() for folder in folders)
+    result = machine.run("purge", input="y\n")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left.")
+    assert not any(folder.exists() for folder in folders)
+    assert (backend("a").messages, backend("b").messages) == ([], [])
+
+
+def test_with_yes_purge_does_not_ask_and_still_says_what_is_lost(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a")), "xyz")
+    result = machine.run("purge", "--yes")
+    assert result.exit_code == 0
+    assert "Lost for good: 3 events of 1 stream for child 'a'" in result.output
+
+
+def test_what_other_children_wait_for_survives_the_purge_of_one(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a")), "xyz", ["a", "removed"])
+    result = machine.run("purge", "--child", "removed", "--yes")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left for child 'removed'.")
+    assert "Lost for good: 3 events of 1 stream for child 'removed'." in result.output
+    assert machine.run("drain").exit_code == 0
+    assert backend("a").messages == list("xyz")
+    assert not folder.exists()
+
+
+def test_of_lost_positions_the_purge_of_one_child_keeps_the_others_parts(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
+    for position in folder.glob("*.settled"):
+        position.unlink()
+    assert machine.run("purge", "--child", "a", "--yes").exit_code == 0
+    assert machine.run("drain").exit_code == 0
+    assert (backend("a").messages, backend("b").messages) == ([], list("xyz"))
+
+
+def test_purging_one_child_purges_no_folder_that_knows_no_child(machine: Machine) -> None:
+    id = uuid4()
+    machine.leave(id, "x", ["b"])
+    folder = machine.leave(id, "xyz", ["b"])
+    (folder / "b.settled").unlink()
+    machine.register(make_child("a"))
+    assert machine.run("purge", "--child", "b", "--yes").exit_code == 0
+    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+
+
+def test_purge_without_zenml_goes_by_id(machine: Machine, tmp_path: Path) -> None:
+    machine.trouble = ConnectionError()
+    folders = [machine.leave(uuid4(), "x", root=tmp_path / "zenml/composite_logstore/spool") for _ in range(2)]
+    result = machine.run("purge", "--component", folders[0].parent.name, "--yes")
+    assert result.exit_code == 0
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_purge_offers_what_is_kept_aside(machine: Machine, answer: str) -> None:
+    store = machine.register(make_child("a"))
+    damage(machine.leave(store, "abc"))
+    machine.run("drain")
+    damage(machine.leave(store, "abc"))
+    result = machine.run("purge", input=f"y\n{answer}\n")
+    assert result.exit_code == 0
+    assert "2 events of 1 stream for child 'a', 1 piece that cannot be read" in result.output
+    assert "kept aside: 2 files" in result.output
+    left = list((machine.disk / str(store.id) / "damaged").glob("*"))
+    assert len(left) == (0 if answer == "y" else 2)
+
+
+def test_a_folder_in_the_place_of_a_file_is_purged_too(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    folder = machine.leave(store, "abc")
+    (segment,) = folder.glob("*.log")
+    segment.unlink()
+    (segment / "folder").mkdir(parents=True)
+    machine.run("drain")
+    assert machine.run("purge", "--yes").exit_code == 0
+    assert not list((machine.disk / str(store.id) / "damaged").glob("*"))
+
+
+def test_purging_one_child_leaves_alone_what_is_kept_aside(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    damage(machine.leave(store, "abc", "ab"))
+    assert machine.run("purge", "--child", "a", "--yes").exit_code == 0
+    assert len(list((machine.disk / str(store.id) / "damaged").glob("*"))) == 1
+    machine.run("drain")
+    assert backend("b").messages == ["a", "c"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["drain", "--component", "lgos"], "there is no log store 'lgos' (did you mean 'logs'?)"),
+        (["purge", "--component", "x"], "there is no log store 'x'; there are: "),
+        (["drain", "--child", "archiv"], "there is no child 'archiv' (did you mean 'archive'?)"),
+        (["purge", "--child", "x"], "there is no child 'x'; there are: archive, off, removed"),
+        (["drain", "--to", "archive"], "'--to' needs '--child'"),
+        (["drain", "--child", "removed", "--to", "archiv"], "'logs' has no child 'archiv' (did you mean 'archive'?)"),
+        (["drain", "--child", "removed", "--to", "off"], "child 'off' of log store 'logs' is disabled; enable it"),
+        (["drian"], "No such command 'drian'"),
+    ],
+)
+def test_wrong_usage_is_refused_with_the_nearest_and_touches_nothing(
+    machine: Machine, arguments: list[str], words: str
+) -> None:
+    store = machine.register(make_child("archive"), make_child("off", enabled=False))
+    folder = machine.leave(store, "xyz", ["archive", "removed"])
+    result = machine.run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+    assert backend("archive").messages == []
+
+
+def test_a_log_store_whose_settings_cannot_be_read_is_known_by_its_name(machine: Machine) -> None:
+    machine.stores.append(LogStore(uuid4(), "unreadable", why="its settings cannot be read"))
+    assert machine.run("drain", "--component", "unreadable").exit_code == 0
+
+
+def test_without_zenml_an_unknown_name_says_why(machine: Machine) -> None:
+    machine.trouble = ConnectionError()
+    result = machine.run("purge", "--component", "logs")
+    assert result.exit_code == 2
+    assert "there is no log store 'logs'; there are: none; without ZenML, name it by its id" in result.stderr
+
+
+# Asking ZenML
+
+
+def test_zenml_s_log_stores_are_read_page_by_page_and_one_that_cannot_be_read_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good = {"primary": "archive", "children": [{"name": "archive", "type": "artifact"}]}
+    bad = {**good, "children": [{"name": "archive", "type": "artifact", "from_a_later_version": "a secret"}]}
+    asked = []
+
+    class Client:
+        def list_stack_components(self, page: int = 1, **wanted: Any) -> Any:
+            asked.append(wanted)
+            component = SimpleNamespace(id=uuid4(), name=str(page), configuration=[good, bad][page - 1])
+            return SimpleNamespace(items=[component], index=page, total_pages=2)
+
+    monkeypatch.setattr("zenml.client.Client", Client)
+    first, second = registered()
+    assert {wanted["flavor"] for wanted in asked} == {"composite"}
+    assert (first.label, list(first.children)) == ("1", ["archive"])
+    assert (second.label, second.config) == ("2", None)
+    assert "secret" not in repr(second)
+
+
+# The page
+
+
+def section(command: str) -> str:
+    return PAGE.split(f"\n## composite-logstore spool {command}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("command", commands.spool.commands)
+def test_every_option_is_on_the_page(command: str) -> None:
+    options = {option for parameter in commands.spool.commands[command].params for option in parameter.opts}
+    rows = [line.split("|")[1] for line in section(command).splitlines() if line.startswith("| `-")]
+    assert {option for row in rows for option in re.findall(r"`(-[^`]*)`", row)} == options
+
+
+def test_every_reason_is_on_the_page() -> None:
+    rows = re.findall(r"^\| `([^|]+)` \|", section("list"), re.MULTILINE)
+    assert sorted(rows) == sorted([*REASONS, "cannot be read: …", "ZenML cannot be asked"])
+
+
+def test_how_long_it_waits_is_on_the_page() -> None:
+    assert f"given up after {drain.GIVE_UP_SECONDS:.0f} s" in section("drain")
+    assert f"waits up to {drain._END_SECONDS:.0f} s" in section("drain")

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
+from composite_logstore.spool import (
+    SEGMENT_BYTES,
+    Cursor,
+    Damage,
+    EventTooLongError,
+    Spool,
+    SpoolFullError,
+    left_behind,
+)
+from tests.events import WRITER, make_events, make_stream
+
+
+def roomy(size: int) -> bool:
+    return True
+
+
+def create(tmp_path: Path, *children: str) -> Spool:
+    return Spool.create(tmp_path / "component", WRITER, children or ("a", "b"))
+
+
+def die(spool: Spool) -> Path:
+    """What a process leaves that was killed."""
+    assert spool._lock is not None
+    os.close(spool._lock)
+    return spool.folder
+
+
+def adopt(folder: Path) -> Spool:
+    spool = Spool.adopt(folder)
+    assert spool is not None
+    return spool
+
+
+def write(spool: Spool, events: list[LogEvent]) -> None:
+    for event in events:
+        spool.append(event, roomy)
+
+
+def test_what_was_written_is_read_back_by_the_next_process(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    events = make_events(["one", "two\n\0\x1b[1m", "ünï😀"])
+    events[1] = events[1]._replace(
+        exception=ExceptionInfo("ValueError", "broken", "Traceback"),
+        trace=TraceContext(2**127 + 1, 2**63 + 5, 1),
+        attributes={"loss": 0.5, "nested": {"a": [1, None]}},
+        metadata={"zenml.event.type": "exception"},
+    )
+    write(spool, events)
+    found = [event for event in adopt(die(spool)).scan() if isinstance(event, LogEvent)]
+    stream = found[0].stream
+    assert [event._replace(stream=events[0].stream) for event in found] == events
+    assert (stream.id, stream.attributes) == (events[0].stream.id, events[0].stream.attributes)
+    assert stream.artifact_store_id == events[0].stream.artifact_store_id
+
+
+def test_it_reads_from_a_position_to_another(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(list("abcdef")))
+    assert [event.message for event in spool.read(1, 4)] == ["c", "d"]
+
+
+def test_a_living_process_s_folder_is_left_alone(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    assert Spool.adopt(spool.folder) is None
+
+
+def test_one_of_many_adopts(tmp_path: Path) -> None:
+    folder = die(create(tmp_path))
+    assert Spool.adopt(folder) is not None
+    assert Spool.adopt(folder) is None
+
+
+def test_what_all_children_have_settled_is_freed(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    stream = make_stream()
+    events = make_events(["x" * 1_000_000] * 10, stream)
+    write(spool, events)
+    assert len(list(spool.folder.glob("*.log"))) == 3
+    spool.settle("a", 10)
+    assert len(list(spool.folder.glob("*.log"))) == 3
+    spool.settle("b", 7)
+    assert spool.size < 3 * SEGMENT_BYTES
+    assert [event.number for event in spool.read(6, float("inf"))] == [7, 8, 9]
+
+
+def test_positions_survive(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(list("abc")))
+    spool.settle("a", 2)
+    found = adopt(die(spool))
+    assert (found.settled("a"), found.settled("b")) == (2, 0)
+    assert found.children == ["a", "b"]
+
+
+def test_a_folder_whose_events_are_all_settled_goes_with_its_process(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(list("abc")))
+    for child in "ab":
+        spool.settle(child, 3)
+    spool.close()
+    assert not spool.folder.exists()
+
+
+def test_a_folder_with_something_left_stays_and_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(list("abc")))
+    spool.settle("a", 3)
+    spool.close()
+    found = adopt(spool.folder)
+    assert found.size < 10_000
+    assert [event.message for event in found.read(-1, float("inf"))] == list("abc")
+
+
+def test_no_room_is_an_error_that_harms_nothing(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    events = make_events(["x" * 3_000_000] * 2)
+    spool.append(events[0], roomy)
+    with pytest.raises(SpoolFullError):
+        spool.append(events[1], lambda size: False)
+    assert [event.number for event in spool.read(-1, float("inf"))] == [0]
+    spool.append(events[1], roomy)
+    assert [event.number for event in spool.read(-1, float("inf"))] == [0, 1]
+
+
+def test_attributes_that_come_later_are_there_too(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    events = make_events(["a"])
+    write(spool, events)
+    events[0].stream.metadata["zenml.step.name"] = "train"
+    spool.refresh(roomy)
+    (found,) = list(adopt(die(spool)).scan())
+    assert isinstance(found, LogEvent)
+    assert found.stream.attributes["zenml.step.name"] == "train"
+
+
+def test_only_its_user_can_read_it(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(["secret"]))
+    assert spool.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in spool.folder.iterdir()} == {0o600}
+
+
+def torn(folder: Path, change: Callable[[bytes], bytes]) -> Path:
+    """Change the bytes of the folder's only segment."""
+    (segment,) = folder.glob("*.log")
+    segment.write_bytes(change(segment.read_bytes()))
+    return segment
+
+
+def found_in(spool: Spool) -> tuple[list[str], list[Damage]]:
+    items = list(spool.scan())
+    return (
+        [item.message for item in items if isinstance(item, LogEvent)],
+        [item for item in items if isinstance(item, Damage)],
+    )
+
+
+def test_a_flipped_bit_hides_one_event(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(["first", "second", "third"]))
+    segment = torn(die(spool), lambda data: data.replace(b"second", b"sekond"))
+    spool = adopt(spool.folder)
+    messages, (damage,) = found_in(spool)
+    assert messages == ["first", "third"]
+    assert damage.path == segment
+    ((_, aside),) = spool.set_aside()
+    assert b"sekond" in aside.read_bytes()
+    assert aside.stat().st_mode & 0o777 == 0o600
+    assert found_in(adopt(die(spool))) == (["first", "third"], [])
+
+
+def test_a_stream_s_own_line_that_is_damaged_hides_no_event(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    events = make_events(["first", "second"])
+    write(spool, events)
+    torn(die(spool), lambda data: data.replace(b'"stream"', b'"strEam"'))
+    items = list(adopt(spool.folder).scan())
+    found = [item for item in items if isinstance(item, LogEvent)]
+    assert [(event.message, event.stream.id) for event in found] == [
+        ("first", events[0].stream.id),
+        ("second", events[0].stream.id),
+    ]
+
+
+def test_zeros_in_the_middle_hide_what_was_there_alone(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(["first", "second", "third"]))
+
+    def zeroed(data: bytes) -> bytes:
+        (second,) = [line for line in data.split(b"\n") if b"second" in line]
+        return data.replace(second + b"\n", bytes(len(second) + 1))
+
+    torn(die(spool), zeroed)
+    messages, damage = found_in(adopt(spool.folder))
+    assert messages == ["first", "third"]
+    assert len(damage) == 1
+
+
+def test_a_file_of_zeros_has_nothing(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(["first"]))
+    torn(die(spool), lambda data: bytes(len(data)))
+    assert found_in(adopt(spool.folder)) == ([], [])
+
+
+def test_what_another_version_has_written_is_set_aside_whole(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(["first"]))
+    payload = b'{"format":99}'
+    segment = torn(die(spool), lambda data: b"%08x %b\n" % (zlib.crc32(payload), payload) + b"\1\2\3" * 100)
+    data = segment.read_bytes()
+    spool = adopt(spool.folder)
+    messages, damage = found_in(spool)
+    assert (messages, [item.length for item in damage]) == ([], [None])
+    ((_, aside),) = spool.set_aside()
+    assert aside.read_bytes() == data
+    assert not segment.exists()
+
+
+def test_a_position_that_is_damaged_has_all_delivered_again(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events(list("abc")))
+    spool.settle("a", 2)
+    spool.settle("b", 2)
+    folder = die(spool)
+    (folder / "a.settled").write_bytes(b"\0" * 30)
+    (folder / "b.settled").write_text("00000000000000000009 00000000\n")
+    found = adopt(folder)
+    assert (found.settled("a"), found.settled("b")) == (0, 0)
+    found.settle("a", 3)
+    assert (adopt(die(found)).settled("a")) == 3
+
+
+def test_files_of_others_are_set_aside(tmp_path: Path) -> None:
+    folder = die(create(tmp_path))
+    (folder / "notes.txt").write_text("mine")
+    spool = adopt(folder)
+    ((damage, aside),) = spool.set_aside()
+    assert damage.path.name == "notes.txt"
+    assert aside.read_text() == "mine"
+
+
+def test_a_segment_that_cannot_be_opened_does_not_hide_the_others(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    write(spool, make_events([f"{number}" + "x" * 1_500_000 for number in range(6)]))
+    first, *_ = sorted(die(spool).glob("*.log"))
+    first.unlink()
+    first.mkdir()
+    messages, damage = found_in(adopt(spool.folder))
+    assert [message[0] for message in messages] == list("2345")
+    assert [item.length for item in damage] == [None]
+
+
+def test_one_cursor_reads_on_where_it_ended(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    cursor = Cursor(spool)
+    stream = make_stream()
+    events = make_events(["x" * 1_000_000] * 12, stream)
+    found = []
+    for event in events:
+        spool.append(event, roomy)
+        found += [read.number for read in cursor.read(len(found) - 1, event.number)]
+    found += [read.number for read in cursor.read(len(found) - 1, float("inf"))]
+    assert found == list(range(12))
+
+
+def test_a_message_that_no_line_can_hold_is_refused(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    huge, small = make_events(["\0" * 12_000_000, "small"])
+    with pytest.raises(EventTooLongError):
+        spool.append(huge, roomy)
+    spool.append(small, roomy)
+    assert [event.message for event in spool.read(-1, float("inf"))] == ["small"]
+
+
+def test_folders_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> None:
+    for place, name in enumerate(["b" * 15, "a" * 15, "damaged", "notes", ".hidden-" + "c" * 15]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "owner.lock").touch()
+        os.utime(tmp_path / name / "owner.lock", (place, place))
+    (tmp_path / ("d" * 15)).write_text("a file")
+    assert [folder.name[0] for folder in left_behind(tmp_path)] == ["b", "a"]
+    # One whose process died when it was made goes.
+    assert not list(tmp_path.glob(".hidden-*"))
+
+
+def test_a_forked_process_does_not_keep_its_parent_s_lock(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    read, done = os.pipe()
+    began, begin = os.pipe()
+    process = os.fork()
+    if not process:
+        os.close(done)
+        os.write(begin, b".")
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    os.read(began, 1)
+    folder = die(spool)
+    try:
+        assert Spool.adopt(folder) is not None
+    finally:
+        os.close(done)
+        os.waitpid(process, 0)
