@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from composite_logstore.event import LogEvent, Stream
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.log_store import CompositeLogStore
+    from composite_logstore.otel import OtelExporter
     from composite_logstore.secrets import has_reference
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "Event": "backend",
     "Exporter": "backend",
     "LogEvent": "event",
+    "OtelExporter": "otel",
     "Page": "backend",
     "PageRequest": "backend",
     "ReadEntry": "backend",
@@ -59,6 +61,7 @@ __all__ = [
     "Event",
     "Exporter",
     "LogEvent",
+    "OtelExporter",
     "Page",
     "PageRequest",
     "ReadEntry",

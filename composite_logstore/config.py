@@ -126,6 +126,12 @@ class ChildConfig(BaseModel):
         """Create the reader, with secrets resolved, if the child is not `unreadable`."""
         raise NotImplementedError
 
+    def check_registration(self) -> None:
+        """Check what only matters where a log store is registered or updated: raise `ValueError` with the fix in words.
+
+        Not called where one is loaded, and not on the server: neither need have what the child needs.
+        """
+
     def check(self) -> None:
         """Check what can be known on the client before a run: raise `ValueError` with the fix in words.
 
@@ -224,8 +230,13 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             ValueError: A child's type is unknown here. The server need not have every backend.
         """
         for child in self.children:
-            if isinstance(child, UnknownChild) and ENV_ZENML_SERVER not in os.environ:
-                raise ValueError(f"child '{child.name}': {_unknown_type(child.type)}")
+            if ENV_ZENML_SERVER not in os.environ:
+                if isinstance(child, UnknownChild):
+                    raise ValueError(f"child '{child.name}': {_unknown_type(child.type)}")
+                try:
+                    child.check_registration()
+                except ValueError as error:
+                    raise ValueError(f"child '{child.name}': {error}") from None
             for field in secrets.clear_text_fields(child):
                 logger.warning(
                     f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "

@@ -31,7 +31,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown type": (
         {"children": [ARCHIVE, {"name": "cloud", "type": "datadgo"}]},
-        ["child 'cloud'", "'type'", "did you mean 'datadog'?", "set one of: artifact, datadog, otlp"],
+        ["child 'cloud'", "'type'", "did you mean 'datadog'?", "set one of: artifact, component, datadog, otel, otlp"],
     ),
     "no such primary": (
         {"primary": "archiv"},

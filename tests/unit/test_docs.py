@@ -18,6 +18,7 @@ from composite_logstore.config import backends
 from composite_logstore.delivery import TRANSITIONS, ChildStats, Outcome, State
 from composite_logstore.log_store import CompositeLogStore
 from composite_logstore.telemetry import COUNTERS, LEVELS
+from composite_logstore_component import components
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,6 +30,7 @@ ARCHIVE = {"name": "archive", "type": "artifact"}
 COLLECTOR = {"name": "collector", "type": "otlp", "endpoint": "https://collector:4318"}
 OVER_GRPC = {"name": "collector", "type": "otlp", "endpoint": "collector:4317", "protocol": "grpc"}
 LIVE = {"name": "live", "type": "datadog", "api_key": "{{datadog.api_key}}", "application_key": "{{datadog.app}}"}
+SCREEN = {"name": "screen", "type": "otel", "exporter": "console"}
 
 # What the page calls it; the children; what else is set.
 MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -95,15 +97,18 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
         {},
     ),
     '`"tags": ["my tag"]`': ([ARCHIVE, {**LIVE, "tags": ["my tag"]}], {}),
+    '`"exporter": "consol"`': ([ARCHIVE, {**SCREEN, "exporter": "consol"}], {}),
+    "an exporter whose package is missing": ([ARCHIVE, {**SCREEN, "exporter": "no_such_package.Exporter"}], {}),
+    "an exporter that is none": ([ARCHIVE, {**SCREEN, "exporter": "pathlib.Path"}], {}),
+    "an argument that the exporter does not have": ([ARCHIVE, {**SCREEN, "arguments": {"outt": 1}}], {}),
 }
 
 
 def config_classes() -> dict[str, type[ChildConfig]]:
     """Return this project's own backends: a child's type → its settings."""
-    own = {
-        name: entry_point.load() for name, entry_point in backends().items() if name in ("artifact", "datadog", "otlp")
-    }
-    assert len(own) == 3
+    names = ("artifact", "component", "datadog", "otel", "otlp")
+    own = {name: entry_point.load() for name, entry_point in backends().items() if name in names}
+    assert own.keys() == set(names)
     return own
 
 
@@ -315,7 +320,9 @@ def children_blocks() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("block", list(children_blocks()))
-def test_every_list_of_children_is_accepted(block: str) -> None:
+def test_every_list_of_children_is_accepted(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether a component is there is not for the page to say.
+    monkeypatch.setattr(components, "find_model", lambda name: None)
     # An example's backend is not installed here.
     children = [child for child in json.loads(block) if child["type"] in config_classes()]
     primary = next(child["name"] for child in children if child["type"] in ("artifact", "datadog"))

@@ -1,0 +1,1 @@
+"""The component backend: any log store that is registered in ZenML."""

@@ -1,0 +1,107 @@
+"""The read port: pages come from a log store's own `fetch()`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zenml.constants import LOGS_MAX_ENTRIES_PER_REQUEST
+from zenml.exceptions import DoesNotExistException, LogStoreError, LogStoreUnavailableError
+from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
+
+from composite_logstore import Page, PageRequest, ReadEntry
+from composite_logstore_component.components import ComponentError, find_model, load
+from composite_logstore_component.streams import as_its_own
+
+if TYPE_CHECKING:
+    from zenml.log_stores import BaseLogStore
+    from zenml.models import LogsEntriesResponse
+
+
+class ComponentReader:
+    """Reads what the log store can read. Its entries do not say which event they are.
+
+    Attributes:
+        max_page_size: The most entries of one page. A log store may return fewer.
+        in_order: Nothing is known of that.
+    """
+
+    max_page_size = LOGS_MAX_ENTRIES_PER_REQUEST
+    in_order = False
+
+    def __init__(self, component: str) -> None:
+        """Prepare; nothing is looked up.
+
+        Args:
+            component: The name or id of the log store.
+        """
+        self._component = component
+        self._store: BaseLogStore | None = None
+
+    def read(self, request: PageRequest) -> Page:
+        """Read one page.
+
+        Args:
+            request: What to read.
+
+        Raises:
+            ValueError: The token, a filter or the direction is one that the log store does not know.
+            LogStoreUnavailableError: The log store is not there, or failed.
+            LogStoreError: It cannot be read at all.
+            DoesNotExistException: It does not have the stream.
+        """
+        try:
+            store = self._store = self._store or load(find_model(self._component))
+        except ComponentError as error:
+            raise LogStoreUnavailableError(f"'component' of this child: {error}.") from error
+        try:
+            if isinstance(store, ArtifactLogStore):
+                return _page_from_start(store, request)
+            return _page(store, request)
+        except (ValueError, LogStoreError, DoesNotExistException):
+            raise
+        except NotImplementedError as error:
+            raise LogStoreError(
+                f"Log store '{store.name}' of flavor '{store.flavor}' cannot be read. Set another child as 'primary'."
+            ) from error
+        except Exception as error:
+            raise LogStoreUnavailableError(f"Log store '{store.name}' raised {type(error).__name__}.") from error
+
+    def close(self) -> None:
+        """Clean the log store up, unless that would close an artifact store that others use."""
+        if self._store is not None and not isinstance(self._store, ArtifactLogStore):
+            self._store.cleanup()
+        self._store = None
+
+
+def _page(store: BaseLogStore, request: PageRequest) -> Page:
+    is_newer = request.direction == "newer"
+    start = None if request.token is not None else "oldest" if is_newer else "newest"
+    found = store.fetch(
+        as_its_own(request.logs, store),
+        start=start,
+        limit=request.limit,
+        before=None if is_newer else request.token,
+        after=request.token if is_newer else None,
+        filter_=request.filter,
+    )
+    return Page(_entries(found), found.before, found.after)
+
+
+def _page_from_start(store: ArtifactLogStore, request: PageRequest) -> Page:
+    """Return a page of a log store that reads from a stream's start alone: a part of all that it can return."""
+    token = request.token
+    if token is not None and not (token.isascii() and token.isdigit()):
+        raise ValueError("The token is malformed: pass on what an earlier page returned.")
+    found = _entries(store.fetch(as_its_own(request.logs, store), start="oldest", filter_=request.filter))
+    if request.direction == "newer":
+        begin = int(token or 0)
+        end = min(begin + request.limit, len(found))
+    else:
+        end = len(found) if token is None else min(int(token), len(found))
+        begin = max(0, end - request.limit)
+    entries = found[begin:end]
+    return Page(entries, str(begin) if begin > 0 and entries else None, str(end) if entries else None)
+
+
+def _entries(found: LogsEntriesResponse) -> list[ReadEntry]:
+    return [ReadEntry(entry, None) for entry in found.items]

@@ -1,0 +1,48 @@
+"""A stream as another log store than the composite knows it: as one of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore, prepare_logs_uri
+from zenml.models import LogsResponse
+from zenml.models.v2.core.logs import LogsResponseBody
+from zenml.utils.time_utils import utc_now
+
+if TYPE_CHECKING:
+    from zenml.log_stores import BaseLogStore
+
+    from composite_logstore import Stream
+
+
+def as_its_own(logs: LogsResponse, store: BaseLogStore) -> LogsResponse:
+    """Return the stream as if the log store had written it for a stack of its own.
+
+    Args:
+        logs: The stream, as ZenML's server describes it.
+        store: The log store.
+    """
+    place: dict[str, object] = {"log_store_id": store.id}
+    if isinstance(store, ArtifactLogStore):
+        artifact_store = store._artifact_store
+        place = {"artifact_store_id": artifact_store.id, "uri": prepare_logs_uri(artifact_store, logs.id)}
+    return logs.model_copy(update={"body": logs.get_body().model_copy(update=place)})
+
+
+def describe(stream: Stream, store: BaseLogStore) -> LogsResponse:
+    """Return the stream that is being written, as ZenML's server describes it to the log store.
+
+    Args:
+        stream: The stream. A program that is no pipeline has one that ZenML does not know.
+        store: The log store.
+    """
+    try:
+        logs = Client().zen_store.get_logs(stream.id)
+    except KeyError:
+        now = utc_now()
+        source = str(stream.attributes.get("zenml.log.source", ""))
+        body = LogsResponseBody(created=now, updated=now, project_id=UUID(int=0), source=source)
+        logs = LogsResponse(id=stream.id, body=body)
+    return as_its_own(logs, store)

@@ -1,0 +1,1 @@
+"""The OpenTelemetry backend: whatever an exporter of OpenTelemetry's SDK can write to."""

@@ -1,0 +1,113 @@
+"""Finds exporters of OpenTelemetry's SDK, and creates them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk._logs.export import LogRecordExporter
+from opentelemetry.sdk.resources import OTELResourceDetector
+from zenml import __version__ as zenml_version
+
+from composite_logstore import OtelExporter
+
+if TYPE_CHECKING:
+    from composite_logstore_otel.config import OtelChildConfig
+
+EXPORTERS = "opentelemetry_logs_exporter"
+"""The entry-point group in which OpenTelemetry's packages name their exporters of logs."""
+
+
+def create(config: OtelChildConfig) -> OtelExporter:
+    """Create what the settings name.
+
+    Raises:
+        LookupError: There is no such exporter here.
+        ValueError: It cannot be created with these arguments.
+    """
+    kind = find(config.exporter)
+    check_arguments(kind, config.arguments)
+    try:
+        exporter = kind(**config.arguments)
+    except Exception as error:
+        # Without its text, which may repeat a key.
+        raise ValueError(
+            f"'arguments': {kind.__name__} cannot be created with them ({type(error).__name__}); correct them"
+        ) from error
+    return OtelExporter(exporter, _resource(config), hidden=config.arguments)
+
+
+def find(name: str) -> type[LogRecordExporter]:
+    """Return the exporter with this entry-point name or class path.
+
+    Raises:
+        LookupError: There is none here. The message says what to do.
+    """
+    named = _named(name)
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    try:
+        if named is not None:
+            kind = named.load()
+        elif module:
+            kind = getattr(import_module(module), attribute)
+        else:
+            known = sorted({entry_point.name for entry_point in entry_points(group=EXPORTERS)})
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+            raise LookupError(
+                f"'exporter': there is no exporter '{name}' here{hint}; set one of: {', '.join(known)}, set the "
+                f"path of a class, or install the package that has it"
+            )
+    except ImportError as error:
+        raise LookupError(
+            f"'exporter': '{name}' cannot be imported, for lack of '{error.name or module}'; install the package "
+            f"that has it, or correct the path"
+        ) from error
+    except AttributeError as error:
+        raise LookupError(f"'exporter': '{module}' has no class '{attribute}'; correct the path") from error
+    if not isinstance(kind, type) or not issubclass(kind, LogRecordExporter):
+        raise LookupError(
+            f"'exporter': '{name}' is no LogRecordExporter of OpenTelemetry's SDK; name a class that extends it"
+        )
+    return kind
+
+
+def check_arguments(kind: type[LogRecordExporter], arguments: Mapping[str, Any]) -> None:
+    """Check that the exporter takes arguments of these names.
+
+    Raises:
+        ValueError: It does not.
+    """
+    signature = inspect.signature(kind)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        # It names arguments, and no values.
+        raise ValueError(
+            f"'arguments': {error}; those of {kind.__name__} are: {', '.join(signature.parameters) or 'none'}"
+        ) from None
+
+
+def distribution_of(name: str) -> str | None:
+    """Return the name of the package that has the exporter, None if it is not installed here as one."""
+    named = _named(name)
+    if named is not None:
+        return named.dist.name if named.dist else None
+    distributions = packages_distributions().get(name.replace(":", ".").partition(".")[0])
+    # A namespace such as `opentelemetry` belongs to many.
+    return distributions[0] if distributions and len(set(distributions)) == 1 else None
+
+
+def _named(name: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=EXPORTERS, name=name)), None)
+
+
+def _resource(config: OtelChildConfig) -> dict[str, str]:
+    settings = {"service.name": config.service_name, "service.version": config.service_version}
+    defaults = {"service.name": "zenml", "service.version": zenml_version}
+    variables = OTELResourceDetector().detect().attributes
+    return {name: settings[name] or str(variables.get(name, defaults[name])) for name in defaults}
