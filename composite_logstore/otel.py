@@ -62,7 +62,11 @@ class OtelExporter:
             max_batch_size: The most events that the exporter takes at once, if there is a limit.
         """
         self._exporter = exporter
-        self._resource = Resource.create(dict(resource))
+        try:
+            self._resource = Resource.create(dict(resource))
+        except RuntimeError:
+            # It looks for more in threads, and a process that is at its end cannot start any.
+            self._resource = Resource(dict(resource))
         self._max_batch_size = max_batch_size
         self._listener = _Listener(exporter, hidden)
         self._is_open = True
