@@ -171,6 +171,9 @@ class Spool:
             spool = cls(component / writer, lock, children)
             for child in spool.children:
                 spool._positions[child] = _mapped_position(hidden / f"{child}.settled")
+            # By this it is known which came first. The system's own times are milliseconds apart.
+            now = time.time_ns()
+            os.utime(hidden / _LOCK, ns=(now, now))
             hidden.rename(component / writer)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)

@@ -466,6 +466,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
 
 
+@pytest.mark.timeout(900)
 def test_the_whole_store_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
