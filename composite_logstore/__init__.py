@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
     from composite_logstore.event import LogEvent, Stream
     from composite_logstore.flavor import CompositeLogStoreFlavor
+    from composite_logstore.handler import CompositeHandler
     from composite_logstore.log_store import CompositeLogStore
     from composite_logstore.otel import OtelExporter
     from composite_logstore.secrets import has_reference
 
 _HOMES = {
     "ChildConfig": "config",
+    "CompositeHandler": "handler",
     "CompositeLogStore": "log_store",
     "CompositeLogStoreConfig": "config",
     "CompositeLogStoreFlavor": "flavor",
@@ -55,6 +57,7 @@ _HOMES = {
 
 __all__ = [
     "ChildConfig",
+    "CompositeHandler",
     "CompositeLogStore",
     "CompositeLogStoreConfig",
     "CompositeLogStoreFlavor",

@@ -17,6 +17,7 @@ from composite_logstore import reading, spooling
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery import ChildStats
 from composite_logstore.event import Stream, capture
+from composite_logstore.handler import RecordHandler
 from composite_logstore.writer import Writer, writer_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class CompositeLogStore(BaseLogStore):
     """
 
     _writer: Writer | None = None
+    _active: tuple[RecordHandler, BaseLogStoreOrigin] | None = None
 
     @property
     def config(self) -> CompositeLogStoreConfig:
@@ -124,6 +126,44 @@ class CompositeLogStore(BaseLogStore):
         """
         if self._writer is not None:
             self._writer.flush(self.config.flush_timeout_millis / 1000, self.config.flush_limit_millis / 1000, blocking)
+
+    def activate(self, pipeline_run_id: UUID | str, step_id: UUID | str | None = None, source: str = "step") -> UUID:
+        """Collect what this process logs from now on, as logs of a run or of one of its steps.
+
+        For whoever is outside of ZenML's own logging context, such as a process that a step has started. Every
+        record that reaches the root logger is collected; the root logger's level is left as it is.
+
+        Args:
+            pipeline_run_id: The run.
+            step_id: The step of the run, if the logs are its own.
+            source: The name of the stream. One of that name that this log store already has is continued.
+
+        Returns:
+            The id of ZenML's `LogsResponse`.
+
+        Raises:
+            KeyError: There is no such run, or no such step.
+            ValueError: The step is one of another run, or the log store collects already.
+        """
+        with self._lock:
+            if self._active is not None:
+                raise ValueError(f"log store '{self.name}' collects already; call deactivate() first")
+            logs, metadata = open_stream(self.id, pipeline_run_id, step_id, source)
+            origin = cast(CompositeLogStoreOrigin, self.register_origin(str(logs.id), logs, metadata))
+            handler = RecordHandler(self.writer, origin.stream)
+            self._active = (handler, origin)
+            handler.attach()
+            return logs.id
+
+    def deactivate(self) -> None:
+        """Collect no more, and deliver what there is. Does nothing if nothing is collected."""
+        with self._lock:
+            active, self._active = self._active, None
+        if active is not None:
+            handler, origin = active
+            handler.detach()
+            handler.close()
+            self.deregister_origin(origin)
 
     def cleanup(self) -> None:
         """Deliver what this process has emitted. The store can be used again afterwards."""
@@ -222,6 +262,39 @@ class CompositeLogStore(BaseLogStore):
             }
             for name, stats in self._stats().items()
         }
+
+
+def open_stream(
+    log_store_id: UUID, pipeline_run_id: UUID | str, step_id: UUID | str | None, source: str
+) -> tuple[LogsResponse, dict[str, Any]]:
+    """Return a stream of a run or a step, made if it is not there, and its attributes as ZenML gives them.
+
+    Raises:
+        KeyError: There is no such run, or no such step.
+        ValueError: The step is one of another run.
+    """
+    from zenml.client import Client
+    from zenml.models import LogsRequest
+    from zenml.utils.logging_utils import get_run_log_metadata, get_step_log_metadata
+
+    client = Client()
+    run = client.get_pipeline_run(pipeline_run_id, allow_name_prefix_match=False)
+    metadata = get_run_log_metadata(run)
+    request = LogsRequest(project=run.project_id, source=source, log_store_id=log_store_id)
+    collection = run.log_collection
+    if step_id is None:
+        request.pipeline_run_id = run.id
+    else:
+        step = client.get_run_step(UUID(str(step_id)))
+        if step.pipeline_run_id != run.id:
+            raise ValueError(f"step '{step.name}' is not one of run '{run.name}'; pass the run that it belongs to")
+        metadata.update(get_step_log_metadata(step))
+        request.step_run_id = step.id
+        collection = step.log_collection
+    for logs in collection or []:
+        if (logs.source, logs.log_store_id) == (source, log_store_id):
+            return logs, metadata
+    return client.zen_store.create_logs(request), metadata
 
 
 def _active_artifact_store_id() -> UUID | None:

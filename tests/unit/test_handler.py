@@ -1,0 +1,272 @@
+"""`CompositeHandler`: Python's own logging as the source of events."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from composite_logstore import CompositeHandler, LogEvent
+from composite_logstore.testing import SimulatedBackend
+from tests.simulation import assert_accounts_add_up, make_child
+
+
+@pytest.fixture
+def train() -> Iterator[logging.Logger]:
+    """A logger of its own, without a level and without handlers."""
+    logger = logging.getLogger(f"train-{uuid4()}")
+    yield logger
+    logger.handlers.clear()
+
+
+def make_handler(*children: Any, **settings: Any) -> CompositeHandler:
+    settings = {"durability": "memory", "flush_timeout_millis": 200, **settings}
+    return CompositeHandler(program=f"program-{uuid4()}", children=children, **settings)
+
+
+def events(backend: SimulatedBackend) -> list[LogEvent]:
+    return list(backend.received)
+
+
+# Records
+
+
+def test_every_record_goes_to_every_child_in_order_and_with_its_identity(train: logging.Logger) -> None:
+    one, other = SimulatedBackend(), SimulatedBackend()
+    handler = make_handler(make_child("one", one), make_child("other", other, min_level="WARNING"))
+    handler.attach(train, level="INFO")
+    for number in range(10):
+        train.log(logging.WARNING if number % 2 else logging.INFO, "step %d", number)
+    handler.flush()
+
+    assert one.messages == [f"step {number}" for number in range(10)]
+    assert other.messages == [f"step {number}" for number in range(1, 10, 2)]
+    assert handler.stats()["one"]["delivered"] == 10
+    assert_accounts_add_up(handler.stats())
+    handler.close()
+
+
+def test_records_carry_the_program_its_attributes_and_their_stream(train: logging.Logger) -> None:
+    backend = SimulatedBackend()
+    stream_id = uuid4()
+    child = make_child("one", backend)
+    handler = CompositeHandler("trainer", [child], attributes={"team": "a"}, stream_id=stream_id, durability="memory")
+    handler.attach(train)
+    train.error("hello", extra={"epoch": 3})
+    handler.close()
+
+    assert handler.stream_id == stream_id
+    (event,) = events(backend)
+    assert event.attributes == {"epoch": 3}
+    attributes = event.stream.attributes
+    assert attributes["team"] == "a"
+    assert attributes["zenml.log.id"] == str(stream_id)
+    assert (attributes["zenml.log_store.name"], attributes["zenml.log.source"]) == ("trainer", "python")
+
+
+def test_a_child_that_fails_costs_the_program_and_the_other_children_nothing(train: logging.Logger) -> None:
+    living, hung = SimulatedBackend(), SimulatedBackend()
+    hung.fault = "silent"
+    handler = make_handler(make_child("living", living), make_child("hung", hung), flush_timeout_millis=50)
+    handler.attach(train)
+    train.error("hello")
+    handler.flush()
+    stats = handler.stats()
+    hung.fault = None
+    assert (stats["living"]["delivered"], stats["hung"]["pending"]) == (1, 1)
+
+
+def test_what_delivering_logs_is_no_record(train: logging.Logger) -> None:
+    class Chatty(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            train.error("from the worker's thread")
+            thread = threading.Thread(target=train.error, args=("from s3fs",), name="fsspecIO")
+            thread.start()
+            thread.join()
+            return super().export(batch)
+
+    backend = Chatty()
+    handler = make_handler(make_child("chatty", backend, max_export_batch_size=1))
+    handler.attach(train)
+    handler.attach("composite_logstore.of_a_test")
+    train.error("hello")
+    logging.getLogger("composite_logstore.of_a_test").error("about a child")
+    handler.flush()
+    handler.close()
+    assert backend.messages == ["hello"]
+
+
+def test_a_record_that_cannot_be_formatted_arrives_with_its_arguments() -> None:
+    backend = SimulatedBackend()
+    handler = make_handler(make_child("one", backend))
+    # Not through a logger, where the handlers of others would raise.
+    handler.handle(logging.LogRecord("train", logging.ERROR, "/a.py", 1, "%d apples", ("many",), None))
+    handler.close()
+    assert backend.messages == ["%d apples ('many',)"]
+
+
+def test_threads_that_log_do_not_wait_for_a_flush(train: logging.Logger) -> None:
+    hung = SimulatedBackend()
+    hung.fault = "silent"
+    handler = make_handler(make_child("hung", hung), flush_timeout_millis=60_000, flush_limit_millis=60_000)
+    handler.attach(train)
+    train.error("before")
+    flushing = threading.Thread(target=logging.shutdown, args=([lambda: handler],), daemon=True)
+    flushing.start()
+    logging_too = threading.Thread(target=train.error, args=("meanwhile",), daemon=True)
+    logging_too.start()
+    logging_too.join(10)
+    assert not logging_too.is_alive()
+    assert flushing.is_alive()
+    hung.fault = None
+
+
+# Attaching
+
+
+@pytest.mark.parametrize("found", [logging.NOTSET, logging.DEBUG, logging.WARNING])
+def test_detaching_gives_a_logger_its_level_back(train: logging.Logger, found: int) -> None:
+    train.setLevel(found)
+    handler = make_handler(make_child("one"))
+    handler.attach(train, level=logging.INFO)
+    assert train.isEnabledFor(logging.INFO)
+    handler.attach(train, level=logging.DEBUG)
+    handler.detach(train)
+    assert (train.level, train.handlers) == (found, [])
+    handler.detach(train)
+    assert train.level == found
+
+
+def test_a_level_is_lowered_and_never_raised(train: logging.Logger) -> None:
+    train.setLevel(logging.DEBUG)
+    handler = make_handler(make_child("one"))
+    handler.attach(train, level="ERROR")
+    assert train.level == logging.DEBUG
+
+
+def test_a_level_that_somebody_has_set_since_is_left_as_it_is(train: logging.Logger) -> None:
+    train.setLevel(logging.ERROR)
+    handler = make_handler(make_child("one"))
+    handler.attach(train, level="INFO")
+    train.setLevel(logging.CRITICAL)
+    handler.detach(train)
+    assert train.level == logging.CRITICAL
+
+
+def test_handlers_that_are_nested_give_back_what_each_has_found(train: logging.Logger) -> None:
+    train.setLevel(logging.ERROR)
+    outer, inner = make_handler(make_child("one")), make_handler(make_child("two"))
+    outer.attach(train, level="INFO")
+    inner.attach(train, level="DEBUG")
+    inner.detach(train)
+    assert train.level == logging.INFO
+    outer.detach(train)
+    assert train.level == logging.ERROR
+
+
+def test_closing_detaches_from_every_logger(train: logging.Logger) -> None:
+    child = train.getChild("child")
+    handler = make_handler(make_child("one"))
+    handler.attach(train, level="INFO")
+    handler.attach(child.name, level="DEBUG")
+    handler.close()
+    assert (train.level, child.level, train.handlers, child.handlers) == (0, 0, [], [])
+    handler.close()
+
+
+def test_a_level_that_is_none_is_refused_and_changes_nothing(train: logging.Logger) -> None:
+    handler = make_handler(make_child("one"))
+    with pytest.raises(ValueError, match="LOUD"):
+        handler.attach(train, level="LOUD")
+    assert (train.level, train.handlers) == (0, [])
+
+
+# logging.config
+
+
+def test_it_works_from_a_dictionary_of_logging_config(train: logging.Logger) -> None:
+    backend = SimulatedBackend()
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "incremental": False,
+            "handlers": {
+                "everywhere": {
+                    "class": "composite_logstore.CompositeHandler",
+                    "program": f"program-{uuid4()}",
+                    "level": "INFO",
+                    "durability": "memory",
+                    "children": [make_child("one", backend), {"name": "archive", "type": "artifact", "enabled": False}],
+                }
+            },
+            "loggers": {train.name: {"handlers": ["everywhere"], "level": "DEBUG"}},
+        }
+    )
+    (handler,) = train.handlers
+    assert isinstance(handler, CompositeHandler)
+    train.debug("too quiet")
+    train.info("hello")
+    handler.close()
+    assert backend.messages == ["hello"]
+
+
+def test_children_of_a_dictionary_may_be_written_out(train: logging.Logger) -> None:
+    with pytest.raises(ValueError, match="Unable to configure handler") as raised:
+        logging.config.dictConfig(
+            {
+                "version": 1,
+                "disable_existing_loggers": False,
+                "handlers": {
+                    "everywhere": {
+                        "class": "composite_logstore.CompositeHandler",
+                        "program": "trainer",
+                        "children": [{"name": "collector", "type": "otlp", "endpont": "http://127.0.0.1:4318"}],
+                    }
+                },
+            }
+        )
+    assert "child 'collector': unknown key 'endpont' (did you mean 'endpoint'?)" in str(raised.value.__cause__)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"children": []}, "'children' is empty"),
+        ({"children": [{"name": "a", "type": "otpl"}]}, "child 'a': 'type': there is no backend 'otpl'"),
+        ({"children": [{"name": "a", "type": "artifact"}] * 2}, "child 'a': the 'name' is used more than once"),
+        ({"children": [{"name": "a", "type": "otel", "exporter": "consol"}]}, "child 'a': 'exporter': there is no"),
+        ({"primary": "a"}, "'primary': a handler reads nothing; leave it out"),
+        ({"fetch_fallback": ["a"]}, "'fetch_fallback': a handler reads nothing; leave it out"),
+        ({"durability": "never"}, "durability"),
+        ({"flush_timeout": 1}, "flush_timeout"),
+        ({"program": ""}, "'program' is empty"),
+        ({"stream_id": "mine"}, "badly formed hexadecimal UUID string"),
+    ],
+)
+def test_a_mistake_is_refused_at_once(settings: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"program": "trainer", "children": [{"name": "a", "type": "artifact"}], **settings}
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the words are compared below
+        CompositeHandler(**given)
+    assert words in str(raised.value)
+
+
+def test_two_handlers_of_one_program_share_one_journal(train: logging.Logger) -> None:
+    backend = SimulatedBackend()
+    child = make_child("one", backend)
+    one, other = (CompositeHandler("trainer", [child], durability="memory") for _ in range(2))
+    one.attach(train)
+    other.attach(train)
+    train.error("hello")
+    one.close()
+    other.close()
+    assert [event.writer for event in events(backend)] == [events(backend)[0].writer] * 2
+    assert len({event.stream.id for event in events(backend)}) == 2
