@@ -13,6 +13,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import orjson
+from zenml.enums import LoggingLevels
 from zenml.exceptions import (
     DoesNotExistException,
     IllegalOperationError,
@@ -193,7 +194,7 @@ def _open(artifact_store: BaseArtifactStore, uri: str) -> _Archive | None:
     if invalidate_cache is not None:
         invalidate_cache(uri)
     if artifact_store.isdir(uri):
-        names = sorted(os.fsdecode(name) for name in artifact_store.listdir(uri))
+        names = sorted(os.fsdecode(name) for name in artifact_store.listdir(uri) if name)
         return _Archive(artifact_store, uri, names) if names else None
     if artifact_store.exists(uri):
         return _Archive(artifact_store, uri, [""])
@@ -387,7 +388,7 @@ class _Wanted:
             if _is_piece(text):
                 return None
             event = None
-            entry = parse_log_entry(text.decode("utf-8", "replace"))
+            entry = _plain(text)
         if entry is None or not (self._is_all or self._wants(entry)):
             return None
         return ReadEntry(entry, event)
@@ -413,8 +414,21 @@ class _Wanted:
             return True
         if entry.timestamp is None:
             return False
-        timestamp = to_utc_timezone(entry.timestamp)
+        try:
+            timestamp = to_utc_timezone(entry.timestamp)
+        except OverflowError:
+            return False
         return (self._since is None or self._since <= timestamp) and (self._until is None or timestamp <= self._until)
+
+
+def _plain(text: bytes) -> LogEntry | None:
+    """Return the entry that ZenML makes of a line of plain text, None if it is empty."""
+    line = text.decode("utf-8", "replace")
+    try:
+        return parse_log_entry(line)
+    except ValueError:
+        # It begins like a line of ZenML's old format, but with a time that is none.
+        return LogEntry(message=line.strip(), level=LoggingLevels.INFO)
 
 
 def _micros(time: datetime) -> int:

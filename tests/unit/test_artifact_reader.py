@@ -266,6 +266,9 @@ def test_lines_of_zenml_s_own_stores(tmp_path: Path) -> None:
         (b'{"no message": 1}', '{"no message": 1}'),
         (b'{"message": 1}', '{"message": 1}'),
         (b'{"message": "x", "level": 21}', '{"message": "x", "level": 21}'),
+        (b"[2024-13-45 99:99:99 UTC] no time", "[2024-13-45 99:99:99 UTC] no time"),
+        (b'{"message": "x", "id": "no id"}', '{"message": "x", "id": "no id"}'),
+        (b"[" * 5_000, "[" * 5_000),
         (b"[1, 2]", "[1, 2]"),
         (b"null", "null"),
         (b"12", "12"),
@@ -381,10 +384,11 @@ def test_filters_on_lines_of_others(tmp_path: Path) -> None:
         b'{"message": "no level"}\n'
         b'{"message": "with", "level": 40, "timestamp": "2024-01-02T03:04:05Z"}\n'
         b'{"message": "naive", "level": 10, "timestamp": "2024-01-02T03:04:06"}\n'
-        b"[2024-01-02 03:04:05 UTC] plain\n",
+        b"[2024-01-02 03:04:05 UTC] plain\n"
+        b'{"message": "before all time", "level": 0, "timestamp": "0001-01-01T00:00:00+14:00"}\n',
     )
 
-    assert messages(archive.read(level="NOTSET")) == ["no level", "with", "naive", "plain"]
+    assert messages(archive.read(level="NOTSET")) == ["no level", "with", "naive", "plain", "before all time"]
     assert messages(archive.read(level="DEBUG")) == ["with", "naive", "plain"]
     assert messages(archive.read(level="ERROR")) == ["with"]
     assert messages(archive.read(since="2024-01-02T03:04:06Z")) == ["naive"]
