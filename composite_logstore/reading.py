@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 REMEMBERED_SECONDS = 30.0
 """How long the process remembers that a child could not be read: on the server every page is a new store."""
 
+LONGEST_SECONDS = 10.0
+"""How long one page looks for entries before it returns without any, with a cursor to go on from."""
+
 _unreadable: dict[tuple[UUID, str], tuple[float, str]] = {}
 _unreadable_lock = threading.Lock()
 
@@ -216,15 +219,17 @@ def _read_page(
     except (UnavailableError, ImportError) as error:
         raise LogStoreUnavailableError(f"Child '{name}' cannot be read: {error}") from error
     try:
+        give_up_at = clock.current.now() + LONGEST_SECONDS
         token = cursor.token if cursor else None
         seen = dict(cursor.seen) if cursor else {}
         size = min(limit, reader.max_page_size)
         while True:
             page = reader.read(PageRequest(logs, direction, token, size, filter_))
             fresh = _fresh(page.entries, direction, seen if reader.in_order else None)
-            token = page.newer if direction == "newer" else page.older
-            # A page of nothing but copies is not the end: readers of pages would take it for that.
-            if fresh or not page.entries or token is None:
+            before, token = token, page.newer if direction == "newer" else page.older
+            # A page without entries is not the end where it has a token: a reader looks through so much at a
+            # time, and there may be nothing but copies. But no request may take minutes.
+            if fresh or token in (None, before) or clock.current.now() >= give_up_at:
                 break
     finally:
         reader.close()

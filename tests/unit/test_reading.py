@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,9 +14,9 @@ from zenml.exceptions import (
 )
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import CompositeLogStore, LogEvent, Stream, reading
+from composite_logstore import CompositeLogStore, LogEvent, Page, PageRequest, Stream, clock, reading
 from composite_logstore.delivery import LONGEST_RETRY_AFTER
-from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
 from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
@@ -134,6 +135,52 @@ def test_the_readers_own_page_size_is_kept(
     monkeypatch.setattr(SimulatedReader, "max_page_size", 4)
     logs = stored(store, backend, 10)
     assert messages(store.fetch(logs, limit=8)) == numbered(6, 10)
+
+
+class Slow(SimulatedReader):
+    """Looks through two events at a time, which takes 3 seconds."""
+
+    def read(self, request: PageRequest) -> Page:
+        clock.current.advance(3)  # type: ignore[attr-defined]
+        page = super().read(replace(request, limit=2, filter=LogsEntriesFilter()))
+        wanted = [read for read in page.entries if request.filter.search in (None, read.entry.message)]
+        return replace(page, entries=wanted)
+
+
+class TestLongSearches:
+    @pytest.fixture(autouse=True)
+    def _slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(SimulatedChildConfig, "create_reader", lambda child: Slow(child.backends[child.name]))
+
+    @pytest.mark.parametrize(("start", "wanted"), [("newest", "m6"), ("oldest", "m13")])
+    def test_a_page_that_has_looked_for_long_returns_what_it_has_with_a_cursor(
+        self, backend: SimulatedBackend, start: str, wanted: str
+    ) -> None:
+        with SimulatedClock() as simulated:
+            begin = simulated.now()
+            store = make_store(make_child("archive", backend))
+            logs = stored(store, backend, 20)
+            page = store.fetch(logs, start=start, filter_=LogsEntriesFilter(search=wanted))
+            assert messages(page) == []
+            assert simulated.now() - begin <= reading.LONGEST_SECONDS + 3
+            way = "before" if start == "newest" else "after"
+            page = store.fetch(logs, **{way: getattr(page, way)})
+            assert messages(page) == [wanted]
+
+    def test_what_is_there_is_returned_at_once(self, backend: SimulatedBackend) -> None:
+        with SimulatedClock() as simulated:
+            begin = simulated.now()
+            store = make_store(make_child("archive", backend))
+            logs = stored(store, backend, 20)
+            assert messages(store.fetch(logs, filter_=LogsEntriesFilter(search="m17"))) == ["m17"]
+            assert simulated.now() - begin == 6
+
+
+def test_a_reader_whose_token_leads_nowhere_is_not_asked_without_end(
+    store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedReader, "read", lambda reader, request: Page(newer="same", older="same"))
+    assert store.fetch(make_logs(store)).items == []
 
 
 class TestArguments:
