@@ -138,8 +138,11 @@ class Page:
         entries: Oldest first, whichever the direction.
         older: The token that continues before the first entry; None where nothing is older, or where
             the backend cannot go that way.
-        newer: The token that continues after the last entry; None after an empty page, or where the
-            backend cannot go that way.
+        newer: The token that continues after the last entry; None where an empty page is the end, or
+            where the backend cannot go that way.
+
+    A page may have fewer entries than asked for, or none, and a token in its direction all the same: a
+    reader looks through so much at a time.
     """
 
     entries: Sequence[ReadEntry] = field(default_factory=list)

@@ -15,11 +15,17 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 from zenml.enums import LoggingLevels
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
+from zenml.exceptions import (
+    DoesNotExistException,
+    LogStoreError,
+    LogStoreRateLimitError,
+    LogStoreUnavailableError,
+)
 from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
 from composite_logstore import clock, secrets
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
+from composite_logstore.delivery import LONGEST_RETRY_AFTER
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
 
 REMEMBERED_SECONDS = 30.0
 """How long the process remembers that a child could not be read: on the server every page is a new store."""
+
+LONGEST_SECONDS = 10.0
+"""How long one page looks for entries before it returns without any, with a cursor to go on from."""
 
 _unreadable: dict[tuple[UUID, str], tuple[float, str]] = {}
 _unreadable_lock = threading.Lock()
@@ -133,6 +142,7 @@ def _read_first(
     """Read a first page from the primary, or from the first child that answers in its place."""
     names = [store.config.primary, *store.config.fetch_fallback]
     excuses: list[str] = []
+    may_pass = False  # whether any of them may answer when it is asked again later
     for name in names:
         is_last = name == names[-1]
         excuse = None if is_last else _remembered(store.id, name)
@@ -140,16 +150,23 @@ def _read_first(
             try:
                 page = _read(store, logs, name, direction, limit, filter_, None)
             except LogStoreError as error:
-                if is_last:
+                if len(names) == 1:
+                    raise
+                may_pass = may_pass or isinstance(error, LogStoreUnavailableError | LogStoreRateLimitError)
+                excuse = str(error)
+            except (ValueError, DoesNotExistException) as error:
+                # That would be the same in every child; but what stands in for another may lack what that has.
+                if not excuses:
                     raise
                 excuse = str(error)
-                _remember(store.id, name, error)
             else:
                 if excuses:
                     page.items = [_notice(excuses, name, page.items), *page.items]
                 return page
+        else:
+            may_pass = True
         excuses.append(f"'{name}' could not be read: {excuse}")
-    raise AssertionError("the last child either answers or raises")
+    raise (LogStoreUnavailableError if may_pass else LogStoreError)(_sentence(excuses))
 
 
 def _read(
@@ -161,21 +178,58 @@ def _read(
     filter_: LogsEntriesFilter,
     cursor: Cursor | None,
 ) -> LogsEntriesResponse:
-    """Read one page from one child."""
+    """Read one page from one child, and remember for the process whether it could be read."""
+    try:
+        page = _read_page(store, logs, name, direction, limit, filter_, cursor)
+    except (ValueError, DoesNotExistException):
+        raise
+    except Exception as raised:
+        error = raised
+        if not isinstance(error, LogStoreError):
+            error = LogStoreError(f"its reader has a defect: {type(error).__name__}")
+        if isinstance(error, LogStoreUnavailableError | LogStoreRateLimitError):
+            _remember(store.id, name, error)
+        raise (error if cursor is None else _continued_in_vain(name, error)) from raised
+    _forget(store.id, name)
+    return page
+
+
+def _continued_in_vain(name: str, error: LogStoreError) -> LogStoreError:
+    """Return the error of a page that a cursor continues: no other child can know what the cursor means."""
+    message = (
+        f"Child '{name}', which made the cursor, could not be read: {str(error).rstrip('.')}. Try again later, or "
+        f"begin anew without a cursor."
+    )
+    if isinstance(error, LogStoreRateLimitError):
+        return LogStoreRateLimitError(message, retry_after=error.retry_after)
+    return (LogStoreUnavailableError if isinstance(error, LogStoreUnavailableError) else LogStoreError)(message)
+
+
+def _read_page(
+    store: CompositeLogStore,
+    logs: LogsResponse,
+    name: str,
+    direction: Literal["newer", "older"],
+    limit: int,
+    filter_: LogsEntriesFilter,
+    cursor: Cursor | None,
+) -> LogsEntriesResponse:
     try:
         reader = secrets.resolve(store.config.child(name)).create_reader()
     except (UnavailableError, ImportError) as error:
         raise LogStoreUnavailableError(f"Child '{name}' cannot be read: {error}") from error
     try:
+        give_up_at = clock.current.now() + LONGEST_SECONDS
         token = cursor.token if cursor else None
         seen = dict(cursor.seen) if cursor else {}
         size = min(limit, reader.max_page_size)
         while True:
             page = reader.read(PageRequest(logs, direction, token, size, filter_))
             fresh = _fresh(page.entries, direction, seen if reader.in_order else None)
-            token = page.newer if direction == "newer" else page.older
-            # A page of nothing but copies is not the end: readers of pages would take it for that.
-            if fresh or not page.entries or token is None:
+            before, token = token, page.newer if direction == "newer" else page.older
+            # A page without entries is not the end where it has a token: a reader looks through so much at a
+            # time, and there may be nothing but copies. But no request may take minutes.
+            if fresh or token in (None, before) or clock.current.now() >= give_up_at:
                 break
     finally:
         reader.close()
@@ -240,14 +294,17 @@ def _edge(entries: Sequence[ReadEntry], direction: Literal["newer", "older"], se
 
 def _notice(excuses: list[str], name: str, entries: Sequence[LogEntry]) -> LogEntry:
     """Return the entry that says that another child answered."""
-    reasons = "; child ".join(excuse.rstrip(".") for excuse in excuses)
     return LogEntry(
         id=uuid4(),
         name="composite_logstore",
         level=LoggingLevels.WARNING,
         timestamp=entries[0].timestamp if entries else None,
-        message=f"Child {reasons}. The entries below come from child '{name}'.",
+        message=f"{_sentence(excuses)} The entries below come from child '{name}'.",
     )
+
+
+def _sentence(excuses: list[str]) -> str:
+    return f"Child {'; child '.join(excuse.rstrip('.') for excuse in excuses)}."
 
 
 def _remembered(store_id: UUID, name: str) -> str | None:
@@ -259,6 +316,11 @@ def _remembered(store_id: UUID, name: str) -> str | None:
 def _remember(store_id: UUID, name: str, error: LogStoreError) -> None:
     seconds = REMEMBERED_SECONDS
     if isinstance(error, LogStoreRateLimitError) and error.retry_after:
-        seconds = float(error.retry_after)
+        seconds = min(float(error.retry_after), LONGEST_RETRY_AFTER)
     with _unreadable_lock:
         _unreadable[store_id, name] = (clock.current.now() + seconds, str(error))
+
+
+def _forget(store_id: UUID, name: str) -> None:
+    with _unreadable_lock:
+        _unreadable.pop((store_id, name), None)

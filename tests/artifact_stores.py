@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+from fsspec.implementations.local import LocalFileSystem
 from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig, LocalArtifactStore
 from zenml.artifact_stores.local_artifact_store import LocalArtifactStoreConfig
 from zenml.enums import StackComponentType
@@ -50,6 +51,43 @@ def local_store(root: Path) -> LocalArtifactStore:
 def object_store(root: Path) -> LocalArtifactStore:
     """Return one that has a folder of objects for each stream, in a local folder."""
     return make_artifact_store(LocalArtifactStore, ObjectStoreConfig(path=str(root)), "objects")
+
+
+class ListingFilesystem(LocalFileSystem):  # type: ignore[misc]
+    """A local folder as S3 and its like show themselves: it remembers what it has listed.
+
+    Attributes:
+        requests: What was asked of it, and how many bytes were read.
+    """
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[tuple[str, int]] = []
+        self._listed: dict[str, list[dict[str, Any]]] = {}
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self._listed.pop(str(path), None)
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> list[Any]:
+        if path not in self._listed:
+            self.requests.append(("list", 0))
+            self._listed[path] = super().ls(path, detail=True)
+        found = self._listed[path]
+        return found if detail else [info["name"] for info in found]
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        content: bytes = super().cat_file(path, start, end, **kwargs)
+        self.requests.append(("get", len(content)))
+        return content
+
+
+def listing_store(root: Path) -> LocalArtifactStore:
+    """Return one with a folder of objects for each stream, read as from S3: by listings and ranges."""
+    store = object_store(root)
+    store.filesystem = ListingFilesystem()  # type: ignore[attr-defined]
+    return store
 
 
 def make_logs(id: UUID | None = None, **fields: Any) -> LogsResponse:
@@ -107,7 +145,7 @@ def with_faults(store: LocalArtifactStore, faults: Iterable[Any]) -> LocalArtifa
     open_file = store.open
 
     def open_faulty(path: str, mode: str = "r") -> Any:
-        if mode.startswith("r") or not Path(path).parent.is_dir():
+        if mode.startswith("r") or path.endswith(".index") or not Path(path).parent.is_dir():
             return open_file(path, mode)
         fault = next(remaining, None)
         if isinstance(fault, int):

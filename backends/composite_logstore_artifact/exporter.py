@@ -24,6 +24,8 @@ from composite_logstore_artifact.artifact_stores import (
     find_named,
     is_refusal,
 )
+from composite_logstore_artifact.index import Chunk, add
+from composite_logstore_artifact.lines import standard_level, summarize_events
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -164,7 +166,8 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
                 lines[0] = b"\n" + lines[0]
         # Past the buffer, in one `write`: so it is known how much of it was written when the disk is full.
         raw = getattr(file, "raw", file)
-        rest = memoryview(b"".join(lines))
+        content = b"".join(lines)
+        rest = memoryview(content)
         size = len(rest)
         try:
             while rest:
@@ -176,6 +179,9 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
                 if end < 0:
                     break
                 progress.written[event.writer] = event.number
+        begin = raw.tell() - size
+    whole = content.removeprefix(b"\n")
+    add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, summarize_events(events)))
 
 
 def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> None:
@@ -205,7 +211,7 @@ def encode(event: LogEvent) -> bytes:
 
     ZenML's readers ignore the keys that they do not know. What is empty is left out.
     """
-    level = max(0, min(event.level // 10 * 10, 50))
+    level = standard_level(event.level)
     line: dict[str, Any] = {
         "timestamp": _timestamp(event.time_unix_nano),
         "level": level,

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from datetime import datetime, timedelta, timezone
-from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import orjson
 from zenml.exceptions import (
     DoesNotExistException,
     IllegalOperationError,
     LogStoreError,
     LogStoreUnavailableError,
 )
-from zenml.log_stores.artifact.artifact_log_store import parse_log_entry, prepare_logs_uri
-from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
-from zenml.utils.time_utils import to_utc_timezone
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
+from zenml.models import LogsResponse
 
-from composite_logstore import Event, Page, PageRequest, ReadEntry
+from composite_logstore import Page, PageRequest, ReadEntry
 from composite_logstore_artifact import artifact_stores
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,
     is_refusal,
 )
+from composite_logstore_artifact.index import Chunk, add, load
+from composite_logstore_artifact.lines import Summary, Wanted, is_complete, summarize_lines
+from composite_logstore_artifact.parts import Archive, Block, Part, backward, fetched, forward, open_archive
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
+# How many bytes are read at a time: as many as a page usually takes, then twice as many each time.
+_USUAL_LINE = 512
 _FIRST_BLOCK = 64 * 1024
-# Blocks double: what is read backwards from S3 is read with everything that follows it, up to 50 MB.
 _LARGEST_BLOCK = 8 * 1024 * 1024
-# Objects up to this size are read in one request.
-_SMALL = 8 * 1024 * 1024
-_AT_ONCE = 16
-# What each line begins with that our exporter writes.
-_BEGINNING = b'{"timestamp":'
+# A search does best with what fits into a processor's cache.
+_SEARCHED_BLOCK = 1024 * 1024
+# How many bytes one page reads at most: a search that finds nothing must not take minutes.
+_MOST_BYTES = 128 * 1024 * 1024
+# Fewer bytes are not worth a line in the index.
+_WORTH_KNOWING = 64 * 1024
 
 
 class ArtifactReader:
@@ -90,7 +88,7 @@ class ArtifactReader:
         start = _Position.parse(request.token)
         artifact_store = self._artifact_store_of(request.logs)
         try:
-            archive = _open(artifact_store, prepare_logs_uri(artifact_store, request.logs.id))
+            archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, request.logs.id))
             if archive is not None:
                 return _read_page(archive, start, request)
         except IllegalOperationError as error:
@@ -169,276 +167,130 @@ class _Position(NamedTuple):
         return f"{self.name}:{self.offset}"
 
 
-class _Archive(NamedTuple):
-    """The parts of one stream, in order: names of objects in a folder, or one empty name for a file."""
-
-    artifact_store: BaseArtifactStore
-    uri: str
-    names: Sequence[str]
-
-    @property
-    def is_folder(self) -> bool:
-        return self.names[0] != ""
-
-    def open(self, name: str) -> _Part:
-        file = self.artifact_store.open(os.path.join(self.uri, name) if name else self.uri, "rb")
-        return _Part(name, file, at_once=bool(name))
-
-
-def _open(artifact_store: BaseArtifactStore, uri: str) -> _Archive | None:
-    """Return what there is of the stream now, None if there is nothing."""
-    # The filesystems of S3, GCS and Azure remember what they have listed. What was there a page ago is not
-    # what is there now.
-    invalidate_cache = getattr(getattr(artifact_store, "filesystem", None), "invalidate_cache", None)
-    if invalidate_cache is not None:
-        invalidate_cache(uri)
-    if artifact_store.isdir(uri):
-        names = sorted(os.fsdecode(name) for name in artifact_store.listdir(uri))
-        return _Archive(artifact_store, uri, names) if names else None
-    if artifact_store.exists(uri):
-        return _Archive(artifact_store, uri, [""])
-    return None
-
-
-class _Part:
-    """The bytes of one file or object: as many as there were when it was opened."""
-
-    def __init__(self, name: str, file: IO[bytes], at_once: bool) -> None:
-        self.name = name
-        self._file: IO[bytes] | None = file
-        file.seek(0, io.SEEK_END)
-        self.size = file.tell()
-        if at_once and self.size <= _SMALL:
-            content = self.read(0, self.size)
-            self.close()
-            self._file = io.BytesIO(content)
-
-    def read(self, begin: int, end: int) -> bytes:
-        assert self._file is not None
-        self._file.seek(begin)
-        content = self._file.read(end - begin)
-        if len(content) != end - begin:
-            raise OSError("it became shorter while it was read")
-        return content
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class _Line(NamedTuple):
-    part: _Part
-    begin: int
-    end: int
-    text: bytes
-
-    @property
-    def is_terminated(self) -> bool:
-        return self.end - self.begin > len(self.text)
-
-
-def _forward(part: _Part, begin: int) -> Iterator[_Line]:
-    """Yield the lines from a place on, the first one first."""
-    rest = b""  # the beginning of a line, from `begin` on
-    block = _FIRST_BLOCK
-    while (start := begin + len(rest)) < part.size:
-        *lines, rest = (rest + part.read(start, min(start + block, part.size))).split(b"\n")
-        for text in lines:
-            end = begin + len(text) + 1
-            yield _Line(part, begin, end, text)
-            begin = end
-        block = min(2 * block, _LARGEST_BLOCK)
-    if rest:
-        yield _Line(part, begin, part.size, rest)
-
-
-def _backward(part: _Part, end: int) -> Iterator[_Line]:
-    """Yield the lines before a place, the last one first."""
-    rest = b""  # the end of a line, up to `end`
-    start = end
-    block = _FIRST_BLOCK
-    while start > 0:
-        begin = max(0, start - block)
-        content = part.read(begin, start) + rest
-        start = begin
-        block = min(2 * block, _LARGEST_BLOCK)
-        # What comes before the first newline belongs to a line that begins further up.
-        first = content.find(b"\n") + 1 if start > 0 else 0
-        if start > 0 and first == 0:
-            rest = content
-            continue
-        rest = content[:first]
-        lines = content[first:].split(b"\n")
-        unterminated = lines.pop()
-        if unterminated:
-            yield _Line(part, end - len(unterminated), end, unterminated)
-            end -= len(unterminated)
-        for text in reversed(lines):
-            begin = end - len(text) - 1
-            yield _Line(part, begin, end, text)
-            end = begin
-
-
-def _ahead(names: Iterable[str], open_part: Callable[[str], _Part]) -> Generator[_Part]:
-    """Open the parts in this order, and further ones already, the more the further it goes.
-
-    A step that logs little writes many small objects, and each takes a request.
-    """
-    remaining = iter(names)
-    pending: deque[Future[_Part]] = deque()
-    at_once = 1
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            while True:
-                pending.extend(pool.submit(open_part, name) for name in islice(remaining, at_once - len(pending)))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-                at_once = min(2 * at_once, _AT_ONCE)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for future in pending:
-                if not future.cancelled() and future.exception() is None:
-                    future.result().close()
-
-
-def _lines(archive: _Archive, start: _Position | None, towards_newer: bool) -> Generator[_Line]:
-    """Yield the lines of the stream from a place on, in the direction."""
-    if towards_newer:
-        names = [name for name in archive.names if start is None or name >= start.name]
-    else:
-        names = [name for name in reversed(archive.names) if start is None or name <= start.name]
-    with closing(_ahead(names, archive.open)) as parts:
-        for part in parts:
-            with closing(part):
-                if start is not None and part.name == start.name:
-                    offset = min(start.offset, part.size)
-                else:
-                    offset = 0 if towards_newer else part.size
-                yield from _forward(part, offset) if towards_newer else _backward(part, offset)
-
-
-def _read_page(archive: _Archive, start: _Position | None, request: PageRequest) -> Page:
+def _read_page(archive: Archive, start: _Position | None, request: PageRequest) -> Page:
     if start is not None and bool(start.name) != archive.is_folder:
         raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
     towards_newer = request.direction == "newer"
     limit = min(request.limit, ArtifactReader.max_page_size)
-    wanted = _Wanted(request.filter)
+    wanted = Wanted(request.filter)
     entries: list[ReadEntry] = []
-    first: _Line | None = None  # the first in the direction that was wanted
-    last: _Line | None = None  # the last one that was
-    passed: _Line | None = None  # the last one, wanted or not
+    near: _Position | None = None  # where the first entry in the direction begins, seen from there
+    edge: _Position | None = None  # where the last one ends
+    far = start  # how far everything was looked at
+    scanned = 0
     reached_end = True
-    with closing(_lines(archive, start, towards_newer)) as lines:
-        for line in lines:
-            # The last line of all: whoever writes it may not have come to its end.
-            is_last = line.part.name == archive.names[-1] and line.end == line.part.size
-            if is_last and not line.is_terminated and not _is_complete(line.text):
-                continue
-            passed = line
-            read = wanted.parse(line.text)
-            if read is None:
-                continue
-            entries.append(read)
-            first, last = first or line, line
+    with closing(_blocks(archive, start, towards_newer, wanted, limit)) as blocks:
+        for part, block, size in blocks:
+            content = block.content
+            if part is archive.parts[-1] and block.end == part.size and not content.endswith(b"\n"):
+                # The last line of all: whoever writes it may not have come to its end.
+                last = content.rfind(b"\n") + 1
+                if not is_complete(content[last:]):
+                    content = content[:last]
+            for begin, end in wanted.find(content, backwards=not towards_newer):
+                read = wanted.parse(content[begin:end])
+                if read is None:
+                    continue
+                entries.append(read)
+                # The newline belongs to the line, if there is one.
+                before = _Position(part.name, block.begin + begin)
+                after = _Position(part.name, min(block.begin + end + 1, block.end))
+                near = near or (before if towards_newer else after)
+                edge = after if towards_newer else before
+                if len(entries) == limit:
+                    break
             if len(entries) == limit:
+                far, reached_end = edge, False
+                break
+            far = _Position(part.name, block.begin + (len(content) if towards_newer else 0))
+            scanned += size
+            if scanned >= _MOST_BYTES:
                 reached_end = False
                 break
-    if first is None or last is None or passed is None:
-        older, newer = start, None
-    elif towards_newer:
-        # What was passed after the last entry, and not wanted, need not be looked at again.
-        older, newer = _Position(first.part.name, first.begin), _Position(passed.part.name, passed.end)
+    if towards_newer:
+        older = None if start is None else near or start
+        newer = far if entries or not reached_end else None
     else:
         entries.reverse()
-        older, newer = _Position(last.part.name, last.begin), _Position(first.part.name, first.end)
-    is_oldest = start is None if towards_newer else reached_end
-    if is_oldest or older == (archive.names[0], 0):
+        older, newer = None if reached_end else far, near
+    if older == (archive.parts[0].name, 0):
         older = None
     return Page(entries, str(older) if older else None, str(newer) if newer else None)
 
 
-class _Wanted:
-    """Parses lines, and leaves out what the filter does not want."""
+def _blocks(
+    archive: Archive, start: _Position | None, towards_newer: bool, wanted: Wanted, limit: int
+) -> Generator[tuple[Part, Block, int]]:
+    """Yield the lines of the stream from a place on, in the direction, and how many bytes it took to get them.
 
-    def __init__(self, filter_: LogsEntriesFilter) -> None:
-        self._search = filter_.search.casefold() if filter_.search else None
-        self._level = filter_.level.value if filter_.level else 0
-        self._since = filter_.since
-        self._until = filter_.until
-        self._since_micros = _micros(filter_.since) if filter_.since else None
-        self._until_micros = _micros(filter_.until) if filter_.until else None
-        self._is_all = self._search is None and not self._level and self._since is None and self._until is None
-
-    def parse(self, text: bytes) -> ReadEntry | None:
-        """Return the line as an entry, None if it is empty or not wanted.
-
-        A line that is not an entry is one all the same, of plain text, as ZenML has it, but for a piece of one.
-        """
-        event: Event | None = None
-        try:
-            fields = orjson.loads(text)
-            event = _event(fields)
-            if event is not None and self._is_surely_unwanted(fields):
-                return None
-            entry: LogEntry | None = LogEntry.model_validate(fields)
-        except ValueError:
-            if _is_piece(text):
-                return None
-            event = None
-            entry = parse_log_entry(text.decode("utf-8", "replace"))
-        if entry is None or not (self._is_all or self._wants(entry)):
-            return None
-        return ReadEntry(entry, event)
-
-    def _is_surely_unwanted(self, fields: dict[str, Any]) -> bool:
-        """Judge an event's line before it is validated, which takes four times as long as the rest."""
-        level, message, time_unix_nano = fields.get("level"), fields.get("message"), fields.get("time_unix_nano")
-        if self._is_all or type(level) is not int or type(message) is not str or type(time_unix_nano) is not int:
-            return False
-        return (
-            level < self._level
-            or (self._since_micros is not None and time_unix_nano // 1000 < self._since_micros)
-            or (self._until_micros is not None and time_unix_nano // 1000 > self._until_micros)
-            or (self._search is not None and self._search not in message.casefold())
-        )
-
-    def _wants(self, entry: LogEntry) -> bool:
-        if self._level and (entry.level is None or entry.level.value < self._level):
-            return False
-        if self._search is not None and self._search not in entry.message.casefold():
-            return False
-        if self._since is None and self._until is None:
-            return True
-        if entry.timestamp is None:
-            return False
-        timestamp = to_utc_timezone(entry.timestamp)
-        return (self._since is None or self._since <= timestamp) and (self._until is None or timestamp <= self._until)
-
-
-def _micros(time: datetime) -> int:
-    return (time - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
-
-
-def _event(fields: Any) -> Event | None:
-    """Return which event the line is, None if another program wrote it."""
-    if not isinstance(fields, dict):
-        return None
-    writer, sequence = fields.get("writer"), fields.get("sequence")
-    return Event(writer, sequence) if type(writer) is str and type(sequence) is int else None
-
-
-def _is_piece(text: bytes) -> bool:
-    """Return whether a line that is no entry is the beginning of one of ours.
-
-    Its process was killed in the middle of writing it, or found the disk full. The event is written again.
+    Lines among which nothing wanted can be are left out: a block without content says how far that is.
     """
-    return text.startswith(_BEGINNING) or (len(text) > 1 and _BEGINNING.startswith(text))
+    first, largest = _FIRST_BLOCK, _LARGEST_BLOCK
+    if not wanted.is_all:
+        first = largest = _SEARCHED_BLOCK
+    elif limit * _USUAL_LINE > first:
+        first = min(limit * _USUAL_LINE, largest)
+
+    def place(part: Part) -> tuple[int, int]:
+        """Return between which places of a part to read."""
+        if start is None or part.name != start.name:
+            return 0, part.size
+        offset = min(start.offset, part.size)
+        return (offset, part.size) if towards_newer else (0, offset)
+
+    def first_block(part: Part) -> tuple[int, int]:
+        begin, end = place(part)
+        return (begin, min(begin + first, end)) if towards_newer else (max(begin, end - first), end)
+
+    if towards_newer:
+        parts = [part for part in archive.parts if start is None or part.name >= start.name]
+    else:
+        parts = [part for part in reversed(archive.parts) if start is None or part.name <= start.name]
+    is_indexed = not archive.is_folder and archive.artifact_store.config.is_local
+    read = forward if towards_newer else backward
+    with closing(fetched(parts, first_block)) as ready:
+        for part in ready:
+            with closing(part):
+                begin, end = place(part)
+                if not (is_indexed and wanted.is_summarized):
+                    for block in read(part, begin, end, first, largest):
+                        yield part, block, len(block.content)
+                    continue
+                chunks = load(archive.artifact_store, archive.uri, part.read)
+                for since, until, summary in _stretches(chunks, begin, end, towards_newer):
+                    if summary is not None and not wanted.may_be_in(summary):
+                        yield part, Block(until if towards_newer else since, b""), 0
+                        continue
+                    for block in read(part, since, until, first, largest):
+                        size = len(block.content)
+                        # Of a line without a newline nobody knows yet what it will say.
+                        is_unknown = summary is None and block.content.endswith(b"\n")
+                        if is_unknown and not wanted.may_be_in(_indexed(archive, block)):
+                            block = Block(block.end if towards_newer else block.begin, b"")
+                        yield part, block, size
 
 
-def _is_complete(text: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except ValueError:
-        return False
+def _stretches(
+    chunks: list[Chunk], begin: int, end: int, towards_newer: bool
+) -> Iterator[tuple[int, int, Summary | None]]:
+    """Yield, in the direction, what lies between two places: what the index knows of, and what it does not."""
+    stretches: list[tuple[int, int, Summary | None]] = []
+    place = begin
+    for chunk in chunks:
+        if chunk.end <= begin or chunk.begin >= end:
+            continue
+        if chunk.begin > place:
+            stretches.append((place, chunk.begin, None))
+        stretches.append((max(chunk.begin, place), min(chunk.end, end), chunk.summary))
+        place = stretches[-1][1]
+    if place < end:
+        stretches.append((place, end, None))
+    return iter(stretches) if towards_newer else reversed(stretches)
+
+
+def _indexed(archive: Archive, block: Block) -> Summary:
+    """Find out what lines have among them, and put it into the index, which does not know it yet."""
+    summary = summarize_lines(block.content.split(b"\n"))
+    if len(block.content) >= _WORTH_KNOWING:
+        add(archive.artifact_store, archive.uri, Chunk.of(block.begin, block.content, summary))
+    return summary

@@ -344,7 +344,7 @@ def walk(
             assert text is None or isinstance(text, str), "a token is a text"
         yield page
         token = page.newer if direction == "newer" else page.older
-        if token is None or not page.entries:
+        if token is None:
             return
     raise AssertionError("the pages have no end")
 

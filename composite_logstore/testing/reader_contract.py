@@ -325,7 +325,7 @@ def fetched(child: ChildConfig, stream: Stream, start: str, limit: int) -> list[
     logs = make_logs(stream, store.id)
     page = store.fetch(logs, start=start, limit=limit)
     entries = list(page.items)
-    while page.items and (cursor := page.after if start == "oldest" else page.before):
+    while cursor := page.after if start == "oldest" else page.before:
         page = store.fetch(logs, after=cursor) if start == "oldest" else store.fetch(logs, before=cursor)
         entries = [*entries, *page.items] if start == "oldest" else [*page.items, *entries]
     return entries

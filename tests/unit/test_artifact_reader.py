@@ -20,15 +20,19 @@ from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
 from composite_logstore import Event, Page, PageRequest
 from composite_logstore.event import ExceptionInfo
+from composite_logstore_artifact import parts
+from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
-from tests.artifact_stores import local_store, make_logs, object_store
+from tests.artifact_stores import listing_store, local_store, make_logs, object_store
 from tests.events import NOON, WRITER, make_events, make_stream
 
 MakeStore = Callable[[Path], LocalArtifactStore]
-both_layouts = pytest.mark.parametrize("make_store", [local_store, object_store], ids=["file", "objects"])
+all_layouts = pytest.mark.parametrize(
+    "make_store", [local_store, object_store, listing_store], ids=["file", "objects", "listed"]
+)
 
 
 class Archive:
@@ -71,7 +75,7 @@ def messages(page: Page) -> list[str]:
 # --- Pages
 
 
-@both_layouts
+@all_layouts
 def test_what_was_written_is_read_oldest_first(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     archive.write("a", "b")
@@ -85,7 +89,7 @@ def test_what_was_written_is_read_oldest_first(make_store: MakeStore, tmp_path: 
         assert page.newer is not None
 
 
-@both_layouts
+@all_layouts
 def test_pages_from_the_oldest_end(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     archive.write("a", "b", "c")
@@ -103,7 +107,7 @@ def test_pages_from_the_oldest_end(make_store: MakeStore, tmp_path: Path) -> Non
     assert messages(archive.read("older", end.older, limit=1)) == ["e"]
 
 
-@both_layouts
+@all_layouts
 def test_pages_from_the_newest_end(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     archive.write("a", "b")
@@ -119,7 +123,7 @@ def test_pages_from_the_newest_end(make_store: MakeStore, tmp_path: Path) -> Non
     assert messages(archive.read("newer", first.newer, limit=5)) == []
 
 
-@both_layouts
+@all_layouts
 def test_a_page_that_begins_with_the_first_line_has_nothing_older(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     archive.write("a", "b")
@@ -128,7 +132,7 @@ def test_a_page_that_begins_with_the_first_line_has_nothing_older(make_store: Ma
     assert archive.read("older", limit=1).older is not None
 
 
-@both_layouts
+@all_layouts
 def test_tokens_stay_valid_while_the_stream_grows(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     archive.write("a", "b")
@@ -141,7 +145,7 @@ def test_tokens_stay_valid_while_the_stream_grows(make_store: MakeStore, tmp_pat
     assert messages(archive.read("older", limit=1)) == ["d"]
 
 
-@both_layouts
+@all_layouts
 def test_lines_of_all_lengths_across_blocks(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     expected = ["x" * length for length in (1, 64 * 1024, 3, 700_000, 0, 65_000, 1, 2_000_000, 5)]
@@ -198,7 +202,7 @@ def test_a_page_of_a_file_reads_its_end_alone(tmp_path: Path, monkeypatch: pytes
     assert read_bytes < 100_000
 
 
-@both_layouts
+@all_layouts
 @pytest.mark.parametrize("token", ["", "a", ":", ":-1", ":1.5", ":\u0661", "name:", "a:b:c", ":" + "9" * 5000])
 def test_a_malformed_token(make_store: MakeStore, tmp_path: Path, token: str) -> None:
     archive = Archive(make_store(tmp_path))
@@ -266,6 +270,9 @@ def test_lines_of_zenml_s_own_stores(tmp_path: Path) -> None:
         (b'{"no message": 1}', '{"no message": 1}'),
         (b'{"message": 1}', '{"message": 1}'),
         (b'{"message": "x", "level": 21}', '{"message": "x", "level": 21}'),
+        (b"[2024-13-45 99:99:99 UTC] no time", "[2024-13-45 99:99:99 UTC] no time"),
+        (b'{"message": "x", "id": "no id"}', '{"message": "x", "id": "no id"}'),
+        (b"[" * 5_000, "[" * 5_000),
         (b"[1, 2]", "[1, 2]"),
         (b"null", "null"),
         (b"12", "12"),
@@ -346,7 +353,7 @@ def test_a_piece_of_an_event_is_not_shown(tmp_path: Path, kept: int) -> None:
 # --- Filters
 
 
-@both_layouts
+@all_layouts
 def test_filters(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     archive.write("Loss 0.5", level=20, level_name="INFO")
@@ -381,17 +388,18 @@ def test_filters_on_lines_of_others(tmp_path: Path) -> None:
         b'{"message": "no level"}\n'
         b'{"message": "with", "level": 40, "timestamp": "2024-01-02T03:04:05Z"}\n'
         b'{"message": "naive", "level": 10, "timestamp": "2024-01-02T03:04:06"}\n'
-        b"[2024-01-02 03:04:05 UTC] plain\n",
+        b"[2024-01-02 03:04:05 UTC] plain\n"
+        b'{"message": "before all time", "level": 0, "timestamp": "0001-01-01T00:00:00+14:00"}\n',
     )
 
-    assert messages(archive.read(level="NOTSET")) == ["no level", "with", "naive", "plain"]
+    assert messages(archive.read(level="NOTSET")) == ["no level", "with", "naive", "plain", "before all time"]
     assert messages(archive.read(level="DEBUG")) == ["with", "naive", "plain"]
     assert messages(archive.read(level="ERROR")) == ["with"]
     assert messages(archive.read(since="2024-01-02T03:04:06Z")) == ["naive"]
     assert messages(archive.read(until="2024-01-02T03:04:05Z")) == ["with", "plain"]
 
 
-@both_layouts
+@all_layouts
 def test_pages_of_what_a_filter_wants(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
     for number in range(20):
@@ -408,10 +416,145 @@ def test_pages_of_what_a_filter_wants(make_store: MakeStore, tmp_path: Path) -> 
     assert nothing.newer is None
 
 
+# --- Large streams
+
+
+def count_reads(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by how many bytes of the stream were read."""
+    sizes: list[int] = []
+    for kind in (parts._File, parts._Object):
+        read = kind._read
+
+        def counting(part: Any, begin: int, end: int, read: Any = read) -> bytes:
+            sizes.append(end - begin)
+            return bytes(read(part, begin, end))
+
+        monkeypatch.setattr(kind, "_read", counting)
+    return sizes
+
+
+@all_layouts
+@pytest.mark.parametrize("direction", ["newer", "older"])
+def test_a_page_reads_so_much_and_goes_on_from_there(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: Literal["newer", "older"]
+) -> None:
+    monkeypatch.setattr(reader_module, "_MOST_BYTES", 200_000)
+    monkeypatch.setattr(reader_module, "_SEARCHED_BLOCK", 50_000)
+    archive = Archive(make_store(tmp_path))
+    for number in range(20):
+        archive.write(*(["wanted"] if number == 9 else []), *("x" * 1000 for _ in range(50)))
+    sizes = count_reads(archive, monkeypatch)
+
+    found, pages, token = [], 0, None
+    while pages == 0 or token is not None:
+        sizes.clear()
+        page = archive.read(direction, token, search="wanted")
+        assert sum(sizes) < 400_000 + 16 * 50_000  # further objects are read ahead
+        found += messages(page)
+        token = page.newer if direction == "newer" else page.older
+        pages += 1
+
+    assert found == ["wanted"]
+    assert pages >= 5
+
+
+def test_an_index_beside_the_file_spares_what_a_filter_cannot_want(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive(local_store(tmp_path))
+    for number in range(100):
+        level, name = (40, "ERROR") if number == 20 else (20, "INFO")
+        archive.write(*(f"{number} " + "x" * 1000 for _ in range(100)), level=level, level_name=name)
+    index = tmp_path / "logs" / f"{archive.logs.id}.log.index"
+    size = (tmp_path / "logs" / f"{archive.logs.id}.log").stat().st_size
+    sizes = count_reads(archive, monkeypatch)
+    noon = datetime.fromtimestamp(NOON // 10**9, timezone.utc)
+
+    def found(**filters: Any) -> tuple[set[str], int]:
+        pages = [archive.read(direction, **filters) for direction in ("newer", "older")]
+        assert messages(pages[0]) == messages(pages[1])
+        read = sum(sizes)
+        sizes.clear()
+        return {message.split()[0] for message in messages(pages[0])}, read
+
+    wanted: list[tuple[dict[str, Any], set[str]]] = [
+        ({"level": "ERROR"}, {"20"}),
+        ({"since": noon + timedelta(milliseconds=9_850)}, {"98", "99"}),
+        ({"until": noon + timedelta(milliseconds=99)}, {"0"}),
+        ({"level": "CRITICAL"}, set()),
+    ]
+    whole = index.read_bytes()
+    with_index = [found(**filters) for filters, _ in wanted]
+    index.unlink()
+    without = [found(**filters) for filters, _ in wanted]
+    rebuilt = [found(**filters) for filters, _ in wanted]
+    index.write_bytes(b"x" + whole[: len(whole) // 2] + b"\xff\n[1,2,3] 12345678\n" + whole[len(whole) // 2 : -3])
+    corrupt = [found(**filters) for filters, _ in wanted]
+
+    for results in (with_index, without, rebuilt, corrupt):
+        assert [result[0] for result in results] == [names for _, names in wanted]
+    assert all(read < 3_000_000 for _, read in with_index)
+    assert without[0][1] > size
+    assert all(read < 5_000_000 for _, read in [*without[1:], *rebuilt, *corrupt])
+    assert index.stat().st_size < size / 200
+
+
+def test_an_index_of_a_file_that_is_no_longer_there_counts_for_nothing(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    archive.write(*("x" * 100 for _ in range(100)))
+    path = tmp_path / "logs" / f"{archive.logs.id}.log"
+    other = Archive(local_store(tmp_path))
+    other.count = 1000
+    other.write(*("y" * 100 for _ in range(100)), level=40, level_name="ERROR")
+
+    path.write_bytes((tmp_path / "logs" / f"{other.logs.id}.log").read_bytes())
+
+    assert len(archive.read(level="ERROR").entries) == 100
+    path.write_bytes(path.read_bytes()[:5_000])
+    assert len(archive.read(level="ERROR").entries) == 5_000 // len(path.read_bytes().split(b"\n")[0])
+
+
+def test_an_index_that_cannot_be_written_is_no_fault(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    (tmp_path / "logs" / f"{archive.logs.id}.log.index").mkdir(parents=True)
+    archive.write("a", level=40, level_name="ERROR")
+
+    assert messages(archive.read(level="ERROR")) == ["a"]
+
+
+def test_a_line_of_50_mb(tmp_path: Path) -> None:
+    archive = Archive(local_store(tmp_path))
+    huge = b'{"message": "%s"}' % (b"x" * 50_000_000)
+    put(tmp_path, archive.logs, b"first\n" + huge + b"\n" + b"y" * 50_000_000 + b"\nlast\n")
+
+    for direction in ("newer", "older"):
+        page = archive.read(direction)
+        assert [len(message) for message in messages(page)] == [5, 50_000_000, 50_000_000, 4]
+        assert messages(archive.read(direction, search="last")) == ["last"]
+        one = archive.read(direction, limit=1)
+        two = archive.read(direction, one.newer if direction == "newer" else one.older, limit=1)
+        assert len(messages(two)[0]) == 50_000_000
+
+
+@pytest.mark.parametrize("direction", ["newer", "older"])
+def test_what_has_no_newline_is_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: Literal["newer", "older"]
+) -> None:
+    monkeypatch.setattr(parts, "LONGEST_LINE", 300_000)
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b"first\n" + b"x" * 2_000_000 + b"\nlast\n")
+
+    found = messages(archive.read(direction))
+
+    assert (found[0], found[-1]) == ("first", "last")
+    assert "".join(found[1:-1]) == "x" * 2_000_000
+    assert len(found) > 3
+
+
 # --- What is not there
 
 
-@both_layouts
+@all_layouts
 def test_a_stream_that_is_not_there(make_store: MakeStore, tmp_path: Path) -> None:
     archive = Archive(make_store(tmp_path))
 
@@ -480,18 +623,11 @@ def test_errors_say_what_to_do_and_repeat_no_text(
 
 
 def test_a_listing_that_the_filesystem_remembers_is_not_trusted(tmp_path: Path) -> None:
-    archive = Archive(object_store(tmp_path))
-    forgotten: list[str] = []
-
-    class Filesystem:
-        def invalidate_cache(self, path: str) -> None:
-            forgotten.append(path)
-
-    archive.store.filesystem = Filesystem()  # type: ignore[attr-defined]
+    archive = Archive(listing_store(tmp_path))
     archive.write("a")
-    archive.read()
-
-    assert forgotten == [str(tmp_path / "logs" / f"{archive.stream.id}.log")]
+    assert messages(archive.read()) == ["a"]
+    archive.write("b")
+    assert messages(archive.read()) == ["a", "b"]
 
 
 def test_the_settings_make_the_reader() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,8 +14,9 @@ from zenml.exceptions import (
 )
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import CompositeLogStore, LogEvent, Stream, reading
-from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from composite_logstore import CompositeLogStore, LogEvent, Page, PageRequest, Stream, clock, reading
+from composite_logstore.delivery import LONGEST_RETRY_AFTER
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
 from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
@@ -135,15 +137,73 @@ def test_the_readers_own_page_size_is_kept(
     assert messages(store.fetch(logs, limit=8)) == numbered(6, 10)
 
 
+class Slow(SimulatedReader):
+    """Looks through two events at a time, which takes 3 seconds."""
+
+    def read(self, request: PageRequest) -> Page:
+        clock.current.advance(3)  # type: ignore[attr-defined]
+        page = super().read(replace(request, limit=2, filter=LogsEntriesFilter()))
+        wanted = [read for read in page.entries if request.filter.search in (None, read.entry.message)]
+        return replace(page, entries=wanted)
+
+
+class TestLongSearches:
+    @pytest.fixture(autouse=True)
+    def _slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(SimulatedChildConfig, "create_reader", lambda child: Slow(child.backends[child.name]))
+
+    @pytest.mark.parametrize(("start", "wanted"), [("newest", "m6"), ("oldest", "m13")])
+    def test_a_page_that_has_looked_for_long_returns_what_it_has_with_a_cursor(
+        self, backend: SimulatedBackend, start: str, wanted: str
+    ) -> None:
+        with SimulatedClock() as simulated:
+            begin = simulated.now()
+            store = make_store(make_child("archive", backend))
+            logs = stored(store, backend, 20)
+            page = store.fetch(logs, start=start, filter_=LogsEntriesFilter(search=wanted))
+            assert messages(page) == []
+            assert simulated.now() - begin <= reading.LONGEST_SECONDS + 3
+            way = "before" if start == "newest" else "after"
+            page = store.fetch(logs, **{way: getattr(page, way)})
+            assert messages(page) == [wanted]
+
+    def test_what_is_there_is_returned_at_once(self, backend: SimulatedBackend) -> None:
+        with SimulatedClock() as simulated:
+            begin = simulated.now()
+            store = make_store(make_child("archive", backend))
+            logs = stored(store, backend, 20)
+            assert messages(store.fetch(logs, filter_=LogsEntriesFilter(search="m17"))) == ["m17"]
+            assert simulated.now() - begin == 6
+
+
+def test_a_reader_whose_token_leads_nowhere_is_not_asked_without_end(
+    store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatedReader, "read", lambda reader, request: Page(newer="same", older="same"))
+    assert store.fetch(make_logs(store)).items == []
+
+
 class TestArguments:
     def test_a_stream_of_another_log_store_is_refused(self, store: CompositeLogStore) -> None:
         with pytest.raises(ValueError, match="another log store"):
             store.fetch(make_logs(make_store(make_child("archive"))))
 
+    def test_since_after_until_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="`since` must be earlier than `until`"):
+            LogsEntriesFilter(since="2026-01-02T00:00:00Z", until="2026-01-01T00:00:00Z")
+
     @pytest.mark.parametrize("limit", [0, -1])
     def test_a_limit_must_be_positive(self, store: CompositeLogStore, limit: int) -> None:
         with pytest.raises(ValueError, match="positive"):
             store.fetch(make_logs(store), limit=limit)
+
+    def test_a_limit_must_be_positive_beside_a_cursor_too(
+        self, store: CompositeLogStore, backend: SimulatedBackend
+    ) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2).before
+        with pytest.raises(ValueError, match="positive"):
+            store.fetch(logs, before=cursor, limit=0)
 
     def test_a_limit_of_a_million_is_capped(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
         assert len(store.fetch(stored(store, backend, 10), limit=1_000_000).items) == 10
@@ -251,15 +311,69 @@ class TestFallback:
             clock.advance(reading.REMEMBERED_SECONDS)
             assert messages(store.fetch(logs)) == numbered(0, 2)
 
-    def test_a_cursor_belongs_to_the_child_that_made_it(
+    def test_a_child_that_answers_is_not_remembered_any_more(
         self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
+    ) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2).before
+        backend.fault = LogStoreUnavailableError("no route")
+        with SimulatedClock():
+            assert "no route" in messages(store.fetch(logs))[0]
+            backend.fault = None
+            assert messages(store.fetch(logs, before=cursor)) == numbered(1, 3)
+            assert messages(store.fetch(logs)) == numbered(0, 5)
+
+    @pytest.mark.parametrize(("asked_for", "remembered"), [(90, 90), (10**9, LONGEST_RETRY_AFTER), (None, 30)])
+    def test_a_child_that_asks_to_be_left_alone_is(
+        self, store: CompositeLogStore, backend: SimulatedBackend, asked_for: int | None, remembered: float
+    ) -> None:
+        logs = stored(store, backend, 2)
+        backend.fault = LogStoreRateLimitError("slow down", retry_after=asked_for)
+        with SimulatedClock() as clock:
+            store.fetch(logs)
+            backend.fault = None
+            clock.advance(remembered - 1)
+            assert "slow down" in messages(store.fetch(logs))[0]
+            clock.advance(1)
+            assert messages(store.fetch(logs)) == numbered(0, 2)
+
+    def test_what_is_wrong_with_one_stream_is_not_remembered(
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
+    ) -> None:
+        logs = stored(store, backend, 2)
+        backend.fault = LogStoreError("this one makes no sense")
+        with SimulatedClock():
+            store.fetch(logs)
+            backend.fault = None
+            assert messages(store.fetch(logs)) == numbered(0, 2)
+
+    @pytest.mark.parametrize(
+        "error", [LogStoreUnavailableError("no route."), LogStoreRateLimitError("wait", retry_after=7), TypeError("x")]
+    )
+    def test_a_cursor_belongs_to_the_child_that_made_it(
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend, error: Exception
     ) -> None:
         logs = stored(store, backend, 5)
         add(spare, logs, 5)
         cursor = store.fetch(logs, limit=2).before
-        backend.fault = LogStoreUnavailableError("no route")
-        with pytest.raises(LogStoreUnavailableError):
+        backend.fault = error
+        kind = type(error) if isinstance(error, LogStoreError) else LogStoreError
+        with pytest.raises(kind, match=r"'archive', which made the cursor.*begin anew without a cursor\.") as raised:
             store.fetch(logs, before=cursor)
+        assert type(raised.value) is kind
+        assert getattr(raised.value, "retry_after", None) == getattr(error, "retry_after", None)
+
+    def test_a_cursor_that_leads_nowhere_makes_the_next_first_page_fall_back_at_once(
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
+    ) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2).before
+        with SimulatedClock():
+            backend.fault = LogStoreUnavailableError("no route")
+            with pytest.raises(LogStoreUnavailableError):
+                store.fetch(logs, before=cursor)
+            backend.fault = AssertionError("asked again")
+            assert "no route" in messages(store.fetch(logs))[0]
 
     @pytest.mark.parametrize("error", [ValueError("bad filter"), DoesNotExistException("no such stream")])
     def test_what_would_fail_everywhere_is_no_reason_to_fall_back(
@@ -269,13 +383,39 @@ class TestFallback:
         with pytest.raises(type(error)):
             store.fetch(stored(store, spare, 2))
 
-    def test_when_all_fail_the_last_error_is_raised(
-        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend
+    @pytest.mark.parametrize("fault", [ZeroDivisionError("secret"), LogStoreError("oops")])
+    def test_a_reader_with_a_defect_is_a_reason(
+        self, store: CompositeLogStore, backend: SimulatedBackend, spare: SimulatedBackend, fault: Exception
     ) -> None:
-        backend.fault = LogStoreError("first")
-        spare.fault = LogStoreUnavailableError("second")
-        with pytest.raises(LogStoreUnavailableError, match="second"):
-            store.fetch(make_logs(store))
+        backend.fault = fault
+        page = store.fetch(stored(store, spare, 2))
+        assert messages(page)[1:] == numbered(0, 2)
+        assert "secret" not in messages(page)[0]
+
+    @pytest.mark.parametrize(
+        ("first", "second", "expected"),
+        [
+            (LogStoreError("first"), LogStoreUnavailableError("second"), LogStoreUnavailableError),
+            (LogStoreRateLimitError("first"), LogStoreError("second"), LogStoreUnavailableError),
+            (LogStoreUnavailableError("first"), DoesNotExistException("second"), LogStoreUnavailableError),
+            (LogStoreUnavailableError("first"), ValueError("second"), LogStoreUnavailableError),
+            (LogStoreError("first"), TypeError("second"), LogStoreError),
+        ],
+    )
+    def test_when_all_fail_the_error_says_why_of_each(
+        self,
+        store: CompositeLogStore,
+        backend: SimulatedBackend,
+        spare: SimulatedBackend,
+        first: Exception,
+        second: Exception,
+        expected: type[Exception],
+    ) -> None:
+        backend.fault, spare.fault = first, second
+        for _ in range(2):  # asked, and remembered
+            with pytest.raises(expected, match=r"Child 'archive' .*first; child 'spare'") as raised:
+                store.fetch(make_logs(store))
+            assert type(raised.value) is expected
 
 
 def test_ids_are_the_events_own(store: CompositeLogStore, backend: SimulatedBackend) -> None:

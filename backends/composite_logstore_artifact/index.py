@@ -1,0 +1,102 @@
+"""What is known of the lines of a local archive, in a small file beside it: `<stream>.index`.
+
+Who writes lines adds what they have among them; a reader that had to find it out adds it too. So a filter by
+time or level need not read what it cannot want. Each line of the index is checked by itself, and against
+the archive: one that is torn, corrupt, or of a file that is no longer there counts for nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from composite_logstore_artifact.lines import Summary
+
+if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
+HEAD = 64
+"""How many of the first bytes of a chunk are checked. A line begins with its time, so they tell it apart."""
+
+
+class Chunk(NamedTuple):
+    """Whole lines of the archive.
+
+    Attributes:
+        begin: Where they begin, in bytes.
+        end: Where they end, after the last newline.
+        check: The checksum of the first `HEAD` bytes.
+        summary: What they have among them.
+    """
+
+    begin: int
+    end: int
+    check: int
+    summary: Summary
+
+    @classmethod
+    def of(cls, begin: int, content: bytes, summary: Summary) -> Chunk:
+        """Describe whole lines."""
+        return cls(begin, begin + len(content), zlib.crc32(content[:HEAD]), summary)
+
+
+def index_uri(uri: str) -> str:
+    """Return where the index of a stream is: beside its file, since ZenML reads all that is in a stream's folder."""
+    return uri + ".index"
+
+
+def add(artifact_store: BaseArtifactStore, uri: str, chunk: Chunk) -> None:
+    """Add a chunk to a stream's index, if that can be done: an archive is complete without one."""
+    values = orjson.dumps([chunk.begin, chunk.end, chunk.check, *chunk.summary])
+    line = b"%s %08x\n" % (values, zlib.crc32(values))
+    try:
+        with artifact_store.open(index_uri(uri), "a+b") as file:
+            # Whoever was killed while writing has left half a line.
+            if file.seek(0, io.SEEK_END) > 0:
+                file.seek(-1, io.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line)
+    except OSError:
+        pass
+
+
+def load(artifact_store: BaseArtifactStore, uri: str, read: Callable[[int, int], bytes]) -> list[Chunk]:
+    """Return the chunks that a stream's index has and that are still there, by their place.
+
+    Args:
+        artifact_store: Where it is.
+        uri: The stream's file.
+        read: Reads the file from one place to another, and less where it ends before.
+    """
+    try:
+        with artifact_store.open(index_uri(uri), "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    chunks: list[Chunk] = []
+    for chunk in sorted(_parse(lines)):
+        if (not chunks or chunk.begin >= chunks[-1].end) and _is_there(chunk, read):
+            chunks.append(chunk)
+    return chunks
+
+
+def _is_there(chunk: Chunk, read: Callable[[int, int], bytes]) -> bool:
+    head = read(max(0, chunk.begin - 1), min(chunk.begin + HEAD, chunk.end))
+    if chunk.begin > 0:
+        before, head = head[:1], head[1:]
+        if before != b"\n":
+            return False
+    return zlib.crc32(head) == chunk.check and read(chunk.end - 1, chunk.end) == b"\n"
+
+
+def _parse(lines: list[bytes]) -> Iterator[Chunk]:
+    for line in lines:
+        values, _, checksum = line.rpartition(b" ")
+        if checksum == b"%08x" % zlib.crc32(values) and values:
+            begin, end, check, *summary = orjson.loads(values)
+            yield Chunk(begin, end, check, Summary(*summary))
