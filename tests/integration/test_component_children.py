@@ -50,6 +50,7 @@ from composite_logstore_component.reader import ComponentReader
 from tests import simulation
 from tests.own_flavor import OwnLogStore
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.s3 import s3_server
 from tests.simulation import make_child, make_store
 
 pytestmark = pytest.mark.integration
@@ -286,6 +287,21 @@ def test_an_artifact_store_is_read_from_either_end(tmp_path: Path) -> None:
         assert [entry.message for entry in store.fetch(logs, after=oldest.after).items] == messages[5:]
         with pytest.raises(ValueError, match="only reads a log file from its start"):
             store.fetch(logs, filter_=LogsEntriesFilter(search="7"))
+
+
+def test_an_artifact_store_on_s3_is_written_and_read() -> None:
+    with s3_server() as s3:
+        settings = s3.artifact_store().config.model_dump(exclude_unset=True)
+        with registered("stock-s3", "s3", ARTIFACT_STORE, **settings):
+            store = composite(component_child("stock-s3", export_timeout_millis=60_000), primary="theirs")
+            messages = [f"message {number}" for number in range(9)]
+            logs = emit(store, messages[:4])
+            origin = store.register_origin(str(logs.id), logs, {})
+            for message in messages[4:]:
+                store.emit(origin, logging.LogRecord("train", logging.INFO, "/a.py", 1, message, (), None))
+            store.deregister_origin(origin)
+            wait_until(lambda: store.stats()["theirs"]["delivered"] == 9)
+            assert said(store, logs) == messages
 
 
 @pytest.mark.parametrize("token", ["nonsense", "-1", "…"])
