@@ -9,6 +9,8 @@ from pydantic import Field
 from composite_logstore import ChildConfig
 
 if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
     from composite_logstore_artifact.exporter import ArtifactExporter
     from composite_logstore_artifact.reader import ArtifactReader
 
@@ -39,6 +41,20 @@ class ArtifactChildConfig(ChildConfig):
         from composite_logstore_artifact.reader import ArtifactReader
 
         return ArtifactReader(self.artifact_store)
+
+    def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
+        """Return why ZenML's server does not find what the child writes: it looks in the stack's artifact store.
+
+        Args:
+            artifact_store: That of the stack, if it is known.
+        """
+        named = self.artifact_store
+        if artifact_store is None or named in (None, artifact_store.name, str(artifact_store.id)):
+            return None
+        return (
+            f"'artifact_store' is '{named}', but with 'serve_from_artifact_store' ZenML's server looks in that of the "
+            f"stack, '{artifact_store.name}'; leave 'artifact_store' out, or give the stack that artifact store"
+        )
 
     def check(self) -> None:
         """Check that the named artifact store exists.
