@@ -117,6 +117,7 @@ class CompositeLogStore(BaseLogStore):
         self._release_origin(origin)
         if is_last:
             self.flush(blocking)
+            self._publish_summaries(blocking)
 
     def _release_origin(self, origin: BaseLogStoreOrigin) -> None:
         self.writer.end_stream(cast(CompositeLogStoreOrigin, origin).stream)
@@ -268,14 +269,28 @@ class CompositeLogStore(BaseLogStore):
     def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
         """Return what became of this process's events, as of the step's end.
 
-        ZenML asks before the last flush, so some events are still pending.
+        ZenML asks before the last flush, so some events are still pending. After it, the same is published once more.
 
         Args:
             info: The step.
         """
+        self.writer.summaries.add(info.step_run_id)
+        return self._summary("the end of the step, before its last events are flushed")
+
+    def _publish_summaries(self, is_flushed: bool) -> None:
+        """Publish what became of the events after the last flush. ZenML merges it into what it has."""
+
+        def summary() -> dict[str, MetadataType]:
+            if not is_flushed:
+                self.flush()
+            return self._summary("the last flush")
+
+        self.writer.summaries.publish(summary)
+
+    def _summary(self, as_of: str) -> dict[str, MetadataType]:
         return {
             f"log_store.{name}": {
-                "as_of": "the end of the step, before its last events are flushed",
+                "as_of": as_of,
                 "state": stats.state,
                 "delivered": stats.delivered,
                 "pending": stats.pending,

@@ -184,15 +184,14 @@ class HostedZenML(ZenML):
         session: For requests to the server, logged in.
     """
 
-    def __init__(self, directory: Path, server_python: str, python: str = sys.executable) -> None:
+    def __init__(self, directory: Path, server_python: str = sys.executable) -> None:
         """Prepare.
 
         Args:
             directory: An empty directory, to be removed by whoever made it.
             server_python: The interpreter of the server's environment.
-            python: That of the client's.
         """
-        super().__init__(directory, python)
+        super().__init__(directory)
         self._server_python = server_python
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -202,9 +201,9 @@ class HostedZenML(ZenML):
         self.url = f"http://127.0.0.1:{port}"
         log = self.directory / "server.log"
         # What a container of ZenML's server is given; and this machine's disk, or it could not read a local artifact
-        # store. Of the client's environment it gets nothing.
+        # store.
         environment = {
-            **{name: value for name, value in self.env.items() if name not in ("PYTHONPATH", "ZENML_CONFIG_PATH")},
+            **self.env,
             "ZENML_CONFIG_PATH": str(self.directory / "server"),
             "ZENML_SERVER": "true",
             "ZENML_SERVER_AUTO_ACTIVATE": "true",
@@ -212,6 +211,9 @@ class HostedZenML(ZenML):
             "ZENML_LOCAL_STORES_PATH": str(self.directory / "config" / "local_stores"),
             "ZENML_DEFAULT_USER_PASSWORD": PASSWORD,
         }
+        if self._server_python != sys.executable:
+            # Of this environment nothing may be found there.
+            environment.pop("PYTHONPATH", None)
         command = [self._server_python, "-m", "uvicorn", "zenml.zen_server.zen_server_api:app"]
         with log.open("wb") as output:
             self._server = subprocess.Popen(
