@@ -26,9 +26,18 @@ class ArtifactChildConfig(ChildConfig):
     # On S3 every export is an object: the fewer the better. A line is about 400 bytes.
     default_batch_size: ClassVar[int] = 5_000
     readable: ClassVar[bool] = True
-    requirements: ClassVar[frozenset[str]] = frozenset({"composite-logstore"})
 
     artifact_store: str | None = Field(default=None, min_length=1)
+
+    @property
+    def requirements(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the artifact store
+        """What the named artifact store needs; the stack's own brings that along itself."""
+        own = frozenset({"composite-logstore"})
+        if self.artifact_store is None:
+            return own
+        from composite_logstore_artifact.artifact_stores import requirements_of
+
+        return own | requirements_of(self.artifact_store)
 
     def create_exporter(self) -> ArtifactExporter:
         """Create the exporter. It looks for its artifact store with the first event."""

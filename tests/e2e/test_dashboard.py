@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.demonstrated import LONG
+from tests.environments import without_this_package
 from tests.servers.datadog import Datadog
-from tests.servers.zenml_server import PASSWORD, USER, HostedZenML, environment_without_this_package
+from tests.servers.zenml_server import PASSWORD, USER, HostedZenML
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -151,7 +152,7 @@ def without_package(
 ) -> Iterator[Dashboard]:
     """That of a server that does not have this package."""
     directory = tmp_path_factory.mktemp("unmodified")
-    python = environment_without_this_package(directory / "environment")
+    python = without_this_package(directory / "environment")
     children = [ARCHIVE, {"name": "live", "type": "datadog", **datadog.settings}]
     with HostedZenML(directory / "zenml", python) as zenml:
         yield open_dashboard(zenml, {"primary": "archive", "children": children, "serve_from_artifact_store": True})

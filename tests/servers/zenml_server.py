@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -255,18 +254,3 @@ class HostedZenML(ZenML):
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
-
-
-def environment_without_this_package(directory: Path) -> str:
-    """Make an environment that has all that this one has, but for this package, and return its interpreter.
-
-    Args:
-        directory: Where; it must not exist yet.
-    """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
-    (site,) = directory.glob("lib/*/site-packages")
-    for package in Path(sysconfig.get_path("purelib")).iterdir():
-        # A `.pth` file may lead to this checkout.
-        if not package.name.startswith("composite_logstore") and package.suffix != ".pth":
-            (site / package.name).symlink_to(package)
-    return str(directory / "bin" / "python")
