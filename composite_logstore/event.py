@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import repeat
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -146,8 +147,10 @@ class LogEvent(NamedTuple):
 
         It is OpenTelemetry's `log.record.uid`, the same in every child.
         """
-        writer, number = self.writer, self.number
-        return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
+        number = self.number
+        if number < 1 << 48:
+            return f"{_uid_of(self.writer)}8000-{number:012x}"
+        return f"{_uid_of(self.writer)}{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
 
     @property
     def identity(self) -> dict[str, Plain]:
@@ -176,6 +179,11 @@ class LogEvent(NamedTuple):
             details["exception.stacktrace"] = self.exception.stacktrace
         details.update(self.metadata)
         return details
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it has neither an exception, nor a span, nor attributes of its own: most events are like this."""
+        return self.exception is None and self.trace is None and not self.attributes and not self.metadata
 
     @property
     def size(self) -> int:
@@ -212,6 +220,12 @@ class LogEvent(NamedTuple):
             return self.message
         error = self.exception
         return f"{self.message}\n{error.type}: {error.message}\n{error.stacktrace}".rstrip()
+
+
+@lru_cache(maxsize=1_000)
+def _uid_of(writer: str) -> str:
+    """Return what the UUIDs of all of a writer's events begin with."""
+    return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-"
 
 
 _message_of = itemgetter(LogEvent._fields.index("message"))

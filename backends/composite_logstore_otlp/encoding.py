@@ -95,10 +95,13 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
         scope = InstrumentationScope(name=logger_name).SerializeToString()
         parts = [_field(ScopeLogs.SCOPE_FIELD_NUMBER, scope)]
         for event in run:
-            if event.stream not in streams:
-                streams[event.stream] = _stream_attributes(event.stream)
-            stream = streams[event.stream]
-            record = _encode_event(event, stream)
+            stream = streams.get(event.stream)
+            if stream is None:
+                stream = streams[event.stream] = _stream_attributes(event.stream)
+            if stream.are_apart and event.is_ordinary:
+                record = _encode_ordinary(event, stream)
+            else:
+                record = _encode_any(event, stream)
             if len(record) > MAX_EVENT_BYTES:
                 record = _encode_shortened(event, stream)
                 shortened += 1
@@ -136,43 +139,41 @@ _ORDINARY_NAMES = frozenset(
 # An attribute's number, its length, its name's number, length and text, its value's number.
 _UID = b"\x32\x38\x0a\x0elog.record.uid\x12\x26\x0a\x24"
 _SEQUENCE = b"\x0a\x12zenml.log.sequence\x12"
-_time = Struct("<Q").pack
+# The time's and the observed time's numbers, each with its time.
+_times = Struct("<BQBQ").pack
 _EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 
 def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
     """Encode an event that has neither an exception nor attributes of its own."""
+    time = event.time_unix_nano
     try:
-        time = _time(event.time_unix_nano)
+        times = _times(0x09, time, 0x59, time)
     except struct_error:
         raise ValueError("the time is before 1970") from None
     body = event.message.encode()
-    length = _varint(len(body))
     sequence = _varint(event.sequence)
     return b"".join(
         (
-            b"\x09",
-            time,
-            b"\x59",
-            time,
+            times,
             _severity(event.level, event.level_name),
-            b"\x2a",
-            _varint(1 + len(length) + len(body)),
-            b"\x0a",
-            length,
+            _before_body(len(body)),
             body,
             _UID,
             event.uid.encode(),
-            b"\x32",
-            _varint(len(_SEQUENCE) + 2 + len(sequence)),
-            _SEQUENCE,
-            _varint(1 + len(sequence)),
-            b"\x18",
+            _BEFORE_SEQUENCE[len(sequence)],
             sequence,
             _place(event.writer, event.file, event.line, event.function),
             stream.encoded,
         )
     )
+
+
+@lru_cache(maxsize=10_000)
+def _before_body(size: int) -> bytes:
+    """Return the body's number and length, the number and length of its text."""
+    length = _varint(size)
+    return b"\x2a" + _varint(1 + len(length) + size) + b"\x0a" + length
 
 
 @lru_cache(maxsize=100)
@@ -192,15 +193,7 @@ def _place(writer: str, file: str, line: int, function: str) -> bytes:
     return record.SerializeToString()
 
 
-def _encode_event(event: LogEvent, stream: _StreamAttributes) -> bytes:
-    if (
-        stream.are_apart
-        and event.exception is None
-        and event.trace is None
-        and not event.attributes
-        and not event.metadata
-    ):
-        return _encode_ordinary(event, stream)
+def _encode_any(event: LogEvent, stream: _StreamAttributes) -> bytes:
     own = {**event.details, **event.identity}
     if stream.attributes.keys().isdisjoint(own):
         return _record(event, event.message, own).SerializeToString() + stream.encoded
@@ -317,3 +310,7 @@ def _varint(number: int) -> bytes:
 
 
 _SHORT = [bytes((number,)) for number in range(0x100)]
+# By the size of the sequence number: the attribute up to there.
+_BEFORE_SEQUENCE = [
+    b"".join((b"\x32", _varint(len(_SEQUENCE) + 2 + size), _SEQUENCE, _varint(1 + size), b"\x18")) for size in range(11)
+]
