@@ -21,7 +21,7 @@ from composite_logstore.event import Capture, LogEvent, Note, Stream, numbered
 from composite_logstore.spool import Cursor
 from composite_logstore.spooling import Spooling, SpoolSettings, next_batch
 
-MOST_CAPTURED = 256
+MOST_CAPTURED = 512
 """How many records may wait for their number. The last of them waits for it: less than a millisecond."""
 
 _PATIENCE = 100

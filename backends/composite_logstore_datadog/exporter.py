@@ -204,7 +204,9 @@ class DatadogExporter:
         self._client.close()
 
     def _send(self, entries: list[bytes]) -> None:
-        payload = b"[" + b",".join(entries) + b"]"
+        entries[0] = b"[" + entries[0]
+        entries[-1] += b"]"
+        payload = b",".join(entries)
         try:
             # The client's own `request` would encode the body itself, and follow a redirection with the key.
             response = self._client.rest_client.pool_manager.request(

@@ -88,12 +88,14 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
         ValueError: An event holds what protobuf cannot.
     """
     streams: dict[Stream, _StreamAttributes] = {}
-    scopes = []
+    # All of it, to be copied once: the first place is that of what comes before.
+    parts = [b""]
     size = len(resource)
-    shortened = 0
+    size_of_scopes = shortened = 0
     for logger_name, run in groupby(batch, key=attrgetter("logger_name")):
-        scope = InstrumentationScope(name=logger_name).SerializeToString()
-        parts = [_field(ScopeLogs.SCOPE_FIELD_NUMBER, scope)]
+        scope = _field(ScopeLogs.SCOPE_FIELD_NUMBER, InstrumentationScope(name=logger_name).SerializeToString())
+        place, size_of_scope = len(parts), len(scope)
+        parts += (b"", scope)
         for event in run:
             stream = streams.get(event.stream)
             if stream is None:
@@ -109,13 +111,17 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
             # Not only at the end: the events of a batch may need far more memory than a request may have.
             if size > max_bytes:
                 raise TooLargeError(f"the request is larger than {max_bytes} bytes")
-            parts += (_LOG_RECORD, _varint(len(record)), record)
-        scopes.append(_field(ResourceLogs.SCOPE_LOGS_FIELD_NUMBER, b"".join(parts)))
-    resource_logs = _field(ResourceLogs.RESOURCE_FIELD_NUMBER, resource) + b"".join(scopes)
-    payload = _field(ExportLogsServiceRequest.RESOURCE_LOGS_FIELD_NUMBER, resource_logs)
-    if len(payload) > max_bytes:
+            before = _before_record(len(record))
+            size_of_scope += len(before) + len(record)
+            parts += (before, record)
+        parts[place] = _before(ResourceLogs.SCOPE_LOGS_FIELD_NUMBER, size_of_scope)
+        size_of_scopes += len(parts[place]) + size_of_scope
+    beginning = _field(ResourceLogs.RESOURCE_FIELD_NUMBER, resource)
+    size_of_all = len(beginning) + size_of_scopes
+    parts[0] = _before(ExportLogsServiceRequest.RESOURCE_LOGS_FIELD_NUMBER, size_of_all) + beginning
+    if len(parts[0]) + size_of_scopes > max_bytes:
         raise TooLargeError(f"the request is larger than {max_bytes} bytes")
-    return Encoded(payload, shortened)
+    return Encoded(b"".join(parts), shortened)
 
 
 def _stream_attributes(stream: Stream) -> _StreamAttributes:
@@ -125,7 +131,6 @@ def _stream_attributes(stream: Stream) -> _StreamAttributes:
     return _StreamAttributes(attributes, record.SerializeToString(), attributes.keys().isdisjoint(_ORDINARY_NAMES))
 
 
-_LOG_RECORD = b"\x12"
 _ORDINARY_NAMES = frozenset(
     (
         "log.record.uid",
@@ -291,9 +296,19 @@ def _set(target: AnyValue, value: Any) -> None:
         target.SetInParent()
 
 
+@lru_cache(maxsize=10_000)
+def _before_record(size: int) -> bytes:
+    return _before(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, size)
+
+
 def _field(number: int, payload: bytes) -> bytes:
-    """Return a nested message as a field: its number and wire type, its length, itself."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    """Return a nested message as a field."""
+    return _before(number, len(payload)) + payload
+
+
+def _before(number: int, size: int) -> bytes:
+    """Return what comes before a nested message: its number and wire type, and its size."""
+    return _varint(number << 3 | 2) + _varint(size)
 
 
 def _varint(number: int) -> bytes:
