@@ -193,7 +193,7 @@ def show(figures: Mapping[str, Any], say: Console) -> None:
         ("S3", "The same with the archive on S3"),
         ("far", f"The same, {FAR_MILLIS} ms away, there and back"),
     ):
-        table = Table("", "emit, µs", "median", "99 %", "99.9 %", "CPU, µs", "records/s", "MB", title=title)
+        table = Table("", "emit, µs", "median", "99 %", "99.9 %", "CPU, µs", "records/s", title=title)
         for name, found in figures["contest"][where].items():
             table.add_row(
                 name,
@@ -204,7 +204,6 @@ def show(figures: Mapping[str, Any], say: Console) -> None:
                 ),
                 spread(found, "cpu_micros"),
                 spread(found, "records_per_second", 0),
-                f"{middle(found, 'memory_megabytes'):,.0f}",
             )
         say.print(table)
     for kind, found in figures["scale"].items():
