@@ -154,11 +154,10 @@ def spread(found: list[dict[str, Any]], key: str, digits: int = 1) -> str:
 def goals(figures: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Return what is to be reached: what, the goal, what was measured, and whether it is reached."""
     emit, children = figures["scale"]["emit"], figures["scale"]["children"]
-    near = figures["contest"]["near"]
-    ours, stock = near[OURS], near[STOCK]
-    ratio = median(other["emit_micros"] / own["emit_micros"] for own, other in zip(ours, stock, strict=True))
-    null_ratio = emit[STOCK] / emit[OURS]
-    cpu = median(own["cpu_micros"] / other["emit_micros"] for own, other in zip(ours, stock, strict=True))
+    ours = figures["contest"]["near"][OURS]
+    ratio = emit[STOCK] / emit[OURS]
+    # The dearer way to see it: while backends are delivered to, a stock store's emit takes longer still.
+    cpu = middle(ours, "cpu_micros") / emit[STOCK]
     eight = children["8"] / children["1"]
     rate = middle(ours, "records_per_second")
     tail = median(own["emit_p99_micros"] / own["emit_median_micros"] for own in ours)
@@ -170,9 +169,8 @@ def goals(figures: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     imported = figures["footprint"]["import_millis"]["composite_logstore"]
     best_stock = max(share for name, share in reached.items() if name in (STOCK, STOCK_THREE))
     return [
-        ("emit, null exporters: ONE stock store's over ours", "at least 8", f"{null_ratio:.1f}", null_ratio >= 8),
-        ("the same while three real backends are delivered to", "at least 8", f"{ratio:.1f}", ratio >= 8),
-        ("CPU for each record, delivered: of ONE stock store's emit", "at most 1", f"{cpu:.2f}", cpu <= 1),
+        ("emit: ONE stock store's over ours with three children", "at least 8", f"{ratio:.1f}", ratio >= 8),
+        ("CPU for each record, delivered, over ONE stock store's emit", "at most 1", f"{cpu:.2f}", cpu <= 1),
         ("emit, 8 children against 1", "at most 1.3", f"{eight:.2f}", eight <= 1.3),
         ("delivered to all three on one core", "at least 25,000/s", f"{rate:,.0f}/s", rate >= 25_000),
         ("emit under full load: 99th percentile over median", "at most 3", f"{tail:.1f}", tail <= 3),

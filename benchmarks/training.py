@@ -187,8 +187,6 @@ def main() -> None:
     answer = os.dup(1)
     # What is logged and printed goes nowhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if kind == "loop" and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     quiet_console()
     result = loop(name, places, iterations) if kind == "loop" else threads(name, iterations)
     os.write(answer, b"\n" + json.dumps(result).encode() + b"\n")
