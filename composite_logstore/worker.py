@@ -161,6 +161,8 @@ class Worker:
         with self._journal.lock:
             if error is None:
                 self._delivery.exported(shortened)
+                if isinstance(delay_millis := getattr(self._exporter, "schedule_delay_millis", None), int):
+                    self._delivery.delay = delay_millis / 1000
             else:
                 self._delivery.failed(error, self._clock.now())
             self._journal.settled(self._delivery)

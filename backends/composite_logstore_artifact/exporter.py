@@ -8,13 +8,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
-from zenml.log_stores.artifact.artifact_log_store import LOGS_EXTENSION, prepare_logs_uri
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import LogEvent, RetryableError, Stream, UnavailableError
 from composite_logstore_artifact.artifact_stores import (
@@ -24,11 +25,19 @@ from composite_logstore_artifact.artifact_stores import (
     find_named,
     is_refusal,
 )
+from composite_logstore_artifact.compaction import compact
 from composite_logstore_artifact.index import Chunk, add
 from composite_logstore_artifact.lines import standard_level, summarize_events
+from composite_logstore_artifact.objects import ObjectName
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
+
+
+# After so many objects, they are merged: the listing of a step that runs for days has hundreds, not thousands.
+_MANY = 100
+# Of a finished stream, so many are worth it.
+_MANY_AT_THE_END = 8
 
 
 class ArtifactExporter:
@@ -36,7 +45,14 @@ class ArtifactExporter:
 
     A local artifact store gets one file for each stream, to which every writer appends. Any other gets a
     folder of objects for each stream, each written once: their names begin with the time of arrival, so
-    that sorted names are the order of arrival.
+    that sorted names are the order of arrival. Many small ones are merged, see `compaction.py`.
+
+    What `export` has taken is counted as delivered, so it is written when it returns. How much an object has
+    is decided before: by the child's `schedule_delay_millis` and the bounds of a batch.
+
+    Attributes:
+        schedule_delay_millis: How long events should wait for a fuller batch, in milliseconds; None where
+            what is set for the child is right.
     """
 
     def __init__(
@@ -44,6 +60,7 @@ class ArtifactExporter:
         artifact_store: str | None = None,
         find: Callable[[Stream], BaseArtifactStore] | None = None,
         clock: Callable[[], int] = time.time_ns,
+        remote_delay_millis: int | None = None,
     ) -> None:
         """Prepare; nothing is looked up or opened.
 
@@ -51,7 +68,11 @@ class ArtifactExporter:
             artifact_store: The name or id of the artifact store. None: that of the stream's own stack.
             find: Finds the artifact store of a stream, in the place of the above.
             clock: The time in nanoseconds since the epoch.
+            remote_delay_millis: What `schedule_delay_millis` is to be once an artifact store has turned
+                out to be remote.
         """
+        self.schedule_delay_millis: int | None = None
+        self._remote_delay_millis = remote_delay_millis
         if find is not None:
             self._find = find
         elif artifact_store is not None:
@@ -88,8 +109,12 @@ class ArtifactExporter:
         return 0
 
     def end_stream(self, stream: Stream) -> None:
-        """Forget what was remembered of the stream."""
-        self._progress.pop(stream.id, None)
+        """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
+        progress = self._progress.pop(stream.id, None)
+        artifact_store = self._artifact_stores.get(stream.artifact_store_id)
+        if progress is not None and progress.loose >= _MANY_AT_THE_END and artifact_store is not None:
+            for writer in progress.written:
+                compact(artifact_store, prepare_logs_uri(artifact_store, stream.id), writer)
 
     def close(self) -> None:
         """Forget everything. Artifact stores may be shared with the active stack, so none is cleaned up."""
@@ -110,9 +135,11 @@ class ArtifactExporter:
             if artifact_store.config.is_local:
                 _append(artifact_store, uri, events, progress)
             else:
-                _write_object(artifact_store, os.path.join(uri, self._object_name(events[0], progress)), events)
+                self.schedule_delay_millis = self._remote_delay_millis
+                _write_object(artifact_store, os.path.join(uri, self._object_name(events, progress)), events)
                 progress.written[writer] = events[-1].number
                 progress.attempt = None
+                progress.loose += 1
         except Exception as error:
             # Whoever mends an artifact store updates it: look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
@@ -120,18 +147,23 @@ class ArtifactExporter:
             if translated is None:
                 raise
             raise translated from error
+        if progress.loose >= _MANY:
+            progress.loose = 0
+            # If it fails, the events are there all the same, and are merged with what comes next.
+            with suppress(Exception):
+                compact(artifact_store, uri, writer)
 
-    def _object_name(self, first: LogEvent, progress: _Progress) -> str:
-        """Return the name of the object that begins with this event.
+    def _object_name(self, events: list[LogEvent], progress: _Progress) -> str:
+        """Return the name of the object that these events are written to.
 
         An attempt that failed may have been successful all the same, with only its answer lost: the same
         name again overwrites what it wrote, so that no copy remains.
         """
-        key = (first.writer, first.number)
-        if progress.attempt is None or progress.attempt[0] != key:
+        writer, first, last = events[0].writer, events[0].number, events[-1].number
+        if progress.attempt is None or progress.attempt[0] != (writer, first):
             self._last_arrival = max(self._last_arrival + 1, self._clock())
-            name = f"{self._last_arrival:020d}-{first.writer}-{first.number}{LOGS_EXTENSION}"
-            progress.attempt = (key, name)
+            name = ObjectName(self._last_arrival, writer, first, last, summarize_events(events))
+            progress.attempt = ((writer, first), str(name))
         return progress.attempt[1]
 
 
@@ -143,10 +175,12 @@ class _Progress:
         written: A writer → the number of its last event that was written.
         attempt: The first event, by writer and number, and the name of the object that may not have been
             written.
+        loose: How many objects were written since some were merged.
     """
 
     written: dict[str, int] = field(default_factory=dict)
     attempt: tuple[tuple[str, int], str] | None = None
+    loose: int = 0
 
 
 def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent], progress: _Progress) -> None:

@@ -90,6 +90,71 @@ def test_many_small_objects_are_read_side_by_side(server: S3Server) -> None:
     assert messages(read(store, stream, "older", page.older)) == [str(number) for number in range(10)]
 
 
+def test_a_finished_stream_of_many_objects_is_merged_and_its_cursors_stay_valid(server: S3Server) -> None:
+    writing, reading = server.artifact_store(), server.artifact_store()
+    stream = make_stream()
+    exporter = exporter_to(writing)
+    for number in range(130):
+        exporter.export(make_events([str(number)], stream, number))
+    newest = read(reading, stream, "older", limit=10)
+    oldest = read(reading, stream, limit=10)
+    exporter.end_stream(stream)
+
+    everything = [str(number) for number in range(130)]
+    assert messages(read(reading, stream, "older", newest.older)) == everything[:120]
+    assert messages(read(reading, stream, token=oldest.newer)) == everything[10:]
+    assert messages(read(reading, stream)) == everything
+    uri = prepare_logs_uri(writing, stream.id)
+    assert len(server.artifact_store().listdir(uri)) == 2
+    own = fetch_log_records(server.artifact_store(), uri, 50_000)
+    assert [entry.message for entry in own] == everything
+
+
+def requests_to(store: BaseArtifactStore) -> list[tuple[str, int]]:
+    """Return a list that grows with each request to S3: what it is, and how many bytes came or went."""
+    requests: list[tuple[str, int]] = []
+    filesystem = store.filesystem  # type: ignore[attr-defined]
+    filesystem.connect()
+    events = filesystem.s3.meta.events
+
+    def sent(request: Any, **_: Any) -> None:
+        requests.append((request.method, int(request.headers.get("Content-Length", 0))))
+
+    def received(parsed: dict[str, Any], **_: Any) -> None:
+        requests.append(("received", int(parsed.get("ContentLength", 0))))
+
+    events.register("before-send.s3", sent)
+    events.register("after-call.s3", received)
+    return requests
+
+
+def test_the_newest_page_of_a_large_stream_takes_few_requests_and_bytes(server: S3Server) -> None:
+    writing, reading = server.artifact_store(), server.artifact_store()
+    stream = make_stream()
+    exporter = exporter_to(writing)
+    lines = 60_000
+    sent = requests_to(writing)
+    for first in range(0, lines, 5_000):
+        exporter.export(make_events([f"line {number}" for number in range(first, first + 5_000)], stream, first))
+    puts = [size for method, size in sent if method == "PUT"]
+    size = sum(
+        writing.size(f"{prepare_logs_uri(writing, stream.id)}/{name}") or 0
+        for name in writing.listdir(prepare_logs_uri(writing, stream.id))
+    )
+    assert len(puts) == lines / 5_000
+    assert sum(puts) <= 1.01 * size
+    exporter.end_stream(stream)
+    requests = requests_to(reading)
+
+    assert len(read(reading, stream, "older", limit=1_000).entries) == 1_000
+
+    assert len([method for method, _ in requests if method != "received"]) <= 4
+    assert 100_000 < sum(size for method, size in requests if method == "received") <= 2_000_000
+    requests.clear()
+    assert messages(read(reading, stream, "older", level="ERROR")) == []
+    assert [method for method, _ in requests if method != "received"] == ["GET"]  # the listing
+
+
 def test_an_object_that_is_too_large_to_be_read_at_once(server: S3Server) -> None:
     store = server.artifact_store()
     stream = make_stream()

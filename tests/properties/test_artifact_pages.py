@@ -19,6 +19,7 @@ from zenml.models import LogEntry, LogsEntriesFilter
 from composite_logstore import Event, LogEvent, Page, PageRequest, ReadEntry
 from composite_logstore.backend import ExportError
 from composite_logstore_artifact import reader as reader_module
+from composite_logstore_artifact.compaction import compact
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from composite_logstore_artifact.lines import Wanted
 from composite_logstore_artifact.reader import ArtifactReader
@@ -373,6 +374,64 @@ def test_whatever_fails_every_event_is_there_once_and_in_order(
                 event.sequence for event in exported[stream.id]
             ]
             assert [read.entry.message for read in found] == [event.message for event in exported[stream.id]]
+
+
+@few
+@given(
+    st.lists(st.tuples(st.sampled_from(WRITERS), st.integers(1, 4), st.sampled_from([20, 40])), max_size=12),
+    st.sampled_from(["objects", "listed"]),
+    st.sampled_from(["newer", "older"]),
+    limits,
+    filters,
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_cursors_stay_valid_when_objects_are_merged(
+    batches: list[tuple[str, int, int]],
+    layout: str,
+    direction: Direction,
+    limits: list[int],
+    filter_: LogsEntriesFilter,
+    before: int,
+    after: int,
+    is_killed: bool,
+) -> None:
+    """Some objects are merged before anything is read, the others after some pages; and that may be cut off."""
+    with archive_of(layout, []) as archive:
+        exporter = ArtifactExporter(find=lambda stream: archive.store)
+        numbers = dict.fromkeys(WRITERS, 0)
+        events: list[LogEvent] = []
+        for place, (writer, count, level) in enumerate(batches):
+            if place == before:
+                merge(archive, is_killed=False)
+            batch = make_events(["loss", "y" * 300] * 2, STREAM, numbers[writer], writer, level=level)[:count]
+            numbers[writer] += count
+            exporter.export(batch)
+            events += batch
+        found: list[Found] = []
+        if events:
+            for number, page in enumerate(pages(archive, direction, limits, filter_)):
+                found = found + _found(page) if direction == "newer" else _found(page) + found
+                if number == after:
+                    merge(archive, is_killed)
+
+        entries = [(parse_log_entry(encode(event).decode()), event) for event in events]
+        assert found == [
+            (entry.message, Event(event.writer, event.sequence))
+            for entry, event in entries
+            if entry is not None and _is_wanted(entry, filter_)
+        ]
+
+
+def merge(archive: Archive, is_killed: bool) -> None:
+    """Merge what each writer has written; killed, it leaves the objects that were merged."""
+    there = {path: path.read_bytes() for path in archive.path.iterdir()}
+    for writer in WRITERS:
+        compact(archive.store, str(archive.path), writer)
+    if is_killed:
+        for path, content in there.items():
+            path.write_bytes(content)
 
 
 # What JSON escapes, and characters that become others, or more, when case does not count.

@@ -14,13 +14,25 @@ import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, parse_log_entry, prepare_logs_uri
+from zenml.models import LogsEntriesFilter
 
-from composite_logstore import RetryableError, Stream, UnavailableError
+from composite_logstore import PageRequest, RetryableError, Stream, UnavailableError
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
+from composite_logstore_artifact import compaction
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
-from tests.artifact_stores import local_store, make_artifact_store, object_store, with_faults
+from composite_logstore_artifact.lines import Summary
+from composite_logstore_artifact.objects import ObjectName
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import (
+    listing_store,
+    local_store,
+    make_artifact_store,
+    make_logs,
+    object_store,
+    with_faults,
+)
 from tests.events import NOON, WRITER, make_events, make_stream
 
 OTHER_WRITER = "fedcba987654321"
@@ -193,7 +205,11 @@ def test_a_remote_store_gets_an_object_for_each_export(tmp_path: Path) -> None:
     exporter.export(make_events(["c"], stream, 2))
 
     folder = tmp_path / "logs" / f"{stream.id}.log"
-    assert sorted(os.listdir(folder)) == [f"{NOON:020d}-{WRITER}-0.log", f"{NOON + 1:020d}-{WRITER}-2.log"]
+    micros = NOON // 1000
+    assert sorted(os.listdir(folder)) == [
+        f"{NOON:020d}-{WRITER}-0-1-{micros}-{micros + 1000}-20.log",
+        f"{NOON + 1:020d}-{WRITER}-2-2-{micros + 2000}-{micros + 2000}-20.log",
+    ]
     assert messages_in(folder) == ["a", "b", "c"]
     assert [entry.message for entry in fetch_log_records(store, str(folder), 10)] == ["a", "b", "c"]
 
@@ -273,6 +289,136 @@ for export in range(50):
     for writer in writers:
         assert [line["number"] for line in lines if line["writer"] == writer] == list(range(1000))
     assert len(lines) == 2000
+
+
+# --- Objects that are merged
+
+
+def names_in(folder: Path) -> list[ObjectName]:
+    parsed = [ObjectName.parse(name) for name in sorted(os.listdir(folder))]
+    return [name for name in parsed if name is not None]
+
+
+@pytest.mark.parametrize("make_store", [object_store, listing_store])
+def test_a_stream_of_many_objects_is_merged_now_and_then_and_at_its_end(
+    make_store: Callable[[Path], BaseArtifactStore], tmp_path: Path
+) -> None:
+    store = make_store(tmp_path)
+    stream = make_stream()
+    exporter = exporter_to(store)
+    most = 0
+    for number in range(250):
+        exporter.export(make_events([str(number)], stream, number))
+        most = max(most, len(os.listdir(place(store, stream))))
+    exporter.end_stream(stream)
+
+    assert most <= 102
+    names = names_in(place(store, stream))
+    assert [(name.first, name.last) for name in names] == [(0, 99), (100, 199), (200, 249)]
+    assert messages_in(place(store, stream)) == [str(number) for number in range(250)]
+    own = fetch_log_records(store, str(place(store, stream)), 1000)
+    assert [entry.message for entry in own] == [str(number) for number in range(250)]
+
+
+def test_a_merged_object_says_what_is_in_it(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    exporter = exporter_to(store)
+    for number in range(10):
+        level = 40 if number == 3 else 20
+        exporter.export(make_events([str(number)], stream, number, level=level, level_name="X"))
+    exporter.end_stream(stream)
+
+    [name] = names_in(place(store, stream))
+    micros = NOON // 1000
+    assert name == ObjectName(NOON, WRITER, 0, 9, Summary(micros, micros + 9000, 40), NOON + 9)
+
+
+def test_few_objects_are_left_as_they_are(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    exporter = exporter_to(store)
+    for number in range(7):
+        exporter.export(make_events([str(number)], stream, number))
+    exporter.end_stream(stream)
+
+    assert len(names_in(place(store, stream))) == 7
+
+
+def test_merged_objects_are_not_too_large_and_what_others_wrote_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "LARGEST_OBJECT", 2_000)
+    store = object_store(tmp_path)
+    stream = make_stream()
+    mine, other = exporter_to(store), exporter_to(store, clock=lambda: NOON + 10)
+    for number in range(20):
+        mine.export(make_events([str(number)], stream, number))
+        if number == 10:
+            other.export(make_events(["other"], stream, 0, OTHER_WRITER))
+    (place(store, stream) / "foreign.log").write_bytes(b'{"message": "foreign", "writer": "other"}')
+    mine.end_stream(stream)
+
+    sizes = [(place(store, stream) / str(name)).stat().st_size for name in names_in(place(store, stream))]
+    assert max(sizes) <= 2_000
+    numbers = [line.get("number") for line in lines_in(place(store, stream)) if line["writer"] == WRITER]
+    assert numbers == list(range(20))
+
+
+@pytest.mark.parametrize("fault", ["write", "remove"])
+def test_a_merge_that_fails_loses_nothing_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    exporter = exporter_to(store)
+    for number in range(99):
+        exporter.export(make_events([str(number)], stream, number))
+    with monkeypatch.context() as patch:
+        removed: list[str] = []
+
+        def remove(path: str) -> None:
+            if len(removed) == 30:
+                raise OSError("broken")
+            removed.append(path)
+            os.remove(path)
+
+        if fault == "remove":
+            patch.setattr(store, "remove", remove)
+        else:
+            patch.setattr(compaction, "ObjectName", None)
+        exporter.export(make_events(["99"], stream, 99))
+    logs = make_logs(stream.id)
+    reader = ArtifactReader(find=lambda logs: store)
+
+    def messages() -> list[str]:
+        page = reader.read(PageRequest(logs, "newer", None, 1000, LogsEntriesFilter()))
+        return [read.entry.message for read in page.entries]
+
+    assert messages() == [str(number) for number in range(100)]
+    for number in range(100, 110):
+        exporter.export(make_events([str(number)], stream, number))
+    exporter.end_stream(stream)
+    assert messages() == [str(number) for number in range(110)]
+    assert messages_in(place(store, stream)) == [str(number) for number in range(110)]
+    assert len(names_in(place(store, stream))) <= 2
+
+
+# --- How long events wait for a fuller batch
+
+
+def test_an_object_takes_what_is_logged_in_ten_seconds_unless_something_else_is_set(tmp_path: Path) -> None:
+    def delay(store: BaseArtifactStore, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> int | None:
+        exporter = ArtifactChildConfig(name="archive", type="artifact", **settings).create_exporter()
+        monkeypatch.setattr(exporter, "_find", lambda stream: store)
+        assert exporter.schedule_delay_millis is None
+        exporter.export(make_events(["a"]))
+        return exporter.schedule_delay_millis
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert delay(object_store(tmp_path), patch) == 10_000
+        assert delay(local_store(tmp_path), patch) is None
+        assert delay(object_store(tmp_path), patch, schedule_delay_millis=3_000) is None
 
 
 # --- What goes wrong
@@ -463,7 +609,8 @@ def test_the_settings() -> None:
 
     assert config.artifact_store is None
     assert config.readable
-    assert config.batch_size == 5_000
+    assert config.batch_size == 20_000
+    assert config.max_batch_bytes == 8 * 1024 * 1024
     assert config.requirements == {"composite-logstore"}
     config.check()
 
