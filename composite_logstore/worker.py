@@ -82,6 +82,11 @@ class Worker:
         self._stopping = True
         self._awake.set()
 
+    @property
+    def is_finishing(self) -> bool:
+        """Whether it is still at work though there is no event left to deliver. Under the journal's lock."""
+        return self._is_running and not self.has_ended and not self._delivery.pending
+
     def report(self) -> None:
         """Warn once when trouble begins and once when it ends, and once for each kind of loss.
 

@@ -212,11 +212,15 @@ class Writer:
         """
         if not self._journal.next_number:
             return
+        end = self._clock.now() + seconds
         self.flush(seconds, seconds)
         self._adoption.stop()
         for worker in self._workers:
             worker.stop()
         with self._journal.lock:
+            # Who has delivered everything may yet have to finish something, such as merging the archive's objects.
+            while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
+                self._journal.progress.wait(end - self._clock.now())
             left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
         is_on_disk = False
         if self._journal.spooling is not None:

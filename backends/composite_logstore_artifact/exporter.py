@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from composite_logstore_artifact.artifact_stores import (
     find_named,
     is_refusal,
 )
-from composite_logstore_artifact.compaction import compact
+from composite_logstore_artifact.compaction import Compaction
 from composite_logstore_artifact.index import Chunk, add
 from composite_logstore_artifact.lines import standard_level, summarize_events
 from composite_logstore_artifact.objects import ObjectName
@@ -84,6 +83,7 @@ class ArtifactExporter:
         # which makes its filesystem anew, and never the filesystem.
         self._artifact_stores: dict[UUID | None, BaseArtifactStore] = {}
         self._progress: dict[UUID, _Progress] = {}
+        self._compaction = Compaction()
         self._last_arrival = 0
 
     def export(self, batch: Sequence[LogEvent]) -> int:
@@ -112,12 +112,18 @@ class ArtifactExporter:
         """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
         progress = self._progress.pop(stream.id, None)
         artifact_store = self._artifact_stores.get(stream.artifact_store_id)
-        if progress is not None and progress.loose >= _MANY_AT_THE_END and artifact_store is not None:
-            for writer in progress.written:
-                compact(artifact_store, prepare_logs_uri(artifact_store, stream.id), writer)
+        if progress is None or artifact_store is None:
+            return
+        if len(progress.loose) >= _MANY_AT_THE_END or progress.is_merged:
+            uri = prepare_logs_uri(artifact_store, stream.id)
+            self._compaction.begin(artifact_store, uri, progress.loose, is_last=True)
 
     def close(self) -> None:
-        """Forget everything. Artifact stores may be shared with the active stack, so none is cleaned up."""
+        """Forget everything, and wait until what is being merged is.
+
+        Artifact stores may be shared with the active stack, so none is cleaned up.
+        """
+        self._compaction.close()
         self._progress.clear()
         self._artifact_stores.clear()
 
@@ -136,10 +142,11 @@ class ArtifactExporter:
                 _append(artifact_store, uri, events, progress)
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
-                _write_object(artifact_store, os.path.join(uri, self._object_name(events, progress)), events)
+                name = self._object_name(events, progress)
+                size = _write_object(artifact_store, os.path.join(uri, name), events)
                 progress.written[writer] = events[-1].number
                 progress.attempt = None
-                progress.loose += 1
+                progress.loose[name] = size
         except Exception as error:
             # Whoever mends an artifact store updates it: look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
@@ -147,24 +154,23 @@ class ArtifactExporter:
             if translated is None:
                 raise
             raise translated from error
-        if progress.loose >= _MANY:
-            progress.loose = 0
-            # If it fails, the events are there all the same, and are merged with what comes next.
-            with suppress(Exception):
-                compact(artifact_store, uri, writer)
+        if len(progress.loose) >= _MANY:
+            self._compaction.begin(artifact_store, uri, progress.loose, is_last=False)
+            progress.loose, progress.is_merged = {}, True
 
     def _object_name(self, events: list[LogEvent], progress: _Progress) -> str:
         """Return the name of the object that these events are written to.
 
         An attempt that failed may have been successful all the same, with only its answer lost: the same
-        name again overwrites what it wrote, so that no copy remains.
+        name again overwrites what it wrote, so that no copy remains. But a name must not say less than there is.
         """
         writer, first, last = events[0].writer, events[0].number, events[-1].number
-        if progress.attempt is None or progress.attempt[0] != (writer, first):
+        attempt = progress.attempt
+        if attempt is None or (attempt.writer, attempt.first) != (writer, first) or last > attempt.last:
             self._last_arrival = max(self._last_arrival + 1, self._clock())
-            name = ObjectName(self._last_arrival, writer, first, last, summarize_events(events))
-            progress.attempt = ((writer, first), str(name))
-        return progress.attempt[1]
+            arrival = self._last_arrival
+            progress.attempt = ObjectName(arrival, arrival, writer, first, last, summarize_events(events))
+        return str(progress.attempt)
 
 
 @dataclass
@@ -173,14 +179,15 @@ class _Progress:
 
     Attributes:
         written: A writer → the number of its last event that was written.
-        attempt: The first event, by writer and number, and the name of the object that may not have been
-            written.
-        loose: How many objects were written since some were merged.
+        attempt: The name of the object that may not have been written.
+        loose: The objects that were written since some were merged: their names, and their sizes in bytes.
+        is_merged: Whether some were merged.
     """
 
     written: dict[str, int] = field(default_factory=dict)
-    attempt: tuple[tuple[str, int], str] | None = None
-    loose: int = 0
+    attempt: ObjectName | None = None
+    loose: dict[str, int] = field(default_factory=dict)
+    is_merged: bool = False
 
 
 def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent], progress: _Progress) -> None:
@@ -218,7 +225,8 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
     add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, summarize_events(events)))
 
 
-def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> None:
+def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> int:
+    """Write the events as an object, and return its size in bytes."""
     content = b"".join(map(encode, events))
     try:
         _write(artifact_store, uri, content)
@@ -229,6 +237,7 @@ def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogE
             raise
         artifact_store.makedirs(os.path.dirname(uri))
         _write(artifact_store, uri, content)
+    return len(content)
 
 
 def _write(artifact_store: BaseArtifactStore, uri: str, content: bytes) -> None:

@@ -183,11 +183,13 @@ def _located(start: _Position, archive: Archive) -> _Position:
         return start
     for part in archive.parts:
         into = ObjectName.parse(part.name)
-        if into is not None and into.has_merged(name):
-            with closing(part):
-                begin = find_event(part.read(0, part.size), name.writer, name.first)
-            if begin is not None:
-                return _Position(part.name, begin + start.offset)
+        if into is None or into.size != part.size or not into.has_merged(name):
+            continue
+        with closing(part):
+            for block in forward(part, 0, part.size, _LARGEST_BLOCK, _LARGEST_BLOCK):
+                begin = find_event(block.content, name.writer, name.first)
+                if begin is not None:
+                    return _Position(part.name, block.begin + begin + start.offset)
     return start
 
 
@@ -195,7 +197,7 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     if start is not None and bool(start.name) != archive.is_folder:
         raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
     if archive.is_folder:
-        copies = superseded(part.name for part in archive.parts)
+        copies = superseded(archive.parts)
         archive = archive._replace(parts=[part for part in archive.parts if part.name not in copies])
         start = _located(start, archive) if start is not None else None
     towards_newer = request.direction == "newer"

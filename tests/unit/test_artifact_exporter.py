@@ -18,21 +18,11 @@ from zenml.models import LogsEntriesFilter
 
 from composite_logstore import PageRequest, RetryableError, Stream, UnavailableError
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
-from composite_logstore_artifact import compaction
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
-from composite_logstore_artifact.lines import Summary
-from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
-from tests.artifact_stores import (
-    listing_store,
-    local_store,
-    make_artifact_store,
-    make_logs,
-    object_store,
-    with_faults,
-)
+from tests.artifact_stores import local_store, make_artifact_store, make_logs, object_store, with_faults
 from tests.events import NOON, WRITER, make_events, make_stream
 
 OTHER_WRITER = "fedcba987654321"
@@ -207,8 +197,8 @@ def test_a_remote_store_gets_an_object_for_each_export(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / f"{stream.id}.log"
     micros = NOON // 1000
     assert sorted(os.listdir(folder)) == [
-        f"{NOON:020d}-{WRITER}-0-1-{micros}-{micros + 1000}-20.log",
-        f"{NOON + 1:020d}-{WRITER}-2-2-{micros + 2000}-{micros + 2000}-20.log",
+        f"{NOON:020d}-{NOON:020d}-{WRITER}-0-1-{micros}-{micros + 1000}-20.log",
+        f"{NOON + 1:020d}-{NOON + 1:020d}-{WRITER}-2-2-{micros + 2000}-{micros + 2000}-20.log",
     ]
     assert messages_in(folder) == ["a", "b", "c"]
     assert [entry.message for entry in fetch_log_records(store, str(folder), 10)] == ["a", "b", "c"]
@@ -289,119 +279,6 @@ for export in range(50):
     for writer in writers:
         assert [line["number"] for line in lines if line["writer"] == writer] == list(range(1000))
     assert len(lines) == 2000
-
-
-# --- Objects that are merged
-
-
-def names_in(folder: Path) -> list[ObjectName]:
-    parsed = [ObjectName.parse(name) for name in sorted(os.listdir(folder))]
-    return [name for name in parsed if name is not None]
-
-
-@pytest.mark.parametrize("make_store", [object_store, listing_store])
-def test_a_stream_of_many_objects_is_merged_now_and_then_and_at_its_end(
-    make_store: Callable[[Path], BaseArtifactStore], tmp_path: Path
-) -> None:
-    store = make_store(tmp_path)
-    stream = make_stream()
-    exporter = exporter_to(store)
-    most = 0
-    for number in range(250):
-        exporter.export(make_events([str(number)], stream, number))
-        most = max(most, len(os.listdir(place(store, stream))))
-    exporter.end_stream(stream)
-
-    assert most <= 102
-    names = names_in(place(store, stream))
-    assert [(name.first, name.last) for name in names] == [(0, 99), (100, 199), (200, 249)]
-    assert messages_in(place(store, stream)) == [str(number) for number in range(250)]
-    own = fetch_log_records(store, str(place(store, stream)), 1000)
-    assert [entry.message for entry in own] == [str(number) for number in range(250)]
-
-
-def test_a_merged_object_says_what_is_in_it(tmp_path: Path) -> None:
-    store = object_store(tmp_path)
-    stream = make_stream()
-    exporter = exporter_to(store)
-    for number in range(10):
-        level = 40 if number == 3 else 20
-        exporter.export(make_events([str(number)], stream, number, level=level, level_name="X"))
-    exporter.end_stream(stream)
-
-    [name] = names_in(place(store, stream))
-    micros = NOON // 1000
-    assert name == ObjectName(NOON, WRITER, 0, 9, Summary(micros, micros + 9000, 40), NOON + 9)
-
-
-def test_few_objects_are_left_as_they_are(tmp_path: Path) -> None:
-    store = object_store(tmp_path)
-    stream = make_stream()
-    exporter = exporter_to(store)
-    for number in range(7):
-        exporter.export(make_events([str(number)], stream, number))
-    exporter.end_stream(stream)
-
-    assert len(names_in(place(store, stream))) == 7
-
-
-def test_merged_objects_are_not_too_large_and_what_others_wrote_stays_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compaction, "LARGEST_OBJECT", 2_000)
-    store = object_store(tmp_path)
-    stream = make_stream()
-    mine, other = exporter_to(store), exporter_to(store, clock=lambda: NOON + 10)
-    for number in range(20):
-        mine.export(make_events([str(number)], stream, number))
-        if number == 10:
-            other.export(make_events(["other"], stream, 0, OTHER_WRITER))
-    (place(store, stream) / "foreign.log").write_bytes(b'{"message": "foreign", "writer": "other"}')
-    mine.end_stream(stream)
-
-    sizes = [(place(store, stream) / str(name)).stat().st_size for name in names_in(place(store, stream))]
-    assert max(sizes) <= 2_000
-    numbers = [line.get("number") for line in lines_in(place(store, stream)) if line["writer"] == WRITER]
-    assert numbers == list(range(20))
-
-
-@pytest.mark.parametrize("fault", ["write", "remove"])
-def test_a_merge_that_fails_loses_nothing_and_is_made_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    store = object_store(tmp_path)
-    stream = make_stream()
-    exporter = exporter_to(store)
-    for number in range(99):
-        exporter.export(make_events([str(number)], stream, number))
-    with monkeypatch.context() as patch:
-        removed: list[str] = []
-
-        def remove(path: str) -> None:
-            if len(removed) == 30:
-                raise OSError("broken")
-            removed.append(path)
-            os.remove(path)
-
-        if fault == "remove":
-            patch.setattr(store, "remove", remove)
-        else:
-            patch.setattr(compaction, "ObjectName", None)
-        exporter.export(make_events(["99"], stream, 99))
-    logs = make_logs(stream.id)
-    reader = ArtifactReader(find=lambda logs: store)
-
-    def messages() -> list[str]:
-        page = reader.read(PageRequest(logs, "newer", None, 1000, LogsEntriesFilter()))
-        return [read.entry.message for read in page.entries]
-
-    assert messages() == [str(number) for number in range(100)]
-    for number in range(100, 110):
-        exporter.export(make_events([str(number)], stream, number))
-    exporter.end_stream(stream)
-    assert messages() == [str(number) for number in range(110)]
-    assert messages_in(place(store, stream)) == [str(number) for number in range(110)]
-    assert len(names_in(place(store, stream))) <= 2
 
 
 # --- How long events wait for a fuller batch
@@ -499,6 +376,21 @@ def test_a_lost_answer_leaves_no_copy(tmp_path: Path) -> None:
 
     assert messages_in(place(store, batch[0].stream)) == ["a", "b", "c"]
     assert len(list(place(store, batch[0].stream).iterdir())) == 2
+
+
+def test_a_name_never_says_less_than_is_in_the_object(tmp_path: Path) -> None:
+    store = with_faults(object_store(tmp_path), [(TimeoutError("no answer"),), None])
+    stream = make_stream()
+    batch = [*make_events(["a", "b"], stream), *make_events(["c"], stream, 2, level=40, level_name="ERROR")]
+    exporter = exporter_to(store)
+
+    with pytest.raises(RetryableError):
+        exporter.export(batch[:2])
+    exporter.export(batch)
+
+    reader = ArtifactReader(find=lambda logs: store)
+    page = reader.read(PageRequest(make_logs(stream.id), "newer", None, 10, LogsEntriesFilter(level="ERROR")))
+    assert [read.entry.message for read in page.entries] == ["c"]
 
 
 def test_what_ended_is_forgotten(tmp_path: Path) -> None:
