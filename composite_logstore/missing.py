@@ -6,16 +6,17 @@ before an event that is there will not come any more, once the stream has ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from zenml.client import Client
 from zenml.enums import LoggingLevels
+from zenml.exceptions import LogStoreError
 from zenml.models import LogEntry, LogsEntriesFilter
 
-from composite_logstore.backend import PageRequest, ReadEntry, Reader
+from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -29,6 +30,8 @@ MOST = 20
 """How many holes of a page are told one by one."""
 
 _NEARBY = timedelta(seconds=5)
+# A backend may allow few searches: Datadog 300 in an hour.
+_MOST_LOOKS = 3
 
 
 class Hole(NamedTuple):
@@ -39,17 +42,14 @@ class Hole(NamedTuple):
         writer: The writer.
         first: The sequence number of the first that is missing.
         last: That of the last.
+        number: How many are missing.
     """
 
     place: int
     writer: str
     first: int
     last: int
-
-    @property
-    def number(self) -> int:
-        """How many are missing."""
-        return self.last - self.first + 1
+    number: int
 
 
 def takes_all(child: ChildConfig, filter_: LogsEntriesFilter) -> bool:
@@ -84,7 +84,7 @@ def find_holes(
         last = older.get(writer, -1 if from_the_start else None)
         for sequence, place in on_page:
             if last is not None and sequence > last + 1:
-                holes.append(Hole(place, writer, last + 1, sequence - 1))
+                holes.append(Hole(place, writer, last + 1, sequence - 1, sequence - last - 1))
             last = sequence if last is None else max(last, sequence)
     return sorted(holes)
 
@@ -117,21 +117,49 @@ def confirmed(holes: Sequence[Hole], entries: Sequence[ReadEntry], reader: Reade
     times = [read.entry.timestamp for read in entries if read.entry.timestamp]
     if not times or max(times) > datetime.now(timezone.utc) - INDEXED_AFTER:
         return []
-    return [hole for hole in holes if _is_there_nowhere(hole, entries, reader, logs)]
+    found: set[Event] = set()
+    looks = 0
+    for since, until in _windows(holes, entries):
+        token: str | None = None
+        while looks < _MOST_LOOKS:
+            looks += 1
+            filter_ = LogsEntriesFilter(since=since, until=until)
+            try:
+                page = reader.read(PageRequest(logs, "newer", token, reader.max_page_size, filter_))
+            except LogStoreError:
+                # The page is there. What it lacks is said when it can be found out.
+                return []
+            found.update(read.event for read in page.entries if read.event is not None)
+            if page.newer is None or not page.entries:
+                break
+            token = page.newer
+    there = [_without(hole, found) for hole in holes]
+    return [hole for hole in there if hole.number]
 
 
-def _is_there_nowhere(hole: Hole, entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse) -> bool:
-    around = [read.entry.timestamp for read in entries[max(0, hole.place - 1) : hole.place + 1]]
-    times = [time for time in around if time is not None]
-    if not times:
-        return False
-    nearby = LogsEntriesFilter(since=min(times) - _NEARBY, until=max(times) + _NEARBY)
-    page = reader.read(PageRequest(logs, "newer", None, reader.max_page_size, nearby))
-    is_all = len(page.entries) < reader.max_page_size
-    return is_all and not any(
-        read.event is not None and read.event.writer == hole.writer and hole.first <= read.event.sequence <= hole.last
-        for read in page.entries
-    )
+def _windows(holes: Sequence[Hole], entries: Sequence[ReadEntry]) -> Iterator[tuple[datetime, datetime]]:
+    """Yield the times to look through for what is missing: around the neighbours of each hole."""
+    since = until = None
+    for hole in holes:
+        around = [read.entry.timestamp for read in entries[max(0, hole.place - 1) : hole.place + 1]]
+        times = [time for time in around if time is not None]
+        if not times:
+            continue
+        begin, end = min(times) - _NEARBY, max(times) + _NEARBY
+        if since is not None and until is not None and since <= begin <= until:
+            until = max(until, end)
+            continue
+        if since is not None and until is not None:
+            yield since, until
+        since, until = begin, end
+    if since is not None and until is not None:
+        yield since, until
+
+
+def _without(hole: Hole, found: Iterable[Event]) -> Hole:
+    """Return what of a hole is one."""
+    there = sum(event.writer == hole.writer and hole.first <= event.sequence <= hole.last for event in found)
+    return hole._replace(number=hole.number - there)
 
 
 def with_notices(entries: Sequence[ReadEntry], holes: Sequence[Hole], child: str, logs: LogsResponse) -> list[LogEntry]:

@@ -541,3 +541,36 @@ class TestMissingWithoutOrder:
         del backend.received[3]
         self.age(monkeypatch, store.fetch(logs), missing.INDEXED_AFTER - timedelta(seconds=1))
         assert len(store.fetch(logs).items) == 9
+
+    def test_looking_once_more_takes_few_requests_and_fails_no_page(
+        self,
+        store: CompositeLogStore,
+        backend: SimulatedBackend,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        logs = stored(store, backend, 400)
+        # Every other one is missing, over hours.
+        backend.received = [
+            event._replace(time_unix_nano=event.time_unix_nano + event.number * 60_000_000_000)
+            for event in backend.received[::2]
+        ]
+        requests: list[PageRequest] = []
+        read = SimulatedReader.read
+
+        def counting(reader: SimulatedReader, request: PageRequest) -> Page:
+            requests.append(request)
+            if is_limited and len(requests) > 1:
+                raise LogStoreRateLimitError("rate limited")
+            return read(reader, request)
+
+        monkeypatch.setattr(SimulatedReader, "read", counting)
+        is_limited = False
+        self.age(monkeypatch, store.fetch(logs), timedelta(days=1))
+        requests.clear()
+        assert "lacks 199 entries of this page in 199 places" in messages(store.fetch(logs))[0]
+        assert len(requests) <= 4
+
+        requests.clear()
+        is_limited = True
+        assert len(store.fetch(logs).items) == 200
+        assert len(requests) == 2
