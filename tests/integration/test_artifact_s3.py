@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
@@ -22,6 +25,8 @@ from tests.events import make_events, make_stream
 from tests.servers.s3 import S3Server, s3_server
 
 pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +202,40 @@ def test_whatever_is_written_and_merged_meanwhile_pages_are_the_stream(
     assert len(server.artifact_store().listdir(uri)) < 60
     own = fetch_log_records(server.artifact_store(), uri, 50_000)
     assert [entry.message for entry in own] == written
+
+
+def test_a_process_that_ends_with_its_step_merges_what_it_has_written(server: S3Server) -> None:
+    """As in a pod of its own: nothing comes after the step, and the interpreter's end stops much of what it needs."""
+    store = server.artifact_store()
+    stream, other = make_stream(), make_stream()
+    script = f"""
+import logging
+from uuid import UUID
+from composite_logstore import log_store
+from composite_logstore_artifact import exporter
+from composite_logstore_artifact.config import ArtifactChildConfig
+from tests.servers.s3 import S3Server
+from tests.simulation import make_logs, make_store
+
+log_store._active_artifact_store_id = lambda: None
+archive = S3Server({server.endpoint.replace("127.0.0.1", "localhost")!r}, {server.bucket!r}).artifact_store()
+exporter.find_named = lambda name: archive
+child = ArtifactChildConfig(name="archive", type="artifact", artifact_store="archive")
+store = make_store(child, flush_timeout_millis=20_000, flush_limit_millis=20_000)
+step = store.register_origin("step", make_logs(store, id=UUID("{stream.id}")), {{}})
+run = store.register_origin("client", make_logs(store, id=UUID("{other.id}")), {{}})
+for number in range(20):
+    store.emit(step, logging.LogRecord("train", 20, "train.py", 1, str(number), (), None))
+    store.flush()
+# Not the last stream, so this flushes nothing.
+store.deregister_origin(step)
+store.emit(run, logging.LogRecord("train", 20, "train.py", 1, "late", (), None))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+
+    assert messages(read(store, stream)) == [str(number) for number in range(20)]
+    assert len(store.listdir(prepare_logs_uri(store, stream.id))) == 1
+    assert messages(read(store, other)) == ["late"]
 
 
 def test_objects_that_a_killed_process_left_beside_what_they_were_merged_into(server: S3Server) -> None:
