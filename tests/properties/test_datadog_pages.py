@@ -113,6 +113,7 @@ def walked(stream: Stream, direction: Direction, limits: list[int], filter_: Log
         limit = limits[number % len(limits)]
         page = reader.read(PageRequest(logs, direction, token, limit, filter_))
         assert len(page.entries) <= limit
+        assert number < 100, "the pages have no end"
         events = [read.event for read in page.entries if read.event is not None]
         found = found + events if direction == "newer" else events + found
         token = page.newer if direction == "newer" else page.older
