@@ -120,8 +120,12 @@ def compact(artifact_store: BaseArtifactStore, uri: str, loose: Loose) -> None:
         return
     loose.merged.clear()
     sizes = {part.name: part.size for part in archive.parts}
-    if any(sizes.get(name) != size for name, size in loose.written.items()):
-        # The listing is an old one, or somebody else was here: what lies between two objects is not known.
+    others = [name for name, size in loose.written.items() if sizes.get(name) != size]
+    if others:
+        # The listing is an old one, or somebody else was here: what lies between two objects is not known. These are
+        # never merged, so that the others can be, once a listing is as it should be.
+        for name in others:
+            del loose.written[name]
         return
     for group in _groups(archive.parts, loose.written):
         _merge(archive, group, loose)
@@ -152,20 +156,23 @@ def _merge(archive: Archive, group: list[Part], loose: Loose) -> None:
     names = [part.name for part in group]
     merged = str(ObjectName.of_merged(names, sum(part.size for part in group)))
     contents = contents_of(archive, group)
+    is_needed = False
     try:
         with artifact_store.open(os.path.join(uri, merged), "wb") as file:
             while contents:
                 file.write(contents.pop(0))
         # Nothing is removed unless it is all there, and still lies side by side.
         there = open_archive(artifact_store, uri)
-        expected = [(part.name, part.size) for part in group]
-        expected.insert(1, (merged, sum(part.size for part in group)))
-        found = there.parts if there is not None else []
-        if [(part.name, part.size) for part in found if names[0] <= part.name <= names[-1]] != expected:
+        found = [(part.name, part.size) for part in there.parts if names[0] <= part.name <= names[-1]] if there else []
+        originals = [(part.name, part.size) for part in group]
+        if found != [originals[0], (merged, sum(part.size for part in group)), *originals[1:]]:
+            # If somebody else has removed what it was made of, it may be all that there is.
+            is_needed = not set(originals) <= set(found)
             raise OSError("it is not what it should be")
     except Exception:
-        with suppress(Exception):
-            _remove(artifact_store, uri, [merged])
+        if not is_needed:
+            with suppress(Exception):
+                _remove(artifact_store, uri, [merged])
         raise
     for name in names:
         del loose.written[name]

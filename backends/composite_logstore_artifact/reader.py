@@ -181,8 +181,14 @@ def _located(start: _Position, archive: Archive) -> _Position:
     name = ObjectName.parse(start.name)
     if name is None or start.name in {part.name for part in archive.parts}:
         return start
+    offset = start.offset
     for part in archive.parts:
         into = ObjectName.parse(part.name)
+        if into is not None and name.has_merged(into):
+            # What others were merged into is gone, since it did not turn out well, and they are there.
+            if offset <= part.size:
+                return _Position(part.name, offset)
+            offset -= part.size
         if into is None or into.size != part.size or not into.has_merged(name):
             continue
         with closing(part):

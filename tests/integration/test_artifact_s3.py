@@ -15,14 +15,17 @@ from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter
 
-from composite_logstore import Page, PageRequest, RetryableError, Stream, UnavailableError
-from composite_logstore_artifact import compaction
+from composite_logstore import Page, PageRequest, RetryableError, Stream, UnavailableError, missing
+from composite_logstore_artifact import artifact_stores, compaction
 from composite_logstore_artifact import exporter as exporter_module
+from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import make_logs
 from tests.events import make_events, make_stream
 from tests.servers.s3 import S3Server, s3_server
+from tests.simulation import make_logs as make_store_logs
+from tests.simulation import make_store
 
 pytestmark = pytest.mark.integration
 
@@ -236,6 +239,34 @@ store.emit(run, logging.LogRecord("train", 20, "train.py", 1, "late", (), None))
     assert messages(read(store, stream)) == [str(number) for number in range(20)]
     assert len(store.listdir(prepare_logs_uri(store, stream.id))) == 1
     assert messages(read(store, other)) == ["late"]
+
+
+def test_a_page_says_what_is_missing_wherever_it_was_merged(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, stream = server.artifact_store(), make_stream()
+    events = make_events([str(number) for number in range(20)], stream)
+    exporter = exporter_to(archive)
+    for event in [*events[:7], *events[10:]]:
+        exporter.export([event])
+    exporter.end_stream(stream)
+    exporter.close()
+    monkeypatch.setattr(artifact_stores, "find_named", lambda name: archive)
+    store = make_store(ArtifactChildConfig(name="archive", type="artifact", artifact_store="archive"))
+    logs = make_store_logs(store, id=stream.id)
+    expected = [
+        *(str(number) for number in range(7)),
+        f"Child 'archive' lacks 3 entries here, between 6 and 10 of writer {events[0].writer}.",
+        *(str(number) for number in range(10, 20)),
+    ]
+
+    assert len(store.fetch(logs).items) == 17
+    monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+    for limit in (3, 7, 100):
+        page = store.fetch(logs, limit=limit)
+        found = [entry.message for entry in page.items]
+        while page.before:
+            page = store.fetch(logs, before=page.before)
+            found = [*(entry.message for entry in page.items), *found]
+        assert found == expected
 
 
 def test_objects_that_a_killed_process_left_beside_what_they_were_merged_into(server: S3Server) -> None:

@@ -206,7 +206,8 @@ def test_a_listing_without_one_of_the_objects_is_not_trusted(archive: Archive, b
     bucket.hides = lambda path: False
     archive.write(100, 110)
     archive.end()
-    assert len(archive.files) == 1
+    # What was not there then is left alone.
+    assert [(name.first, name.last) for name in archive.names] == [(0, 41), (42, 42), (43, 109)]
     archive.assert_complete(110)
 
 
@@ -298,16 +299,48 @@ def test_what_another_process_put_between_meanwhile_stays_between(
             other.export(make_events(["other"], archive.stream, 0, OTHER_WRITER))
         return open_file(path, mode)
 
+    pages: list[Page] = []
     with monkeypatch.context() as patch:
         patch.setattr(archive.store, "open", open_late)
+        remove = compaction._remove
+        # Somebody reads what was merged before it is removed again.
+        patch.setattr(
+            compaction,
+            "_remove",
+            lambda *arguments: (pages.extend(archive.read(way, limit=4) for way in DIRECTIONS), remove(*arguments)),
+        )
         with pytest.raises(OSError, match="not what it should be"):
             compact(archive.store, archive.uri, Loose(dict(written)))
     assert archive.sizes.items() > written.items()
     assert len(archive.files) == 11
+    assert pages[0].newer is not None
+    assert len(pages[0].newer.split("-")) > 8
+    newer, older = archive.read("newer", pages[0].newer), archive.read("older", pages[1].older)
+    assert [read.entry.message for read in newer.entries] == ["4", "other", *numbered(5, 10)]
+    # The other one was on the page already: `fetch()` knows it by its number.
+    assert [read.entry.message for read in older.entries] == [*numbered(0, 5), "other", "5", "6"]
     compact(archive.store, archive.uri, Loose(written))
 
     assert len(archive.files) == 3
     assert archive.fetched() == [*numbered(0, 5), "other", *numbered(5, 10)]
+
+
+def test_what_somebody_else_removes_meanwhile_is_left_where_it_was_merged(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.write(0, 10)
+    written = archive.sizes
+    open_file = archive.store.open
+
+    def open_late(path: str, mode: str = "r") -> Any:
+        if mode == "wb":
+            os.remove(archive.folder / archive.files[3])
+        return open_file(path, mode)
+
+    monkeypatch.setattr(archive.store, "open", open_late)
+    with pytest.raises(OSError, match="not what it should be"):
+        compact(archive.store, archive.uri, Loose(written))
+    archive.assert_complete(10)
 
 
 def test_a_piece_of_a_merged_object_hides_nothing(archive: Archive) -> None:
