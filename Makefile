@@ -14,7 +14,7 @@ export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-deep check lint types imports format clean
+.PHONY: help install demo bench test test-unit test-deep check lint types imports format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ install: $(STAMP) ## make the virtual environment, with the package and all it n
 
 demo: $(STAMP) ## show what it does, with real servers on this machine
 	@$(PY) -m examples.demo
+
+bench: $(STAMP) ## measure everything beside its competitors, and draw the plots of docs/benchmarks.md
+	@$(PY) -m benchmarks
 
 test: $(STAMP) ## all tests but the deep ones, with coverage
 	@$(PY) -m pytest -m 'not deep' -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder \

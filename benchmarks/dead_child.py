@@ -25,11 +25,9 @@ from uuid import uuid4
 
 from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
 from zenml.log_stores.base_log_store import BaseLogStore
-from zenml.models import LogsResponse
-from zenml.models.v2.core.logs import LogsResponseBody
 
-from benchmarks.emit import NOW, NullChildConfig, make
-from composite_logstore import CompositeLogStore, CompositeLogStoreConfig, LogEvent
+from benchmarks.stores import NullChildConfig, composite, make, register
+from composite_logstore import LogEvent
 from composite_logstore_otlp.config import OtlpChildConfig
 
 RECORDS = 1_000
@@ -74,21 +72,6 @@ def refusing() -> Iterator[str]:
 def silent() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def composite(disk: str, *children: Any, durability: Any = "spill") -> CompositeLogStore:
-    config = CompositeLogStoreConfig(
-        primary=children[0].name, children=list(children), durability=durability, spool_directory=f"{disk}/spool"
-    )
-    store = make(CompositeLogStore, config)
-    assert isinstance(store, CompositeLogStore)
-    return store
-
-
-def register(store: BaseLogStore) -> Any:
-    body = LogsResponseBody(created=NOW, updated=NOW, project_id=uuid4(), source="step", log_store_id=store.id)
-    logs = LogsResponse(id=uuid4(), body=body)
-    return store.register_origin(str(logs.id), logs, {})
 
 
 def log(store: BaseLogStore, origin: Any, records: int) -> None:

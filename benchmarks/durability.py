@@ -25,12 +25,14 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from uuid import UUID
 
-from benchmarks.dead_child import FileChildConfig, log, refusing, register
-from benchmarks.emit import RECORDS, NullChildConfig, emitter, make, measure
-from composite_logstore import CompositeLogStore, CompositeLogStoreConfig
+from benchmarks.dead_child import FileChildConfig, log, refusing
+from benchmarks.scale import micros
+from benchmarks.stores import NullChildConfig, composite, emitter, make_records, null_children, register
+from composite_logstore import CompositeLogStore
 from composite_logstore_otlp.config import OtlpChildConfig
 
 MODES = ("memory", "spill", "write_ahead")
+RECORDS = 4_000
 LINES = 20_000
 EVENTS = 1_000_000
 PART = 10_000
@@ -60,15 +62,13 @@ def busy(threads: int) -> Iterator[None]:
 def emits(disk: str, threads: int, rounds: int) -> None:
     stores = {}
     for mode in MODES:
-        children = [NullChildConfig(name=name, type="null") for name in ("a", "b", "c")]
-        config = CompositeLogStoreConfig(primary="a", children=children, durability=mode, spool_directory=disk)
-        store = make(CompositeLogStore, config)
+        store = composite(disk, *null_children(3), durability=mode)
         stores[mode] = store, emitter(store)
     times: dict[str, list[float]] = {mode: [] for mode in MODES}
     with busy(threads):
         for _ in range(rounds):
             for mode, (store, emit) in stores.items():
-                times[mode].append(measure(emit))
+                times[mode].append(micros(emit, make_records(RECORDS)))
                 store.flush()
     for mode in MODES:
         # Beside other threads a few long waits are most of the time, so means say more than medians.
@@ -122,12 +122,8 @@ def draining_store(disk: str, endpoint: str | None, mode: str) -> CompositeLogSt
         else FileChildConfig(name="child", type="file", path=Path(disk) / "delivered")
     )
     living = NullChildConfig(name="living", type="null")
-    config = CompositeLogStoreConfig(
-        primary="living", children=[living, child], durability=mode, spool_directory=f"{disk}/spool"
-    )
-    store = make(CompositeLogStore, config)
+    store = composite(disk, living, child, durability=mode)
     store.id = STORE
-    assert isinstance(store, CompositeLogStore)
     return store
 
 

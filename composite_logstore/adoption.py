@@ -99,8 +99,12 @@ class AdoptedJournal:
         with self.lock:
             return all(delivery.oldest == inf for delivery in self.deliveries)
 
-    def wake_after(self, events: int) -> None:
+    def hand_out(self) -> None:
         """Nothing comes any more."""
+
+    def wake_after(self, events: int) -> bool:
+        """Nothing comes any more."""
+        return False
 
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
         """Read what a delivery asks for from the spool."""

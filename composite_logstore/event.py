@@ -9,12 +9,15 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from itertools import repeat
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
-from opentelemetry.trace import get_current_span
+from opentelemetry.context import get_current
+from opentelemetry.trace import Span, get_current_span
 
 Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """A value that every backend can encode."""
@@ -73,6 +76,10 @@ class Stream:
     def attributes(self) -> dict[str, Plain]:
         """What is true of every event of the stream, as known now."""
         return plain_mapping(dict(self.metadata))
+
+
+Note: TypeAlias = tuple[Any, ...]
+"""What `emit` notes of a log record: all that may change afterwards, as it is. `numbered` makes sense of it later."""
 
 
 class Capture(NamedTuple):
@@ -140,8 +147,10 @@ class LogEvent(NamedTuple):
 
         It is OpenTelemetry's `log.record.uid`, the same in every child.
         """
-        writer, number = self.writer, self.number
-        return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
+        number = self.number
+        if number < 1 << 48:
+            return f"{_uid_of(self.writer)}8000-{number:012x}"
+        return f"{_uid_of(self.writer)}{0x8000 | number >> 48:04x}-{number & 0xFFFFFFFFFFFF:012x}"
 
     @property
     def identity(self) -> dict[str, Plain]:
@@ -170,6 +179,11 @@ class LogEvent(NamedTuple):
             details["exception.stacktrace"] = self.exception.stacktrace
         details.update(self.metadata)
         return details
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it has neither an exception, nor a span, nor attributes of its own: most events are like this."""
+        return self.exception is None and self.trace is None and not self.attributes and not self.metadata
 
     @property
     def size(self) -> int:
@@ -208,6 +222,12 @@ class LogEvent(NamedTuple):
         return f"{self.message}\n{error.type}: {error.message}\n{error.stacktrace}".rstrip()
 
 
+@lru_cache(maxsize=1_000)
+def _uid_of(writer: str) -> str:
+    """Return what the UUIDs of all of a writer's events begin with."""
+    return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-"
+
+
 _message_of = itemgetter(LogEvent._fields.index("message"))
 _exception_of = itemgetter(LogEvent._fields.index("exception"))
 
@@ -219,76 +239,156 @@ def total_size(events: Sequence[LogEvent]) -> int:
     return 512 * len(events) + sum(map(len, map(_message_of, events)))
 
 
-def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -> Capture:
-    """Take down what a record says, now, in values that nobody can change afterwards.
+def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -> Note:
+    """Take down what a record says, now, in values that nobody changes afterwards.
 
-    Never raises, whatever the record holds.
+    The pipeline waits for this, so what can be done later is left to `numbered`. Never raises, whatever the
+    record holds.
 
     Args:
         record: The record.
         metadata: What ZenML gives to `emit` beside the record.
     """
-    context = get_current_span().get_span_context()
-    message = _message(record)
-    # ZenML makes a record of each `write` to stdout and stderr.
-    is_printed = record.name in ("stdout", "stderr") and not record.pathname
     fields = record.__dict__
-    # Formatters add the first two. Whoever adds more makes the dictionary longer.
-    has_extra = len(fields) - ("message" in fields) - ("asctime" in fields) != _RECORD_LENGTH
-    captured: Capture = _tuple(
-        Capture,
+    # Whoever adds something makes the dictionary longer. Formatters add a message and a time.
+    has_extra = (
+        len(fields) != _RECORD_LENGTH and len(fields) - ("message" in fields) - ("asctime" in fields) != _RECORD_LENGTH
+    )
+    try:
+        message = record.getMessage()
+    except Exception:
+        # The arguments do not match the format: better both of them than neither.
+        message = f"{_str(record.msg)} {_str(record.args)}"
+    return (
+        record.created,
+        record.levelno,
+        record.levelname,
+        message,
+        record.name,
+        record.pathname,
+        record.lineno,
+        record.funcName or "",
+        _exception(record.exc_info) if record.exc_info else None,
+        # Without a span the context is empty, nearly always.
+        _trace(get_current_span()) if get_current() else None,
+        _extra(fields) if has_extra else _NOTHING,
+        plain_mapping(metadata) if metadata else _NOTHING,
+    )
+
+
+def numbered(said: Note | Capture, stream: Stream, writer: str, number: int, sequence: int) -> LogEvent:
+    """Return the event that a record becomes with its numbers. Never raises.
+
+    Args:
+        said: What the record says.
+        stream: The stream that it belongs to.
+        writer: The writer that numbers it.
+        number: Its number in the writer's journal.
+        sequence: Its number in the stream.
+    """
+    event: LogEvent
+    if isinstance(said, Capture):
+        event = _tuple(LogEvent, (stream, writer, number, sequence, *said))
+        return event
+    created, level, level_name, message, logger_name, file, line, function, exception, trace, extra, metadata = said
+    try:
+        place = _places[level, level_name, logger_name, file, line, function]
+    except Exception:
+        place = _place(level, level_name, logger_name, file, line, function)
+    level, level_name, logger_name, file, line, function, is_printed = place
+    try:
+        # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
+        time_unix_nano = round(created * 1e6) * 1000
+    except Exception:
+        # It is no time. Better the time of now than no event.
+        time_unix_nano = time.time_ns()
+    if type(message) is not str or not message.isascii():
+        message = _str(message)
+    progress = False
+    if is_printed:
+        progress = "\r" in message and "\r" in message.replace("\r\n", "\n")
+        # The end of the line is not part of what was said.
+        message = message.rstrip("\r\n")
+    event = _tuple(
+        LogEvent,
         (
-            # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
-            _nanoseconds(record.created),
-            _level(record.levelno),
-            _str(record.levelname or ""),
-            # The end of the line is not part of what was said.
-            message.rstrip("\r\n") if is_printed else message,
-            _str(record.name or ""),
-            _str(record.pathname or ""),
-            record.lineno or 0,
-            _str(record.funcName or ""),
-            _exception(record.exc_info) if record.exc_info else None,
-            TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None,
-            _extra(fields) if has_extra else _NOTHING,
-            plain_mapping(metadata) if metadata else _NOTHING,
-            is_printed and "\r" in message and "\r" in message.replace("\r\n", "\n"),
+            stream,
+            writer,
+            number,
+            sequence,
+            time_unix_nano,
+            level,
+            level_name,
+            message,
+            logger_name,
+            file,
+            line,
+            function,
+            exception,
+            trace,
+            extra,
+            metadata,
+            progress,
         ),
     )
-    return captured
+    return event
+
+
+def captured(said: Note | Capture) -> Capture:
+    """Return what a record says in values that can go to another process. Never raises."""
+    if isinstance(said, Capture):
+        return said
+    nowhere = Stream(_NOBODY, {})
+    capture: Capture = _tuple(Capture, numbered(said, nowhere, "", 0, 0)[4:])
+    return capture
+
+
+def capture(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -> Capture:
+    """Return what a record says, in values that every backend can encode. Never raises.
+
+    Args:
+        record: The record.
+        metadata: What ZenML gives to `emit` beside the record.
+    """
+    return captured(note(record, metadata))
+
+
+_Place: TypeAlias = tuple[int, str, str, str, int, str, bool]
+_places: dict[Any, _Place] = {}
+_MOST_PLACES = 10_000
+
+
+def _place(level: Any, level_name: Any, logger_name: Any, file: Any, line: Any, function: Any) -> _Place:
+    """Return where a record comes from, and remember it: a program has many records of few places."""
+    place = (
+        level if isinstance(level, int) else 0,
+        _str(level_name or ""),
+        _str(logger_name or ""),
+        _str(file or ""),
+        line or 0,
+        _str(function or ""),
+        # ZenML makes a record of each `write` to stdout and stderr.
+        logger_name in ("stdout", "stderr") and not file,
+    )
+    # What cannot be a key is not remembered.
+    with suppress(Exception):
+        if len(_places) >= _MOST_PLACES:
+            _places.clear()
+        _places[level, level_name, logger_name, file, line, function] = place
+    return place
+
+
+def _trace(span: Span) -> TraceContext | None:
+    context = span.get_span_context()
+    return TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None
 
 
 _NOTHING: Mapping[str, Plain] = {}
+_NOBODY = UUID(int=0)
 
 
 def _extra(fields: dict[str, Any]) -> Mapping[str, Plain]:
     return plain_mapping({key: fields[key] for key in fields.keys() - _RECORD_ATTRIBUTES})
-
-
-def numbered(capture: Capture, stream: Stream, writer: str, number: int, sequence: int) -> LogEvent:
-    """Return the event that a capture becomes with its numbers."""
-    event: LogEvent = _tuple(LogEvent, (stream, writer, number, sequence, *capture))
-    return event
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return _text(record.getMessage())
-    except Exception:
-        # The arguments do not match the format: better both of them than neither.
-        return f"{_str(record.msg)} {_str(record.args)}"
-
-
-def _level(level: Any) -> int:
-    return level if isinstance(level, int) else 0
-
-
-def _nanoseconds(created: float) -> int:
-    try:
-        return round(created * 1e6) * 1000
-    except Exception:
-        # It is no time. Better the time of now than no event.
-        return time.time_ns()
 
 
 def _exception(exc_info: Any) -> ExceptionInfo | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
 
-from composite_logstore.event import capture
+from composite_logstore.event import note
 
 if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
@@ -54,7 +54,7 @@ class RecordHandler(logging.Handler):
         if is_own or (record.threadName or "").startswith(_OWN_THREADS):
             return
         try:
-            self._writer.append(self._stream, capture(record))
+            self._writer.append(self._stream, note(record))
         except Exception:
             self.handleError(record)
 

@@ -5,23 +5,55 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, groupby, repeat, starmap
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import Delivery, Load
-from composite_logstore.event import Capture, LogEvent, Stream, numbered
+from composite_logstore.event import Capture, LogEvent, Note, Stream, numbered
 from composite_logstore.spool import Cursor
 from composite_logstore.spooling import Spooling, SpoolSettings, next_batch
 
+MOST_CAPTURED = 512
+"""How many records may wait for their number. The last of them waits for it: less than a millisecond."""
+
+_PATIENCE = 100
+"""How often a lock that is not free is asked for again, a millisecond later each time."""
+
 _append: Callable[[Any, Any], None] = deque.append
+_extend: Callable[[Any, Any], None] = deque.extend
+_popleft: Callable[[Any], Any] = deque.popleft
+_kind_of = attrgetter("level", "progress")
 
 # Runs an iterator to its end inside one C call. Python delivers a Ctrl-C between bytecodes only, so what
 # is done this way is done wholly or not at all.
 _run: Callable[[Iterable[Any]], None] = deque(maxlen=0).extend
+
+
+@contextmanager
+def patiently(lock: threading.RLock) -> Iterator[None]:
+    """Hold a journal's lock, as somebody who has time: it is taken when it is free.
+
+    Whoever waits for a lock gets it as soon as it is released, and only then begins to wait for the interpreter's own.
+    `emit` would have to wait for both. Should the lock not be free for long, it is waited for all the same.
+    """
+    for _ in range(_PATIENCE):
+        if lock.acquire(blocking=False):
+            break
+        time.sleep(0.001)
+    else:
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Route:
@@ -55,7 +87,6 @@ class Journal:
         lock: Guards the journal and its deliveries. Held for moments, never across I/O. It is
             reentrant since a signal handler or a finalizer may log at any point.
         progress: Notified, under the lock, whenever a delivery has got on.
-        deliveries: One for each enabled child.
         wakes_wanted: How often the workers were to be woken.
         wakes_done: How many of these times they have been. A Ctrl-C may come in between.
     """
@@ -78,13 +109,17 @@ class Journal:
         # By level: the routes of ordinary events, and those of progress bars' updates.
         self._routes: dict[int, _Route] = {}
         self._update_routes: dict[int, _Route] = {}
+        # What has no number yet. It is added to without the lock.
+        self._captured: deque[tuple[Stream, Note | Capture]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
-        self.deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
-        self.spooling = spool and Spooling(spool, self.writer, self.deliveries)
+        self._deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
+        self.spooling = spool and Spooling(spool, self.writer, self._deliveries)
         # Without a spool nothing is ever added to it.
         self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
         self._cursors: dict[str, Cursor] = {}
         self._wake_at: float = 0
+        # When so many records wait for their number, they get it at once.
+        self._most_captured: float = 0
         self.wakes_wanted = 0
         self.wakes_done = 0
 
@@ -97,40 +132,122 @@ class Journal:
         return delivery
 
     @property
+    def deliveries(self) -> list[Delivery]:
+        """The delivery of each enabled child, with what was captured up to now."""
+        self.hand_out()
+        return self._deliveries
+
+    @property
     def next_number(self) -> int:
-        """The number that the next event will have."""
+        """The number that the next event will have, after what was captured up to now."""
+        self.hand_out()
+        return self._next_number
+
+    @property
+    def _next_number(self) -> int:
         return self._last[0].number + 1 if self._last else 0
 
-    def append(self, stream: Stream, capture: Capture) -> bool:
-        """Number the event and put a reference to it into the queue of every child that wants it.
+    def append(self, stream: Stream, said: Note | Capture) -> bool:
+        """Take an event in. It is numbered and handed out by whoever is next: the pipeline does not wait for that.
 
         Args:
             stream: The stream that it belongs to.
-            capture: What the record says.
+            said: What the record says.
 
         Returns:
             Whether the workers should be woken: one of them waits for this event.
         """
+        if not self._most_captured:
+            self._append_now(stream, said)
+        else:
+            self._captured.append((stream, said))
+            if len(self._captured) >= self._most_captured:
+                self.hand_out()
+        return self.wakes_wanted > self.wakes_done
+
+    def _append_now(self, stream: Stream, said: Note | Capture) -> None:
+        """Do with one event what `hand_out` does with many, in less time."""
+        last, before = self._last, stream.last
         with self.lock:
-            number = self.next_number
-            sequence = stream.last[0].sequence + 1 if stream.last else 0
-            event = numbered(capture, stream, self.writer, number, sequence)
-            route = self._route(capture.level, capture.progress)
-            _run(
-                map(
-                    _append,
-                    (route.count, self._last, stream.last, *route.queues),
-                    (route.count[0] + 1, *(event,) * (len(route.queues) + 2)),
-                )
-            )
+            if self._captured:
+                self._hand_out(list(self._captured))
+            while True:
+                newest = last[0] if last else None
+                number = newest.number + 1 if newest else 0
+                event = numbered(said, stream, self.writer, number, before[0].sequence + 1 if before else 0)
+                route = self._route(event.level, event.progress)
+                queues = (last, before, *route.queues, route.count)
+                items = (*(event,) * (len(queues) - 1), route.count[0] + 1)
+                step = map(_append, queues, items)
+                # If not, a signal handler has logged meanwhile.
+                if (last[0] if last else None) is newest:
+                    break
+            _run(step)
             for delivery in route.latest:
                 delivery.update(event)
-            if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
+            if self._unspooled and self.spooling:
                 self.spooling.write_through()
             if number >= self._wake_at:
                 self.wakes_wanted += 1
                 self._wake_at = inf
-            return self.wakes_wanted > self.wakes_done
+            if not self.spooling or self.spooling.most_unspooled:
+                self._look_ahead(number + 1)
+
+    def hand_out(self) -> None:
+        """Number what was captured, and put a reference to it into the queue of every child that wants it."""
+        with self.lock:
+            if self._captured:
+                self._hand_out(list(self._captured))
+            number = self._last[0].number + 1 if self._last else 0
+            if number > self._wake_at:
+                self.wakes_wanted += 1
+                self._wake_at = inf
+            self._look_ahead(number)
+
+    def _hand_out(self, said: list[tuple[Stream, Note | Capture]]) -> None:
+        last = self._last[0] if self._last else None
+        events = self._numbered(said, last.number + 1 if last else 0)
+        for run in (events,) if len(events) == 1 else [list(run) for _, run in groupby(events, _kind_of)]:
+            newest = run[-1]
+            route = self._route(newest.level, newest.progress)
+            # Their order is that of importance: whoever comes in between must not number the same event again.
+            appends = [(self._last, newest), (route.count, route.count[0] + len(run))]
+            appends += [(event.stream.last, event) for event in {event.stream: event for event in run}.values()]
+            step = chain(
+                starmap(_append, appends),
+                map(_popleft, repeat(self._captured, len(run))),
+                map(_extend, route.queues, repeat(run)),
+            )
+            if (self._last[0] if self._last else None) is not last:
+                # A signal handler has logged meanwhile, and what was captured is handed out.
+                return
+            _run(step)
+            last = newest
+            for delivery in route.latest:
+                for event in run:
+                    delivery.update(event)
+            if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
+                self.spooling.write_through()
+
+    def _numbered(self, said: list[tuple[Stream, Note | Capture]], number: int) -> list[LogEvent]:
+        writer = self.writer
+        sequences: dict[Stream, int] = {}
+        events = []
+        for stream, one in said:
+            sequence = sequences.get(stream)
+            if sequence is None:
+                sequence = stream.last[0].sequence + 1 if stream.last else 0
+            sequences[stream] = sequence + 1
+            events.append(numbered(one, stream, writer, number, sequence))
+            number += 1
+        return events
+
+    def _look_ahead(self, number: int) -> None:
+        if self.spooling and not self.spooling.most_unspooled:
+            # Each event is to be on disk before `append` returns.
+            self._most_captured = 0
+        else:
+            self._most_captured = min(MOST_CAPTURED, self._wake_at - number + 1)
 
     def drop(self, level: int, progress: bool = False) -> None:
         """Count an event that was lost before it had a number as dropped, for every child that wanted it."""
@@ -148,7 +265,7 @@ class Journal:
     def _new_route(self, level: int, progress: bool) -> _Route:
         wanted_by: list[Delivery] = []
         latest: list[Delivery] = []
-        for child, delivery in zip(self._children, self.deliveries, strict=True):
+        for child, delivery in zip(self._children, self._deliveries, strict=True):
             thinned = progress and child.progress == "latest"
             # With a spool it has to note which updates give way, so it takes every event by itself.
             by_itself = thinned or (child.progress == "latest" and self.spooling is not None)
@@ -156,15 +273,24 @@ class Journal:
                 (latest if by_itself else wanted_by).append(delivery)
         return _Route(wanted_by, latest, self.spooling.unspooled if self.spooling else None)
 
-    def wake_after(self, events: int) -> None:
-        """Have `append` ask for the workers once so many events more are there, if not before."""
-        self._wake_at = min(self._wake_at, self.next_number + events - 1)
+    def wake_after(self, events: int) -> bool:
+        """Have `append` ask for the workers once so many events more are there, if not before.
+
+        Returns:
+            Whether there are events that the caller has not seen: it looks again instead of sleeping.
+        """
+        seen = self._next_number
+        self.hand_out()
+        self._wake_at = min(self._wake_at, self._next_number + events - 1)
+        self._look_ahead(self._next_number)
+        # What came before the last line does not wake anybody.
+        return self._next_number > seen or bool(self._captured)
 
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
         """Read what a delivery asks for from the spool. Not under the lock, since it is I/O."""
         with self.lock:
             spool = self.spooling and self.spooling.spool
-            before = delivery.queue[0].number if delivery.queue else self.next_number
+            before = delivery.queue[0].number if delivery.queue else self._next_number
         if not spool:
             return []
         cursor = self._cursors.get(delivery.name)
@@ -181,4 +307,4 @@ class Journal:
         """Announce to every child that the stream has ended."""
         with self.lock:
             for delivery in self.deliveries:
-                delivery.end_stream(stream, self.next_number)
+                delivery.end_stream(stream, self._next_number)

@@ -16,7 +16,7 @@ from zenml.stack.stack_validator import StackValidator
 from composite_logstore import reading, spooling
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery import ChildStats
-from composite_logstore.event import Stream, capture
+from composite_logstore.event import Stream, note
 from composite_logstore.handler import RecordHandler
 from composite_logstore.writer import Writer, writer_of
 
@@ -92,7 +92,8 @@ class CompositeLogStore(BaseLogStore):
             metadata: Further attributes of this record.
         """
         try:
-            self.writer.append(cast(CompositeLogStoreOrigin, origin).stream, capture(record, metadata))
+            writer = self._writer or self.writer
+            writer.append(origin.stream, note(record, metadata))  # type: ignore[attr-defined]
         except Exception as error:
             logger.debug("A record could not be captured: %s", error)
 

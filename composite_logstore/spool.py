@@ -86,14 +86,12 @@ class Segment:
         first: The number of its first event, or one below it.
         last: The number of its last event, or one above it; one below `first` if it has none.
         kinds: How many events it has of each level, ordinary ones and a progress bar's updates.
-        streams: The streams that it has lines of.
     """
 
     path: Path
     first: int
     last: float
     kinds: Counter[tuple[int, bool]] = field(default_factory=Counter)
-    streams: set[Stream] = field(default_factory=set)
 
 
 class Damage(NamedTuple):
@@ -133,16 +131,16 @@ class Spool:
         self.children = sorted(children)
         self.damage: list[Damage] = []
         self._lock = lock
-        # Of what is written: the streams' ids as text, and the attributes that they were written with.
-        self._names: dict[Stream, str] = {}
+        # Of what is written: the attributes that the streams were written with.
         self._written: dict[Stream, dict[str, Any]] = {}
         # Of what is read.
         self._streams: dict[str, Stream] = {}
         self._positions: dict[str, mmap.mmap] = {}
         self._segments: list[Segment] = []
-        # The segment in use, where its next line goes, and where it ends.
+        # The segment in use, where its next line goes, where it ends, and the streams that it has: their ids as text.
         self._map: mmap.mmap | None = None
         self._end = self._room = 0
+        self._current: dict[Stream, str] = {}
         self._spare: mmap.mmap | None = None
         # What is done with, for `tidy` to close and to take away.
         self._full: deque[tuple[mmap.mmap, Path, int]] = deque()
@@ -241,12 +239,11 @@ class Spool:
             EventTooLongError: There is no room in any line.
         """
         stream = event.stream
-        name = self._names.get(stream)
+        name = self._current.get(stream)
         if name is None:
-            name = self._names[stream] = str(stream.id)
+            # A segment says itself which streams it has.
+            name = str(stream.id)
             self._streams[name] = stream
-        # A segment says itself which streams it has.
-        if self._map is None or stream not in self._segments[-1].streams:
             self._write_stream(stream, event.number, room)
         payload = _encode(event, name)
         line = b"%08x %b\n" % (zlib.crc32(payload), payload)
@@ -272,16 +269,17 @@ class Spool:
     def _write_stream(self, stream: Stream, number: int, room: Callable[[int], bool]) -> None:
         metadata = dict(stream.metadata)
         value = {
-            "stream": self._names[stream],
+            "stream": str(stream.id),
             "artifact_store_id": str(stream.artifact_store_id) if stream.artifact_store_id else None,
             "attributes": stream.attributes,
         }
         self._write(_line(orjson.dumps(value)), number, room)
-        self._segments[-1].streams.add(stream)
+        self._current[stream] = str(stream.id)
         self._written[stream] = metadata
         # A process that serves for months has many streams.
         for old in [*self._written][:-_STREAMS]:
-            del self._written[old], self._streams[self._names.pop(old)]
+            del self._written[old], self._streams[str(old.id)]
+            self._current.pop(old, None)
 
     def _write(self, line: bytes, number: int, room: Callable[[int], bool]) -> None:
         end = self._end + len(line)
@@ -320,6 +318,7 @@ class Spool:
         if self._map is not None:
             self._full.append((self._map, self._segments[-1].path, self._end))
             self._map = None
+            self._current = {}
 
     @property
     def needs_spare(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -13,13 +14,17 @@ from composite_logstore import secrets, telemetry
 from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import ChildStats, Delivery, EndStream, Export, Load, State, Wait
-from composite_logstore.journal import Journal
+from composite_logstore.delivery import Action, ChildStats, Delivery, EndStream, Export, Load, State, Wait
+from composite_logstore.journal import Journal, patiently
 
 if TYPE_CHECKING:
     from composite_logstore.adoption import AdoptedJournal
 
 logger = get_logger(__name__)
+
+
+def _nothing() -> None:
+    """There is nothing to conclude."""
 
 
 class Worker:
@@ -96,6 +101,9 @@ class Worker:
         """
         with self._journal.lock:
             news = self._news(self._delivery.stats())
+        self._tell(news)
+
+    def _tell(self, news: list[str]) -> None:
         for line in news:
             contextvars.Context().run(logger.warning, f"child '{self._config.name}': {line}")
 
@@ -122,18 +130,21 @@ class Worker:
             self._work()
 
     def _work(self) -> None:
-        while not self._is_cut_short:
-            with self._journal.lock:
-                action = self._delivery.next(self._clock.now())
-                if isinstance(action, Wait) and action.events:
-                    self._journal.wake_after(action.events)
+        conclude = _nothing
+        while True:
+            with patiently(self._journal.lock):
+                conclude()
+                news = self._news(self._delivery.stats())
+                action = None if self._is_cut_short else self._next()
+            self._tell(news)
+            conclude = _nothing
             if isinstance(action, Export):
-                self._export(action)
+                conclude = self._export(action)
             elif isinstance(action, Load):
-                self._load(action)
+                conclude = self._load(action)
             elif isinstance(action, EndStream):
                 self._end_stream(action)
-            elif self._stopping:
+            elif action is None or self._stopping:
                 break
             else:
                 self._awake.wait(action.seconds)
@@ -142,18 +153,31 @@ class Worker:
             self.has_ended = True
             self._journal.progress.notify_all()
 
-    def _load(self, action: Load) -> None:
+    def _next(self) -> Action:
+        while True:
+            self._journal.hand_out()
+            action = self._delivery.next(self._clock.now())
+            if isinstance(action, Wait) and action.events and self._journal.wake_after(action.events):
+                # Something came meanwhile, and would wake nobody.
+                continue
+            return action
+
+    def _load(self, action: Load) -> Callable[[], None]:
+        """Read what the delivery asks for, and return what is to be done under the lock then."""
         try:
             events = self._journal.load(self._delivery, action)
         except OSError as error:
-            with self._journal.lock:
-                self._delivery.not_loaded(error, self._clock.now())
-            return
-        with self._journal.lock:
+            reason = error
+            return lambda: self._delivery.not_loaded(reason, self._clock.now())
+
+        def conclude() -> None:
             self._delivery.loaded(events, action.there)
             self._journal.settled(self._delivery)
 
-    def _export(self, action: Export) -> None:
+        return conclude
+
+    def _export(self, action: Export) -> Callable[[], None]:
+        """Export the batch, and return what is to be done under the lock then."""
         error: BaseException | None = None
         shortened = 0
         begin = self._clock.now()
@@ -163,18 +187,21 @@ class Worker:
             shortened = self._exporter.export(action.batch)
         except BaseException as raised:  # whatever a backend raises: nobody else owns this thread
             error = raised
-        with self._journal.lock:
+        end = self._clock.now()
+        failure = {"error.type": type(error).__name__} if error else {}
+        telemetry.export_duration().record(end - begin, self._attributes | failure)
+
+        def conclude() -> None:
             if error is None:
                 self._delivery.exported(shortened)
                 if isinstance(delay_millis := getattr(self._exporter, "schedule_delay_millis", None), int):
                     self._delivery.delay = delay_millis / 1000
             else:
-                self._delivery.failed(error, self._clock.now())
+                self._delivery.failed(error, end)
             self._journal.settled(self._delivery)
             self._journal.progress.notify_all()
-        failure = {"error.type": type(error).__name__} if error else {}
-        telemetry.export_duration().record(self._clock.now() - begin, self._attributes | failure)
-        self.report()
+
+        return conclude
 
     def _end_stream(self, action: EndStream) -> None:
         try:

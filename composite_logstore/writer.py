@@ -18,9 +18,9 @@ from composite_logstore import clock, telemetry
 from composite_logstore.adoption import Adoption
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
-from composite_logstore.event import Capture, Stream
+from composite_logstore.event import Capture, Note, Stream, captured
 from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
-from composite_logstore.journal import Journal
+from composite_logstore.journal import Journal, patiently
 from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
@@ -92,11 +92,11 @@ class Writer:
             stream.metadata = metadata
             return stream
 
-    def append(self, stream: Stream, capture: Capture) -> None:
+    def append(self, stream: Stream, said: Note | Capture) -> None:
         """Hand an event to every child that wants it. Waits for nothing that is held across I/O."""
-        if self._outbox is not None and self._tell_parent(stream, capture):
+        if self._outbox is not None and self._tell_parent(stream, captured(said)):
             return
-        if self._journal.append(stream, capture):
+        if self._journal.append(stream, said):
             self._wake()
 
     def end_stream(self, stream: Stream) -> None:
@@ -153,7 +153,7 @@ class Writer:
         seen = -1
         while True:
             is_there = spooling.keep_house()
-            with self._journal.lock:
+            with patiently(self._journal.lock):
                 if not is_there:
                     spooling.give_up_folder()
                 spooling.try_again()
@@ -163,9 +163,9 @@ class Writer:
                 is_idle = due is None and seen == self._journal.next_number
                 seen = self._journal.next_number
                 if is_idle:
-                    self._journal.wake_after(1)
+                    is_idle = not self._journal.wake_after(1)
             while due is not None:
-                with self._journal.lock:
+                with patiently(self._journal.lock):
                     if not spooling.write_due(due):
                         break
                 # Others who wait for the lock come first.
@@ -227,6 +227,7 @@ class Writer:
         if self._journal.spooling is not None:
             with self._journal.lock:
                 self._journal.spooling.settle_down()
+                self._journal.hand_out()
                 is_on_disk = self._journal.spooling.error is None
         if left:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())

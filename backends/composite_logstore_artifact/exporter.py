@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 _MANY = 100
 # Of a finished stream, so many are worth it.
 _MANY_AT_THE_END = 8
+
+_stream_of = attrgetter("stream")
 
 
 class ArtifactExporter:
@@ -102,8 +107,8 @@ class ArtifactExporter:
             UnavailableError: There is no such artifact store, it lacks what it needs, or it refuses access.
         """
         streams: dict[UUID, list[LogEvent]] = {}
-        for event in batch:
-            streams.setdefault(event.stream.id, []).append(event)
+        for stream, run in groupby(batch, _stream_of):
+            streams.setdefault(stream.id, []).extend(run)
         for events in streams.values():
             self._export_stream(events)
         return 0
@@ -130,7 +135,9 @@ class ArtifactExporter:
     def _export_stream(self, events: list[LogEvent]) -> None:
         stream, writer = events[0].stream, events[0].writer
         progress = self._progress.setdefault(stream.id, _Progress())
-        events = [event for event in events if event.number > progress.written.get(writer, -1)]
+        written = progress.written.get(writer, -1)
+        if events[0].number <= written:
+            events = [event for event in events if event.number > written]
         if not events:
             return
         try:
@@ -214,8 +221,10 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
             while rest:
                 rest = rest[raw.write(rest) :]
         finally:
+            if not rest:
+                progress.written[events[-1].writer] = events[-1].number
             end = size - len(rest)
-            for event, line in zip(events, lines, strict=True):
+            for event, line in zip(events, lines, strict=True) if rest else ():
                 end -= len(line)
                 if end < 0:
                     break
@@ -254,6 +263,53 @@ def encode(event: LogEvent) -> bytes:
 
     ZenML's readers ignore the keys that they do not know. What is empty is left out.
     """
+    if event.is_ordinary:
+        try:
+            return _encode_ordinary(event)
+        except (orjson.JSONEncodeError, OverflowError, OSError, ValueError):
+            # It is less ordinary than it seems.
+            pass
+    return _encode_any(event)
+
+
+def _encode_ordinary(event: LogEvent) -> bytes:
+    """Return the same line in less than half of the time."""
+    second, nanos = divmod(event.time_unix_nano, 1_000_000_000)
+    before, after = _place(
+        event.level, event.level_name, event.logger_name, event.file, event.line, event.function, event.writer
+    )
+    message = orjson.dumps(event.message).decode()
+    return (
+        f'{{"timestamp":"{_second(second)}.{nanos // 1000:06d}+00:00",{before}"message":{message},"id":"{event.uid}",'
+        f'{after}"sequence":{event.sequence},"number":{event.number},"time_unix_nano":{event.time_unix_nano}}}\n'
+    ).encode()
+
+
+@lru_cache(maxsize=100)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, timezone.utc).replace(tzinfo=None).isoformat()
+
+
+@lru_cache(maxsize=10_000)
+def _place(
+    level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str
+) -> tuple[str, str]:
+    """Return what all lines of one place in the code have in common, before the message and after it."""
+    before: dict[str, Any] = {"level": standard_level(level), "name": logger_name}
+    after: dict[str, Any] = {}
+    if file:
+        after |= {"filename": file, "lineno": line}
+    if function:
+        after["module"] = function
+    after["writer"] = writer
+    if level != before["level"]:
+        after["level_number"] = level
+    if level_name != _STANDARD_LEVELS[before["level"]]:
+        after["level_name"] = level_name
+    return tuple(orjson.dumps(part)[1:-1].decode() + "," for part in (before, after))  # type: ignore[return-value]
+
+
+def _encode_any(event: LogEvent) -> bytes:
     level = standard_level(event.level)
     line: dict[str, Any] = {
         "timestamp": _timestamp(event.time_unix_nano),

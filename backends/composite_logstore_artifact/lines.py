@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -24,6 +26,10 @@ _ETERNITY = 1 << 62
 _ESCAPED = re.compile(r'[\x00-\x1f"\\/]')
 # An escape that may stand for any character. Those of control characters stand for nothing that is looked for.
 _ODD_ESCAPE = re.compile(rb"\\u(?!00[01])")
+
+
+_time_of = attrgetter("time_unix_nano")
+_level_of = attrgetter("level")
 
 
 class Summary(NamedTuple):
@@ -58,7 +64,11 @@ def standard_level(level: int) -> int:
 
 def summarize_events(events: Sequence[LogEvent]) -> Summary:
     """Summarize events as their lines will say it."""
-    return Summary.of((event.time_unix_nano // 1000, standard_level(event.level)) for event in events)
+    times = list(map(_time_of, events))
+    # Of the standard levels, too, the highest is that of the highest level.
+    return Summary.of(
+        zip((min(times) // 1000, max(times) // 1000), repeat(standard_level(max(map(_level_of, events)))))
+    )
 
 
 def summarize_lines(lines: Iterable[bytes]) -> Summary:

@@ -13,8 +13,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
 
 import orjson
 import urllib3
@@ -202,7 +204,9 @@ class DatadogExporter:
         self._client.close()
 
     def _send(self, entries: list[bytes]) -> None:
-        payload = b"[" + b",".join(entries) + b"]"
+        entries[0] = b"[" + entries[0]
+        entries[-1] += b"]"
+        payload = b",".join(entries)
         try:
             # The client's own `request` would encode the body itself, and follow a redirection with the key.
             response = self._client.rest_client.pool_manager.request(
@@ -267,9 +271,21 @@ class _Encoder:
         # The same for every event of the batch, and most of an entry, so it is encoded once.
         self._shared = {**self._stream, **common}
         self._encoded = b"," + orjson.dumps(self._shared)[1:]
+        self._rest = self._encoded.decode()
+        self._is_apart = _ORDINARY_NAMES.isdisjoint(self._shared)
 
     def encode(self, event: LogEvent) -> bytes:
         """Return the event's entry, encoded."""
+        if self._is_apart and event.is_ordinary:
+            place = _place(
+                event.level, event.level_name, event.logger_name, event.file, event.line, event.function, event.writer
+            )
+            time_unix_nano = event.time_unix_nano
+            return (
+                f'{{"message":{orjson.dumps(event.message).decode()},"timestamp":{time_unix_nano // 1_000_000},'
+                f'"otel.timestamp":"{time_unix_nano}","log.record.uid":"{event.uid}",'
+                f'"zenml.log.sequence":{event.sequence},{place}{self._rest}'
+            ).encode()
         own = {**_unreserved(event.details), **_fields(event)}
         if own.keys().isdisjoint(self._shared):
             return orjson.dumps(own)[:-1] + self._encoded
@@ -317,6 +333,35 @@ def _fields(event: LogEvent) -> dict[str, Any]:
     return fields
 
 
+def _status(severity_number: int) -> str:
+    """Return the status of a level with a name of its own: Datadog would go by its first letter.
+
+    https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
+    """
+    return ("debug", "debug", "debug", "info", "warn", "error", "fatal")[(severity_number + 3) // 4]
+
+
+_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
+_OWN_NAMES = ("message", "timestamp", "otel.timestamp", "log.record.uid", "zenml.log.sequence")
+_ORDINARY_NAMES = frozenset(_fields(_EVENT)) | set(_EVENT._replace(file="f", line=1, function="f").details)
+
+
+@lru_cache(maxsize=10_000)
+def _place(level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str) -> str:
+    """Return what all entries of one place in the code have in common, encoded and without its braces."""
+    event = _EVENT._replace(
+        level=level,
+        level_name=level_name,
+        logger_name=logger_name,
+        file=file,
+        line=line,
+        function=function,
+        writer=writer,
+    )
+    entry = {**event.details, **_fields(event)}
+    return orjson.dumps({name: value for name, value in entry.items() if name not in _OWN_NAMES})[1:-1].decode()
+
+
 def _configuration(config: DatadogChildConfig) -> Configuration:
     """Return the settings of Datadog's client, with those of the environment that it does not look at."""
     # Making one sets the level of urllib3's logger, which belongs to the pipeline.
@@ -352,14 +397,6 @@ def _retry_after(headers: Any) -> float | None:
     except ValueError:
         return None
     return seconds if 0 <= seconds <= _LONGEST_WAIT_SECONDS else None
-
-
-def _status(severity_number: int) -> str:
-    """Return the status of a level with a name of its own: Datadog would go by its first letter.
-
-    https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
-    """
-    return ("debug", "debug", "debug", "info", "warn", "error", "fatal")[(severity_number + 3) // 4]
 
 
 def _shortened(entry: dict[str, Any]) -> bytes:

@@ -88,17 +88,22 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
         ValueError: An event holds what protobuf cannot.
     """
     streams: dict[Stream, _StreamAttributes] = {}
-    scopes = []
+    # All of it, to be copied once: the first place is that of what comes before.
+    parts = [b""]
     size = len(resource)
-    shortened = 0
+    size_of_scopes = shortened = 0
     for logger_name, run in groupby(batch, key=attrgetter("logger_name")):
-        scope = InstrumentationScope(name=logger_name).SerializeToString()
-        parts = [_field(ScopeLogs.SCOPE_FIELD_NUMBER, scope)]
+        scope = _field(ScopeLogs.SCOPE_FIELD_NUMBER, InstrumentationScope(name=logger_name).SerializeToString())
+        place, size_of_scope = len(parts), len(scope)
+        parts += (b"", scope)
         for event in run:
-            if event.stream not in streams:
-                streams[event.stream] = _stream_attributes(event.stream)
-            stream = streams[event.stream]
-            record = _encode_event(event, stream)
+            stream = streams.get(event.stream)
+            if stream is None:
+                stream = streams[event.stream] = _stream_attributes(event.stream)
+            if stream.are_apart and event.is_ordinary:
+                record = _encode_ordinary(event, stream)
+            else:
+                record = _encode_any(event, stream)
             if len(record) > MAX_EVENT_BYTES:
                 record = _encode_shortened(event, stream)
                 shortened += 1
@@ -106,13 +111,17 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
             # Not only at the end: the events of a batch may need far more memory than a request may have.
             if size > max_bytes:
                 raise TooLargeError(f"the request is larger than {max_bytes} bytes")
-            parts += (_LOG_RECORD, _varint(len(record)), record)
-        scopes.append(_field(ResourceLogs.SCOPE_LOGS_FIELD_NUMBER, b"".join(parts)))
-    resource_logs = _field(ResourceLogs.RESOURCE_FIELD_NUMBER, resource) + b"".join(scopes)
-    payload = _field(ExportLogsServiceRequest.RESOURCE_LOGS_FIELD_NUMBER, resource_logs)
-    if len(payload) > max_bytes:
+            before = _before_record(len(record))
+            size_of_scope += len(before) + len(record)
+            parts += (before, record)
+        parts[place] = _before(ResourceLogs.SCOPE_LOGS_FIELD_NUMBER, size_of_scope)
+        size_of_scopes += len(parts[place]) + size_of_scope
+    beginning = _field(ResourceLogs.RESOURCE_FIELD_NUMBER, resource)
+    size_of_all = len(beginning) + size_of_scopes
+    parts[0] = _before(ExportLogsServiceRequest.RESOURCE_LOGS_FIELD_NUMBER, size_of_all) + beginning
+    if len(parts[0]) + size_of_scopes > max_bytes:
         raise TooLargeError(f"the request is larger than {max_bytes} bytes")
-    return Encoded(payload, shortened)
+    return Encoded(b"".join(parts), shortened)
 
 
 def _stream_attributes(stream: Stream) -> _StreamAttributes:
@@ -122,7 +131,6 @@ def _stream_attributes(stream: Stream) -> _StreamAttributes:
     return _StreamAttributes(attributes, record.SerializeToString(), attributes.keys().isdisjoint(_ORDINARY_NAMES))
 
 
-_LOG_RECORD = b"\x12"
 _ORDINARY_NAMES = frozenset(
     (
         "log.record.uid",
@@ -136,43 +144,41 @@ _ORDINARY_NAMES = frozenset(
 # An attribute's number, its length, its name's number, length and text, its value's number.
 _UID = b"\x32\x38\x0a\x0elog.record.uid\x12\x26\x0a\x24"
 _SEQUENCE = b"\x0a\x12zenml.log.sequence\x12"
-_time = Struct("<Q").pack
+# The time's and the observed time's numbers, each with its time.
+_times = Struct("<BQBQ").pack
 _EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 
 def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
     """Encode an event that has neither an exception nor attributes of its own."""
+    time = event.time_unix_nano
     try:
-        time = _time(event.time_unix_nano)
+        times = _times(0x09, time, 0x59, time)
     except struct_error:
         raise ValueError("the time is before 1970") from None
     body = event.message.encode()
-    length = _varint(len(body))
     sequence = _varint(event.sequence)
     return b"".join(
         (
-            b"\x09",
-            time,
-            b"\x59",
-            time,
+            times,
             _severity(event.level, event.level_name),
-            b"\x2a",
-            _varint(1 + len(length) + len(body)),
-            b"\x0a",
-            length,
+            _before_body(len(body)),
             body,
             _UID,
             event.uid.encode(),
-            b"\x32",
-            _varint(len(_SEQUENCE) + 2 + len(sequence)),
-            _SEQUENCE,
-            _varint(1 + len(sequence)),
-            b"\x18",
+            _BEFORE_SEQUENCE[len(sequence)],
             sequence,
             _place(event.writer, event.file, event.line, event.function),
             stream.encoded,
         )
     )
+
+
+@lru_cache(maxsize=10_000)
+def _before_body(size: int) -> bytes:
+    """Return the body's number and length, the number and length of its text."""
+    length = _varint(size)
+    return b"\x2a" + _varint(1 + len(length) + size) + b"\x0a" + length
 
 
 @lru_cache(maxsize=100)
@@ -192,15 +198,7 @@ def _place(writer: str, file: str, line: int, function: str) -> bytes:
     return record.SerializeToString()
 
 
-def _encode_event(event: LogEvent, stream: _StreamAttributes) -> bytes:
-    if (
-        stream.are_apart
-        and event.exception is None
-        and event.trace is None
-        and not event.attributes
-        and not event.metadata
-    ):
-        return _encode_ordinary(event, stream)
+def _encode_any(event: LogEvent, stream: _StreamAttributes) -> bytes:
     own = {**event.details, **event.identity}
     if stream.attributes.keys().isdisjoint(own):
         return _record(event, event.message, own).SerializeToString() + stream.encoded
@@ -298,9 +296,19 @@ def _set(target: AnyValue, value: Any) -> None:
         target.SetInParent()
 
 
+@lru_cache(maxsize=10_000)
+def _before_record(size: int) -> bytes:
+    return _before(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, size)
+
+
 def _field(number: int, payload: bytes) -> bytes:
-    """Return a nested message as a field: its number and wire type, its length, itself."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    """Return a nested message as a field."""
+    return _before(number, len(payload)) + payload
+
+
+def _before(number: int, size: int) -> bytes:
+    """Return what comes before a nested message: its number and wire type, and its size."""
+    return _varint(number << 3 | 2) + _varint(size)
 
 
 def _varint(number: int) -> bytes:
@@ -317,3 +325,7 @@ def _varint(number: int) -> bytes:
 
 
 _SHORT = [bytes((number,)) for number in range(0x100)]
+# By the size of the sequence number: the attribute up to there.
+_BEFORE_SEQUENCE = [
+    b"".join((b"\x32", _varint(len(_SEQUENCE) + 2 + size), _SEQUENCE, _varint(1 + size), b"\x18")) for size in range(11)
+]

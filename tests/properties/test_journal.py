@@ -41,23 +41,23 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(stream=st.integers(0, 1), levels=st.lists(st.sampled_from(LEVELS), min_size=1, max_size=7))
     def emit(self, stream: int, levels: list[int]) -> None:
-        for level in levels:
-            self._append(self.streams[stream], level, progress=False)
+        self._append(self.streams[stream], levels, progress=False)
 
     @rule(stream=st.integers(0, 1), updates=st.integers(1, 6), on=st.sampled_from(["stdout", "stderr"]))
     def draw_a_progress_bar(self, stream: int, updates: int, on: str) -> None:
-        for _ in range(updates):
-            self.now += 0.25
-            level = logging.ERROR if on == "stderr" else logging.INFO
-            self._append(self.streams[stream], level, progress=True, logger_name=on)
+        level = logging.ERROR if on == "stderr" else logging.INFO
+        self._append(self.streams[stream], [level] * updates, progress=True, logger_name=on)
 
-    def _append(self, stream: Stream, level: int, progress: bool, logger_name: str = "train") -> None:
-        time = NOON + int(self.now * SECOND)
-        capture = make_capture(f"{len(self.events)}", level, progress=progress, logger_name=logger_name)
-        self.journal.append(stream, capture._replace(time_unix_nano=time))
-        event = self.journal._last[0]
-        assert event.number == len(self.events)
-        self.events.append(event)
+    def _append(self, stream: Stream, levels: list[int], progress: bool, logger_name: str = "train") -> None:
+        """Log several events, that are handed out together."""
+        for level in levels:
+            self.now += 0.25 * progress
+            capture = make_capture(level=level, progress=progress, logger_name=logger_name)
+            self.journal.append(stream, capture._replace(time_unix_nano=NOON + int(self.now * SECOND)))
+        assert self.journal.next_number == len(self.events) + len(levels)
+        # Of a progress bar's updates it gets all, as they are.
+        self.events += list(self.deliveries["all"].queue)[-len(levels) :]
+        assert [event.number for event in self.events] == list(range(len(self.events)))
 
     @rule(level=st.sampled_from(LEVELS), progress=st.booleans())
     def lose_one_in_a_fork(self, level: int, progress: bool) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from zenml.exceptions import LogStoreError
 
-from composite_logstore import CompositeLogStore, LogEvent, writer
+from composite_logstore import CompositeLogStore, writer
 from composite_logstore.event import capture
 from composite_logstore.fork import Outbox
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
@@ -62,9 +62,9 @@ class World:
         SimulatedChildConfig.backends.update(self.backends)
         self.id = make_store(self._child("archive")).id
         self.enabled = set(CHILDREN)
-        # Each store that was built, with the events meant for each child.
+        # Each store that was built, with the numbers of the events meant for each child.
         self.stores: list[CompositeLogStore] = []
-        self.meant: dict[str, dict[str, list[LogEvent]]] = {}
+        self.meant: dict[str, dict[str, list[int]]] = {}
         self.origins: list[tuple[CompositeLogStore, Any]] = []
         self.ended: list[tuple[CompositeLogStore, Any]] = []
         self.logs: list[tuple[CompositeLogStore, Any]] = []
@@ -107,20 +107,18 @@ class World:
             self._emit(store, origin, levels)
 
     def _emit(self, store: CompositeLogStore, origin: Any, levels: list[int]) -> None:
-        for level in levels:
-            before = store.writer._journal.next_number
-            store.emit(origin, logging.LogRecord("train", level, "/code/train.py", 1, f"{before}", (), None))
-            self._note(store, before)
+        first = store.writer._journal.next_number
+        for number, level in enumerate(levels, start=first):
+            store.emit(origin, logging.LogRecord("train", level, "/code/train.py", 1, f"{number}", (), None))
+            self._note(store, number, level)
 
-    def _note(self, store: CompositeLogStore, first: int) -> None:
-        """Note for which children the events from `first` on were meant."""
-        journal = store.writer._journal
-        for event in [*journal._last]:
-            assert event.number == first
-            self.emitted_at[event.writer, event.number] = self.clock.now()
-            for child in store.config.enabled_children:
-                if child.name != "live" or event.level >= logging.WARNING:
-                    self.meant[event.writer][child.name].append(event)
+    def _note(self, store: CompositeLogStore, number: int, level: int) -> None:
+        """Note for which children the event was meant."""
+        writer = store.writer.writer_id
+        self.emitted_at[writer, number] = self.clock.now()
+        for child in store.config.enabled_children:
+            if child.name != "live" or level >= logging.WARNING:
+                self.meant[writer][child.name].append(number)
 
     def emit_after_the_end(self, level: int) -> None:
         if self.ended:
@@ -147,7 +145,7 @@ class World:
         def noting(stream: Any, capture: Any) -> None:
             before = store.writer._journal.next_number
             append(stream, capture)
-            world._note(store, before)
+            world._note(store, before, capture.level)
 
         store.writer.append = noting  # type: ignore[method-assign]
         try:
@@ -206,8 +204,8 @@ class World:
     def crash(self) -> None:
         """The process is killed, and another one started."""
         for store in {store.writer.writer_id: store for store in self.stores}.values():
-            for name, events in self.meant[store.writer.writer_id].items():
-                self._note_what_is_left(store.writer, name, {event.number for event in events})
+            for name, numbers in self.meant[store.writer.writer_id].items():
+                self._note_what_is_left(store.writer, name, set(numbers))
             _close_inbox(store)
         process_dies(self.clock)
         self.stores.clear()
@@ -260,7 +258,7 @@ class World:
             held.setdefault(event.writer, []).append(event.number)
         for store in {store.writer.writer_id: store for store in self.stores}.values():
             writer_id = store.writer.writer_id
-            meant = {event.number for event in self.meant[writer_id][name]}
+            meant = set(self.meant[writer_id][name])
             numbers = held.get(writer_id, [])
             first = list(dict.fromkeys(numbers))
             assert set(first) <= meant

@@ -189,7 +189,7 @@ class _Log(NamedTuple):
     id: str
     found_from: float
     entry: dict[str, Any]
-    answer: dict[str, Any]
+    taken_at: float
 
 
 class _Refusal(Exception):
@@ -217,6 +217,7 @@ class _State:
 
     def _clear(self) -> None:
         self.logs: list[_Log] = []
+        self._answers: dict[str, dict[str, Any]] = {}
         self.answers: dict[str, list[int]] = {"intake": [], "search": []}
         self.dropped = 0
         self.truncated = 0
@@ -287,14 +288,15 @@ class _State:
         with self.lock:
             taken = []
             for entry in entries:
-                if len(orjson.dumps(entry)) > MAX_ENTRY_BYTES:
+                encoded = orjson.dumps(entry)
+                if len(encoded) > MAX_ENTRY_BYTES:
                     self.truncated += 1
-                    cut = orjson.dumps(entry)[:MAX_ENTRY_BYTES].decode("utf-8", "ignore")
-                    entry = {"message": cut}
+                    entry = {"message": encoded[:MAX_ENTRY_BYTES].decode("utf-8", "ignore")}
+                    encoded = orjson.dumps(entry)
                 millis = _millis(entry, now)
                 if now - OLDEST_SECONDS <= millis / 1000 <= now + NEWEST_SECONDS:
                     self._keep(entry, now)
-                    taken.append(orjson.dumps(entry) + b"\n")
+                    taken.append(encoded + b"\n")
                 else:
                     self.dropped += 1
             if self._store is not None:
@@ -304,8 +306,13 @@ class _State:
     def _keep(self, entry: dict[str, Any], now: float) -> None:
         # In no order, so that logs with the same time are in none either.
         id = hashlib.sha256(str(len(self.logs)).encode()).hexdigest()
-        log = _Log(_millis(entry, now), id, now + self.found_after_seconds, entry, _processed(entry, now))
-        self.logs.append(log)
+        self.logs.append(_Log(_millis(entry, now), id, now + self.found_after_seconds, entry, now))
+
+    def _answer(self, log: _Log) -> dict[str, Any]:
+        """Return how the search shows a log. Most are never searched for."""
+        if log.id not in self._answers:
+            self._answers[log.id] = _processed(log.entry, log.taken_at)
+        return self._answers[log.id]
 
     def search(self, body: bytes) -> bytes:
         """Answer a search."""
@@ -327,7 +334,7 @@ class _State:
                 for log in logs
                 if log.found_from <= now
                 and since <= log.millis <= until
-                and all(condition(log.answer) for condition in conditions)
+                and all(condition(self._answer(log)) for condition in conditions)
             ),
             reverse=descending,
         )
@@ -341,7 +348,7 @@ class _State:
             # https://docs.datadoghq.com/logs/guide/collect-multiple-logs-with-pagination/
             place_text = json.dumps(found[-1][:2]).encode()
             meta["page"] = {"after": base64.urlsafe_b64encode(place_text).decode()}
-        data = [{"id": log.id, "type": "log", "attributes": log.answer} for log in found]
+        data = [{"id": log.id, "type": "log", "attributes": self._answer(log)} for log in found]
         answer = orjson.dumps({"data": data, "meta": meta})
         self.model(answer, LogsListResponse)
         return answer

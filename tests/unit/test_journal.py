@@ -130,6 +130,7 @@ def test_a_ctrl_c_at_any_point_of_an_append_leaves_the_journal_consistent() -> N
         sys.settrace(interrupt_at(step))
         try:
             journal.append(stream, captured)
+            journal.hand_out()
         except KeyboardInterrupt:
             interrupted += 1
         else:

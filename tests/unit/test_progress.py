@@ -25,9 +25,11 @@ class Bars:
             message, logging.ERROR, time_unix_nano=NOON + int(at * SECOND), progress=True, logger_name=on
         )
         self.journal.append(stream or self.stream, capture)
+        self.journal.hand_out()
 
     def log(self, at: float, message: str, level: int = logging.INFO) -> None:
         self.journal.append(self.stream, make_capture(message, level, time_unix_nano=NOON + int(at * SECOND)))
+        self.journal.hand_out()
 
 
 def taken(delivery: Delivery, now: float) -> list[str]:

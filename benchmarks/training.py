@@ -1,0 +1,199 @@
+"""What a training loop loses to logging, and how many records of threads that share a ZenML context get through.
+
+    python -m benchmarks.training loop|threads NAME PLACES ITERATIONS
+
+prints it as JSON.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
+from zenml.utils.logging_utils import LoggingContext
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.stores import NullLogStore, NullOtelLogStore, composite, make, make_logs, null_children
+
+RATE = 10_000
+"""Records a second, of the loop that logs to nobody."""
+
+NOWHERE = "no logging"
+NULL = "ZenML, a log store that does nothing"
+
+
+class Forwarding(NullLogStore):
+    """Hands records to one of those who deliver."""
+
+    contender: Any = None
+    counter: Any = None
+
+    @property
+    def origin_class(self) -> type[BaseLogStoreOrigin]:
+        return BaseLogStoreOrigin
+
+    def emit(self, origin: Any, record: logging.LogRecord, metadata: dict[str, Any] | None = None) -> None:
+        if self.counter is not None:
+            next(self.counter)
+        if self.contender is not None:
+            self.contender.emit(record)
+
+
+@contextmanager
+def zenml_context(store: BaseLogStore) -> Iterator[None]:
+    """Collect records as ZenML does it in a step."""
+    context = LoggingContext("step", make_logs(store))
+    context._log_store = store
+    with context:
+        yield
+
+
+def quiet_console() -> None:
+    """Leave out ZenML's console: it is the same for everybody, and not what is measured."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if "Console" in type(handler).__name__:
+            root.removeHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def work(size: int) -> int:
+    """Compute for a while."""
+    total = 0
+    for number in range(size):
+        total += number * number % 7
+    return total
+
+
+def calibrated() -> int:
+    """Return how much to compute for a loop that does so `RATE` times a second."""
+    size = 1_000
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(200):
+            work(size)
+        size = max(1, int(size / ((time.perf_counter() - begin) / 200 * RATE)))
+    return size
+
+
+def loop_seconds(iterations: int, size: int, is_logging: bool) -> float:
+    """Return how long the loop takes."""
+    log = logging.getLogger("train").info
+    begin = time.perf_counter()
+    for number in range(iterations):
+        work(size)
+        if is_logging:
+            log("epoch %d, loss %.3f", number, 0.5)
+    return time.perf_counter() - begin
+
+
+def loop(name: str, places: dict[str, str], iterations: int) -> dict[str, float]:
+    """Run the loop once without logging and once with it, in turn, and return the slowdown."""
+    store = make(Forwarding, None)
+    assert isinstance(store, Forwarding)
+    if name in CONTENDERS:
+        store.contender = CONTENDERS[name](places)
+    size = calibrated()
+    with zenml_context(store):
+        loop_seconds(iterations // 10, size, is_logging=True)
+        ratios = []
+        for _ in range(3):
+            alone = loop_seconds(iterations // 3, size, is_logging=False)
+            ratios.append(loop_seconds(iterations // 3, size, is_logging=name != NOWHERE) / alone)
+            if store.contender:
+                # What waits is not carried over into the loop that does not log.
+                store.contender.flush()
+    return {"slowdown": sorted(ratios)[1] - 1}
+
+
+THREADED = {
+    NULL: lambda disk: make(NullLogStore, None),
+    "composite log store, three children": lambda disk: composite(disk, *null_children(3)),
+    "ZenML, one log store": lambda disk: make(NullOtelLogStore, _otel()),
+    "ZenML, three log stores": lambda disk: [make(NullOtelLogStore, _otel()) for _ in range(3)],
+}
+
+
+def _otel() -> Any:
+    from zenml.log_stores import OtelLogStoreConfig
+
+    from benchmarks.stores import ENDPOINT
+
+    return OtelLogStoreConfig(endpoint=ENDPOINT)
+
+
+class Counting:
+    """Passes records on to some log stores, and counts them."""
+
+    def __init__(self, stores: list[BaseLogStore]) -> None:
+        self._stores = stores
+        self._origins: list[Any] = []
+        self.counted = count()
+        self.id = stores[0].id
+        self.name = stores[0].name
+
+    def register_origin(self, name: str, log_model: Any, metadata: dict[str, Any]) -> Any:
+        self._origins = [store.register_origin(name, log_model, dict(metadata)) for store in self._stores]
+        return self._origins[0]
+
+    def deregister_origin(self, origin: Any, blocking: bool = True) -> None:
+        for store, one in zip(self._stores, self._origins, strict=True):
+            store.deregister_origin(one, blocking=blocking)
+
+    def emit(self, origin: Any, record: logging.LogRecord, metadata: Any = None) -> None:
+        next(self.counted)
+        for store, one in zip(self._stores, self._origins, strict=True):
+            store.emit(one, record, metadata)
+
+
+def threads(name: str, iterations: int) -> dict[str, float]:
+    """Log and print from four threads that share a context, and return which share of it reached `emit`."""
+    with tempfile.TemporaryDirectory() as disk:
+        made = THREADED[name](disk)
+        counting = Counting(made if isinstance(made, list) else [made])
+        log = logging.getLogger("train").info
+        with zenml_context(counting):  # type: ignore[arg-type]
+            together = threading.Barrier(4)
+
+            def run() -> None:
+                together.wait()
+                for number in range(iterations):
+                    log("epoch %d, loss %.3f", number, 0.5)
+                    print("epoch", number)
+
+            context = contextvars.copy_context()
+            running = [threading.Thread(target=context.copy().run, args=(run,)) for _ in range(4)]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join()
+    # A print of two values is four writes, two of which are blank: those ZenML passes on to nobody.
+    return {"reached_emit": next(counting.counted) / (4 * 3 * iterations)}
+
+
+def main() -> None:
+    kind, name, places, iterations = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+    answer = os.dup(1)
+    # What is logged and printed goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if kind == "loop" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    quiet_console()
+    result = loop(name, places, iterations) if kind == "loop" else threads(name, iterations)
+    os.write(answer, b"\n" + json.dumps(result).encode() + b"\n")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
