@@ -34,11 +34,12 @@ class Size(NamedTuple):
     """How much is measured.
 
     Attributes:
-        rounds: How often everything is done, in turn.
+        rounds: How often everybody delivers, in turn.
         records: How many records are delivered each time.
         far_records: The same, to backends that are far away.
         scale_records: How many records a null store gets at a time.
         scale_rounds: How often.
+        training_rounds: How often there is training, in turn.
         iterations: Of the training loop.
         queued: How many records wait in memory.
     """
@@ -48,12 +49,13 @@ class Size(NamedTuple):
     far_records: int
     scale_records: int
     scale_rounds: int
+    training_rounds: int
     iterations: int
     queued: int
 
 
-WHOLE = Size(5, 50_000, 20_000, 4_000, 25, 30_000, 100_000)
-QUICK = Size(1, 1_000, 500, 200, 1, 600, 2_000)
+WHOLE = Size(5, 30_000, 10_000, 4_000, 25, 3, 15_000, 100_000)
+QUICK = Size(1, 1_000, 500, 200, 1, 1, 600, 2_000)
 FAR_MILLIS = 50
 
 
@@ -109,8 +111,8 @@ def training(size: Size, say: Console) -> dict[str, Results]:
 
     results: dict[str, Results] = {"loop": {}, "threads": {}}
     with backends(with_s3=False) as places:
-        for place in range(size.rounds):
-            say.print(f"round {place + 1} of {size.rounds}: training")
+        for place in range(size.training_rounds):
+            say.print(f"round {place + 1} of {size.training_rounds}: training")
             for name in (NOWHERE, NULL, OURS, STOCK, STOCK_THREE):
                 found = measured("training", "loop", name, json.dumps(places), size.iterations)
                 results["loop"].setdefault(name, []).append(found)
@@ -193,7 +195,7 @@ def show(figures: Mapping[str, Any], say: Console) -> None:
         ("S3", "The same with the archive on S3"),
         ("far", f"The same, {FAR_MILLIS} ms away, there and back"),
     ):
-        table = Table("", "emit, µs", "median", "99 %", "99.9 %", "CPU, µs", "records/s", "MB", title=title)
+        table = Table("", "emit, µs", "median", "99 %", "99.9 %", "CPU, µs", "records/s", title=title)
         for name, found in figures["contest"][where].items():
             table.add_row(
                 name,
@@ -204,7 +206,6 @@ def show(figures: Mapping[str, Any], say: Console) -> None:
                 ),
                 spread(found, "cpu_micros"),
                 spread(found, "records_per_second", 0),
-                f"{middle(found, 'memory_megabytes'):,.0f}",
             )
         say.print(table)
     for kind, found in figures["scale"].items():

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+import psutil
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
 
-from benchmarks.contenders import resident_megabytes
 from benchmarks.stores import ENDPOINT, NullChildConfig, NullExporter, composite, emitter, make, make_records
 from composite_logstore import LogEvent
 
@@ -60,6 +60,11 @@ class StuckOtelLogStore(OtelLogStore):
 
     def get_exporter(self) -> LogRecordExporter:
         return StuckLogRecordExporter()
+
+
+def resident_megabytes() -> float:
+    """Return how much memory this process has."""
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 MEMORY = ("composite log store, three children", "composite log store, in memory alone", "ZenML, three log stores")

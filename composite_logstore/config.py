@@ -30,6 +30,8 @@ from composite_logstore import secrets
 from composite_logstore.backend import UnavailableError
 
 if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
     from composite_logstore.backend import Exporter, Reader
 
 logger = get_logger(__name__)
@@ -102,6 +104,14 @@ class ChildConfig(BaseModel):
         """Why the child cannot be read, None if it can. A backend adds what its settings lack for that."""
         return None if self.readable else f"children of type '{self.type}' cannot be read"
 
+    def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
+        """Return why ZenML's server cannot read by itself what the child writes; None if it can.
+
+        Args:
+            artifact_store: That of the stack; None where a log store is registered, and no stack is known.
+        """
+        return f"ZenML's server cannot read by itself what children of type '{self.type}' write"
+
     @model_validator(mode="after")
     def _within_limits(self) -> ChildConfig:
         if self.max_export_batch_size and self.max_export_batch_size > self.max_batch_size:
@@ -146,6 +156,10 @@ class UnknownChild(ChildConfig):
 
     readable: ClassVar[bool] = True
 
+    def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
+        """Say nothing against it, since that is not known."""
+        return None
+
     def create_exporter(self) -> Exporter:
         """Refuse.
 
@@ -176,6 +190,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             delivered is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
         spool_directory: Where; under ZenML's configuration folder if not set.
         spool_max_bytes: How many bytes the log store may have there, all its processes together.
+        serve_from_artifact_store: Whether ZenML's server is told that streams are in the stack's artifact
+            store, so that it reads them by itself: for servers that do not have this package.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -188,6 +204,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     durability: Literal["memory", "spill", "write_ahead"] = "spill"
     spool_directory: str | None = None
     spool_max_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
+    serve_from_artifact_store: bool = False
 
     @field_validator("spool_directory")
     @classmethod
@@ -285,7 +302,21 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
                     f"'fetch_fallback': child '{name}' is read already; name each child once, and swap it with "
                     "'primary' by setting both at once"
                 )
+        self._must_be_servable()
         return self
+
+    def _must_be_servable(self) -> None:
+        if not self.serve_from_artifact_store:
+            return
+        if why := self.child(self.primary).unservable(None):
+            servable = [child.name for child in self.enabled_children if not child.unservable(None)]
+            choose = f"set 'primary' to one of: {', '.join(servable)}" if servable else "add a child of type 'artifact'"
+            raise ValueError(f"'serve_from_artifact_store': child '{self.primary}' is the primary: {why}; {choose}")
+        if self.fetch_fallback:
+            raise ValueError(
+                "'fetch_fallback': with 'serve_from_artifact_store' ZenML's server reads the stack's artifact store "
+                "and nothing else; leave one of the two out"
+            )
 
     def _must_be_readable(self, key: str, name: str) -> None:
         names = [child.name for child in self.children]

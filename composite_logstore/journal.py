@@ -169,8 +169,7 @@ class Journal:
         """Do with one event what `hand_out` does with many, in less time."""
         last, before = self._last, stream.last
         with self.lock:
-            if self._captured:
-                self._hand_out(list(self._captured))
+            self._hand_out()
             while True:
                 newest = last[0] if last else None
                 number = newest.number + 1 if newest else 0
@@ -196,16 +195,21 @@ class Journal:
     def hand_out(self) -> None:
         """Number what was captured, and put a reference to it into the queue of every child that wants it."""
         with self.lock:
-            if self._captured:
-                self._hand_out(list(self._captured))
+            self._hand_out()
             number = self._last[0].number + 1 if self._last else 0
             if number > self._wake_at:
                 self.wakes_wanted += 1
                 self._wake_at = inf
             self._look_ahead(number)
 
-    def _hand_out(self, said: list[tuple[Stream, Note | Capture]]) -> None:
-        last = self._last[0] if self._last else None
+    def _hand_out(self) -> None:
+        while self._captured:
+            # In this order: what has a number by now is no longer among what was captured.
+            last = self._last[0] if self._last else None
+            if self._has_handed_out(list(self._captured), last):
+                break
+
+    def _has_handed_out(self, said: list[tuple[Stream, Note | Capture]], last: LogEvent | None) -> bool:
         events = self._numbered(said, last.number + 1 if last else 0)
         for run in (events,) if len(events) == 1 else [list(run) for _, run in groupby(events, _kind_of)]:
             newest = run[-1]
@@ -219,8 +223,8 @@ class Journal:
                 map(_extend, route.queues, repeat(run)),
             )
             if (self._last[0] if self._last else None) is not last:
-                # A signal handler has logged meanwhile, and what was captured is handed out.
-                return
+                # A signal handler has logged meanwhile, and has handed out what was captured before.
+                return False
             _run(step)
             last = newest
             for delivery in route.latest:
@@ -228,6 +232,7 @@ class Journal:
                     delivery.update(event)
             if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
                 self.spooling.write_through()
+        return True
 
     def _numbered(self, said: list[tuple[Stream, Note | Capture]], number: int) -> list[LogEvent]:
         writer = self.writer

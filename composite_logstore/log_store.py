@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore, prepare_logs_uri
 from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
 from zenml.logger import get_logger
 from zenml.stack.stack_validator import StackValidator
@@ -58,6 +59,11 @@ class CompositeLogStore(BaseLogStore):
 
     Building one is cheap, starts nothing and touches no disk: ZenML's server builds one for each page.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> CompositeLogStore:
+        """Choose the class by the settings: ZenML asks for a log store's class where it opens a stream."""
+        is_served = getattr(kwargs.get("config"), "serve_from_artifact_store", False)
+        return super().__new__(ServedLogStore if is_served and cls is CompositeLogStore else cls)
 
     _writer: Writer | None = None
     _active: tuple[RecordHandler, BaseLogStoreOrigin] | None = None
@@ -112,6 +118,7 @@ class CompositeLogStore(BaseLogStore):
         self._release_origin(origin)
         if is_last:
             self.flush(blocking)
+            self._publish_summaries(blocking)
 
     def _release_origin(self, origin: BaseLogStoreOrigin) -> None:
         self.writer.end_stream(cast(CompositeLogStoreOrigin, origin).stream)
@@ -149,7 +156,7 @@ class CompositeLogStore(BaseLogStore):
         with self._lock:
             if self._active is not None:
                 raise ValueError(f"log store '{self.name}' collects already; call deactivate() first")
-            logs, metadata = open_stream(self.id, pipeline_run_id, step_id, source)
+            logs, metadata = open_stream(self, pipeline_run_id, step_id, source)
             origin = cast(CompositeLogStoreOrigin, self.register_origin(str(logs.id), logs, metadata))
             handler = RecordHandler(self.writer, origin.stream)
             self._active = (handler, origin)
@@ -184,6 +191,18 @@ class CompositeLogStore(BaseLogStore):
         return self.writer.stats()
 
     # Reading
+
+    def place(self, logs_id: UUID) -> dict[str, Any]:
+        """Return where ZenML is told that a new stream is: fields of its `LogsRequest`.
+
+        Args:
+            logs_id: The id of the stream.
+        """
+        return {"log_store_id": self.id}
+
+    def has(self, logs: LogsResponse) -> bool:
+        """Return whether a stream is one of this log store."""
+        return logs.log_store_id == self.id
 
     def fetch(
         self,
@@ -227,6 +246,10 @@ class CompositeLogStore(BaseLogStore):
                     why = spooling.in_words(error, settings)
                     return False, f"log store '{self.name}', 'durability' is write_ahead: {why}"
             for child in self.config.enabled_children:
+                if self.config.serve_from_artifact_store and child.name == self.config.primary:
+                    why_not = child.unservable(stack.artifact_store)
+                    if why_not:
+                        return False, f"log store '{self.name}', child '{child.name}': {why_not}"
                 try:
                     if isinstance(child, UnknownChild):
                         child.create_exporter()
@@ -247,14 +270,28 @@ class CompositeLogStore(BaseLogStore):
     def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
         """Return what became of this process's events, as of the step's end.
 
-        ZenML asks before the last flush, so some events are still pending.
+        ZenML asks before the last flush, so some events are still pending. After it, the same is published once more.
 
         Args:
             info: The step.
         """
+        self.writer.summaries.add(info.step_run_id)
+        return self._summary("the end of the step, before its last events are flushed")
+
+    def _publish_summaries(self, is_flushed: bool) -> None:
+        """Publish what became of the events after the last flush. ZenML merges it into what it has."""
+
+        def summary() -> dict[str, MetadataType]:
+            if not is_flushed:
+                self.flush()
+            return self._summary("the last flush")
+
+        self.writer.summaries.publish(summary)
+
+    def _summary(self, as_of: str) -> dict[str, MetadataType]:
         return {
             f"log_store.{name}": {
-                "as_of": "the end of the step, before its last events are flushed",
+                "as_of": as_of,
                 "state": stats.state,
                 "delivered": stats.delivered,
                 "pending": stats.pending,
@@ -265,8 +302,32 @@ class CompositeLogStore(BaseLogStore):
         }
 
 
+@ArtifactLogStore.register
+class ServedLogStore(CompositeLogStore):
+    """One whose streams ZenML's server reads by itself, with `serve_from_artifact_store`.
+
+    Where a log store passes for an `ArtifactLogStore`, ZenML tells its server not which log store has a stream, but
+    which artifact store, and where in it. Nothing else of ZenML asks for that class.
+    """
+
+    def place(self, logs_id: UUID) -> dict[str, Any]:
+        """Return what ZenML tells of a stream in the active stack's artifact store.
+
+        Args:
+            logs_id: The id of the stream.
+        """
+        from zenml.client import Client
+
+        artifact_store = Client().active_stack.artifact_store
+        return {"uri": prepare_logs_uri(artifact_store, logs_id), "artifact_store_id": artifact_store.id}
+
+    def has(self, logs: LogsResponse) -> bool:
+        """Return whether a stream is one of this log store, or in an artifact store, so that it may well be."""
+        return super().has(logs) or (logs.log_store_id is None and logs.artifact_store_id is not None)
+
+
 def open_stream(
-    log_store_id: UUID, pipeline_run_id: UUID | str, step_id: UUID | str | None, source: str
+    store: CompositeLogStore, pipeline_run_id: UUID | str, step_id: UUID | str | None, source: str
 ) -> tuple[LogsResponse, dict[str, Any]]:
     """Return a stream of a run or a step, made if it is not there, and its attributes as ZenML gives them.
 
@@ -281,7 +342,8 @@ def open_stream(
     client = Client()
     run = client.get_pipeline_run(pipeline_run_id, allow_name_prefix_match=False)
     metadata = get_run_log_metadata(run)
-    request = LogsRequest(project=run.project_id, source=source, log_store_id=log_store_id)
+    id = uuid4()
+    request = LogsRequest(id=id, project=run.project_id, source=source, **store.place(id))
     collection = run.log_collection
     if step_id is None:
         request.pipeline_run_id = run.id
@@ -293,7 +355,8 @@ def open_stream(
         request.step_run_id = step.id
         collection = step.log_collection
     for logs in collection or []:
-        if (logs.source, logs.log_store_id) == (source, log_store_id):
+        place = (request.source, request.log_store_id, request.artifact_store_id)
+        if (logs.source, logs.log_store_id, logs.artifact_store_id) == place:
             return logs, metadata
     return client.zen_store.create_logs(request), metadata
 

@@ -92,7 +92,7 @@ def fetch(
     filter_: LogsEntriesFilter | None,
 ) -> LogsEntriesResponse:
     """Return one page. The arguments and what is raised are those of `CompositeLogStore.fetch`."""
-    if logs.log_store_id != store.id:
+    if not store.has(logs):
         raise ValueError(
             "logs_model.log_store_id does not match the id of the log store. These entries were collected by "
             "another log store, which is the one that can read them back."

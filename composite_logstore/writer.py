@@ -22,6 +22,7 @@ from composite_logstore.event import Capture, Note, Stream, captured
 from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.journal import Journal, patiently
 from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
+from composite_logstore.summary import Summaries
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
 
@@ -49,6 +50,7 @@ class Writer:
         self._config = config
         self._clock = clock.current
         self._streams: dict[UUID, Stream] = {}
+        self.summaries = Summaries(component_id, self._clock)
         self._spool = spool_settings(component_id, config)
         self._begin()
 
@@ -215,6 +217,7 @@ class Writer:
             return
         end = self._clock.now() + seconds
         self.flush(seconds, seconds)
+        self.summaries.wait(end - self._clock.now())
         self._adoption.stop()
         for worker in self._workers:
             worker.stop()

@@ -47,6 +47,14 @@ def find_named(name: str) -> BaseArtifactStore:
     return _load(find_model(name))
 
 
+def requirements_of(name: str) -> set[str]:
+    """Return what a remote step has to install for the artifact store, as far as that can be found out here."""
+    try:
+        return set(find_named(name).requirements)
+    except (ArtifactStoreNotFoundError, ArtifactStoreNotUsableError):
+        return set()
+
+
 def find_for_stream(stream: Stream) -> BaseArtifactStore:
     """Return the artifact store of the stack that the stream is written with.
 

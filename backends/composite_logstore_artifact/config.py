@@ -9,6 +9,8 @@ from pydantic import Field
 from composite_logstore import ChildConfig
 
 if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
     from composite_logstore_artifact.exporter import ArtifactExporter
     from composite_logstore_artifact.reader import ArtifactReader
 
@@ -27,9 +29,18 @@ class ArtifactChildConfig(ChildConfig):
     max_batch_bytes: ClassVar[int] = 8 * 1024 * 1024
     remote_delay_millis: ClassVar[int] = 10_000
     readable: ClassVar[bool] = True
-    requirements: ClassVar[frozenset[str]] = frozenset({"composite-logstore"})
 
     artifact_store: str | None = Field(default=None, min_length=1)
+
+    @property
+    def requirements(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the artifact store
+        """What the named artifact store needs; the stack's own brings that along itself."""
+        own = frozenset({"composite-logstore"})
+        if self.artifact_store is None:
+            return own
+        from composite_logstore_artifact.artifact_stores import requirements_of
+
+        return own | requirements_of(self.artifact_store)
 
     def create_exporter(self) -> ArtifactExporter:
         """Create the exporter. It looks for its artifact store with the first event."""
@@ -43,6 +54,20 @@ class ArtifactChildConfig(ChildConfig):
         from composite_logstore_artifact.reader import ArtifactReader
 
         return ArtifactReader(self.artifact_store)
+
+    def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
+        """Return why ZenML's server does not find what the child writes: it looks in the stack's artifact store.
+
+        Args:
+            artifact_store: That of the stack, if it is known.
+        """
+        named = self.artifact_store
+        if artifact_store is None or named in (None, artifact_store.name, str(artifact_store.id)):
+            return None
+        return (
+            f"'artifact_store' is '{named}', but with 'serve_from_artifact_store' ZenML's server looks in that of the "
+            f"stack, '{artifact_store.name}'; leave 'artifact_store' out, or give the stack that artifact store"
+        )
 
     def check(self) -> None:
         """Check that the named artifact store exists.

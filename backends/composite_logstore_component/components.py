@@ -17,6 +17,8 @@ from zenml.log_stores import BaseLogStore
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
 from zenml.stack import Flavor, StackComponent
 
+from composite_logstore_component.streams import extends_artifact
+
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig
     from zenml.models import ComponentResponse
@@ -70,7 +72,7 @@ def requirements_of(name: str) -> set[str]:
         return set()
     module = type(store).__module__.partition(".")[0]
     packages = set() if module in ("zenml", "composite_logstore") else set(packages_distributions().get(module, ()))
-    component = store._artifact_store if isinstance(store, ArtifactLogStore) else store
+    component = store._artifact_store if extends_artifact(store) else store
     return packages | set(component.requirements)
 
 

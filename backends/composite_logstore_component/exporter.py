@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore, prepare_logs_uri
-from zenml.log_stores.otel.otel_log_store import OtelLogStore
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import LogEvent, OtelExporter, RetryableError, Stream
 from composite_logstore_component.components import ComponentError, find_model, load
-from composite_logstore_component.streams import describe
+from composite_logstore_component.streams import describe, extends_artifact, extends_otel
 
 if TYPE_CHECKING:
     from zenml.log_stores import BaseLogStore
     from zenml.log_stores.base_log_store import BaseLogStoreOrigin
+    from zenml.log_stores.otel.otel_log_store import OtelLogStore
 
     from composite_logstore import Exporter
 
@@ -28,7 +28,7 @@ def create(component: str) -> Exporter:
         ComponentError: It cannot be used.
     """
     store = load(find_model(component))
-    return OtelStoreExporter(store) if isinstance(store, OtelLogStore) else EmittingExporter(store)
+    return OtelStoreExporter(store) if extends_otel(store) else EmittingExporter(store)
 
 
 class OtelStoreExporter(OtelExporter):
@@ -58,13 +58,13 @@ class OtelStoreExporter(OtelExporter):
 
     def attributes_of(self, stream: Stream) -> Mapping[str, Any]:
         """Return the stream's attributes, and where it is if it is in an artifact store."""
-        if isinstance(self._store, ArtifactLogStore):
+        if extends_artifact(self._store):
             return {**stream.attributes, "zenml.log.uri": prepare_logs_uri(self._store._artifact_store, stream.id)}
         return stream.attributes
 
     def close(self) -> None:
         """Shut the exporter down, unless that would close an artifact store that others use."""
-        if not isinstance(self._store, ArtifactLogStore):
+        if not extends_artifact(self._store):
             super().close()
 
 

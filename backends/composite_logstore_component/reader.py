@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from zenml.constants import LOGS_MAX_ENTRIES_PER_REQUEST
 from zenml.exceptions import DoesNotExistException, LogStoreError, LogStoreUnavailableError
-from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
 
 from composite_logstore import Page, PageRequest, ReadEntry
 from composite_logstore_component.components import ComponentError, find_model, load
-from composite_logstore_component.streams import as_its_own
+from composite_logstore_component.streams import as_its_own, extends_artifact
 
 if TYPE_CHECKING:
-    from zenml.log_stores import BaseLogStore
+    from zenml.log_stores import ArtifactLogStore, BaseLogStore
     from zenml.models import LogsEntriesResponse
 
 
@@ -54,7 +53,7 @@ class ComponentReader:
         except ComponentError as error:
             raise LogStoreUnavailableError(f"'component' of this child: {error}.") from error
         try:
-            if isinstance(store, ArtifactLogStore):
+            if extends_artifact(store):
                 return _page_from_start(store, request)
             return _page(store, request)
         except (ValueError, LogStoreError, DoesNotExistException):
@@ -68,7 +67,7 @@ class ComponentReader:
 
     def close(self) -> None:
         """Clean the log store up, unless that would close an artifact store that others use."""
-        if self._store is not None and not isinstance(self._store, ArtifactLogStore):
+        if self._store is not None and not extends_artifact(self._store):
             self._store.cleanup()
         self._store = None
 

@@ -7,14 +7,26 @@ from uuid import UUID
 
 from zenml.client import Client
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore, prepare_logs_uri
+from zenml.log_stores.otel.otel_log_store import OtelLogStore
 from zenml.models import LogsResponse
 from zenml.models.v2.core.logs import LogsResponseBody
 from zenml.utils.time_utils import utc_now
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeIs
     from zenml.log_stores import BaseLogStore
 
     from composite_logstore import Stream
+
+
+def extends_artifact(store: BaseLogStore) -> TypeIs[ArtifactLogStore]:
+    """Return whether it is a log store in an artifact store. A composite only passes for one in `isinstance()`."""
+    return ArtifactLogStore in type(store).__mro__
+
+
+def extends_otel(store: BaseLogStore) -> TypeIs[OtelLogStore]:
+    """Return whether it has an exporter of its own."""
+    return OtelLogStore in type(store).__mro__
 
 
 def as_its_own(logs: LogsResponse, store: BaseLogStore) -> LogsResponse:
@@ -25,7 +37,7 @@ def as_its_own(logs: LogsResponse, store: BaseLogStore) -> LogsResponse:
         store: The log store.
     """
     place: dict[str, object] = {"log_store_id": store.id}
-    if isinstance(store, ArtifactLogStore):
+    if extends_artifact(store):
         artifact_store = store._artifact_store
         place = {"artifact_store_id": artifact_store.id, "uri": prepare_logs_uri(artifact_store, logs.id)}
     return logs.model_copy(update={"body": logs.get_body().model_copy(update=place)})

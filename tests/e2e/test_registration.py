@@ -99,6 +99,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["'fetch_fallback'", "no child 'lvie'", "did you mean 'live'?"],
     ),
     "fallback is the primary": ({"fetch_fallback": ["archive"]}, ["'fetch_fallback'", "child 'archive'", "once"]),
+    "served, and the primary is no archive": (
+        {"primary": "live", "serve_from_artifact_store": "true"},
+        ["'serve_from_artifact_store'", "child 'live' is the primary", "set 'primary' to one of: archive"],
+    ),
+    "served, and a fallback": (
+        {"fetch_fallback": ["live"], "serve_from_artifact_store": "true"},
+        ["'fetch_fallback'", "leave one of the two out"],
+    ),
     "no children": ({"children": []}, ["'children'", "at least one"]),
     "children that are no list": ({"children": {"live": LIVE}}, ["'children'", "list"]),
     "child that is no object": ({"children": [ARCHIVE, KEY]}, ["child number 2", "'name'", "'type'"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import PIPELINE, Run, assert_equal, register_three_children
+from tests.environments import ROOT, build_wheel, execute, pip
 from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import ZenML
@@ -20,7 +20,6 @@ from tests.servers.zenml_server import ZenML
 # The first test waits for the environment, whose packages come from an index.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
 LINES = 300
 SOURCES = ["client", "prepare_step", "step"]
 
@@ -74,14 +73,10 @@ open(sys.argv[1], "w").write(json.dumps(store.stats()))
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of the environment."""
     directory = tmp_path_factory.mktemp("bare")
-    pip = ["-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
-    here = [sys.executable, *pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation"]
-    execute(*here, "--wheel-dir", str(directory), str(ROOT))
-    (wheel,) = directory.glob("composite_logstore-*.whl")
-    execute(sys.executable, "-m", "venv", str(directory / "environment"))
+    wheel = build_wheel(directory)
+    execute(sys.executable, "-m", "venv", "--without-pip", str(directory / "environment"))
     python = directory / "environment" / "bin" / "python"
-    constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    execute(str(python), *pip, "install", *constraints, str(wheel), "zenml[server]")
+    pip(str(python), "install", "--constraint", str(ROOT / "constraints.txt"), str(wheel), "zenml[server]")
     return python
 
 
@@ -104,20 +99,6 @@ def run(zenml: ZenML, tmp_path_factory: pytest.TempPathFactory) -> Run:
     directory = tmp_path_factory.mktemp("run")
     execute(sys.executable, str(PIPELINE), str(directory), str(LINES), environment=zenml.env)
     return Run.read(zenml, directory)
-
-
-def execute(*command: str, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def test_none_of_the_extras_is_there(bare: Path, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from uuid import UUID
 
 import pytest
 import requests
@@ -28,8 +30,11 @@ from zenml.stack import StackComponent
 from composite_logstore import (
     CompositeLogStore,
     CompositeLogStoreConfig,
+    Exporter,
     LogEvent,
+    Page,
     PageRequest,
+    ReadEntry,
     RetryableError,
     Stream,
     UnavailableError,
@@ -38,6 +43,7 @@ from composite_logstore.event import capture
 from composite_logstore.testing import (
     ExporterContract,
     Fault,
+    ReaderContract,
     Received,
     SimulatedBackend,
     make_event,
@@ -45,11 +51,14 @@ from composite_logstore.testing import (
     make_logs,
     make_stream,
 )
+from composite_logstore.testing.contract import walk
+from composite_logstore.testing.reader_contract import fetched, walked
 from composite_logstore_component.config import ComponentChildConfig
 from composite_logstore_component.reader import ComponentReader
 from tests import simulation
 from tests.own_flavor import OwnLogStore
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.s3 import s3_server
 from tests.simulation import make_child, make_store
 
 pytestmark = pytest.mark.integration
@@ -119,20 +128,87 @@ def said(store: CompositeLogStore, logs: Any, **arguments: Any) -> list[str]:
     return [entry.message for entry in store.fetch(logs, **arguments).items]
 
 
+class KnownByMessage(ComponentChildConfig):
+    """A child whose reader gives each entry the id of the event with its message.
+
+    ZenML's log stores do not keep which event an entry is, and the kit has to know.
+    """
+
+    uids: ClassVar[dict[tuple[UUID, str], str]] = {}
+
+    def create_exporter(self) -> Exporter:
+        exporter = super().create_exporter()
+        export = exporter.export
+
+        def noting(batch: Sequence[LogEvent]) -> int:
+            self.uids.update({(event.stream.id, event.message): event.uid for event in batch})
+            return export(batch)
+
+        exporter.export = noting  # type: ignore[method-assign]
+        return exporter
+
+    def create_reader(self) -> ComponentReader:
+        reader = super().create_reader()
+        read = reader.read
+
+        def knowing(request: PageRequest) -> Page:
+            page = read(request)
+            # A long message is in pieces, and one with colours has lost them.
+            ids = [
+                UUID(self.uids.get((request.logs.id, read.entry.message)) or str(read.entry.id))
+                for read in page.entries
+            ]
+            known = [read.entry.model_copy(update={"id": id}) for read, id in zip(page.entries, ids, strict=True)]
+            return replace(page, entries=[ReadEntry(entry, None) for entry in known])
+
+        reader.read = knowing  # type: ignore[method-assign]
+        return reader
+
+
+def known_by_message(component: str, **settings: Any) -> ComponentChildConfig:
+    return KnownByMessage(name="theirs", type="component", component=component, schedule_delay_millis=0, **settings)
+
+
+class StockReading(ReaderContract):
+    """What ZenML's log stores can do of it. They do not keep which event an entry is."""
+
+    def test_the_newest_page_comes_first(self, reader: Any, fill: Any) -> None:
+        events = make_events([f"message {number}" for number in range(10)])
+        fill(events)
+        newest = next(walk(reader, make_logs(events[0].stream), "older", 3))
+        assert [read.entry.message for read in newest.entries] == [event.message for event in events[-3:]]
+        assert newest.older is not None
+
+    @pytest.mark.parametrize("start", ["oldest", "newest"])
+    @pytest.mark.parametrize("limit", [4, 1_000])
+    def test_what_arrived_twice_is_fetched_once(  # type: ignore[override]  # it is fetched twice
+        self, child: Any, exporter: Any, received: Any, start: str, limit: int
+    ) -> None:
+        """It is not: what arrived twice is there twice. But nothing is missing."""
+        events = make_events([f"message {number}" for number in range(14)])
+        exporter.deliver(events[:8])
+        exporter.close()
+        exporter.deliver(events[4:])
+        entries = [entry.message for entry in fetched(child, events[0].stream, start, limit)]
+        assert len(entries) == 18
+        assert sorted(set(entries)) == sorted(event.message for event in events)
+
+
 # ZenML's own log store for Datadog
 
 
-class TestDatadogLogStore(ExporterContract):
+class TestDatadogLogStore(ExporterContract, StockReading):
     # It sends whole milliseconds.
     time_unit_nanos = 1_000_000
 
     @pytest.fixture
     def child(self, datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> Iterator[ComponentChildConfig]:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        search_the_stand_in(datadog, monkeypatch)
         datadog.control(forget=True)
         settings = {"api_key": API_KEY, "application_key": APPLICATION_KEY, "endpoint": datadog.settings["endpoint"]}
         with registered("stock-datadog", "datadog", **settings):
-            yield component_child("stock-datadog", export_timeout_millis=60_000)
+            yield known_by_message("stock-datadog", export_timeout_millis=60_000)
 
     @pytest.fixture
     def received(self, datadog: Datadog) -> Callable[[Stream], list[Received]]:
@@ -172,16 +248,32 @@ class TestDatadogLogStore(ExporterContract):
         with pytest.raises(RetryableError, match=r"^the exporter raised TypeError"):
             exporter.deliver([make_event(attributes={"status": "mine"})])
 
+    @pytest.mark.parametrize("direction", ["newer", "older"])
+    @pytest.mark.parametrize("limit", [2, 1_000])
+    def test_pages_lead_through_the_whole_stream(self, reader: Any, fill: Any, direction: Any, limit: int) -> None:
+        """What is of one millisecond comes in any order."""
+        stream = make_stream()
+        events = make_events([f"message {number}" for number in range(15)], stream, step_nanos=250_000)
+        fill(events)
+        found = walked(reader, stream, direction, limit)
+        millis = {event.uid: event.time_unix_nano // 1_000_000 for event in events}
+        assert sorted(found) == sorted(millis)
+        assert [millis[uid] for uid in found] == sorted(millis.values())
 
-def test_datadog_is_read_with_its_own_keys(datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def search_the_stand_in(datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZenML's log store knows only the search of a real site: here it is sent to the stand-in."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     post = requests.post
     monkeypatch.setattr(
         datadog_log_store.requests,
         "post",
         lambda url, **settings: post(url.replace("https://api.datadoghq.com", datadog.url), **settings),
     )
+
+
+def test_datadog_is_read_with_its_own_keys(datadog: Datadog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    search_the_stand_in(datadog, monkeypatch)
     datadog.control(forget=True)
     Client().create_secret("stock-datadog", {"api": API_KEY, "app": APPLICATION_KEY})
     settings = {"api_key": "{{stock-datadog.api}}", "application_key": "{{stock-datadog.app}}"}
@@ -201,13 +293,13 @@ def test_datadog_is_read_with_its_own_keys(datadog: Datadog, monkeypatch: pytest
 # ZenML's own log store in an artifact store
 
 
-class TestArtifactLogStore(ExporterContract):
+class TestArtifactLogStore(ExporterContract, StockReading):
     """It keeps messages and levels, and nothing by which an event could be known again."""
 
     @pytest.fixture
     def child(self, tmp_path: Path) -> Iterator[ComponentChildConfig]:
         with registered("stock-artifact", "local", ARTIFACT_STORE, path=str(tmp_path / "store")):
-            yield component_child("stock-artifact")
+            yield known_by_message("stock-artifact")
 
     @pytest.fixture
     def received(self, child: ComponentChildConfig) -> Callable[[Stream], list[Received]]:
@@ -234,7 +326,7 @@ class TestArtifactLogStore(ExporterContract):
             assert len(found) == len(expected)
 
     def wait_for(self, received: Any, events: Sequence[LogEvent]) -> list[Received]:
-        found = received(events[0].stream)
+        found = received(events[0].stream)[-len(events) :]
         return [event._replace(uid=sent.uid) for event, sent in zip(found, events, strict=True)]
 
     @pytest.fixture
@@ -286,6 +378,21 @@ def test_an_artifact_store_is_read_from_either_end(tmp_path: Path) -> None:
         assert [entry.message for entry in store.fetch(logs, after=oldest.after).items] == messages[5:]
         with pytest.raises(ValueError, match="only reads a log file from its start"):
             store.fetch(logs, filter_=LogsEntriesFilter(search="7"))
+
+
+def test_an_artifact_store_on_s3_is_written_and_read() -> None:
+    with s3_server() as s3:
+        settings = s3.artifact_store().config.model_dump(exclude_unset=True)
+        with registered("stock-s3", "s3", ARTIFACT_STORE, **settings):
+            store = composite(component_child("stock-s3", export_timeout_millis=60_000), primary="theirs")
+            messages = [f"message {number}" for number in range(9)]
+            logs = emit(store, messages[:4])
+            origin = store.register_origin(str(logs.id), logs, {})
+            for message in messages[4:]:
+                store.emit(origin, logging.LogRecord("train", logging.INFO, "/a.py", 1, message, (), None))
+            store.deregister_origin(origin)
+            wait_until(lambda: store.stats()["theirs"]["delivered"] == 9)
+            assert said(store, logs) == messages
 
 
 @pytest.mark.parametrize("token", ["nonsense", "-1", "…"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.simulation import make_child, make_logs, make_store
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def otel_child(**settings: Any) -> OtelChildConfig:
@@ -133,6 +135,45 @@ class TestOtlpOfTheSdk(ExporterContract):
             "busy": Fault(partial(answering, 503), RetryableError),
             "wrong key": Fault(partial(answering, 401), RetryableError),
         }
+
+
+class TestOpenTelemetrysOwnIntoAFile(ExporterContract):
+    """The module that the documentation shows."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "logs.jsonl"
+
+    @pytest.fixture
+    def child(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OtelChildConfig:
+        page = (ROOT / "docs" / "configuration.md").read_text().partition("### An exporter that writes a file")[2]
+        (tmp_path / "file_exporter.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "file_exporter", raising=False)
+        return otel_child(exporter="file_exporter.FileExporter", arguments={"path": str(path)})
+
+    @pytest.fixture
+    def received(self, path: Path) -> Callable[[Stream], list[Received]]:
+        def to_received(line: dict[str, Any]) -> Received:
+            since = datetime.fromisoformat(line["timestamp"].replace("Z", "+00:00")) - EPOCH
+            return Received(
+                line["attributes"]["log.record.uid"],
+                line["attributes"]["zenml.log.writer"],
+                line["attributes"]["zenml.log.sequence"],
+                line["body"],
+                level_of(line["severity_number"]),
+                since // timedelta(microseconds=1) * 1000,
+            )
+
+        def look(stream: Stream) -> list[Received]:
+            lines = map(json.loads, path.read_text().splitlines() if path.exists() else ())
+            return [to_received(line) for line in lines if line["attributes"]["zenml.log.id"] == str(stream.id)]
+
+        return look
+
+    @pytest.fixture
+    def faults(self) -> Mapping[str, Fault]:
+        return {}
 
 
 def test_the_console_exporter_prints_each_event_and_none_comes_back_as_another(tmp_path: Path) -> None:

@@ -171,3 +171,86 @@ class ZenML:
     def __exit__(self, *_: object) -> None:
         """Stop the server."""
         self.stop()
+
+
+USER, PASSWORD = "default", "the-dashboards-password"
+
+
+class HostedZenML(ZenML):
+    """A client of a ZenML server that runs elsewhere: in an environment of its own, with users who log in.
+
+    Attributes:
+        session: For requests to the server, logged in.
+    """
+
+    def __init__(self, directory: Path, server_python: str = sys.executable) -> None:
+        """Prepare.
+
+        Args:
+            directory: An empty directory, to be removed by whoever made it.
+            server_python: The interpreter of the server's environment.
+        """
+        super().__init__(directory)
+        self._server_python = server_python
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start_server(self) -> None:
+        """Start the server, and have the client log in: takes about 10 s."""
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        log = self.directory / "server.log"
+        # What a container of ZenML's server is given; and this machine's disk, or it could not read a local artifact
+        # store.
+        environment = {
+            **self.env,
+            "ZENML_CONFIG_PATH": str(self.directory / "server"),
+            "ZENML_SERVER": "true",
+            "ZENML_SERVER_AUTO_ACTIVATE": "true",
+            "ZENML_SERVER_ALLOW_LOCAL_FILE_ACCESS": "true",
+            "ZENML_LOCAL_STORES_PATH": str(self.directory / "config" / "local_stores"),
+            "ZENML_DEFAULT_USER_PASSWORD": PASSWORD,
+        }
+        if self._server_python != sys.executable:
+            # Of this environment nothing may be found there.
+            environment.pop("PYTHONPATH", None)
+        command = [self._server_python, "-m", "uvicorn", "zenml.zen_server.zen_server_api:app"]
+        with log.open("wb") as output:
+            self._server = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"],
+                env=environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        end = time.monotonic() + 90
+        while not self._is_ready():
+            if self._server.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"The server does not come up:\n{self.server_log()}")
+            time.sleep(0.1)
+        login = {"username": USER, "password": PASSWORD}
+        token = self.session.post(f"{self.url}/api/v1/login", data=login, timeout=60).json()["access_token"]
+        self.session.headers["Authorization"] = f"Bearer {token}"
+        self.env.update({"ZENML_STORE_URL": self.url, "ZENML_STORE_USERNAME": USER, "ZENML_STORE_PASSWORD": PASSWORD})
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.session.get(f"{self.url}/ready", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def server_log(self) -> str:
+        """Return what the server has logged, to show where a test failed."""
+        return (self.directory / "server.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """Stop the server, and wait until it has ended."""
+        self.session.close()
+        server, self._server = self._server, None
+        if server is not None:
+            server.terminate()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()

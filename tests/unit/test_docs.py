@@ -48,6 +48,15 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "`--fetch_fallback='[\"lvie\"]'`": ([ARCHIVE, LIVE], {"fetch_fallback": ["lvie"]}),
     "the primary as its own fallback": ([ARCHIVE], {"fetch_fallback": ["archive"]}),
+    "`--serve_from_artifact_store=true`, and a primary of another type": (
+        [ARCHIVE, LIVE],
+        {"primary": "live", "serve_from_artifact_store": True},
+    ),
+    "the same without any archive": ([LIVE], {"primary": "live", "serve_from_artifact_store": True}),
+    "the same with `fetch_fallback`": (
+        [ARCHIVE, LIVE],
+        {"serve_from_artifact_store": True, "fetch_fallback": ["live"]},
+    ),
     "`--durability=always`": ([ARCHIVE], {"durability": "always"}),
     "`--spool_directory=spool`": ([ARCHIVE], {"spool_directory": "spool"}),
     "`--spool_max_bytes=1000`": ([ARCHIVE], {"spool_max_bytes": 1000}),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dis
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -147,3 +149,56 @@ def test_a_ctrl_c_at_any_point_of_an_append_leaves_the_journal_consistent() -> N
     else:
         pytest.fail("the append never got through")
     assert interrupted > 50
+
+
+def call_at(step: int, handler: Callable[[], None]) -> Any:
+    """Return a trace function that runs a signal's handler where Python may: in the journal, after a call."""
+    left = [step]
+    last: dict[FrameType, str] = {}
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith("journal.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left[0] -= last.get(frame, "").startswith("CALL")
+            last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if left[0] < 0:
+                sys.settrace(None)
+                handler()
+        return trace
+
+    return trace
+
+
+def test_a_signal_s_handler_may_log_at_any_point_of_an_append() -> None:
+    in_between = 0
+    for step in range(2_000):
+        journal = Journal([make_child("a"), make_child("b", min_level="ERROR")])
+        stream, other = make_stream(), make_stream()
+        for level in (20, 40, 20):
+            journal.append(stream, make_capture(level=level))
+        handled = []
+
+        def handler() -> None:
+            handled.append(journal.append(stream, make_capture("handler", level=40)))  # noqa: B023
+            journal.hand_out()  # noqa: B023
+
+        before = sys.gettrace()
+        sys.settrace(call_at(step, handler))
+        try:
+            journal.append(other, make_capture(level=40))
+            journal.hand_out()
+        finally:
+            sys.settrace(before)
+        events, errors = queues(journal)
+        assert [event.number for event in events] == list(range(4 + len(handled)))
+        assert [event.sequence for event in events if event.stream is stream] == list(range(3 + len(handled)))
+        assert errors == [event for event in events if event.level == 40]
+        assert_accounts_add_up({delivery.name: vars(delivery.stats()) for delivery in journal.deliveries})
+        if not handled:
+            break
+        in_between += 1
+    else:
+        pytest.fail("the append never got through")
+    assert in_between > 20

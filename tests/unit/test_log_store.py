@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from composite_logstore import CompositeLogStore, RejectedError, RetryableError, UnavailableError
+from composite_logstore import CompositeLogStore, RejectedError, RetryableError, UnavailableError, summary
 from composite_logstore.log_store import CompositeLogStoreOrigin
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore.writer import Writer
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
+from tests.watching import wait_until
 
 
 def log(store: CompositeLogStore, origin: Any, *messages: str, level: int = logging.INFO) -> None:
@@ -324,12 +327,16 @@ def test_workers_end_and_exporters_are_closed_when_a_writer_is_closed() -> None:
     assert backend.closed == 1
 
 
+def step() -> Any:
+    return SimpleNamespace(step_run_id=uuid4())
+
+
 def test_step_metadata_says_what_became_of_the_events_as_of_the_steps_end() -> None:
     store = make_store(make_child("a"))
     origin = register(store)
     log(store, origin, "hello")
     store.flush()
-    metadata = store.get_step_run_metadata(info=None)  # type: ignore[arg-type]
+    metadata = store.get_step_run_metadata(step())
     assert metadata["log_store.a"] == {
         "as_of": "the end of the step, before its last events are flushed",
         "state": "healthy",
@@ -338,6 +345,67 @@ def test_step_metadata_says_what_became_of_the_events_as_of_the_steps_end() -> N
         "dropped": 0,
         "rejected": 0,
     }
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_after_the_last_flush_the_summary_is_published_once_more_for_every_step(
+    blocking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[Any] = []
+    monkeypatch.setattr(summary, "_publish", lambda *arguments: published.append(arguments))
+    store = make_store(make_child("a", schedule_delay_millis=60_000))
+    outer, inner = register(store), register(store)
+    steps = [step(), step()]
+    log(store, inner, "hello")
+    for info in steps:
+        assert store.get_step_run_metadata(info)["log_store.a"]["pending"] == 1  # type: ignore[call-overload, index]
+    store.deregister_origin(inner, blocking)
+    store.writer.summaries.wait(5)
+    assert published == []
+    store.deregister_origin(outer, blocking)
+    store.writer.summaries.wait(5)
+    ((component, of, metadata),) = published
+    assert (component, of) == (store.id, {info.step_run_id for info in steps})
+    account = metadata["log_store.a"]
+    assert (account["as_of"], account["delivered"], account["pending"]) == ("the last flush", 1, 0)
+    # Of a later run in this process only the later steps.
+    store.deregister_origin(register(store), blocking)
+    store.writer.summaries.wait(5)
+    assert len(published) == 1
+
+
+def test_a_summary_that_cannot_be_published_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+    tries: list[None] = []
+
+    def hang(*_: Any) -> None:
+        tries.append(None)
+        is_over.wait(30)
+        raise ConnectionError("there is no server")
+
+    monkeypatch.setattr(summary, "_publish", hang)
+    store = make_store(make_child("a"))
+    for _ in range(5):
+        origin = register(store)
+        log(store, origin, "hello")
+        store.get_step_run_metadata(step())
+        start = time.monotonic()
+        store.deregister_origin(origin)
+        assert time.monotonic() - start < 5
+    wait_until(lambda: len(tries) == 1, "the first is being published")
+    is_over.set()
+    store.writer.summaries.wait(5)
+    # All that came meanwhile is one more.
+    assert len(tries) == 2
+
+
+def test_a_forked_process_publishes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(make_child("a"))
+    store.get_step_run_metadata(step())
+    monkeypatch.setattr(summary, "_publish", lambda *_: pytest.fail("published"))
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    store.writer.summaries.publish(dict)
+    assert not store.writer.summaries._under_way
 
 
 def test_a_writer_remembers_the_streams_of_late_alone() -> None:
