@@ -64,7 +64,11 @@ class UnavailableError(ExportError):
 
 
 class Exporter(Protocol):
-    """The write port: takes a child's events to its backend. Used by one thread alone."""
+    """The write port: takes a child's events to its backend. Used by one thread alone.
+
+    It may have an attribute `schedule_delay_millis` besides: how long events are to wait for a fuller batch from
+    now on, in milliseconds, if that is known only once the backend is there. None leaves it as it is set.
+    """
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Deliver the batch, in its order, or raise.

@@ -160,6 +160,7 @@ class Delivery:
     Attributes:
         queue: The events that wait. The journal appends to it; when it is full the oldest gives way.
         state: How the backend is doing.
+        delay: How long an event may wait for a fuller batch, in seconds.
         settled: How many events are delivered or rejected: it grows while there is progress.
         updates: How many of a progress bar's updates were accepted, where only the latest are.
         is_thinned: Whether of a progress bar's updates it gets the latest alone.
@@ -195,7 +196,7 @@ class Delivery:
         self._rand = rand
         self._batch_size = config.batch_size
         self.batch_bytes = config.max_batch_bytes
-        self._delay = config.schedule_delay_millis / 1000
+        self.delay = config.schedule_delay_millis / 1000
         self._timeout = config.export_timeout_millis / 1000
         self._first_wait = config.retry_initial_interval_millis / 1000
         self._longest_wait = config.retry_max_interval_millis / 1000
@@ -240,7 +241,7 @@ class Delivery:
                 return Wait(None, events=1)
             if self._waiting_since is None:
                 self._waiting_since = now
-            due_at = self._waiting_since + self._delay
+            due_at = self._waiting_since + self.delay
             is_due = now >= due_at or len(self.queue) >= self._batch_size
             if not is_due and self.queue[0].number >= self._due_before:
                 return Wait(due_at - now, events=self._batch_size - len(self.queue))

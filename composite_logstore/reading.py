@@ -23,7 +23,7 @@ from zenml.exceptions import (
 )
 from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
-from composite_logstore import clock, secrets
+from composite_logstore import clock, missing, secrets
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
 from composite_logstore.delivery import LONGEST_RETRY_AFTER
 
@@ -49,6 +49,7 @@ class Cursor(BaseModel):
         child: The child that made it: its token means nothing to another.
         seen: A writer → the last sequence number returned in the direction. A redelivery repeats a
             contiguous run, so this is enough to drop what arrived twice.
+        from_oldest: Whether all pages since the oldest entry came before, so that `seen` has every writer.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -62,6 +63,7 @@ class Cursor(BaseModel):
     filter: LogsEntriesFilter
     token: str
     seen: dict[str, int]
+    from_oldest: bool = False
 
     def encode(self) -> str:
         """Return the cursor as ZenML passes it on, safe in a URL."""
@@ -224,6 +226,7 @@ def _read_page(
         seen = dict(cursor.seen) if cursor else {}
         size = min(limit, reader.max_page_size)
         while True:
+            seen_before = dict(seen)
             page = reader.read(PageRequest(logs, direction, token, size, filter_))
             fresh = _fresh(page.entries, direction, seen if reader.in_order else None)
             before, token = token, page.newer if direction == "newer" else page.older
@@ -231,6 +234,14 @@ def _read_page(
             # time, and there may be nothing but copies. But no request may take minutes.
             if fresh or token in (None, before) or clock.current.now() >= give_up_at:
                 break
+        from_oldest = direction == "newer" and (cursor is None or cursor.from_oldest)
+        holes: list[missing.Hole] = []
+        if missing.takes_all(store.config.child(name), filter_):
+            reaches_oldest = from_oldest if direction == "newer" else page.older is None
+            neighbours = (seen_before, {}) if direction == "newer" else ({}, seen_before)
+            holes = missing.find_holes(fresh, *neighbours, reaches_oldest)
+            if holes:
+                holes = missing.confirmed(holes, fresh, reader, logs) if missing.is_finished(logs) else []
     finally:
         reader.close()
 
@@ -246,10 +257,11 @@ def _read_page(
             filter=filter_,
             token=token,
             seen=seen,
+            from_oldest=from_oldest and direction == "newer",
         ).encode()
 
     return LogsEntriesResponse(
-        items=[read.entry for read in fresh],
+        items=missing.with_notices(fresh, holes, name, logs),
         before=cursor_to("older", page.older, _edge(fresh, "older", seen if direction == "older" else {})),
         after=cursor_to("newer", page.newer, _edge(fresh, "newer", seen if direction == "newer" else {})),
     )

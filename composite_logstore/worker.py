@@ -87,6 +87,11 @@ class Worker:
         self._stopping = True
         self._awake.set()
 
+    @property
+    def is_finishing(self) -> bool:
+        """Whether it is still at work though there is no event left to deliver. Under the journal's lock."""
+        return self._is_running and not self.has_ended and not self._delivery.pending
+
     def report(self) -> None:
         """Warn once when trouble begins and once when it ends, and once for each kind of loss.
 
@@ -189,6 +194,8 @@ class Worker:
         def conclude() -> None:
             if error is None:
                 self._delivery.exported(shortened)
+                if isinstance(delay_millis := getattr(self._exporter, "schedule_delay_millis", None), int):
+                    self._delivery.delay = delay_millis / 1000
             else:
                 self._delivery.failed(error, end)
             self._journal.settled(self._delivery)

@@ -7,6 +7,7 @@ import contextvars
 import os
 import threading
 import time
+import weakref
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -221,6 +222,9 @@ class Writer:
         for worker in self._workers:
             worker.stop()
         with self._journal.lock:
+            # Who has delivered everything may yet have to finish something, such as merging the archive's objects.
+            while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
+                self._journal.progress.wait(end - self._clock.now())
             left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
         is_on_disk = False
         if self._journal.spooling is not None:
@@ -355,5 +359,8 @@ def _after_fork_in_child() -> None:
         writer.after_fork_in_child()
 
 
+# What backends use is taken apart at the process's end by finalizers such as s3fs has: all in one exit handler, which
+# is registered with the first of them. Handlers are called the last one first, so ours has to be the later one.
+weakref.finalize(CompositeLogStoreConfig, bool)
 atexit.register(_close_all)
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

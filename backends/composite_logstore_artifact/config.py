@@ -23,8 +23,11 @@ class ArtifactChildConfig(ChildConfig):
             writing and when reading.
     """
 
-    # On S3 every export is an object: the fewer the better. A line is about 400 bytes.
-    default_batch_size: ClassVar[int] = 5_000
+    # On S3 every export is an object, the fewer the better: one in 10 s, unless there are 8 MB before. A line is
+    # about 400 bytes.
+    default_batch_size: ClassVar[int] = 20_000
+    max_batch_bytes: ClassVar[int] = 8 * 1024 * 1024
+    remote_delay_millis: ClassVar[int] = 10_000
     readable: ClassVar[bool] = True
 
     artifact_store: str | None = Field(default=None, min_length=1)
@@ -43,7 +46,8 @@ class ArtifactChildConfig(ChildConfig):
         """Create the exporter. It looks for its artifact store with the first event."""
         from composite_logstore_artifact.exporter import ArtifactExporter
 
-        return ArtifactExporter(self.artifact_store)
+        is_set = "schedule_delay_millis" in self.model_fields_set
+        return ArtifactExporter(self.artifact_store, remote_delay_millis=None if is_set else self.remote_delay_millis)
 
     def create_reader(self) -> ArtifactReader:
         """Create the reader. It looks for the artifact store of each stream that is read."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
-from zenml.log_stores.artifact.artifact_log_store import LOGS_EXTENSION, prepare_logs_uri
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import LogEvent, RetryableError, Stream, UnavailableError
 from composite_logstore_artifact.artifact_stores import (
@@ -27,12 +27,19 @@ from composite_logstore_artifact.artifact_stores import (
     find_named,
     is_refusal,
 )
+from composite_logstore_artifact.compaction import Compaction
 from composite_logstore_artifact.index import Chunk, add
 from composite_logstore_artifact.lines import standard_level, summarize_events
+from composite_logstore_artifact.objects import ObjectName
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
+
+# After so many objects, they are merged: the listing of a step that runs for days has hundreds, not thousands.
+_MANY = 100
+# Of a finished stream, so many are worth it.
+_MANY_AT_THE_END = 8
 
 _stream_of = attrgetter("stream")
 
@@ -42,7 +49,14 @@ class ArtifactExporter:
 
     A local artifact store gets one file for each stream, to which every writer appends. Any other gets a
     folder of objects for each stream, each written once: their names begin with the time of arrival, so
-    that sorted names are the order of arrival.
+    that sorted names are the order of arrival. Many small ones are merged, see `compaction.py`.
+
+    What `export` has taken is counted as delivered, so it is written when it returns. How much an object has
+    is decided before: by the child's `schedule_delay_millis` and the bounds of a batch.
+
+    Attributes:
+        schedule_delay_millis: How long events should wait for a fuller batch, in milliseconds; None where
+            what is set for the child is right.
     """
 
     def __init__(
@@ -50,6 +64,7 @@ class ArtifactExporter:
         artifact_store: str | None = None,
         find: Callable[[Stream], BaseArtifactStore] | None = None,
         clock: Callable[[], int] = time.time_ns,
+        remote_delay_millis: int | None = None,
     ) -> None:
         """Prepare; nothing is looked up or opened.
 
@@ -57,7 +72,11 @@ class ArtifactExporter:
             artifact_store: The name or id of the artifact store. None: that of the stream's own stack.
             find: Finds the artifact store of a stream, in the place of the above.
             clock: The time in nanoseconds since the epoch.
+            remote_delay_millis: What `schedule_delay_millis` is to be once an artifact store has turned
+                out to be remote.
         """
+        self.schedule_delay_millis: int | None = None
+        self._remote_delay_millis = remote_delay_millis
         if find is not None:
             self._find = find
         elif artifact_store is not None:
@@ -69,6 +88,7 @@ class ArtifactExporter:
         # which makes its filesystem anew, and never the filesystem.
         self._artifact_stores: dict[UUID | None, BaseArtifactStore] = {}
         self._progress: dict[UUID, _Progress] = {}
+        self._compaction = Compaction()
         self._last_arrival = 0
 
     def export(self, batch: Sequence[LogEvent]) -> int:
@@ -94,11 +114,21 @@ class ArtifactExporter:
         return 0
 
     def end_stream(self, stream: Stream) -> None:
-        """Forget what was remembered of the stream."""
-        self._progress.pop(stream.id, None)
+        """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
+        progress = self._progress.pop(stream.id, None)
+        artifact_store = self._artifact_stores.get(stream.artifact_store_id)
+        if progress is None or artifact_store is None:
+            return
+        if len(progress.loose) >= _MANY_AT_THE_END or progress.is_merged:
+            uri = prepare_logs_uri(artifact_store, stream.id)
+            self._compaction.begin(artifact_store, uri, progress.loose, is_last=True)
 
     def close(self) -> None:
-        """Forget everything. Artifact stores may be shared with the active stack, so none is cleaned up."""
+        """Forget everything, and wait until what is being merged is.
+
+        Artifact stores may be shared with the active stack, so none is cleaned up.
+        """
+        self._compaction.close()
         self._progress.clear()
         self._artifact_stores.clear()
 
@@ -118,9 +148,12 @@ class ArtifactExporter:
             if artifact_store.config.is_local:
                 _append(artifact_store, uri, events, progress)
             else:
-                _write_object(artifact_store, os.path.join(uri, self._object_name(events[0], progress)), events)
+                self.schedule_delay_millis = self._remote_delay_millis
+                name = self._object_name(events, progress)
+                size = _write_object(artifact_store, os.path.join(uri, name), events)
                 progress.written[writer] = events[-1].number
                 progress.attempt = None
+                progress.loose[name] = size
         except Exception as error:
             # Whoever mends an artifact store updates it: look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
@@ -128,19 +161,23 @@ class ArtifactExporter:
             if translated is None:
                 raise
             raise translated from error
+        if len(progress.loose) >= _MANY:
+            self._compaction.begin(artifact_store, uri, progress.loose, is_last=False)
+            progress.loose, progress.is_merged = {}, True
 
-    def _object_name(self, first: LogEvent, progress: _Progress) -> str:
-        """Return the name of the object that begins with this event.
+    def _object_name(self, events: list[LogEvent], progress: _Progress) -> str:
+        """Return the name of the object that these events are written to.
 
         An attempt that failed may have been successful all the same, with only its answer lost: the same
-        name again overwrites what it wrote, so that no copy remains.
+        name again overwrites what it wrote, so that no copy remains. But a name must not say less than there is.
         """
-        key = (first.writer, first.number)
-        if progress.attempt is None or progress.attempt[0] != key:
+        writer, first, last = events[0].writer, events[0].number, events[-1].number
+        attempt = progress.attempt
+        if attempt is None or (attempt.writer, attempt.first) != (writer, first) or last > attempt.last:
             self._last_arrival = max(self._last_arrival + 1, self._clock())
-            name = f"{self._last_arrival:020d}-{first.writer}-{first.number}{LOGS_EXTENSION}"
-            progress.attempt = (key, name)
-        return progress.attempt[1]
+            arrival = self._last_arrival
+            progress.attempt = ObjectName(arrival, arrival, writer, first, last, summarize_events(events))
+        return str(progress.attempt)
 
 
 @dataclass
@@ -149,12 +186,15 @@ class _Progress:
 
     Attributes:
         written: A writer → the number of its last event that was written.
-        attempt: The first event, by writer and number, and the name of the object that may not have been
-            written.
+        attempt: The name of the object that may not have been written.
+        loose: The objects that were written since some were merged: their names, and their sizes in bytes.
+        is_merged: Whether some were merged.
     """
 
     written: dict[str, int] = field(default_factory=dict)
-    attempt: tuple[tuple[str, int], str] | None = None
+    attempt: ObjectName | None = None
+    loose: dict[str, int] = field(default_factory=dict)
+    is_merged: bool = False
 
 
 def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent], progress: _Progress) -> None:
@@ -194,7 +234,8 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
     add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, summarize_events(events)))
 
 
-def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> None:
+def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> int:
+    """Write the events as an object, and return its size in bytes."""
     content = b"".join(map(encode, events))
     try:
         _write(artifact_store, uri, content)
@@ -205,6 +246,7 @@ def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogE
             raise
         artifact_store.makedirs(os.path.dirname(uri))
         _write(artifact_store, uri, content)
+    return len(content)
 
 
 def _write(artifact_store: BaseArtifactStore, uri: str, content: bytes) -> None:

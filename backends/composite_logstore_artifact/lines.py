@@ -186,6 +186,23 @@ class Wanted:
         return (self._since is None or self._since <= timestamp) and (self._until is None or timestamp <= self._until)
 
 
+def find_event(content: bytes, writer: str, number: int) -> int | None:
+    """Return where the line of an event begins, None if it is not there."""
+    wanted = b'"number":%d,' % number
+    place = content.find(wanted)
+    while place >= 0:
+        begin = content.rfind(b"\n", 0, place) + 1
+        end = content.find(b"\n", place)
+        try:
+            fields = orjson.loads(content[begin:end])
+            if (fields["writer"], fields["number"]) == (writer, number):
+                return begin
+        except (ValueError, LookupError, TypeError):
+            pass
+        place = content.find(wanted, place + 1)
+    return None
+
+
 def is_complete(text: bytes) -> bool:
     """Return whether a line without a newline is a whole entry all the same."""
     try:

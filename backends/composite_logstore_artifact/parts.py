@@ -6,8 +6,9 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -105,7 +106,7 @@ class _Object(Part):
     def __init__(self, filesystem: Any, path: str, name: str, size: int) -> None:
         super().__init__(name)
         self._filesystem = filesystem
-        self._path = path
+        self.path = path
         self._size = size
 
     @property
@@ -113,7 +114,7 @@ class _Object(Part):
         return self._size
 
     def _read(self, begin: int, end: int) -> bytes:
-        content: bytes = self._filesystem.cat_file(self._path, start=begin, end=end)
+        content: bytes = self._filesystem.cat_file(self.path, start=begin, end=end)
         return content
 
 
@@ -140,13 +141,13 @@ def open_archive(artifact_store: BaseArtifactStore, uri: str) -> Archive | None:
     if filesystem is not None:
         # One request has the names and the sizes of up to 1,000 objects. It must be made: these filesystems
         # remember what they have listed, and what was there a page ago is not what is there now.
-        filesystem.invalidate_cache(uri)
+        path = filesystem._strip_protocol(uri)
+        filesystem.invalidate_cache(path)
         try:
-            found = filesystem.ls(uri, detail=True)
+            found = filesystem.ls(path, detail=True)
         except FileNotFoundError:
             return None
         files = {info["name"]: info["size"] for info in found if info["type"] == "file"}
-        path = filesystem._strip_protocol(uri)
         if list(files) == [path]:
             return Archive(artifact_store, uri, False, [_Object(filesystem, path, "", files[path])])
         parts = [_Object(filesystem, path, os.path.basename(path), size) for path, size in sorted(files.items())]
@@ -158,6 +159,30 @@ def open_archive(artifact_store: BaseArtifactStore, uri: str) -> Archive | None:
     else:
         return None
     return Archive(artifact_store, uri, True, [part for part in parts if part.name]) if parts else None
+
+
+def contents_of(archive: Archive, parts: Sequence[Part]) -> list[bytes]:
+    """Return all that is in some parts of an archive.
+
+    Objects are read side by side, by the filesystem itself: at a process's end no thread pool would do so any
+    more, and it would not end before a request that hangs.
+
+    Raises:
+        OSError: One cannot be read, or is not as large as it was.
+    """
+    objects = [part for part in parts if isinstance(part, _Object)]
+    if len(objects) == len(parts):
+        paths, sizes = [part.path for part in objects], [part.size for part in objects]
+        filesystem = archive.artifact_store.filesystem  # type: ignore[attr-defined]
+        contents: list[bytes] = filesystem.cat_ranges(paths, [0] * len(paths), sizes, on_error="raise")
+        if list(map(len, contents)) != sizes:
+            raise OSError("it became shorter while it was read")
+        return contents
+    contents = []
+    for part in parts:
+        with closing(part):
+            contents.append(part.read(0, part.size))
+    return contents
 
 
 class Block(NamedTuple):

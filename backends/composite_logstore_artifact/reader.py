@@ -24,7 +24,8 @@ from composite_logstore_artifact.artifact_stores import (
     is_refusal,
 )
 from composite_logstore_artifact.index import Chunk, add, load
-from composite_logstore_artifact.lines import Summary, Wanted, is_complete, summarize_lines
+from composite_logstore_artifact.lines import Summary, Wanted, find_event, is_complete, summarize_lines
+from composite_logstore_artifact.objects import ObjectName, superseded
 from composite_logstore_artifact.parts import Archive, Block, Part, backward, fetched, forward, open_archive
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class ArtifactReader:
 
     A token is `<name of the object>:<offset in bytes>`, with an empty name where the stream is a single
     file. Nothing is ever inserted before a place that was read, so tokens stay valid while the stream
-    grows. The exception are two writers whose clocks disagree: an object that sorts before a token is
-    only seen by who begins anew.
+    grows, and when objects are merged: their names say into which. The exception are two
+    writers whose clocks disagree: an object that sorts before a token is only seen by who begins anew.
     """
 
     max_page_size = 50_000
@@ -88,9 +89,17 @@ class ArtifactReader:
         start = _Position.parse(request.token)
         artifact_store = self._artifact_store_of(request.logs)
         try:
-            archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, request.logs.id))
-            if archive is not None:
-                return _read_page(archive, start, request)
+            uri = prepare_logs_uri(artifact_store, request.logs.id)
+            for attempts_left in (2, 1, 0):
+                archive = open_archive(artifact_store, uri)
+                if archive is None:
+                    break
+                try:
+                    return _read_page(archive, start, request)
+                except FileNotFoundError:
+                    # Objects were merged since they were listed.
+                    if not attempts_left:
+                        raise
         except IllegalOperationError as error:
             # ZenML's server keeps away from its own disk, unless it is told otherwise.
             raise LogStoreError(
@@ -167,9 +176,36 @@ class _Position(NamedTuple):
         return f"{self.name}:{self.offset}"
 
 
+def _located(start: _Position, archive: Archive) -> _Position:
+    """Return where a place is now: the object that it was in may have been merged into another."""
+    name = ObjectName.parse(start.name)
+    if name is None or start.name in {part.name for part in archive.parts}:
+        return start
+    offset = start.offset
+    for part in archive.parts:
+        into = ObjectName.parse(part.name)
+        if into is not None and name.has_merged(into):
+            # What others were merged into is gone, since it did not turn out well, and they are there.
+            if offset <= part.size:
+                return _Position(part.name, offset)
+            offset -= part.size
+        if into is None or into.size != part.size or not into.has_merged(name):
+            continue
+        with closing(part):
+            for block in forward(part, 0, part.size, _LARGEST_BLOCK, _LARGEST_BLOCK):
+                begin = find_event(block.content, name.writer, name.first)
+                if begin is not None:
+                    return _Position(part.name, block.begin + begin + start.offset)
+    return start
+
+
 def _read_page(archive: Archive, start: _Position | None, request: PageRequest) -> Page:
     if start is not None and bool(start.name) != archive.is_folder:
         raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
+    if archive.is_folder:
+        copies = superseded(archive.parts)
+        archive = archive._replace(parts=[part for part in archive.parts if part.name not in copies])
+        start = _located(start, archive) if start is not None else None
     towards_newer = request.direction == "newer"
     limit = min(request.limit, ArtifactReader.max_page_size)
     wanted = Wanted(request.filter)
@@ -246,6 +282,10 @@ def _blocks(
         parts = [part for part in archive.parts if start is None or part.name >= start.name]
     else:
         parts = [part for part in reversed(archive.parts) if start is None or part.name <= start.name]
+    if wanted.is_summarized:
+        parts = [
+            part for part in parts if (name := ObjectName.parse(part.name)) is None or wanted.may_be_in(name.summary)
+        ]
     is_indexed = not archive.is_folder and archive.artifact_store.config.is_local
     read = forward if towards_newer else backward
     with closing(fetched(parts, first_block)) as ready:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+from uuid import uuid4
 
 import pytest
 
@@ -81,6 +85,46 @@ def test_filters(run: Run) -> None:
     assert_equal(run.page("step", level="ERROR")["items"], [line for line in said if line["level"] >= 40])
     found = run.page("step", search="printed", start="oldest")["items"]
     assert_equal(found, [line for line in said if "printed" in line["message"]])
+
+
+def test_what_cannot_be_asked_for_is_the_mistake_of_whoever_asks(run: Run) -> None:
+    """Never a 500, and never another page than the one that was asked for."""
+    stream, other = run.streams["step"]["id"], run.streams["client"]["id"]
+    cursor = run.page("step", limit=5)["before"]
+    foreign = json.loads(base64.urlsafe_b64decode(cursor)) | {"log_store_id": str(uuid4())}
+    of_another_store = base64.urlsafe_b64encode(json.dumps(foreign).encode()).decode()
+
+    def status(id: str = stream, **parameters: Any) -> int:
+        url = f"{run.zenml.url}/api/v1/logs/{id}/entries"
+        code: int = run.zenml.session.get(url, params=parameters, timeout=60).status_code
+        return code
+
+    assert status(before=cursor) == 200
+    for parameters in (
+        {"before": "nonsense"},
+        {"before": "…"},
+        {"before": ""},
+        {"before": cursor[:-9]},
+        {"before": cursor[9:]},
+        {"before": of_another_store},
+        {"after": cursor},
+        {"before": cursor, "after": cursor},
+        {"before": cursor, "start": "oldest"},
+        {"before": cursor, "limit": 6},
+        {"before": cursor, "search": "loss"},
+        {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"},
+        {"since": "yesterday"},
+        {"limit": 0},
+        {"limit": -1},
+        {"limit": "many"},
+        {"level": "LOUD"},
+        {"start": "middle"},
+    ):
+        assert status(**parameters) in (400, 422), parameters
+    assert status(other, before=cursor) in (400, 422)
+    assert status(str(uuid4())) == 404
+    assert status(limit=1_000_000) == 200
+    assert run.page("step", limit=1_000_000) == run.page("step", limit=50_000) | {"before": ANY, "after": ANY}
 
 
 def test_collector_received_the_same(run: Run, collector: Collector) -> None:

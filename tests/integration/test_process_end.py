@@ -113,6 +113,30 @@ def test_an_orderly_end_delivers_what_can_be_delivered_in_three_seconds(tmp_path
     assert f"{number} for child 'dead', {number} for child 'hung'" in ended.output + ended.errors
 
 
+@pytest.mark.parametrize(("takes", "is_done"), [(1.0, True), (100.0, False)])
+def test_what_is_to_be_done_for_a_stream_that_has_ended_is_waited_for_in_these_three_seconds(
+    tmp_path: Path, takes: float, is_done: bool
+) -> None:
+    """Such as merging the objects of the archive. Only for a child that has delivered everything."""
+    ended = Ended(
+        tmp_path,
+        f"""
+        def end_stream(stream):
+            time.sleep({takes})
+            open("done", "w").close()
+        living.end_stream = end_stream
+        dead.fault = hung.fault = None
+        log("a")
+        store.deregister_origin(origin)
+        print("logged", flush=True)
+        """,
+    )
+    assert ended.code == 0
+    assert ended.delivered == ["a"]
+    assert (tmp_path / "done").exists() == is_done
+    assert ended.seconds < 8
+
+
 def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path) -> None:
     ended = Ended(
         tmp_path,

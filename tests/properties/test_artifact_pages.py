@@ -19,8 +19,10 @@ from zenml.models import LogEntry, LogsEntriesFilter
 from composite_logstore import Event, LogEvent, Page, PageRequest, ReadEntry
 from composite_logstore.backend import ExportError
 from composite_logstore_artifact import reader as reader_module
+from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from composite_logstore_artifact.lines import Wanted
+from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import listing_store, local_store, make_logs, object_store, with_faults
 from tests.events import make_events, make_stream
@@ -353,13 +355,17 @@ def test_whatever_fails_every_event_is_there_once_and_in_order(
             number += len(pending)
             for event in pending:
                 exported[event.stream.id].append(event)
+            most = len(pending)
             while pending:
-                part = pending[: random.randint(1, len(pending))] if random.random() < 0.3 else pending
+                part = pending[: random.randint(1, most)] if random.random() < 0.3 else pending[:most]
                 try:
                     exporter.export(part)
                 except ExportError:
+                    # What failed is tried again, or its halves, and nothing else before.
+                    most = len(part)
                     continue
                 pending = pending[len(part) :]
+                most = len(pending)
 
         for stream in streams:
             found: list[ReadEntry] = []
@@ -373,6 +379,70 @@ def test_whatever_fails_every_event_is_there_once_and_in_order(
                 event.sequence for event in exported[stream.id]
             ]
             assert [read.entry.message for read in found] == [event.message for event in exported[stream.id]]
+
+
+@few
+@given(
+    st.lists(st.tuples(st.sampled_from(WRITERS), st.integers(1, 4), st.sampled_from([20, 40])), max_size=12),
+    st.sampled_from(["objects", "listed"]),
+    st.sampled_from(["newer", "older"]),
+    limits,
+    filters,
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_cursors_stay_valid_when_objects_are_merged(
+    batches: list[tuple[str, int, int]],
+    layout: str,
+    direction: Direction,
+    limits: list[int],
+    filter_: LogsEntriesFilter,
+    before: int,
+    after: int,
+    is_killed: bool,
+) -> None:
+    """Some objects are merged before anything is read, the others after some pages; and that may be cut off."""
+    with archive_of(layout, []) as archive:
+        exporter = ArtifactExporter(find=lambda stream: archive.store)
+        numbers = dict.fromkeys(WRITERS, 0)
+        events: list[LogEvent] = []
+        for place, (writer, count, level) in enumerate(batches):
+            if place == before:
+                merge(archive, is_killed=False)
+            batch = make_events(["loss", "y" * 300] * 2, STREAM, numbers[writer], writer, level=level)[:count]
+            numbers[writer] += count
+            exporter.export(batch)
+            events += batch
+        found: list[Found] = []
+        if events:
+            for number, page in enumerate(pages(archive, direction, limits, filter_)):
+                found = found + _found(page) if direction == "newer" else _found(page) + found
+                if number == after:
+                    merge(archive, is_killed)
+
+        entries = [(parse_log_entry(encode(event).decode()), event) for event in events]
+        assert found == [
+            (entry.message, Event(event.writer, event.sequence))
+            for entry, event in entries
+            if entry is not None and _is_wanted(entry, filter_)
+        ]
+
+
+def merge(archive: Archive, is_killed: bool) -> None:
+    """Merge what each writer has written; killed, it leaves the objects that were merged."""
+    there = {path: path.read_bytes() for path in archive.path.iterdir()}
+    for writer in WRITERS:
+        # Those that were merged already have their size in their names.
+        written = {
+            path.name: len(content)
+            for path, content in sorted(there.items())
+            if (name := ObjectName.parse(path.name)) and name.writer == writer and name.size is None
+        }
+        compact(archive.store, str(archive.path), Loose(written))
+    if is_killed:
+        for path, content in there.items():
+            path.write_bytes(content)
 
 
 # What JSON escapes, and characters that become others, or more, when case does not count.

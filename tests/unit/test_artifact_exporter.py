@@ -14,13 +14,15 @@ import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, parse_log_entry, prepare_logs_uri
+from zenml.models import LogsEntriesFilter
 
-from composite_logstore import RetryableError, Stream, UnavailableError
+from composite_logstore import PageRequest, RetryableError, Stream, UnavailableError
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
-from tests.artifact_stores import local_store, make_artifact_store, object_store, with_faults
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import local_store, make_artifact_store, make_logs, object_store, with_faults
 from tests.events import NOON, WRITER, make_events, make_stream
 
 OTHER_WRITER = "fedcba987654321"
@@ -193,7 +195,11 @@ def test_a_remote_store_gets_an_object_for_each_export(tmp_path: Path) -> None:
     exporter.export(make_events(["c"], stream, 2))
 
     folder = tmp_path / "logs" / f"{stream.id}.log"
-    assert sorted(os.listdir(folder)) == [f"{NOON:020d}-{WRITER}-0.log", f"{NOON + 1:020d}-{WRITER}-2.log"]
+    micros = NOON // 1000
+    assert sorted(os.listdir(folder)) == [
+        f"{NOON:020d}-{NOON:020d}-{WRITER}-0-1-{micros}-{micros + 1000}-20.log",
+        f"{NOON + 1:020d}-{NOON + 1:020d}-{WRITER}-2-2-{micros + 2000}-{micros + 2000}-20.log",
+    ]
     assert messages_in(folder) == ["a", "b", "c"]
     assert [entry.message for entry in fetch_log_records(store, str(folder), 10)] == ["a", "b", "c"]
 
@@ -275,6 +281,23 @@ for export in range(50):
     assert len(lines) == 2000
 
 
+# --- How long events wait for a fuller batch
+
+
+def test_an_object_takes_what_is_logged_in_ten_seconds_unless_something_else_is_set(tmp_path: Path) -> None:
+    def delay(store: BaseArtifactStore, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> int | None:
+        exporter = ArtifactChildConfig(name="archive", type="artifact", **settings).create_exporter()
+        monkeypatch.setattr(exporter, "_find", lambda stream: store)
+        assert exporter.schedule_delay_millis is None
+        exporter.export(make_events(["a"]))
+        return exporter.schedule_delay_millis
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert delay(object_store(tmp_path), patch) == 10_000
+        assert delay(local_store(tmp_path), patch) is None
+        assert delay(object_store(tmp_path), patch, schedule_delay_millis=3_000) is None
+
+
 # --- What goes wrong
 
 
@@ -353,6 +376,21 @@ def test_a_lost_answer_leaves_no_copy(tmp_path: Path) -> None:
 
     assert messages_in(place(store, batch[0].stream)) == ["a", "b", "c"]
     assert len(list(place(store, batch[0].stream).iterdir())) == 2
+
+
+def test_a_name_never_says_less_than_is_in_the_object(tmp_path: Path) -> None:
+    store = with_faults(object_store(tmp_path), [(TimeoutError("no answer"),), None])
+    stream = make_stream()
+    batch = [*make_events(["a", "b"], stream), *make_events(["c"], stream, 2, level=40, level_name="ERROR")]
+    exporter = exporter_to(store)
+
+    with pytest.raises(RetryableError):
+        exporter.export(batch[:2])
+    exporter.export(batch)
+
+    reader = ArtifactReader(find=lambda logs: store)
+    page = reader.read(PageRequest(make_logs(stream.id), "newer", None, 10, LogsEntriesFilter(level="ERROR")))
+    assert [read.entry.message for read in page.entries] == ["c"]
 
 
 def test_what_ended_is_forgotten(tmp_path: Path) -> None:
@@ -463,7 +501,8 @@ def test_the_settings() -> None:
 
     assert config.artifact_store is None
     assert config.readable
-    assert config.batch_size == 5_000
+    assert config.batch_size == 20_000
+    assert config.max_batch_bytes == 8 * 1024 * 1024
     assert config.requirements == {"composite-logstore"}
     config.check()
 

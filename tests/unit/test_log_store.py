@@ -113,6 +113,28 @@ def test_a_backend_that_asks_to_be_tried_again_at_once_is_not_asked_without_end(
         assert 60 <= backend.exports <= 240
 
 
+def test_an_exporter_may_say_how_long_events_are_to_wait_for_a_fuller_batch() -> None:
+    with SimulatedClock() as clock:
+        backend = SimulatedBackend()
+        backend.schedule_delay_millis = None  # type: ignore[attr-defined]
+        store = make_store(make_child("a", backend, schedule_delay_millis=1_000))
+        origin = register(store)
+        log(store, origin, "one")
+        clock.advance(1)
+        backend.schedule_delay_millis = 10_000  # type: ignore[attr-defined]
+        log(store, origin, "two")
+        clock.advance(1)
+        assert backend.messages == ["one", "two"]
+        log(store, origin, "three")
+        clock.advance(9)
+        assert backend.messages == ["one", "two"]
+        clock.advance(1)
+        assert backend.messages == ["one", "two", "three"]
+        log(store, origin, "four")
+        store.flush()
+        assert backend.messages == ["one", "two", "three", "four"]
+
+
 def test_rejected_events_are_counted_and_the_rest_goes_on() -> None:
     backend = SimulatedBackend()
     backend.faults = [RejectedError("too old", count=1)]

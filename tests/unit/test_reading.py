@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from zenml.enums import LoggingLevels
 from zenml.exceptions import (
     DoesNotExistException,
     LogStoreError,
@@ -14,7 +16,7 @@ from zenml.exceptions import (
 )
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import CompositeLogStore, LogEvent, Page, PageRequest, Stream, clock, reading
+from composite_logstore import CompositeLogStore, LogEvent, Page, PageRequest, Stream, clock, missing, reading
 from composite_logstore.delivery import LONGEST_RETRY_AFTER
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
@@ -422,3 +424,153 @@ def test_ids_are_the_events_own(store: CompositeLogStore, backend: SimulatedBack
     logs = make_logs(store)
     events = add(backend, logs, 3)
     assert [entry.id for entry in store.fetch(logs).items] == [UUID(event.uid) for event in events]
+
+
+class TestMissing:
+    @pytest.fixture(autouse=True)
+    def _finished(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+
+    def test_an_entry_says_where_events_are_missing(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
+        logs = stored(store, backend, 10)
+        del backend.received[3:6], backend.received[-2]
+        page = store.fetch(logs)
+
+        writer = backend.received[0].writer
+        assert messages(page) == [
+            "m0", "m1", "m2",
+            f"Child 'archive' lacks 3 entries here, between 2 and 6 of writer {writer}.",
+            "m6", "m7",
+            f"Child 'archive' lacks 1 entry here, between 7 and 9 of writer {writer}.",
+            "m9",
+        ]  # fmt: skip
+        for place in (3, 6):
+            notice = page.items[place]
+            assert (notice.level, notice.name) == (LoggingLevels.WARNING, "composite_logstore")
+            assert notice.timestamp == page.items[place + 1].timestamp
+        assert [entry.id for entry in store.fetch(logs).items] == [entry.id for entry in page.items]
+
+    @pytest.mark.parametrize("start", ["oldest", "newest"])
+    def test_the_first_events_may_be_missing(
+        self, store: CompositeLogStore, backend: SimulatedBackend, start: str
+    ) -> None:
+        logs = stored(store, backend, 5, first=2)
+        page = store.fetch(logs, start=start)
+        assert "lacks 2 entries here, between the beginning and 2 of" in messages(page)[0]
+        assert messages(page)[1:] == numbered(2, 7)
+
+    def test_many_holes_are_told_at_once(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
+        logs = stored(store, backend, 100)
+        del backend.received[1::2]
+        page = store.fetch(logs)
+        assert len(page.items) == 51
+        assert "lacks 49 entries of this page in 49 places, the first between 0 and 2" in messages(page)[0]
+
+    @pytest.mark.parametrize(
+        "filter_",
+        [{"search": "m"}, {"level": "INFO"}, {"since": "2020-01-01T00:00:00Z"}, {"until": "2040-01-01T00:00:00Z"}],
+    )
+    def test_a_filter_makes_holes_of_its_own(
+        self, store: CompositeLogStore, backend: SimulatedBackend, filter_: dict[str, Any]
+    ) -> None:
+        logs = stored(store, backend, 10)
+        del backend.received[3]
+        assert len(store.fetch(logs, filter_=LogsEntriesFilter(**filter_)).items) == 9
+
+    @pytest.mark.parametrize("settings", [{"min_level": "DEBUG"}, {"progress": "latest"}])
+    def test_a_child_that_does_not_take_everything_has_gaps_by_its_settings(
+        self, backend: SimulatedBackend, settings: dict[str, Any]
+    ) -> None:
+        store = make_store(make_child("archive", backend, **settings))
+        logs = stored(store, backend, 10)
+        del backend.received[3]
+        assert len(store.fetch(logs).items) == 9
+
+    def test_what_is_not_finished_may_still_come(
+        self, store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(missing, "is_finished", lambda logs: False)
+        logs = stored(store, backend, 10)
+        del backend.received[3]
+        assert len(store.fetch(logs).items) == 9
+
+
+class TestMissingWithoutOrder:
+    """Of a backend that sorts by time, such as Datadog."""
+
+    @pytest.fixture(autouse=True)
+    def _unordered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+        monkeypatch.setattr(SimulatedReader, "in_order", False)
+
+    @pytest.fixture
+    def logs(self, store: CompositeLogStore, backend: SimulatedBackend) -> LogsResponse:
+        return stored(store, backend, 10)
+
+    def age(self, monkeypatch: pytest.MonkeyPatch, page: LogsEntriesResponse, age: timedelta) -> None:
+        newest = page.items[-1].timestamp
+        assert newest is not None
+
+        class Now(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+                return newest + age
+
+        monkeypatch.setattr(missing, "datetime", Now)
+
+    def test_what_is_missing_is_looked_for_once_more(
+        self,
+        store: CompositeLogStore,
+        backend: SimulatedBackend,
+        logs: LogsResponse,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        lost = backend.received.pop(3)
+        self.age(monkeypatch, store.fetch(logs), missing.INDEXED_AFTER + timedelta(seconds=1))
+        assert "lacks 1 entry here, between 2 and 4" in messages(store.fetch(logs))[3]
+        backend.received.append(lost)
+        assert messages(store.fetch(logs, limit=7)) == ["m4", "m5", "m6", "m7", "m8", "m9", "m3"]
+
+    def test_what_may_still_be_indexed_is_not_missing(
+        self,
+        store: CompositeLogStore,
+        backend: SimulatedBackend,
+        logs: LogsResponse,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        del backend.received[3]
+        self.age(monkeypatch, store.fetch(logs), missing.INDEXED_AFTER - timedelta(seconds=1))
+        assert len(store.fetch(logs).items) == 9
+
+    def test_looking_once_more_takes_few_requests_and_fails_no_page(
+        self,
+        store: CompositeLogStore,
+        backend: SimulatedBackend,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        logs = stored(store, backend, 400)
+        # Every other one is missing, over hours.
+        backend.received = [
+            event._replace(time_unix_nano=event.time_unix_nano + event.number * 60_000_000_000)
+            for event in backend.received[::2]
+        ]
+        requests: list[PageRequest] = []
+        read = SimulatedReader.read
+
+        def counting(reader: SimulatedReader, request: PageRequest) -> Page:
+            requests.append(request)
+            if is_limited and len(requests) > 1:
+                raise LogStoreRateLimitError("rate limited")
+            return read(reader, request)
+
+        monkeypatch.setattr(SimulatedReader, "read", counting)
+        is_limited = False
+        self.age(monkeypatch, store.fetch(logs), timedelta(days=1))
+        requests.clear()
+        assert "lacks 199 entries of this page in 199 places" in messages(store.fetch(logs))[0]
+        assert len(requests) <= 4
+
+        requests.clear()
+        is_limited = True
+        assert len(store.fetch(logs).items) == 200
+        assert len(requests) == 2

@@ -1,0 +1,190 @@
+"""Many small objects of a stream become a few large ones, so that no listing has thousands.
+
+They are a team's only copy of its logs, so: only an exporter itself merges what it has written, and only what a
+listing shows as it was written. What is merged is written first, as a whole, under a name that says which
+objects it has taken in, and of what size it is. Once a listing shows that, they are removed. So a reader that comes
+between, or after a process that died in between, knows the copies by their names. Each object is merged once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Queue
+from typing import TYPE_CHECKING, NamedTuple
+
+from composite_logstore_artifact.objects import ObjectName
+from composite_logstore_artifact.parts import Archive, Part, contents_of, open_archive
+
+if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
+LARGEST_OBJECT = 32 * 1024 * 1024
+"""In bytes: so much fits into memory, and ten million lines are a hundred objects."""
+
+
+class _Due(NamedTuple):
+    """What is to be merged: objects that were written since the last time, by name, with their sizes in bytes."""
+
+    artifact_store: BaseArtifactStore
+    uri: str
+    written: dict[str, int]
+    is_last: bool
+
+
+class Compaction:
+    """Merges what one exporter has written, on a thread of its own.
+
+    It may take longer than an export may, and if it hangs the events must go on. Whatever fails, the objects are
+    there; they are merged with the next ones.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing."""
+        self._due: Queue[_Due | None] = Queue()
+        self._thread: threading.Thread | None = None
+        self._loose: dict[str, Loose] = {}
+
+    def begin(self, artifact_store: BaseArtifactStore, uri: str, written: dict[str, int], is_last: bool) -> None:
+        """Merge these objects as soon as the ones before are done.
+
+        Args:
+            artifact_store: Where they are.
+            uri: The folder of their stream.
+            written: Their names, oldest first, and their sizes in bytes.
+            is_last: Whether no more of the stream will come.
+        """
+        self._due.put(_Due(artifact_store, uri, written, is_last))
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="composite-logstore compaction", daemon=True)
+            # Late in a process's exit none can be started any more.
+            with suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
+
+    def wait(self) -> None:
+        """Wait until all that was begun has ended."""
+        if self._thread is not None:
+            self._due.join()
+
+    def close(self) -> None:
+        """End the thread when all that was begun has ended."""
+        if self._thread is not None:
+            self._due.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (due := self._due.get()) is not None:
+            loose = self._loose.setdefault(due.uri, Loose())
+            loose.written.update(due.written)
+            with suppress(Exception):
+                compact(due.artifact_store, due.uri, loose)
+            if due.is_last:
+                del self._loose[due.uri]
+            self._due.task_done()
+        self._due.task_done()
+
+
+@dataclass
+class Loose:
+    """What of a stream an exporter has yet to merge.
+
+    Attributes:
+        written: The names of the objects that were not merged, oldest first, and their sizes in bytes.
+        merged: The names of those that were, and may be there still.
+    """
+
+    written: dict[str, int] = field(default_factory=dict)
+    merged: set[str] = field(default_factory=set)
+
+
+def compact(artifact_store: BaseArtifactStore, uri: str, loose: Loose) -> None:
+    """Merge objects, where nothing of others lies between.
+
+    Raises:
+        Exception: The artifact store's own error. What was not merged is as it was.
+    """
+    archive = open_archive(artifact_store, uri)
+    if archive is not None and _are_there(loose.merged, archive):
+        # What was not removed before may be removed now. s3fs does not say if it was refused: look.
+        _remove(artifact_store, uri, _are_there(loose.merged, archive))
+        archive = open_archive(artifact_store, uri)
+        if archive is not None and _are_there(loose.merged, archive):
+            # Who may write here, but not remove, shall not get more and more copies.
+            return
+    if archive is None:
+        return
+    loose.merged.clear()
+    sizes = {part.name: part.size for part in archive.parts}
+    others = [name for name, size in loose.written.items() if sizes.get(name) != size]
+    if others:
+        # The listing is an old one, or somebody else was here: what lies between two objects is not known. These are
+        # never merged, so that the others can be, once a listing is as it should be.
+        for name in others:
+            del loose.written[name]
+        return
+    for group in _groups(archive.parts, loose.written):
+        _merge(archive, group, loose)
+
+
+def _are_there(names: set[str], archive: Archive) -> list[str]:
+    return [part.name for part in archive.parts if part.name in names]
+
+
+def _groups(parts: Sequence[Part], written: dict[str, int]) -> Iterator[list[Part]]:
+    """Yield what can be merged: neighbours, so that everything stays in its order."""
+    group: list[Part] = []
+    size = 0
+    for part in parts:
+        if part.name not in written or size + part.size > LARGEST_OBJECT:
+            if len(group) > 1:
+                yield group
+            group, size = [], 0
+        if part.name in written:
+            group.append(part)
+            size += part.size
+    if len(group) > 1:
+        yield group
+
+
+def _merge(archive: Archive, group: list[Part], loose: Loose) -> None:
+    artifact_store, uri = archive.artifact_store, archive.uri
+    names = [part.name for part in group]
+    merged = str(ObjectName.of_merged(names, sum(part.size for part in group)))
+    contents = contents_of(archive, group)
+    is_needed = False
+    try:
+        with artifact_store.open(os.path.join(uri, merged), "wb") as file:
+            while contents:
+                file.write(contents.pop(0))
+        # Nothing is removed unless it is all there, and still lies side by side.
+        there = open_archive(artifact_store, uri)
+        found = [(part.name, part.size) for part in there.parts if names[0] <= part.name <= names[-1]] if there else []
+        originals = [(part.name, part.size) for part in group]
+        if found != [originals[0], (merged, sum(part.size for part in group)), *originals[1:]]:
+            # If somebody else has removed what it was made of, it may be all that there is.
+            is_needed = not set(originals) <= set(found)
+            raise OSError("it is not what it should be")
+    except Exception:
+        if not is_needed:
+            with suppress(Exception):
+                _remove(artifact_store, uri, [merged])
+        raise
+    for name in names:
+        del loose.written[name]
+    loose.merged.update(names)
+    _remove(artifact_store, uri, names)
+
+
+def _remove(artifact_store: BaseArtifactStore, uri: str, names: Sequence[str]) -> None:
+    filesystem = getattr(artifact_store, "filesystem", None)
+    if filesystem is not None:
+        # One request for up to 1,000 of them.
+        filesystem.rm([os.path.join(uri, name) for name in names])
+        return
+    for name in names:
+        artifact_store.remove(os.path.join(uri, name))

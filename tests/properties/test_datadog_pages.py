@@ -1,0 +1,165 @@
+"""However a stream at Datadog is paged through, and whatever its times, the pages together are the stream."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any, Literal
+from uuid import UUID
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zenml.enums import LoggingLevels
+from zenml.models import LogsEntriesFilter
+
+from composite_logstore import Event, LogEvent, PageRequest, Stream
+from composite_logstore.testing import make_logs
+from composite_logstore_datadog import reader as reader_module
+from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_datadog.exporter import DatadogExporter
+from composite_logstore_datadog.reader import DatadogReader
+from tests.events import make_events, make_stream
+from tests.servers.datadog import _State
+
+Direction = Literal["newer", "older"]
+
+WRITERS = ["0123456789abcde", "fedcba987654321"]
+LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR"}
+CONFIG = DatadogChildConfig(name="live", type="datadog", api_key="test-key", application_key="test-application-key")
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class Datadog:
+    """The stand-in, without a network in between."""
+
+    def __init__(self) -> None:
+        self.state = _State(None, checked=False)
+        self.exporter = DatadogExporter(CONFIG)
+        pool = SimpleNamespace(request=self._take)
+        self.exporter._client.rest_client.pool_manager = pool
+
+    def _take(self, method: str, url: str, **arguments: Any) -> Any:
+        self.state.take(gzip.decompress(arguments["body"]))
+        return SimpleNamespace(status=202, headers={})
+
+    def search(self, url: str, **arguments: Any) -> Any:
+        content = self.state.search(orjson.dumps(arguments["json"]))
+        return SimpleNamespace(status_code=200, headers={}, content=content)
+
+
+@pytest.fixture(scope="module")
+def datadog() -> Iterator[Datadog]:
+    """One with pages so small that most of them end within a millisecond."""
+    datadog = Datadog()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader_module.requests, "post", datadog.search)
+        patch.setattr(reader_module, "_MARGIN", 1)
+        patch.setattr(DatadogReader, "max_page_size", 6)
+        yield datadog
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[LogEvent]:
+    """Events of several writers, a few in each millisecond; a clock may go back."""
+    stream = make_stream()
+    start = (time.time_ns() // 1_000_000 - 60_000) * 1_000_000
+    numbers = dict.fromkeys(WRITERS, 0)
+    events = []
+    for writer in draw(st.lists(st.sampled_from(WRITERS), max_size=20)):
+        level = draw(st.sampled_from(list(LEVELS)))
+        moment = start + draw(st.integers(0, 4)) * 1_000_000 + draw(st.sampled_from([0, 1_000, 999_000]))
+        events += make_events(
+            [draw(st.sampled_from(["loss 1", "Loss 2", "done"]))],
+            stream,
+            numbers[writer],
+            writer,
+            level=level,
+            level_name=LEVELS[level],
+        )
+        events[-1] = events[-1]._replace(time_unix_nano=moment)
+        numbers[writer] += 1
+    return events
+
+
+def moment(event: LogEvent) -> datetime:
+    return EPOCH + timedelta(microseconds=event.time_unix_nano // 1_000)
+
+
+def expected(events: list[LogEvent], filter_: LogsEntriesFilter) -> list[Event]:
+    """The whole stream: in the order of time as far as Datadog keeps it, then in each writer's."""
+    wanted = [
+        event
+        for event in events
+        if (filter_.level is None or event.level >= filter_.level.value)
+        and (filter_.search is None or filter_.search.lower() in event.message.lower())
+        and (filter_.since is None or moment(event) >= filter_.since)
+        and (filter_.until is None or moment(event) <= filter_.until)
+    ]
+    wanted.sort(key=lambda event: (event.time_unix_nano // 1_000_000, event.writer, event.sequence))
+    return [Event(event.writer, event.sequence) for event in wanted]
+
+
+def walked(stream: Stream, direction: Direction, limits: list[int], filter_: LogsEntriesFilter) -> list[Event]:
+    reader, logs = DatadogReader(CONFIG), make_logs(stream)
+    found: list[Event] = []
+    token: str | None = None
+    number = 0
+    while number == 0 or token is not None:
+        limit = limits[number % len(limits)]
+        page = reader.read(PageRequest(logs, direction, token, limit, filter_))
+        assert len(page.entries) <= limit
+        assert number < 100, "the pages have no end"
+        events = [read.event for read in page.entries if read.event is not None]
+        found = found + events if direction == "newer" else events + found
+        token = page.newer if direction == "newer" else page.older
+        number += 1
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    streams(),
+    st.lists(st.integers(0, 19), max_size=4),
+    st.sampled_from(["newer", "older"]),
+    st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    st.sampled_from([None, None, LoggingLevels.INFO, LoggingLevels.ERROR]),
+    st.sampled_from([None, None, "loss"]),
+    st.tuples(st.integers(0, 19), st.integers(0, 19), st.booleans(), st.booleans()),
+)
+def test_pages_are_the_stream(
+    datadog: Datadog,
+    events: list[LogEvent],
+    copied: list[int],
+    direction: Direction,
+    limits: list[int],
+    level: LoggingLevels | None,
+    search: str | None,
+    times: tuple[int, int, bool, bool],
+) -> None:
+    if not events:
+        return
+    datadog.state.control({"forget": True})
+    datadog.exporter.export(events)
+    for place in copied:  # a redelivery repeats a run
+        datadog.exporter.export(events[place % len(events) :][:3])
+    bounds = sorted(moment(events[place % len(events)]) for place in times[:2])
+    filter_ = LogsEntriesFilter(
+        level=level, search=search, since=bounds[0] if times[2] else None, until=bounds[1] if times[3] else None
+    )
+
+    assert walked(events[0].stream, direction, limits, filter_) == expected(events, filter_)
+
+
+def test_ids_are_the_events_own(datadog: Datadog) -> None:
+    datadog.state.control({"forget": True})
+    start = time.time_ns() - 60_000_000_000
+    events = [event._replace(time_unix_nano=start) for event in make_events(["a", "b"])]
+    datadog.exporter.export(events)
+
+    page = DatadogReader(CONFIG).read(PageRequest(make_logs(events[0].stream), "older", None, 5, LogsEntriesFilter()))
+    assert [read.entry.id for read in page.entries] == [UUID(event.uid) for event in events]
