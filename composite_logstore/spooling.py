@@ -296,10 +296,11 @@ class Spooling:
                 self._failed(error)
 
     def settled(self, delivery: Delivery) -> None:
-        """Note how far a child is."""
+        """Note how far a child is: also of what is not on disk, since for another child's sake it may yet come there."""
         if self.spool is not None:
+            newest = self.unspooled[-1].number if self.unspooled else self.spool.last
             try:
-                self.spool.settle(delivery.name, min(delivery.oldest, self.spool.last + 1))
+                self.spool.settle(delivery.name, min(delivery.oldest, max(newest, self.spool.last) + 1))
             except OSError as error:
                 self._failed(error)
 

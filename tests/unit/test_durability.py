@@ -95,6 +95,28 @@ def test_with_spill_what_is_not_delivered_is_on_disk_within_a_second(tmp_path: P
     assert not list(tmp_path.glob("*/*/*.log"))
 
 
+@pytest.mark.parametrize("tenths", range(0, 16))
+def test_what_a_child_has_is_not_delivered_to_it_again_whenever_the_process_is_killed(
+    tmp_path: Path, clock: SimulatedClock, tenths: int
+) -> None:
+    """Also what came to disk afterwards, for another child's sake."""
+    machine = Machine(clock, tmp_path, "spill", healthy={}, dead={})
+    machine.backends["dead"].fault = "unavailable"
+    machine.start()
+    machine.log(*"abc")
+    machine.store.flush(blocking=False)
+    clock.advance(0)
+    machine.log("d")
+    clock.advance(tenths / 10)
+    machine.die()
+    machine.start()
+    machine.log("e")
+    clock.advance(5)
+    received = machine.backends["healthy"].messages
+    assert sorted(received) == sorted(set(received))
+    assert set(received) - {"d"} == set("abce")
+
+
 def test_with_spill_healthy_children_leave_the_disk_alone(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "spill", a={}, b={})
     machine.start()
