@@ -439,8 +439,16 @@ class WholeStore(RuleBasedStateMachine):
         finally:
             self.world.close()
         failed = {arguments[0] for command, *arguments in self.script if command is World.fail and arguments[1]}
-        for name in failed:
+        for name in failed - self.enabled_late():
             self.played_again(healthy=frozenset(CHILDREN) - {name}, compare=name)
+
+    def enabled_late(self) -> set[str]:
+        """Return who was switched after a crash: its part of what the dead left stays with who has it, see the docs."""
+        commands = [command for command, *_ in self.script]
+        if World.crash not in commands:
+            return set()
+        after = self.script[commands.index(World.crash) :]
+        return {arguments[0] for command, *arguments in after if command is World.switch}
 
     def played_again(self, healthy: frozenset[str], compare: str) -> None:
         """No child's history depends on another child's faults."""
