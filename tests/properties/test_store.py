@@ -485,6 +485,8 @@ def test_the_whole_store_under_very_many_sequences_of_faults() -> None:
     run(WholeStore, 10_000, steps=30)
 
 
+# Found among the first few as a rule; many more are tried before it counts as not found.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("bug", [*BUGS, *DURABILITY_BUGS])
 def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
-    assert_found(bug, monkeypatch, WholeStore, 200, steps=30)
+    assert_found(bug, monkeypatch, WholeStore, 1_000, steps=30)
