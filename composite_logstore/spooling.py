@@ -296,7 +296,7 @@ class Spooling:
                 self._failed(error)
 
     def settled(self, delivery: Delivery) -> None:
-        """Note how far a child is: also of what is not on disk, since for another child's sake it may yet come there."""
+        """Note how far a child is: also of what is not on disk, since it may yet come there for another child."""
         if self.spool is not None:
             newest = self.unspooled[-1].number if self.unspooled else self.spool.last
             try:
