@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,14 @@ class Image:
 
     stack: str
     requirements: list[str]
+
+
+@pytest.fixture(scope="module")
+def zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZenML]:
+    """A ZenML of its own: what these runs write and register is nobody else's."""
+    with ZenML(tmp_path_factory.mktemp("zenml") / "zenml") as zenml:
+        zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
+        yield zenml
 
 
 @pytest.fixture(scope="module")
