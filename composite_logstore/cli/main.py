@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from composite_logstore.cli.check import check
+from composite_logstore.cli.logs import logs
 from composite_logstore.cli.spool import spool
 
 
@@ -15,4 +16,5 @@ def main() -> None:
 
 
 main.add_command(check)
+main.add_command(logs)
 main.add_command(spool)
