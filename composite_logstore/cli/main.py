@@ -6,6 +6,7 @@ import click
 
 from composite_logstore.cli.check import check
 from composite_logstore.cli.logs import logs
+from composite_logstore.cli.promote import promote
 from composite_logstore.cli.spool import spool
 
 
@@ -17,4 +18,5 @@ def main() -> None:
 
 main.add_command(check)
 main.add_command(logs)
+main.add_command(promote)
 main.add_command(spool)

@@ -170,19 +170,20 @@ def load_store(model: ComponentResponse, what: str = "STORE") -> RegisteredStore
     try:
         return RegisteredStore(cast("CompositeLogStore", StackComponent.from_model(model)), model)
     except ValueError as error:
-        # Another version has written them. The errors name the child and the field, and repeat no value.
-        why = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in _details(error))
-        raise NoAnswer(f"the settings of log store '{model.name}' cannot be read here: {why}") from None
+        # Another version has written them.
+        raise NoAnswer(f"the settings of log store '{model.name}' cannot be read here: {in_words(error)}") from None
     except Exception as error:
         raise NoAnswer(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
 
 
-def _details(error: ValueError) -> list[dict[str, str]]:
+def in_words(error: ValueError) -> str:
+    """Return what is wrong with a log store's settings: the words name child, field and fix, and repeat no value."""
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):
-        return cast("list[dict[str, str]]", error.errors(include_url=False, include_input=False, include_context=False))
-    return [{"msg": type(error).__name__}]
+    if not isinstance(error, ValidationError):
+        return str(error)
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(detail["msg"].removeprefix("Value error, ") for detail in details)
 
 
 # Runs and their streams
