@@ -405,6 +405,8 @@ class _Showing:
         """
         from zenml.exceptions import LogStoreError
 
+        if not self._streams:
+            warn("There is nothing of the kind yet; waiting ...")
         awake = self._clock.signal()
         trouble_since: float | None = None
         while True:
