@@ -463,7 +463,7 @@ class _Showing:
         )
 
 
-_COLOURS = {"DEBUG": "blue", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+_COLOURS = {"DEBUG": "blue", "WARN": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
 def _say_as_json(of: RunStream, entry: LogEntry) -> None:
