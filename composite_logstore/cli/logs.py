@@ -263,7 +263,10 @@ class Readers:
             return found.reading_from(self._child)
         if self._child:
             return f"log store '{model.name}' of flavor '{model.flavor_name}' has collected them, which has no children"
-        return cast(BaseLogStore, StackComponent.from_model(model))
+        try:
+            return cast(BaseLogStore, StackComponent.from_model(model))
+        except Exception as error:
+            raise NoAnswer(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
 
 
 # The command
@@ -368,17 +371,21 @@ class _Showing:
             raise mistake("--source", what)
 
     def _find(self) -> None:
+        new = []
         for stream in streams_of_run(self._run, self._step, self._source):
             known = self._streams.get(stream.logs.id)
-            if known is not None:
+            if known is None:
+                new.append(stream)
+            else:
                 known.of = stream
-                continue
+        number = len(self._streams) + len(new)
+        limit = max(_SMALLEST_PAGE, min(_LARGEST_PAGE, _MOST_ENTRIES // max(1, number)))
+        for stream in new:
             store = self._readers.of(stream)
             if isinstance(store, str):
                 self._unread[stream.label] = store
-                continue
-            limit = max(_SMALLEST_PAGE, min(_LARGEST_PAGE, _MOST_ENTRIES // (len(self._streams) + 1)))
-            self._streams[stream.logs.id] = Stream(stream, store, self._wanted, limit)
+            else:
+                self._streams[stream.logs.id] = Stream(stream, store, self._wanted, limit)
 
     def show(self) -> None:
         """Show what there is.
