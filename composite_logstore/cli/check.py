@@ -224,7 +224,8 @@ class ChildCheck:
 
     def _is_in(self, entries: Sequence[Any]) -> bool:
         # A log store that is registered on its own may give an id of its own.
-        return any(self._event.uid in (str(read.entry.id), read.entry.message.split()[-1]) for read in entries)
+        uid = self._event.uid
+        return any(str(read.entry.id) == uid or read.entry.message.endswith(uid) for read in entries)
 
     def _clocks(self) -> Iterator[Finding]:
         begin = time.time()

@@ -94,7 +94,13 @@ class Done(NamedTuple):
 
 
 class House:
-    """A ZenML with a log store of three children, in which the run `first` has ended."""
+    """A ZenML with a log store of three children, in which the run `first` has ended and `followed` waits.
+
+    Attributes:
+        run: The process of the run that waits.
+    """
+
+    run: subprocess.Popen[str]
 
     def __init__(self, zenml: ZenML, directory: Path) -> None:
         self.zenml = zenml
@@ -122,6 +128,10 @@ class House:
         stdin.write(json.dumps(arguments) + "\n")
         stdin.flush()
         return Done(*json.loads(stdout.readline()))
+
+    def go(self) -> None:
+        """Let the run go on."""
+        (self.directory / "go").touch()
 
     def close(self) -> None:
         """Stop the process that runs commands."""
@@ -168,8 +178,14 @@ def house(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
         program.write_text(REGISTER + RUN)
         zenml.python(str(program), "first", str(directory))
         house = House(zenml, directory)
-        yield house
-        house.close()
+        # It waits in its middle, for the test that follows it.
+        house.run = zenml.popen(str(house.program), "followed", str(directory), "wait")
+        try:
+            yield house
+        finally:
+            house.go()
+            house.run.communicate(timeout=60)
+            house.close()
 
 
 def test_check_finds_what_it_wrote_in_each_child(house: House, collector: Collector) -> None:
@@ -230,29 +246,6 @@ def test_what_is_not_there_is_named_with_the_nearest(house: House) -> None:
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
 
 
-def test_a_run_is_followed_to_its_end_or_to_a_ctrl_c(house: House, tmp_path: Path) -> None:
-    run = house.zenml.popen(str(house.program), "followed", str(tmp_path), "wait")
-    try:
-        while not (tmp_path / "middle").exists():
-            assert run.poll() is None
-            time.sleep(0.05)
-        interrupted, to_the_end = follow(house, "archive"), follow(house, "live")
-        lines = until_epoch_2(to_the_end)
-        until_epoch_2(interrupted)
-        interrupted.send_signal(signal.SIGINT)
-        rest, _ = interrupted.communicate(timeout=60)
-        assert (interrupted.returncode, rest) == (130, "")
-        (tmp_path / "go").touch()
-        rest, _ = to_the_end.communicate(timeout=60)
-        assert to_the_end.returncode == 0, rest
-        said = [line.split(" ", 2)[2].strip() for line in (*lines, *rest.splitlines())]
-        assert [line.split()[-1] for line in said if line.startswith("WARN")] == ["0", "1", "2"]
-        assert sum("the last epoch" in line for line in said) == 1
-    finally:
-        (tmp_path / "go").touch()
-        run.communicate(timeout=60)
-
-
 def follow(house: House, child: str) -> subprocess.Popen[str]:
     how = ("followed", "--step", "train", "--source", "step", "--from", child, "--follow")
     return subprocess.Popen(
@@ -288,3 +281,21 @@ def test_promote_changes_the_registered_component_there_and_back(house: House) -
     back = forced.stdout.split("To go back: composite-logstore ")[1].split()
     assert house.command(*back, "--yes").returncode == 0
     assert house.registered() == before
+
+
+def test_a_run_is_followed_to_its_end_or_to_a_ctrl_c(house: House) -> None:
+    while not (house.directory / "middle").exists():
+        assert house.run.poll() is None
+        time.sleep(0.05)
+    interrupted, to_the_end = follow(house, "archive"), follow(house, "live")
+    lines = until_epoch_2(to_the_end)
+    until_epoch_2(interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    rest, _ = interrupted.communicate(timeout=60)
+    assert (interrupted.returncode, rest) == (130, "")
+    house.go()
+    rest, _ = to_the_end.communicate(timeout=60)
+    assert to_the_end.returncode == 0, rest
+    said = [line.split(" ", 2)[2].strip() for line in (*lines, *rest.splitlines())]
+    assert [line.split()[-1] for line in said if line.startswith("WARN")] == ["0", "1", "2"]
+    assert sum("the last epoch" in line for line in said) == 1
