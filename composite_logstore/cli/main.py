@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import click
 
+from composite_logstore.cli.check import check
+from composite_logstore.cli.logs import logs
+from composite_logstore.cli.promote import promote
 from composite_logstore.cli.spool import spool
 
 
@@ -13,4 +16,7 @@ def main() -> None:
     """Look after the log stores of ZenML's flavor `composite`."""
 
 
+main.add_command(check)
+main.add_command(logs)
+main.add_command(promote)
 main.add_command(spool)

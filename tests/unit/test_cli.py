@@ -752,21 +752,32 @@ def test_zenml_s_log_stores_are_read_page_by_page_and_one_that_cannot_be_read_hi
 
 
 def section(command: str) -> str:
-    return PAGE.split(f"\n## composite-logstore spool {command}\n")[1].split("\n## ")[0]
+    return PAGE.split(f"\n## composite-logstore {command}\n")[1].split("\n## ")[0]
 
 
-@pytest.mark.parametrize("command", commands.spool.commands)
+COMMANDS = {
+    **{name: command for name, command in main.commands.items() if name != "spool"},
+    **{f"spool {name}": command for name, command in commands.spool.commands.items()},
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_on_the_page(command: str) -> None:
-    options = {option for parameter in commands.spool.commands[command].params for option in parameter.opts}
+    options = {
+        option
+        for parameter in COMMANDS[command].params
+        for option in parameter.opts
+        if parameter.param_type_name == "option"
+    }
     rows = [line.split("|")[1] for line in section(command).splitlines() if line.startswith("| `-")]
     assert {option for row in rows for option in re.findall(r"`(-[^`]*)`", row)} == options
 
 
 def test_every_reason_is_on_the_page() -> None:
-    rows = re.findall(r"^\| `([^|]+)` \|", section("list"), re.MULTILINE)
+    rows = re.findall(r"^\| `([^|]+)` \|", section("spool list"), re.MULTILINE)
     assert sorted(rows) == sorted([*REASONS, "cannot be read: …", "ZenML cannot be asked"])
 
 
 def test_how_long_it_waits_is_on_the_page() -> None:
-    assert f"given up after {drain.GIVE_UP_SECONDS:.0f} s" in section("drain")
-    assert f"waits up to {drain._END_SECONDS:.0f} s" in section("drain")
+    assert f"given up after {drain.GIVE_UP_SECONDS:.0f} s" in section("spool drain")
+    assert f"waits up to {drain._END_SECONDS:.0f} s" in section("spool drain")
