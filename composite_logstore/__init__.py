@@ -19,12 +19,13 @@ if TYPE_CHECKING:
         Reader,
         RejectedError,
         RetryableError,
+        Scanned,
         TooLargeError,
         UnavailableError,
         shorten,
     )
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
-    from composite_logstore.event import LogEvent, Stream
+    from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
     from composite_logstore.log_store import CompositeLogStore
@@ -38,6 +39,7 @@ _HOMES = {
     "CompositeLogStoreConfig": "config",
     "CompositeLogStoreFlavor": "flavor",
     "Event": "backend",
+    "ExceptionInfo": "event",
     "Exporter": "backend",
     "LogEvent": "event",
     "OtelExporter": "otel",
@@ -47,9 +49,11 @@ _HOMES = {
     "Reader": "backend",
     "RejectedError": "backend",
     "RetryableError": "backend",
+    "Scanned": "backend",
     "Secret": "config",
     "Stream": "event",
     "TooLargeError": "backend",
+    "TraceContext": "event",
     "UnavailableError": "backend",
     "has_reference": "secrets",
     "shorten": "backend",
@@ -62,6 +66,7 @@ __all__ = [
     "CompositeLogStoreConfig",
     "CompositeLogStoreFlavor",
     "Event",
+    "ExceptionInfo",
     "Exporter",
     "LogEvent",
     "OtelExporter",
@@ -71,9 +76,11 @@ __all__ = [
     "Reader",
     "RejectedError",
     "RetryableError",
+    "Scanned",
     "Secret",
     "Stream",
     "TooLargeError",
+    "TraceContext",
     "UnavailableError",
     "has_reference",
     "shorten",

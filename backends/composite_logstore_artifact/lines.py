@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from itertools import repeat
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -15,7 +15,10 @@ from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
 from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import Event, LogEvent, ReadEntry
+from composite_logstore import Event, ExceptionInfo, LogEvent, ReadEntry, Scanned, Stream, TraceContext
+
+STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+"""The numbers of the standard levels, and their names."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 # What each line begins with that our exporter writes.
@@ -27,6 +30,17 @@ _ESCAPED = re.compile(r'[\x00-\x1f"\\/]')
 # An escape that may stand for any character. Those of control characters stand for nothing that is looked for.
 _ODD_ESCAPE = re.compile(rb"\\u(?!00[01])")
 
+
+# How a line of ours ends, but for those with an exception, a span or attributes. An attribute cannot pass for it,
+# since there would be two braces. Nor can a text: in it, quotation marks are escaped.
+_ENDING = re.compile(
+    rb'"writer":"([0-9a-f]{15})",(?:"level_number":-?\d+,)?(?:"level_name":"[^"\\\n]*",)?'
+    rb'"sequence":(\d+),"number":\d+,"time_unix_nano":(\d+)\}$',
+    re.MULTILINE,
+)
+
+BACKFILLED = "zenml.log.backfilled"
+"""The attribute of an event that was written after later ones of its writer: it is no copy of any of them."""
 
 _time_of = attrgetter("time_unix_nano")
 _level_of = attrgetter("level")
@@ -151,6 +165,9 @@ class Wanted:
             event = _event(fields)
             if event is not None and self._is_surely_unwanted(fields):
                 return None
+            if event is not None and BACKFILLED in (fields.get("attributes") or ()):
+                # Later ones of its writer came before it: by its number alone it would pass for a copy.
+                event = None
             entry: LogEntry | None = LogEntry.model_validate(fields)
         except ValueError:
             if _is_piece(text):
@@ -192,6 +209,109 @@ def is_complete(text: bytes) -> bool:
         return isinstance(orjson.loads(text), dict)
     except ValueError:
         return False
+
+
+def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
+    """Yield what lines say of which event each is, and no more: most are not parsed.
+
+    Args:
+        content: Whole lines.
+        arrived: When they were written, in nanoseconds since the epoch, if that is known.
+    """
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    rows: Sequence[tuple[bytes, Any, Any]] = _ENDING.findall(content)
+    if len(rows) != len(lines):
+        parsed = [(line, row) for line in lines if (row := _identity(line)) is not None]
+        lines, rows = [line for line, _ in parsed], [row for _, row in parsed]
+    if not rows:
+        return
+    writers, sequences, times = zip(*rows, strict=True)
+    place = 0
+    if writers.count(writers[0]) == len(writers):
+        sizes = [len(writers)]
+    else:
+        sizes = [sum(1 for _ in run) for _, run in groupby(writers)]
+    for size in sizes:
+        end = place + size
+        writer = writers[place].decode()
+        numbers = list(map(int, sequences[place:end])) if writer else []
+        yield Scanned(writer, numbers, list(map(int, times[place:end])), lines[place:end], arrived, None)
+        place = end
+
+
+def _identity(text: bytes) -> tuple[bytes, int, int] | None:
+    """Return a line's writer (empty if another program wrote it), sequence and time; None if it is no entry."""
+    if not text:
+        return None
+    try:
+        fields = orjson.loads(text)
+    except ValueError:
+        fields = None
+    event, entry = _event(fields), None
+    if event is not None and type(fields.get("time_unix_nano")) is int:
+        return event.writer.encode(), event.sequence, fields["time_unix_nano"]
+    if (entry := entry_of(text)) is None:
+        return None
+    timestamp = _utc(entry.timestamp)
+    micros = _micros(timestamp) if timestamp else 0
+    return (event.writer.encode(), event.sequence, micros * 1000) if event else (b"", 0, micros * 1000)
+
+
+def event_of(text: bytes, stream: Stream) -> LogEvent | None:
+    """Return the event that a line was made of, None if another program wrote it."""
+    try:
+        fields = orjson.loads(text)
+        event = _event(fields)
+        if event is None:
+            return None
+        return _decode(fields, event, stream)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _decode(fields: dict[str, Any], event: Event, stream: Stream) -> LogEvent:
+    level: int = fields["level"]
+    message: str = fields["message"]
+    exception = trace = None
+    if raw := fields.get("exception"):
+        exception = ExceptionInfo(raw["type"], raw["message"], raw["stacktrace"])
+        message = message.removesuffix(f"\n{exception.type}: {exception.message}\n{exception.stacktrace}".rstrip())
+    if "trace_id" in fields:
+        trace = TraceContext(int(fields["trace_id"], 16), int(fields["span_id"], 16), fields["flags"])
+    name = fields["name"]
+    return LogEvent(
+        stream,
+        event.writer,
+        fields["number"],
+        event.sequence,
+        fields["time_unix_nano"],
+        fields.get("level_number", level),
+        fields.get("level_name") or STANDARD_LEVELS[level],
+        message,
+        name,
+        fields.get("filename", ""),
+        fields.get("lineno", 0),
+        fields.get("module", ""),
+        exception,
+        trace,
+        fields.get("attributes", _NO_ATTRIBUTES),
+        _NO_ATTRIBUTES,
+        name in ("stdout", "stderr") and "\r" in message and "filename" not in fields,
+    )
+
+
+_NO_ATTRIBUTES: dict[str, Any] = {}
+
+
+def entry_of(text: bytes) -> LogEntry | None:
+    """Return a line as an entry, whoever wrote it; None if it is empty or a piece of one."""
+    try:
+        entry: LogEntry = LogEntry.model_validate(orjson.loads(text))
+    except ValueError:
+        return None if _is_piece(text) else _plain(text)
+    return entry
 
 
 def _is_piece(text: bytes) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from zenml.exceptions import (
     DoesNotExistException,
@@ -14,10 +15,10 @@ from zenml.exceptions import (
     LogStoreUnavailableError,
 )
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
-from zenml.models import LogsResponse
+from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
-from composite_logstore import Page, PageRequest, ReadEntry
-from composite_logstore_artifact import artifact_stores
+from composite_logstore import LogEvent, Page, PageRequest, ReadEntry, Scanned, Stream
+from composite_logstore_artifact import artifact_stores, lines
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,
@@ -38,6 +39,10 @@ _LARGEST_BLOCK = 8 * 1024 * 1024
 _SEARCHED_BLOCK = 1024 * 1024
 # How many bytes one page reads at most: a search that finds nothing must not take minutes.
 _MOST_BYTES = 128 * 1024 * 1024
+# So many lines' worth of bytes are scanned at a time: what fits into a processor's cache.
+_SCANNED_LINES = 2 * _SEARCHED_BLOCK // _USUAL_LINE
+# The name of an object that our exporter has written begins with the time when it did.
+_ARRIVAL = re.compile(r"(\d{20})-")
 # Fewer bytes are not worth a line in the index.
 _WORTH_KNOWING = 64 * 1024
 
@@ -53,6 +58,7 @@ class ArtifactReader:
 
     max_page_size = 50_000
     in_order = True
+    scan_format: ClassVar[str] = "archive"
 
     def __init__(
         self,
@@ -86,11 +92,41 @@ class ArtifactReader:
             DoesNotExistException: Nothing was archived for the stream, or its artifact store is gone.
         """
         start = _Position.parse(request.token)
-        artifact_store = self._artifact_store_of(request.logs)
-        try:
-            archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, request.logs.id))
+        with self._opened(request.logs) as archive:
+            return _read_page(archive, start, request) if archive is not None else Page()
+
+    def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
+        """Read a whole stream, line by line as it lies there.
+
+        Args:
+            logs: The stream.
+            token: Where an earlier scan, or a page towards newer ones, ended.
+
+        Raises:
+            Exception: As `read` does.
+        """
+        start = _Position.parse(token)
+        with self._opened(logs) as archive:
             if archive is not None:
-                return _read_page(archive, start, request)
+                yield from _scan(archive, start)
+
+    def event_of(self, content: bytes, stream: Stream) -> LogEvent | None:
+        """Return a line as the event that it was made of, None if another program wrote it."""
+        return lines.event_of(content, stream)
+
+    def entry_of(self, content: bytes) -> LogEntry | None:
+        """Return a line as an entry, whoever wrote it."""
+        return lines.entry_of(content)
+
+    @contextmanager
+    def _opened(self, logs: LogsResponse) -> Iterator[Archive | None]:
+        """Give what there is of a stream, None if there is nothing yet; put into words whatever fails."""
+        artifact_store = self._artifact_store_of(logs)
+        try:
+            archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, logs.id))
+            if archive is not None or self._is_in_progress(logs):
+                yield archive
+                return
         except IllegalOperationError as error:
             # ZenML's server keeps away from its own disk, unless it is told otherwise.
             raise LogStoreError(
@@ -102,8 +138,6 @@ class ArtifactReader:
             if translated is None:
                 raise
             raise translated from error
-        if self._is_in_progress(request.logs):
-            return Page()
         raise DoesNotExistException(
             f"Nothing was found for these logs in artifact store '{artifact_store.name}'. Nothing may have been "
             f"logged; or, if the stack has got another artifact store since, set 'artifact_store' of this child "
@@ -182,11 +216,8 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     with closing(_blocks(archive, start, towards_newer, wanted, limit)) as blocks:
         for part, block, size in blocks:
             content = block.content
-            if part is archive.parts[-1] and block.end == part.size and not content.endswith(b"\n"):
-                # The last line of all: whoever writes it may not have come to its end.
-                last = content.rfind(b"\n") + 1
-                if not is_complete(content[last:]):
-                    content = content[:last]
+            if part is archive.parts[-1] and block.end == part.size:
+                content = _whole(content)
             for begin, end in wanted.find(content, backwards=not towards_newer):
                 read = wanted.parse(content[begin:end])
                 if read is None:
@@ -216,6 +247,30 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     if older == (archive.parts[0].name, 0):
         older = None
     return Page(entries, str(older) if older else None, str(newer) if newer else None)
+
+
+def _scan(archive: Archive, start: _Position | None) -> Iterator[Scanned]:
+    if start is not None and bool(start.name) != archive.is_folder:
+        raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
+    with closing(_blocks(archive, start, True, Wanted(LogsEntriesFilter()), _SCANNED_LINES)) as blocks:
+        for part, block, _ in blocks:
+            content = block.content
+            if part is archive.parts[-1] and block.end == part.size:
+                content = _whole(content)
+            arrival = _ARRIVAL.match(part.name)
+            before: Scanned | None = None
+            for scanned in lines.scan(content, int(arrival[1]) if arrival else None):
+                if before is not None:
+                    yield before
+                before = scanned
+            if before is not None:
+                yield before._replace(token=str(_Position(part.name, block.begin + len(content))))
+
+
+def _whole(content: bytes) -> bytes:
+    """Return the end of a stream without a last line that whoever writes it may not have come to the end of."""
+    last = content.rfind(b"\n") + 1
+    return content if last == len(content) or is_complete(content[last:]) else content[:last]
 
 
 def _blocks(
