@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -125,6 +126,14 @@ class ChildConfig(BaseModel):
     def create_reader(self) -> Reader:
         """Create the reader, with secrets resolved, if the child is not `unreadable`."""
         raise NotImplementedError
+
+    def backend_time(self) -> datetime | None:
+        """Ask the backend what time it is, with secrets resolved: for `composite-logstore check`.
+
+        Returns:
+            Its time, cut off to seconds; None if it does not tell. Whatever this raises counts as that, too.
+        """
+        return None
 
     def check_registration(self) -> None:
         """Check what only matters where a log store is registered or updated: raise `ValueError` with the fix in words.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -116,6 +118,27 @@ class OtlpChildConfig(ChildConfig):
             return OtlpExporter(self)
         except ImportError as error:
             raise UnavailableError(f"cannot import '{error.name}'; install '{EXTRA}'") from None
+
+    def backend_time(self) -> datetime | None:
+        """Ask the collector what time it is. Over HTTP any answer says it; gRPC has nothing of the kind."""
+        from composite_logstore_otlp.connection import Connection
+
+        connection = Connection.of(self)
+        if connection.protocol != HTTP:
+            return None
+        import requests
+
+        with requests.Session() as session:
+            # It needs no key: neither one of 'headers', nor one of a `.netrc` file.
+            session.auth = lambda request: request
+            answer = session.head(
+                connection.endpoint,
+                timeout=self.export_timeout_millis / 1000,
+                verify=connection.certificate_file or True,
+                cert=connection.client_certificate,
+                allow_redirects=False,
+            )
+        return parsedate_to_datetime(answer.headers["Date"])
 
     def check(self) -> None:
         """Check that the extra is installed and that the certificates are there.

@@ -62,6 +62,12 @@ class Connection:
         except ValueError as error:
             raise UnavailableError(str(error)) from None
 
+    @property
+    def client_certificate(self) -> tuple[str, str] | str | None:
+        """The client's certificate, with its key if that is a file of its own, as `requests` takes it."""
+        certificate, key = self.client_certificate_file, self.client_key_file
+        return (certificate, key) if certificate and key else certificate
+
     def quote(self, text: str) -> str:
         """Return what a server said in a form that can be shown: one short line without any key."""
         for value in self.headers.values():

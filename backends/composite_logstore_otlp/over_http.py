@@ -72,8 +72,6 @@ class HttpTransport:
         self._session.headers["Content-Type"] = "application/x-protobuf"
         if connection.compression != "none":
             self._session.headers["Content-Encoding"] = connection.compression
-        certificate, key = connection.client_certificate_file, connection.client_key_file
-        self._client_certificate = (certificate, key) if certificate and key else certificate
 
     def send(self, payload: bytes, timeout_seconds: float) -> bytes:
         """Send a request once.
@@ -102,7 +100,7 @@ class HttpTransport:
                 data=self._compress(payload),
                 timeout=timeout,
                 verify=self._connection.certificate_file or True,
-                cert=self._client_certificate,
+                cert=self._connection.client_certificate,
                 # A redirected POST becomes a GET without a body, whose 200 would be taken for success.
                 allow_redirects=False,
                 stream=True,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +14,14 @@ from rich.text import Text
 from zenml.console import zenml_custom_theme
 
 _UNBOUNDED = 10_000
+
+output_option = click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What to print: for people, or for programs.",
+)
 
 
 def console(stderr: bool = False) -> Console:
@@ -29,6 +40,11 @@ def say(text: str, style: str = "") -> None:
 def warn(text: str) -> None:
     """Print a line to stderr that tells of trouble."""
     console(stderr=True).print(text, style="warning", soft_wrap=True, markup=False, highlight=False)
+
+
+def say_json(value: Any) -> None:
+    """Print a value for programs, on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from composite_logstore.cli.check import check
 from composite_logstore.cli.spool import spool
 
 
@@ -13,4 +14,5 @@ def main() -> None:
     """Look after the log stores of ZenML's flavor `composite`."""
 
 
+main.add_command(check)
 main.add_command(spool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from composite_logstore.cli.console import console, say, show_table, warn
 from composite_logstore.cli.drain import Drain
 from composite_logstore.cli.left import Left, LogStore, Part, children_of, folders, left_in, registered
+from composite_logstore.cli.stores import mistake, nearest
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats
 from composite_logstore.spool import Spool, damaged, left_behind
@@ -71,13 +71,13 @@ def _choose(here: Here, components: Sequence[str], children: Sequence[str]) -> d
         for name in components:
             if name not in known:
                 hint = "" if here.zenml_answers else "; without ZenML, name it by its id"
-                raise _mistake("--component", f"there is no log store '{name}'{_nearest(name, known)}{hint}")
+                raise mistake("--component", f"there is no log store '{name}'{nearest(name, known)}{hint}")
         ids = {known[name] for name in components}
         chosen = {home: store for home, store in chosen.items() if store.id in ids}
     names = {name for home, store in chosen.items() for name in {*store.children, *_children_in(home)}}
     for name in children:
         if name not in names:
-            raise _mistake("--child", f"there is no child '{name}'{_nearest(name, names)}")
+            raise mistake("--child", f"there is no child '{name}'{nearest(name, names)}")
     return chosen
 
 
@@ -88,15 +88,6 @@ def _children_in(home: Path) -> set[str]:
         with suppress(OSError):
             names.update(Spool.look(folder).children)
     return names
-
-
-def _mistake(option: str, text: str) -> click.BadParameter:
-    return click.BadParameter(text, param_hint=f"'{option}'")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, sorted(known), n=1)
-    return f" (did you mean '{nearest[0]}'?)" if nearest else f"; there are: {', '.join(sorted(known)) or 'none'}"
 
 
 def _find(chosen: Mapping[Path, LogStore], children: Sequence[str] = ()) -> list[Left]:
@@ -251,9 +242,9 @@ def _takers(
     if not names or store.config is None:
         return {}
     if to not in known:
-        raise _mistake("--to", f"log store '{store.label}' has no child '{to}'{_nearest(to, known)}")
+        raise mistake("--to", f"log store '{store.label}' has no child '{to}'{nearest(to, known)}")
     if not known[to].enabled:
-        raise _mistake("--to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
+        raise mistake("--to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
     if known[to].min_level or known[to].progress == "latest":
         warn(
             f"{store.label}: what the 'min_level' or 'progress' of child '{to}' keeps from it is not delivered to it, "
