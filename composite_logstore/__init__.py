@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composite_logstore.backend import (
+        BACKFILLED,
         Event,
         Exporter,
         Page,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from composite_logstore.secrets import has_reference
 
 _HOMES = {
+    "BACKFILLED": "backend",
     "ChildConfig": "config",
     "CompositeHandler": "handler",
     "CompositeLogStore": "log_store",
@@ -60,6 +62,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BACKFILLED",
     "ChildConfig",
     "CompositeHandler",
     "CompositeLogStore",

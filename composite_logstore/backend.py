@@ -177,6 +177,10 @@ class Reader(Protocol):
         """Release connections. Never closes what ZenML's server shares between requests."""
 
 
+BACKFILLED = "zenml.log.backfilled"
+"""The attribute of an event that was copied to a child after later ones of its writer: it is no copy of any of them."""
+
+
 class Scanned(NamedTuple):
     """Records of a stream that lie one after the other, in columns: of millions there is no time for objects.
 

@@ -15,7 +15,7 @@ from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
 from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import Event, ExceptionInfo, LogEvent, ReadEntry, Scanned, Stream, TraceContext
+from composite_logstore import BACKFILLED, Event, ExceptionInfo, LogEvent, ReadEntry, Scanned, Stream, TraceContext
 
 STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 """The numbers of the standard levels, and their names."""
@@ -38,9 +38,6 @@ _ENDING = re.compile(
     rb'"sequence":(\d+),"number":\d+,"time_unix_nano":(\d+)\}$',
     re.MULTILINE,
 )
-
-BACKFILLED = "zenml.log.backfilled"
-"""The attribute of an event that was written after later ones of its writer: it is no copy of any of them."""
 
 _time_of = attrgetter("time_unix_nano")
 _level_of = attrgetter("level")
