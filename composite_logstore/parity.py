@@ -263,7 +263,7 @@ class Holding:
             self.minutes.update(time // _MINUTE for time in times)
         if arrived is not None:
             bounds = [bound * 1e9 for bound in DELAYS_SECONDS]
-            shortest, longest = bisect_left(bounds, arrived - max(times)), bisect_left(bounds, arrived - min(times))
+            shortest, longest = bisect_left(bounds, arrived - times[-1]), bisect_left(bounds, arrived - times[0])
             if shortest == longest:
                 self.delays[shortest] += len(times)
             else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from itertools import groupby, repeat
+from itertools import repeat
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import orjson
 from zenml.enums import LoggingLevels
@@ -30,14 +30,6 @@ _ESCAPED = re.compile(r'[\x00-\x1f"\\/]')
 # An escape that may stand for any character. Those of control characters stand for nothing that is looked for.
 _ODD_ESCAPE = re.compile(rb"\\u(?!00[01])")
 
-
-# How a line of ours ends, but for those with an exception, a span or attributes. An attribute cannot pass for it,
-# since there would be two braces. Nor can a text: in it, quotation marks are escaped.
-_ENDING = re.compile(
-    rb'"writer":"([0-9a-f]{15})",(?:"level_number":-?\d+,)?(?:"level_name":"[^"\\\n]*",)?'
-    rb'"sequence":(\d+),"number":\d+,"time_unix_nano":(\d+)\}$',
-    re.MULTILINE,
-)
 
 _time_of = attrgetter("time_unix_nano")
 _level_of = attrgetter("level")
@@ -208,37 +200,75 @@ def is_complete(text: bytes) -> bool:
         return False
 
 
+class _Times(Sequence[int]):
+    """The times of lines, in nanoseconds since the epoch: looked for when they are asked for, and few are."""
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        if isinstance(place, slice):
+            return _Times(self._lines[place])
+        line = self._lines[place]
+        # That is how most of ours end.
+        digits = line[line.rfind(b'"time_unix_nano":') + 17 : -1]
+        if digits.isdigit():
+            return int(digits)
+        row = _identity(line)
+        return row[2] if row else 0
+
+
 def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
     """Yield what lines say of which event each is, and no more: most are not parsed.
+
+    A writer's lines mostly follow each other, so it is known how the next one ends if it is one of them. An attribute
+    cannot pass for that, since it stands in braces of its own, nor a text: in it, quotation marks are escaped.
 
     Args:
         content: Whole lines.
         arrived: When they were written, in nanoseconds since the epoch, if that is known.
     """
     lines = content.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    rows: Sequence[tuple[bytes, Any, Any]] = _ENDING.findall(content)
-    if len(rows) != len(lines):
-        parsed = [(line, row) for line in lines if (row := _identity(line)) is not None]
-        lines, rows = [line for line, _ in parsed], [row for _, row in parsed]
-    if not rows:
-        return
-    writers, sequences, times = zip(*rows, strict=True)
-    place = 0
-    if writers.count(writers[0]) == len(writers):
-        sizes = [len(writers)]
-    else:
-        sizes = [sum(1 for _ in run) for _, run in groupby(writers)]
-    for size in sizes:
-        end = place + size
-        writer = writers[place].decode()
-        numbers = list(map(int, sequences[place:end])) if writer else []
-        yield Scanned(writer, numbers, list(map(int, times[place:end])), lines[place:end], arrived, None)
-        place = end
+    begin, writer, sequence, expected = 0, "", 0, b""
+
+    def until(end: int) -> Iterator[Scanned]:
+        if begin < end:
+            run = lines[begin:end]
+            sequences = range(sequence - len(run), sequence) if writer else ()
+            yield Scanned(writer, sequences, _Times(run), run, arrived, None)
+
+    for place, line in enumerate(lines):
+        # A line that was torn off does not end like this.
+        if expected and line.startswith(expected % sequence, line.rfind(b'"writer":"')) and line.endswith(b"}"):
+            sequence += 1
+            continue
+        row = _identity(line)
+        if row is not None and begin < place and (row[0] == writer) and (not writer or row[1] == sequence):
+            sequence += 1
+            continue
+        yield from until(place)
+        begin = place
+        if row is None:
+            begin, expected = place + 1, b""
+            continue
+        writer, sequence = row[0], row[1] + 1
+        # What a format would make something else of has to be written twice.
+        expected = (
+            b'"writer":%b,"sequence":%%d,"number":' % orjson.dumps(writer).replace(b"%", b"%%") if writer else b""
+        )
+    yield from until(len(lines))
 
 
-def _identity(text: bytes) -> tuple[bytes, int, int] | None:
+def _identity(text: bytes) -> tuple[str, int, int] | None:
     """Return a line's writer (empty if another program wrote it), sequence and time; None if it is no entry."""
     if not text:
         return None
@@ -248,12 +278,12 @@ def _identity(text: bytes) -> tuple[bytes, int, int] | None:
         fields = None
     event, entry = _event(fields), None
     if event is not None and type(fields.get("time_unix_nano")) is int:
-        return event.writer.encode(), event.sequence, fields["time_unix_nano"]
+        return event.writer, event.sequence, fields["time_unix_nano"]
     if (entry := entry_of(text)) is None:
         return None
     timestamp = _utc(entry.timestamp)
     micros = _micros(timestamp) if timestamp else 0
-    return (event.writer.encode(), event.sequence, micros * 1000) if event else (b"", 0, micros * 1000)
+    return (event.writer, event.sequence, micros * 1000) if event else ("", 0, micros * 1000)
 
 
 def event_of(text: bytes, stream: Stream) -> LogEvent | None:
