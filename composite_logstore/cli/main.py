@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from composite_logstore.cli.backfill import backfill
 from composite_logstore.cli.check import check
 from composite_logstore.cli.spool import spool
+from composite_logstore.cli.verify import verify
 
 
 @click.group()
@@ -14,5 +16,7 @@ def main() -> None:
     """Look after the log stores of ZenML's flavor `composite`."""
 
 
+main.add_command(backfill)
 main.add_command(check)
 main.add_command(spool)
+main.add_command(verify)
