@@ -100,8 +100,8 @@ def _warn_before(source: ChildConfig, target: ChildConfig) -> None:
     if target.unreadable:
         warn(
             f"Child '{target.name}' cannot be read, so what it has is not known: it gets all that '{source.name}' has, "
-            f"but for what earlier backfills on this machine have sent. What it has already it gets again, with the same "
-            f"log.record.uid."
+            f"but for what earlier backfills on this machine have sent. What it has already it gets again, with the "
+            f"same log.record.uid."
         )
     if target.min_level or target.progress == "latest":
         warn(f"What the 'min_level' or 'progress' of child '{target.name}' keeps from it is not copied.")
