@@ -134,6 +134,9 @@ class DatadogReader:
         token = _parse_token(request.token)
         if token is not None:
             since, until = token.since, token.until
+            if request.direction == "newer":
+                # What was logged since the first page is newer, too.
+                until = request.filter.until or utc_now(tz_aware=True)
         else:
             since = request.filter.since or to_utc_timezone(request.logs.created) - CLOCK_SKEW
             until = request.filter.until or utc_now(tz_aware=True)

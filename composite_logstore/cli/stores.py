@@ -146,13 +146,23 @@ def find_store(name_or_id: str, what: str = "STORE") -> RegisteredStore:
         is_local = Client().zen_store.is_local_store()
     for model in models:
         if name_or_id in (model.name, str(model.id)):
-            return _load(model, what)
+            return load_store(model, what)
     known = [model.name for model in models if model.flavor_name == FLAVOR]
     where = " ZenML's active configuration is this machine's own; `zenml login` takes another." if is_local else ""
     raise mistake(what, f"there is no log store '{name_or_id}'{nearest(name_or_id, known)}.{where}")
 
 
-def _load(model: ComponentResponse, what: str) -> RegisteredStore:
+def load_store(model: ComponentResponse, what: str = "STORE") -> RegisteredStore:
+    """Return the composite log store that ZenML has registered so.
+
+    Args:
+        model: What ZenML has registered.
+        what: The argument or option that names it, as it is called in the usage.
+
+    Raises:
+        click.BadParameter: It is of another flavor.
+        NoAnswer: It cannot be loaded here.
+    """
     if model.flavor_name != FLAVOR:
         raise mistake(what, f"log store '{model.name}' is of flavor '{model.flavor_name}'; name one of '{FLAVOR}'")
     from zenml.stack import StackComponent
@@ -160,19 +170,20 @@ def _load(model: ComponentResponse, what: str) -> RegisteredStore:
     try:
         return RegisteredStore(cast("CompositeLogStore", StackComponent.from_model(model)), model)
     except ValueError as error:
-        # Another version has written them. The errors name the child and the field, and repeat no value.
-        why = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in _details(error))
-        raise NoAnswer(f"the settings of log store '{model.name}' cannot be read here: {why}") from None
+        # Another version has written them.
+        raise NoAnswer(f"the settings of log store '{model.name}' cannot be read here: {in_words(error)}") from None
     except Exception as error:
         raise NoAnswer(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
 
 
-def _details(error: ValueError) -> list[dict[str, str]]:
+def in_words(error: ValueError) -> str:
+    """Return what is wrong with a log store's settings: the words name child, field and fix, and repeat no value."""
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):
-        return cast("list[dict[str, str]]", error.errors(include_url=False, include_input=False, include_context=False))
-    return [{"msg": type(error).__name__}]
+    if not isinstance(error, ValidationError):
+        return str(error)
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(detail["msg"].removeprefix("Value error, ") for detail in details)
 
 
 # Runs and their streams
@@ -188,6 +199,7 @@ class RunStream:
         run_name: Its name.
         step_name: The step's name, empty for a stream of the run itself.
         run_in_progress: Whether the run had not ended when ZenML was asked.
+        in_progress: Whether the run or step whose it is had not ended then.
     """
 
     logs: LogsResponse
@@ -195,6 +207,7 @@ class RunStream:
     run_name: str
     step_name: str = ""
     run_in_progress: bool = False
+    in_progress: bool = False
 
     @property
     def label(self) -> str:
@@ -326,12 +339,13 @@ def _streams_of_runs(runs: Collection[PipelineRunResponse], step: str | None = N
     if step is None:
         for run in runs:
             for logs in run.log_collection or []:
-                yield RunStream(logs, run.id, run.name, run_in_progress=run.in_progress)
+                yield RunStream(logs, run.id, run.name, run_in_progress=run.in_progress, in_progress=run.in_progress)
     by_id = {run.id: run for run in runs}
     for run_step in _steps_of(by_id, step):
         run = by_id[run_step.pipeline_run_id]
         for logs in run_step.log_collection or []:
-            yield RunStream(logs, run.id, run.name, run_step.name, run.in_progress)
+            is_open = not run_step.status.is_finished
+            yield RunStream(logs, run.id, run.name, run_step.name, run.in_progress, is_open)
 
 
 def _steps_of(runs: dict[UUID, PipelineRunResponse], name: str | None) -> Iterator[StepRunResponse]:

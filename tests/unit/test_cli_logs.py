@@ -1,0 +1,403 @@
+"""`composite-logstore logs`, in simulated time, with simulated runs and backends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+from zenml.enums import ExecutionStatus
+from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
+from zenml.models import LogEntry, LogsEntriesResponse, LogsResponse
+
+from composite_logstore.cli.logs import GIVE_UP_SECONDS, POLL_SECONDS, SETTLE_SECONDS, Moment, Stream, merged
+from composite_logstore.cli.stores import RunStream
+from composite_logstore.event import Stream as EventStream
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
+from tests.simulated_zenml import SimulatedZenML
+from tests.simulation import make_child
+
+SECOND = 1_000_000_000
+
+
+class World:
+    """A ZenML with one log store, whose backends get events without a writer."""
+
+    def __init__(self, zenml: SimulatedZenML, clock: SimulatedClock) -> None:
+        self.zenml = zenml
+        self.clock = clock
+        self.store = zenml.register(make_child("a"), make_child("b"))
+        self.numbers: dict[Any, int] = {}
+
+    def log(self, logs: LogsResponse, messages: Any, second: float = 0, child: str = "a", level: int = 20) -> None:
+        """Put events into a backend, the first of them so many seconds after the stream began."""
+        begun = int(logs.created.replace(tzinfo=timezone.utc).timestamp())
+        first = self.numbers.get(logs.id, 0)
+        self.numbers[logs.id] = first + len(messages)
+        writer = f"{logs.id.int:032x}"[:15]
+        stream = EventStream(logs.id, {})
+        start = int((begun + second) * SECOND) - first * SECOND
+        backend(child).received += make_events(
+            messages, stream, first=first, writer=writer, start_unix_nano=start, step_nanos=SECOND, levels=[level]
+        )
+
+    def stream(self, of: SimpleNamespace, source: str) -> LogsResponse:
+        return self.zenml.open_stream(of, source, self.store.id)
+
+    def at(self, seconds: float, do: Callable[[], None]) -> None:
+        """Do something in so many seconds."""
+        signal = self.clock.signal()
+
+        def wait() -> None:
+            signal.wait(seconds)
+            do()
+
+        self.clock.start(wait, f"at {seconds}")
+
+    def run(self, *arguments: str) -> Result:
+        return self.zenml.run_command("logs", *arguments)
+
+    def said(self, *arguments: str) -> list[str]:
+        """Return the messages that are shown."""
+        result = self.run(*arguments, "--output", "json")
+        assert result.exit_code == 0, result.output
+        return [json.loads(line)["message"] for line in result.stdout.splitlines()]
+
+
+def backend(name: str) -> SimulatedBackend:
+    return SimulatedChildConfig.backends[name]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with SimulatedClock() as clock:
+        yield World(SimulatedZenML.take_place(monkeypatch), clock)
+
+
+def end(run: SimpleNamespace, *steps: SimpleNamespace) -> None:
+    run.in_progress = False
+    run.end_time = datetime.now(timezone.utc).replace(tzinfo=None)
+    for step in steps:
+        step.status = ExecutionStatus.COMPLETED
+
+
+# What is shown
+
+
+def test_the_streams_of_a_run_are_shown_by_time_each_with_its_name(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    client = world.stream(run, "client")
+    train = world.stream(world.zenml.begin_step(run, "train"), "step")
+    world.log(client, ["begin"])
+    world.log(train, ["epoch 1", "epoch 2"], second=5)
+    world.log(client, ["end"], second=9)
+    lines = world.run("run").stdout.splitlines()
+    assert [line.split("  ", 1)[1].strip() for line in lines] == [
+        "[client] begin",
+        "[train/step] epoch 1",
+        "[train/step] epoch 2",
+        "[client] end",
+    ]
+    assert " INFO " in lines[0]
+    assert "[" not in world.run("run", "--step", "train").stdout
+    (first, *_) = world.run(str(run.id), "--output", "json").stdout.splitlines()
+    entry = json.loads(first)
+    assert (entry["run"], entry["step"], entry["source"], entry["level"]) == ("run", None, "client", "INFO")
+    assert datetime.fromisoformat(entry["timestamp"]).replace(tzinfo=None) == client.created
+
+
+def test_many_pages_of_many_streams_are_shown_completely_and_in_order(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    for number in range(30):
+        logs = world.stream(world.zenml.begin_step(run, f"step-{number}"), "step")
+        world.log(logs, [f"{number} {line}" for line in range(700)], second=number)
+    said = world.said("run")
+    assert len(said) == 30 * 700
+    assert [line for line in said if line.startswith("7 ")] == [f"7 {line}" for line in range(700)]
+    when = [int(line.split()[0]) + int(line.split()[1]) for line in said]
+    assert when == sorted(when)
+
+
+def test_a_stream_is_opened_when_its_time_has_come(world: World) -> None:
+    opened = []
+
+    class Store:
+        def fetch(self, logs: LogsResponse, **_: Any) -> LogsEntriesResponse:
+            opened.append(logs.source)
+            return LogsEntriesResponse(items=[LogEntry(message=logs.source, timestamp=logs.created)])
+
+    streams = []
+    for number in (2, 0, 1):
+        world.zenml.now = datetime(2026, 5, 1, number, tzinfo=timezone.utc)
+        logs = world.stream(SimpleNamespace(log_collection=[]), f"source {number}")
+        streams.append(Stream(RunStream(logs, logs.id, "run"), Store(), SimpleNamespace(), 100))  # type: ignore[arg-type]
+    shown = merged(streams)
+    assert next(shown)[1].message == "source 0"
+    assert opened == ["source 0"]
+    assert [entry.message for _, entry in shown] == ["source 1", "source 2"]
+
+
+def test_only_what_is_asked_for_is_shown(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    logs = world.stream(run, "client")
+    world.log(logs, ["apple", "pear"])
+    world.log(logs, ["apple pie", "plum"], second=60, level=logging.ERROR)
+    begun = logs.created.replace(tzinfo=timezone.utc)
+    assert world.said("run", "--search", "apple") == ["apple", "apple pie"]
+    assert world.said("run", "--level", "warning") == ["apple pie", "plum"]
+    assert world.said("run", "--since", (begun + timedelta(seconds=30)).isoformat()) == ["apple pie", "plum"]
+    assert world.said("run", "--until", (begun + timedelta(seconds=30)).isoformat()) == ["apple", "pear"]
+    assert world.said("run", "--source", "client", "--level", "40", "--search", "plum") == ["plum"]
+
+
+def test_they_come_from_the_child_that_is_named_be_it_enabled_or_not(world: World) -> None:
+    world.zenml.register(make_child("a"), make_child("off", enabled=False), name="other", id=world.store.id)
+    world.zenml.models.pop(0)
+    run = world.zenml.begin_run("run")
+    logs = world.stream(run, "client")
+    world.log(logs, ["of a"])
+    world.log(logs, ["of off"], child="off")
+    assert world.said("run") == ["of a"]
+    assert world.said("run", "--from", "off") == ["of off"]
+
+
+class Stock:
+    """A log store that is no composite: it reads from a stream's start alone."""
+
+    def __init__(self, entries: list[LogEntry]) -> None:
+        self.entries = entries
+
+    def fetch(self, logs: LogsResponse, start: Any = None, limit: Any = None, filter_: Any = None) -> Any:
+        return LogsEntriesResponse(items=self.entries)
+
+
+def test_logs_of_a_stock_log_store_are_shown_too_but_it_has_no_children(world: World) -> None:
+    other = world.zenml.register_other("stock", "datadog", Stock([LogEntry(message="stock")]))
+    run = world.zenml.begin_run("run")
+    world.zenml.open_stream(run, "client", other)
+    assert world.said("run") == ["stock"]
+    result = world.run("run", "--from", "a")
+    assert result.exit_code == 2
+    assert "log store 'stock' of flavor 'datadog' has collected them, which has no children" in result.stderr
+    # Where only some have the child, the others are named.
+    world.log(world.stream(world.zenml.begin_step(run, "train"), "step"), ["of a"])
+    result = world.run("run", "--from", "a")
+    assert (result.exit_code, "of a" in result.stdout) == (0, True)
+    assert "Not read: client: log store 'stock'" in result.stderr
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["rnu"], 2, "there is no run 'rnu' (did you mean 'run'?)"),
+        (["run", "--step", "tain"], 2, "run 'run' has no step 'tain' (did you mean 'train'?)"),
+        (["run", "--source", "clinet"], 2, "no logs with source 'clinet' (did you mean 'client'?)"),
+        (["run", "--from", "x"], 2, "log store 'logs' has no child 'x'; there are: a, b"),
+        (["run", "--level", "LOUD"], 2, "give one of DEBUG, INFO"),
+        (["run", "--since", "yesterday"], 2, "give a time such as"),
+        (["run", "--follow", "--until", "1h"], 2, "'--follow' goes on until the run has ended"),
+        (["empty"], 1, "Run 'empty' has no logs of that kind."),
+    ],
+)
+def test_wrong_usage(world: World, arguments: list[str], code: int, words: str) -> None:
+    run = world.zenml.begin_run("run")
+    world.stream(run, "client")
+    world.stream(world.zenml.begin_step(run, "train"), "step")
+    world.zenml.begin_run("empty")
+    result = world.run(*arguments)
+    assert (result.exit_code, words in result.stderr) == (code, True), result.output
+
+
+def test_a_backend_that_cannot_be_read_gives_no_answer(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    world.stream(run, "client")
+    backend("a").fault = "refused"
+    result = world.run("run")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "the backend cannot be reached" in result.stderr
+    world.zenml.trouble = ConnectionError()
+    assert world.run("run").exit_code == 3
+
+
+def test_a_stream_that_a_child_does_not_have_is_named(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    world.log(world.stream(run, "client"), ["hello"])
+    gone = world.stream(run, "orchestrator")
+    fetch = world.store.fetch
+
+    def refuse(logs: LogsResponse, **how: Any) -> LogsEntriesResponse:
+        if logs.id == gone.id:
+            raise DoesNotExistException("nothing was archived")
+        return fetch(logs, **how)
+
+    world.store.fetch = refuse  # type: ignore[method-assign, assignment]
+    result = world.run("run")
+    assert (result.exit_code, "hello" in result.stdout) == (0, True)
+    assert "Nothing was found of orchestrator: nothing was archived" in result.stderr
+    assert world.run("run", "--source", "orchestrator").exit_code == 1
+
+
+def test_a_step_that_has_not_begun_is_waited_for_and_that_is_said(world: World) -> None:
+    run = world.zenml.begin_run("run", in_progress=True)
+    world.at(30, lambda: end(run))
+    result = world.run("run", "--follow", "--step", "train")
+    assert result.exit_code == 1
+    assert "There is nothing of the kind yet; waiting ..." in result.stderr
+
+
+@pytest.mark.parametrize("text", ["1x", "", "2026-13-01", "99999999999d", "-5m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(Exception, match="give a time"):
+        Moment().convert(text, None, None)
+
+
+def test_times_are_this_machine_s_or_as_long_ago_as_it_says() -> None:
+    zone = datetime.now().astimezone().tzinfo
+    at = Moment().convert("2026-05-01T12:30", None, None)
+    assert at.astimezone(zone).strftime("%H:%M") == "12:30"
+    assert Moment().convert("2026-05-01T12:30Z", None, None) == datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
+    ago = datetime.now(timezone.utc) - Moment().convert("90m", None, None)
+    assert abs(ago - timedelta(minutes=90)) < timedelta(minutes=1)
+
+
+# --follow
+
+
+def test_it_follows_what_comes_and_new_steps_until_the_run_has_ended(world: World) -> None:
+    run = world.zenml.begin_run("run", in_progress=True)
+    client = world.stream(run, "client")
+    world.log(client, ["begin"])
+    steps = []
+
+    def step_begins() -> None:
+        steps.append(world.zenml.begin_step(run, "train"))
+        world.log(world.stream(steps[0], "step"), ["epoch 1"], second=5)
+
+    def more() -> None:
+        world.log(run_logs(steps[0]), ["epoch 2"], second=9)
+
+    def run_ends() -> None:
+        world.log(client, ["end"], second=20)
+        end(run, *steps)
+
+    # What is delivered only when the run has ended already.
+    def late() -> None:
+        world.log(client, ["the very end"], second=21)
+
+    for seconds, do in ((5, step_begins), (9, more), (20, run_ends), (20 + SETTLE_SECONDS - 2, late)):
+        world.at(seconds, do)
+    begin = world.clock.now()
+    assert world.said("run", "--follow") == ["begin", "epoch 1", "epoch 2", "end", "the very end"]
+    assert world.clock.now() - begin < 20 + 3 * SETTLE_SECONDS
+
+
+def run_logs(of: SimpleNamespace) -> LogsResponse:
+    logs = of.log_collection[0]
+    assert isinstance(logs, LogsResponse)
+    return logs
+
+
+def test_it_asks_no_more_often_than_it_has_to(world: World) -> None:
+    run = world.zenml.begin_run("run", in_progress=True)
+    world.stream(run, "client")
+    world.at(600, lambda: end(run))
+    world.said("run", "--follow")
+    assert world.zenml.asked.count("get_pipeline_run") <= 620 / POLL_SECONDS
+
+
+def test_steps_that_have_ended_are_soon_left_alone(world: World) -> None:
+    run = world.zenml.begin_run("run", in_progress=True)
+    step = world.zenml.begin_step(run, "train")
+    logs = world.stream(step, "step")
+    step.status = ExecutionStatus.COMPLETED
+    asked: list[Any] = []
+    fetch = world.store.fetch
+
+    def count(of: LogsResponse, **how: Any) -> LogsEntriesResponse:
+        asked.append(of.id)
+        return fetch(of, **how)
+
+    world.store.fetch = count  # type: ignore[method-assign, assignment]
+    world.at(600, lambda: end(run))
+    world.said("run", "--follow")
+    assert set(asked) == {logs.id}
+    assert len(asked) <= SETTLE_SECONDS / POLL_SECONDS + 2
+
+
+def test_a_run_that_ended_long_ago_is_not_waited_for(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    run.end_time = datetime(2020, 1, 1)
+    world.log(world.stream(run, "client"), ["hello"])
+    begin = world.clock.now()
+    assert world.said("run", "--follow") == ["hello"]
+    assert world.clock.now() == begin
+
+
+def test_trouble_in_between_loses_and_repeats_nothing(world: World) -> None:
+    run = world.zenml.begin_run("run", in_progress=True)
+    logs = [world.stream(run, source) for source in ("client", "orchestrator")]
+    for number, each in enumerate(logs):
+        world.log(each, [f"{number} {line}" for line in range(3000)])
+    pages = 0
+    fetch = world.store.fetch
+
+    def fail_at_times(of: LogsResponse, **how: Any) -> LogsEntriesResponse:
+        nonlocal pages
+        pages += 1
+        if pages % 3 == 0:
+            raise LogStoreUnavailableError("not now")
+        return fetch(of, **how)
+
+    world.store.fetch = fail_at_times  # type: ignore[method-assign, assignment]
+
+    def zenml_fails() -> None:
+        world.zenml.trouble = ConnectionError()
+
+    def zenml_is_back() -> None:
+        world.zenml.trouble = None
+        world.log(logs[0], ["0 end"], second=9000)
+        end(run)
+
+    world.at(30, zenml_fails)
+    world.at(60, zenml_is_back)
+    result = world.run("run", "--follow", "--output", "json")
+    assert result.exit_code == 0, result.output
+    said = [json.loads(line)["message"] for line in result.stdout.splitlines()]
+    assert sorted(said) == sorted([*(f"{number} {line}" for number in (0, 1) for line in range(3000)), "0 end"])
+    assert [line for line in said if line.startswith("0")] == [*(f"0 {line}" for line in range(3000)), "0 end"]
+    assert "not now Trying again ..." in result.stderr
+
+
+def test_it_gives_up_when_nobody_answers(world: World) -> None:
+    world.stream(world.zenml.begin_run("run", in_progress=True), "client")
+    backend("a").fault = "refused"
+    begin = world.clock.now()
+    result = world.run("run", "--follow")
+    assert result.exit_code == 3
+    assert GIVE_UP_SECONDS <= world.clock.now() - begin < GIVE_UP_SECONDS + 60
+    assert result.stderr.count("Trying again") == 1
+
+
+def test_ctrl_c_ends_it_cleanly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.zenml.begin_run("run", in_progress=True)
+    world.log(world.stream(run, "client"), ["begin"])
+    asked = world.zenml.get_pipeline_run
+
+    def interrupt(*arguments: Any, **how: Any) -> Any:
+        if "list_run_steps" in world.zenml.asked:
+            raise KeyboardInterrupt
+        return asked(*arguments, **how)
+
+    monkeypatch.setattr(world.zenml, "get_pipeline_run", interrupt)
+    result = world.run("run", "--follow")
+    assert result.exit_code == 130
+    assert "begin" in result.stdout
+    assert result.stderr == ""

@@ -1,0 +1,129 @@
+"""`composite-logstore promote`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from zenml.exceptions import IllegalOperationError
+
+from composite_logstore.cli import promote
+from composite_logstore.cli.promote import Verdict
+from composite_logstore.cli.stores import RegisteredStore
+from tests.simulated_zenml import SimulatedZenML
+from tests.simulation import make_child
+
+
+@pytest.fixture
+def zenml(monkeypatch: pytest.MonkeyPatch) -> SimulatedZenML:
+    zenml = SimulatedZenML.take_place(monkeypatch)
+    children = make_child("archive"), make_child("live"), make_child("other"), make_child("off", enabled=False)
+    zenml.register(*children, fetch_fallback=["other", "live"])
+    return zenml
+
+
+def say(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> list[tuple[str, str]]:
+    asked = []
+
+    def verify(store: RegisteredStore, child: str) -> Verdict:
+        asked.append((store.name, child))
+        return verdict
+
+    monkeypatch.setattr(promote, "verify", verify)
+    return asked
+
+
+def test_a_child_that_was_verified_becomes_the_primary(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = say(monkeypatch, Verdict(True, "child 'live' has all 12 events of child 'archive'"))
+    result = zenml.run_command("promote", "logs", "live", input="y\n")
+    assert result.exit_code == 0
+    assert asked == [("logs", "live")]
+    # They change places: a child is read once.
+    assert zenml.updates == [{"primary": "live", "fetch_fallback": ["other", "archive"]}]
+    assert "Verified: child 'live' has all 12 events of child 'archive'." in result.stdout
+    assert "Child 'live' is the primary of log store 'logs' now; it was 'archive'." in result.stdout
+    assert "To go back: composite-logstore promote logs archive --force" in result.stdout
+    back = zenml.run_command("promote", "logs", "archive", "--force", "--yes")
+    assert back.exit_code == 0
+    assert zenml.updates[1] == {"primary": "archive", "fetch_fallback": ["other", "live"]}
+
+
+def test_one_that_lacks_something_does_not_unless_it_is_forced(
+    zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = say(monkeypatch, Verdict(False, "child 'live' lacks 3 events"))
+    result = zenml.run_command("promote", "logs", "live", "--yes")
+    assert result.exit_code == 1
+    assert "not made the primary: child 'live' lacks 3 events. '--force' does it" in result.stderr
+    assert zenml.updates == []
+    assert zenml.run_command("promote", "logs", "live", "--yes", "--force").exit_code == 0
+    assert len(asked) == 1
+    assert [update["primary"] for update in zenml.updates] == ["live"]
+
+
+def test_what_nobody_has_compared_is_refused(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promote, "verify", promote._nobody_has_compared)
+    result = zenml.run_command("promote", "logs", "live", "--yes")
+    assert result.exit_code == 1
+    assert "was not verified" in result.stderr
+    assert zenml.updates == []
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_it_asks(zenml: SimulatedZenML, answer: str) -> None:
+    result = zenml.run_command("promote", "logs", "live", "--force", input=answer)
+    assert result.exit_code == 1
+    assert "Read the logs of log store 'logs' from 'live' and no longer from 'archive'?" in result.stderr
+    assert zenml.updates == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["lgos", "live"], 2, "there is no log store 'lgos' (did you mean 'logs'?)"),
+        (["logs", "liv"], 2, "log store 'logs' has no child 'liv' (did you mean 'live'?)"),
+        (["logs", "off"], 2, "child 'off' of log store 'logs' is disabled; enable it"),
+        (["logs", "archive"], 0, "Child 'archive' is the primary of log store 'logs' already."),
+    ],
+)
+def test_what_changes_nothing(zenml: SimulatedZenML, arguments: list[str], code: int, words: str) -> None:
+    result = zenml.run_command("promote", *arguments, "--force", "--yes")
+    assert result.exit_code == code
+    assert words in result.output
+    assert zenml.updates == []
+
+
+def test_a_child_that_cannot_be_read_is_refused_with_the_reason(
+    zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(make_child("live")), "readable", False)
+    result = zenml.run_command("promote", "logs", "live", "--force", "--yes")
+    assert result.exit_code == 2
+    assert "child 'live' of log store 'logs': children of type 'simulated' cannot be read" in result.stderr
+
+
+def test_what_a_child_does_not_get_is_said(zenml: SimulatedZenML) -> None:
+    zenml.register(make_child("a"), make_child("b", min_level="WARNING"), name="thin")
+    result = zenml.run_command("promote", "thin", "b", "--force", "--yes")
+    assert result.exit_code == 0
+    assert "What the 'min_level' or 'progress' of child 'b' keeps from it will not be shown any more." in result.stderr
+
+
+def test_without_permission_nothing_is_promised(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise IllegalOperationError("no")
+
+    monkeypatch.setattr(zenml, "update_stack_component", refuse)
+    result = zenml.run_command("promote", "logs", "live", "--force", "--yes")
+    assert result.exit_code == 3
+    assert "ZenML does not let you update log store 'logs'; ask who may." in result.stderr
+    assert "is the primary" not in result.output
+
+
+def test_programs_are_told_the_same(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, Verdict(False, "child 'live' lacks 3 events"))
+    refused = zenml.run_command("promote", "logs", "live", "--output", "json")
+    assert json.loads(refused.stdout)["verdict"] == {"may": False, "reason": "child 'live' lacks 3 events"}
+    done = json.loads(zenml.run_command("promote", "logs", "live", "--output", "json", "--force", "-y").stdout)
+    assert (done["before"], done["primary"]) == ("archive", "live")
+    assert done["to_go_back"] == "composite-logstore promote logs archive --force"

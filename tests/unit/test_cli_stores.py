@@ -1,0 +1,183 @@
+"""How commands find log stores, runs and streams in ZenML, and what they say where they do not."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from uuid import UUID, uuid4
+
+import click
+import pytest
+from zenml.exceptions import CredentialsNotValid
+
+from composite_logstore import CompositeLogStoreConfig
+from composite_logstore.cli.stores import (
+    NoAnswer,
+    count_runs,
+    find_run,
+    find_store,
+    streams_of_project,
+    streams_of_run,
+)
+from tests.simulated_zenml import SimulatedZenML
+from tests.simulation import make_child
+
+
+@pytest.fixture
+def zenml(monkeypatch: pytest.MonkeyPatch) -> SimulatedZenML:
+    return SimulatedZenML.take_place(monkeypatch)
+
+
+def test_a_log_store_is_found_by_its_name_and_by_its_id(zenml: SimulatedZenML) -> None:
+    for number in range(5):
+        zenml.register_other(f"stock-{number}", "artifact")
+    store = zenml.register(make_child("a"))
+    assert find_store("logs").store is find_store(str(store.id)).store is store
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lgos", "there is no log store 'lgos' (did you mean 'logs'?)"),
+        ("zzz", "there is no log store 'zzz'; there are: logs. ZenML's active configuration is this machine's own"),
+        ("stock", "log store 'stock' is of flavor 'datadog'; name one of 'composite'"),
+    ],
+)
+def test_a_log_store_that_is_not_meant_is_said_to_be_none(zenml: SimulatedZenML, name: str, words: str) -> None:
+    zenml.register(make_child("a"))
+    zenml.register_other("stock", "datadog")
+    with pytest.raises(click.BadParameter) as refusal:
+        find_store(name)
+    assert words in refusal.value.format_message()
+
+
+def test_settings_that_cannot_be_read_are_named_without_their_values(zenml: SimulatedZenML) -> None:
+    child = {"name": "a", "type": "artifact", "from_a_later_version": "a secret"}
+    id = zenml.register_other("logs", "composite")
+    zenml._component(id).build = lambda: CompositeLogStoreConfig(primary="a", children=[child])  # type: ignore[list-item]
+    with pytest.raises(NoAnswer) as refusal:
+        find_store("logs")
+    assert "child 'a': unknown key 'from_a_later_version'" in refusal.value.message
+    assert "a secret" not in refusal.value.message
+
+
+def test_an_unknown_child_is_named_with_the_nearest(zenml: SimulatedZenML) -> None:
+    zenml.register(make_child("archive"), make_child("live"))
+    found = find_store("logs")
+    assert found.child("live").name == "live"
+    with pytest.raises(click.BadParameter, match=r"no child 'archiv' .did you mean 'archive'"):
+        found.child("archiv")
+    with pytest.raises(click.BadParameter, match="no child 'x'; there are: archive, live"):
+        found.child("x")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (CredentialsNotValid("Bearer a secret"), "log in with `zenml login`"),
+        (ConnectionError("http://user:a secret@host"), r"ZenML cannot be asked \(ConnectionError\); `zenml status`"),
+    ],
+)
+def test_without_zenml_there_is_no_answer(zenml: SimulatedZenML, trouble: Exception, words: str) -> None:
+    run = zenml.begin_run("run")
+    zenml.trouble = trouble
+    for question in (
+        lambda: find_store("logs"),
+        lambda: find_run("run"),
+        lambda: list(streams_of_run(run)),
+        lambda: list(streams_of_project()),
+        count_runs,
+    ):
+        with pytest.raises(NoAnswer, match=words) as refusal:
+            question()
+        assert refusal.value.exit_code == 3
+        assert "secret" not in refusal.value.message
+
+
+def test_a_run_is_found_or_the_nearest_is_named(zenml: SimulatedZenML) -> None:
+    for name in ("train-1", "twice", "twice"):
+        zenml.begin_run(name)
+    run = zenml.runs[0]
+    assert find_run("train-1") is find_run(str(run.id)) is run
+    for name, words in (
+        ("train-2", "no run 'train-2' .did you mean 'train-1'"),
+        ("zzz", "no run 'zzz'; `zenml pipeline runs list`"),
+        ("twice", "more than one run 'twice'; give the run's id"),
+    ):
+        with pytest.raises(click.BadParameter, match=words):
+            find_run(name)
+
+
+def test_the_streams_of_a_run_are_its_own_and_those_of_its_steps(zenml: SimulatedZenML) -> None:
+    id, other = uuid4(), uuid4()
+    run = zenml.begin_run("run", in_progress=True)
+    zenml.open_stream(run, "client", id)
+    # One that was tried again.
+    for name in ("load", "train", "train", *(f"map_{number}" for number in range(5))):
+        step = zenml.begin_step(run, name)
+        zenml.open_stream(step, "step", id)
+    zenml.open_stream(step, "hook", other)
+
+    def labels(*how: object) -> list[str]:
+        return [stream.label for stream in streams_of_run(run, *how)]  # type: ignore[arg-type]
+
+    maps = [f"map_{number}/step" for number in range(5)]
+    assert labels() == ["client", "load/step", "train/step", "train/step", *maps, "map_4/hook"]
+    assert labels("train") == ["train/step"] * 2
+    assert labels(None, "client") == ["client"]
+    assert labels(None, None, other) == ["map_4/hook"]
+    streams = list(streams_of_run(run))
+    assert {(stream.run_id, stream.run_name, stream.run_in_progress) for stream in streams} == {(run.id, "run", True)}
+
+
+def test_all_runs_are_gone_through_page_by_page(zenml: SimulatedZenML) -> None:
+    id = uuid4()
+    for number in range(10):
+        run = zenml.begin_run(f"run-{number}")
+        zenml.open_stream(run, "client", id)
+        zenml.open_stream(zenml.begin_step(run, "train"), "step", id)
+    streams = streams_of_project(id)
+    first = [next(streams) for _ in range(3)]
+    assert [stream.run_name for stream in first] == ["run-0", "run-1", "run-2"]
+    # Nothing was asked for that is not needed yet.
+    assert zenml.asked == ["list_pipeline_runs"]
+    late = zenml.begin_run("late")
+    zenml.open_stream(late, "client", id)
+    names = [(stream.run_name, stream.label) for stream in (*first, *streams)]
+    expected = {(f"run-{number}", label) for number in range(10) for label in ("client", "train/step")}
+    assert len(names) == len(set(names))
+    assert set(names) == expected | {("late", "client")}
+    assert count_runs() == 11
+
+
+def test_a_range_of_time_takes_the_runs_that_were_in_progress_in_it(zenml: SimulatedZenML) -> None:
+    begin = zenml.now.astimezone(timezone(timedelta(hours=5)))
+    id = uuid4()
+    for name, how in (
+        ("before", {}),
+        ("reaches into it", {"minutes": 90}),
+        ("still runs", {"in_progress": True}),
+        ("in it", {}),
+        ("after", {}),
+    ):
+        zenml.open_stream(zenml.begin_run(name, **how), "client", id)  # type: ignore[arg-type]
+
+    def names(since: datetime | None, until: datetime | None) -> set[str]:
+        streams = [stream.run_name for stream in streams_of_project(id, since, until)]
+        assert len(streams) == len(set(streams)) == count_runs(since, until)
+        return set(streams)
+
+    since, until = begin + timedelta(hours=3, minutes=10), begin + timedelta(hours=4, minutes=30)
+    assert names(since, until) == {"reaches into it", "still runs", "in it"}
+    assert names(None, begin + timedelta(hours=2, minutes=30)) == {"before", "reaches into it"}
+    assert names(since, None) == {"reaches into it", "still runs", "in it", "after"}
+
+
+def test_a_run_that_ends_while_runs_are_gone_through_is_gone_through_once(zenml: SimulatedZenML) -> None:
+    id = UUID(int=5)
+    run = zenml.begin_run("run", in_progress=True)
+    zenml.open_stream(run, "client", id)
+    since = zenml.now + timedelta(minutes=30)
+    streams = streams_of_project(id, since)
+    found = [next(streams).run_name]
+    run.in_progress, run.updated = False, (since + timedelta(minutes=1)).replace(tzinfo=None)
+    assert found + [stream.run_name for stream in streams] == ["run"]
