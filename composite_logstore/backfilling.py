@@ -33,7 +33,7 @@ from composite_logstore.backend import (
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.parity import Holding
 from composite_logstore.runs import Runs
-from composite_logstore.scanning import Source, as_event, foreign_writer
+from composite_logstore.scanning import PAGES, Source, as_event, foreign_writer
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -310,7 +310,7 @@ class Backfill:
                 raise BackfillStoppedError(_read_in_vain(self._there.name, error)) from error
             held = dict(holding.runs)
             foreign = foreign_writer(logs.id)
-            if holding.foreign and not held.keys() - {foreign} and self._there.scanner.scan_format == "pages":
+            if holding.foreign and not held.keys() - {foreign} and self._there.scanner.scan_format == PAGES:
                 # What it has may be all of it, or nothing.
                 raise BackfillStoppedError(
                     f"child '{self._there.name}' has entries of this stream that do not say which events they are: "

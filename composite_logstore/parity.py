@@ -21,7 +21,7 @@ from zenml.exceptions import DoesNotExistException, LogStoreError
 from composite_logstore.backend import BACKFILLED, Scanned, UnavailableError
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.runs import Runs
-from composite_logstore.scanning import Source, as_event, foreign_writer
+from composite_logstore.scanning import PAGES, Source, as_event, foreign_writer
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -176,7 +176,7 @@ class Holding:
         self.exempt: dict[str, dict[str, Runs]] = {}
         self._stream = stream
         self._particular = [other for other in others if not other.takes_all]
-        self._is_raw = is_raw
+        self._is_raw = is_raw and source.scanner.scan_format != PAGES
 
     @property
     def events(self) -> int:
@@ -328,9 +328,8 @@ class Comparison:
         self._stream = Stream(logs.id, {})
         self._tell = tell
         self._is_in_progress = is_in_progress
-        self._is_raw = len({source.scanner.scan_format for source in sources}) == 1 and (
-            len(sources) == 1 or sources[0].scanner.scan_format != "pages"
-        )
+        formats = {source.scanner.scan_format for source in sources}
+        self._is_raw = len(formats) == 1 and PAGES not in formats
         self._fields = _whole if self._is_raw else _shown
         self._names = _WHOLE if self._is_raw else _SHOWN
         self.result = StreamParity(str(logs.id), label, {source.name: ChildParity() for source in sources})

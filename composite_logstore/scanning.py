@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from composite_logstore.config import ChildConfig
 
+PAGES = "pages"
+"""The format of what comes by pages: each reader shows the same, but not in the same way."""
+
 _ATTEMPTS = 4
 _LONGEST_WAIT_SECONDS = 120.0
 _NUMBER = (1 << 62) - 1
@@ -75,7 +78,7 @@ class PageScanner:
     A backend that is away, or asks to be left alone, is asked again for a while.
     """
 
-    scan_format = "pages"
+    scan_format = PAGES
 
     def __init__(self, reader: Reader, sleep: Callable[[float], None] = time.sleep) -> None:
         self._reader = reader

@@ -135,8 +135,9 @@ def _copy(
             copying = _create(reading, target, there, ledger, rate, bars)
             closing.append(copying.close)
             for stream in selection.streams(set(ids), bars):
-                # What the composite collected never came to a child that is disabled.
-                if not ids[stream.logs.log_store_id or registered.store.id] and not source.enabled:
+                # What the composite collected never came to an earlier log store that is there to be read alone.
+                collected_by = ids[stream.logs.log_store_id or registered.store.id]
+                if not collected_by and not source.enabled and source.name in ids.values():
                     continue
                 if stream.run_in_progress:
                     numbers["in_progress"] += 1

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 import click
 import orjson
@@ -73,7 +74,7 @@ def verify(
             for stream in selection.streams(set(ids), bars):
                 result = before.get(str(stream.logs.id))
                 if result is None:
-                    result = _compare(stream, sources, ids[stream.logs.log_store_id or registered.store.id], bars)
+                    result = _compare(stream, sources, ids, registered.store.id, bars)
                     if result.was_compared and not stream.run_in_progress:
                         file.write(orjson.dumps(result.as_dict(), option=orjson.OPT_NON_STR_KEYS) + b"\n")
                         file.flush()
@@ -125,11 +126,40 @@ def _open(child: ChildConfig) -> Source:
         raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
 
 
-def _compare(stream: RunStream, sources: list[Source], collected_by: str, bars: Bars) -> StreamParity:
-    # What the composite collected never came to a child that is disabled.
-    meant = [source for source in sources if collected_by or source.config.enabled]
+def _compare(
+    stream: RunStream, sources: list[Source], ids: dict[UUID, str], store_id: UUID, bars: Bars
+) -> StreamParity:
+    # What the composite collected never came to an earlier log store that is there to be read alone.
+    collected_by = ids[stream.logs.log_store_id or store_id]
+    meant = [s for s in sources if collected_by or s.config.enabled or s.name not in ids.values()]
     label = f"{stream.run_name} {stream.label}"
     return compare(stream.logs, label, meant, stream.run_in_progress, bars.tell)
+
+
+def compare_with_primary(registered: RegisteredStore, child: str) -> Summary:
+    """Compare a child with the primary, in all runs of the active project.
+
+    Args:
+        registered: The log store.
+        child: The child's name.
+
+    Raises:
+        NoAnswer: ZenML cannot be asked, or one of them cannot be read.
+    """
+    chosen = _choose(registered, (registered.config.primary, child))
+    ids = log_stores_of(registered, chosen)
+    summary = Summary(registered.name, [one.name for one in chosen])
+    sources = []
+    try:
+        with Bars("verify") as bars:
+            for one in chosen:
+                sources.append(_open(one))
+            for stream in Selection(None, None, None).streams(set(ids), bars):
+                summary.add(_compare(stream, sources, ids, registered.store.id, bars))
+    finally:
+        for source in sources:
+            source.close()
+    return summary
 
 
 @contextmanager
