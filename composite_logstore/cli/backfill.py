@@ -22,7 +22,14 @@ from composite_logstore.backfilling import (
     open_ledger,
 )
 from composite_logstore.cli.console import say, say_json, warn
-from composite_logstore.cli.selection import Bars, Selection, log_stores_of, selection_options, state_folder
+from composite_logstore.cli.selection import (
+    Bars,
+    Selection,
+    collector_of,
+    log_stores_of,
+    selection_options,
+    state_folder,
+)
 from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, asking_zenml, find_store, mistake
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream
@@ -136,7 +143,7 @@ def _copy(
             closing.append(copying.close)
             for stream in selection.streams(set(ids), bars):
                 # What the composite collected never came to an earlier log store that is there to be read alone.
-                collected_by = ids[stream.logs.log_store_id or registered.store.id]
+                collected_by = ids[collector_of(stream)]
                 if not collected_by and not source.enabled and source.name in ids.values():
                     continue
                 if stream.run_in_progress:

@@ -89,7 +89,7 @@ class Selection:
             raise click.UsageError("Say which streams are meant: '--run', '--since' and '--until', or '--all'.")
         return cls(run, since, until)
 
-    def streams(self, ids: set[UUID], bars: Bars) -> Iterator[RunStream]:
+    def streams(self, ids: set[UUID | None], bars: Bars) -> Iterator[RunStream]:
         """Yield the streams that these log stores collected.
 
         Raises:
@@ -103,17 +103,22 @@ class Selection:
             found = streams_of_project(since=self.since, until=self.until)
         for stream in found:
             bars.at(stream)
-            if stream.logs.log_store_id in ids:
+            if collector_of(stream) in ids:
                 yield stream
 
 
-def log_stores_of(store: RegisteredStore, children: list[ChildConfig]) -> dict[UUID, str]:
+def collector_of(stream: RunStream) -> UUID | None:
+    """Return the id of the log store that collected a stream; ZenML's own in an artifact store goes by that's id."""
+    return stream.logs.log_store_id or stream.logs.artifact_store_id
+
+
+def log_stores_of(store: RegisteredStore, children: list[ChildConfig]) -> dict[UUID | None, str]:
     """Return which log stores collected streams that these children may hold: the composite, and earlier ones.
 
     Returns:
         A log store's id → the name of the child that it is, empty for the composite itself.
     """
-    found: dict[UUID, str] = {store.store.id: ""}
+    found: dict[UUID | None, str] = {store.store.id: ""}
     for child in children:
         component = getattr(child, "component", None)
         if isinstance(component, str):

@@ -19,7 +19,14 @@ import orjson
 from composite_logstore.backend import UnavailableError
 from composite_logstore.cli.console import say, say_json, show_table, warn
 from composite_logstore.cli.report import Summary, write_report
-from composite_logstore.cli.selection import Bars, Selection, log_stores_of, selection_options, state_folder
+from composite_logstore.cli.selection import (
+    Bars,
+    Selection,
+    collector_of,
+    log_stores_of,
+    selection_options,
+    state_folder,
+)
 from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake
 from composite_logstore.config import ChildConfig
 from composite_logstore.parity import StreamParity, compare
@@ -74,7 +81,7 @@ def verify(
             for stream in selection.streams(set(ids), bars):
                 result = before.get(str(stream.logs.id))
                 if result is None:
-                    result = _compare(stream, sources, ids, registered.store.id, bars)
+                    result = _compare(stream, sources, ids, bars)
                     if result.was_compared and not stream.run_in_progress:
                         file.write(orjson.dumps(result.as_dict(), option=orjson.OPT_NON_STR_KEYS) + b"\n")
                         file.flush()
@@ -126,11 +133,9 @@ def _open(child: ChildConfig) -> Source:
         raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
 
 
-def _compare(
-    stream: RunStream, sources: list[Source], ids: dict[UUID, str], store_id: UUID, bars: Bars
-) -> StreamParity:
+def _compare(stream: RunStream, sources: list[Source], ids: dict[UUID | None, str], bars: Bars) -> StreamParity:
     # What the composite collected never came to an earlier log store that is there to be read alone.
-    collected_by = ids[stream.logs.log_store_id or store_id]
+    collected_by = ids[collector_of(stream)]
     meant = [s for s in sources if collected_by or s.config.enabled or s.name not in ids.values()]
     label = f"{stream.run_name} {stream.label}"
     return compare(stream.logs, label, meant, stream.run_in_progress, bars.tell)
@@ -155,7 +160,7 @@ def compare_with_primary(registered: RegisteredStore, child: str) -> Summary:
             for one in chosen:
                 sources.append(_open(one))
             for stream in Selection(None, None, None).streams(set(ids), bars):
-                summary.add(_compare(stream, sources, ids, registered.store.id, bars))
+                summary.add(_compare(stream, sources, ids, bars))
     finally:
         for source in sources:
             source.close()
