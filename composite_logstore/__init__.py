@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from composite_logstore.backend import (
+        BACKFILLED,
         Event,
         Exporter,
         Page,
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
         Reader,
         RejectedError,
         RetryableError,
+        Scanned,
         TooLargeError,
         UnavailableError,
         shorten,
     )
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
-    from composite_logstore.event import LogEvent, Stream
+    from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
     from composite_logstore.log_store import CompositeLogStore
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
     from composite_logstore.secrets import has_reference
 
 _HOMES = {
+    "BACKFILLED": "backend",
     "ChildConfig": "config",
     "CompositeHandler": "handler",
     "CompositeLogStore": "log_store",
     "CompositeLogStoreConfig": "config",
     "CompositeLogStoreFlavor": "flavor",
     "Event": "backend",
+    "ExceptionInfo": "event",
     "Exporter": "backend",
     "LogEvent": "event",
     "OtelExporter": "otel",
@@ -47,21 +51,25 @@ _HOMES = {
     "Reader": "backend",
     "RejectedError": "backend",
     "RetryableError": "backend",
+    "Scanned": "backend",
     "Secret": "config",
     "Stream": "event",
     "TooLargeError": "backend",
+    "TraceContext": "event",
     "UnavailableError": "backend",
     "has_reference": "secrets",
     "shorten": "backend",
 }
 
 __all__ = [
+    "BACKFILLED",
     "ChildConfig",
     "CompositeHandler",
     "CompositeLogStore",
     "CompositeLogStoreConfig",
     "CompositeLogStoreFlavor",
     "Event",
+    "ExceptionInfo",
     "Exporter",
     "LogEvent",
     "OtelExporter",
@@ -71,9 +79,11 @@ __all__ = [
     "Reader",
     "RejectedError",
     "RetryableError",
+    "Scanned",
     "Secret",
     "Stream",
     "TooLargeError",
+    "TraceContext",
     "UnavailableError",
     "has_reference",
     "shorten",

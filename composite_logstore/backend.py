@@ -6,9 +6,9 @@ A backend is a package with a `ChildConfig` (see `config.py`), named in the entr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
@@ -179,6 +179,59 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Release connections. Never closes what ZenML's server shares between requests."""
+
+
+BACKFILLED = "zenml.log.backfilled"
+"""The attribute of an event that was copied to a child after later ones of its writer: it is no copy of any of them."""
+
+
+class Scanned(NamedTuple):
+    """Records of a stream that lie one after the other, in columns: of millions there is no time for objects.
+
+    Attributes:
+        writer: Who numbered them, empty if another program wrote them.
+        sequences: Their numbers, none if another program wrote them.
+        times: When they were logged, in nanoseconds since the epoch.
+        contents: The records, as the backend has them. Two that are equal say the same.
+        arrived: When the backend got them, in nanoseconds since the epoch, if that is known.
+        token: Where to go on after them, as the reader itself wrote it; None where that is within something that
+            is read as a whole.
+    """
+
+    writer: str
+    sequences: Sequence[int]
+    times: Sequence[int]
+    contents: Sequence[Any]
+    arrived: int | None
+    token: str | None
+
+
+@runtime_checkable
+class Scanner(Protocol):
+    """What a reader may offer beside pages: the whole of a stream, fast, with all that is known of each record.
+
+    Attributes:
+        scan_format: The name of the format of the contents. Those of one name can be compared as they are.
+    """
+
+    scan_format: ClassVar[str]
+
+    def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
+        """Read a stream from its oldest record to its newest, copies and all.
+
+        Args:
+            logs: The stream, as ZenML knows it.
+            token: Where an earlier scan ended. None begins at the oldest.
+
+        Raises:
+            Exception: As `Reader.read` does.
+        """
+
+    def event_of(self, content: Any, stream: Stream) -> LogEvent | None:
+        """Return a record that was scanned as the event that it is; None if another program wrote it."""
+
+    def entry_of(self, content: Any) -> LogEntry | None:
+        """Return a record that another program wrote as an entry; None if it is none."""
 
 
 def shorten(text: str, max_bytes: int) -> str:

@@ -73,6 +73,8 @@ class ChildConfig(BaseModel):
     """What `max_export_batch_size` is if it is not set: the backend's best."""
     max_batch_bytes: ClassVar[int] = 4 * 1024 * 1024
     """Roughly how many bytes of events one export may have. A larger event is exported alone."""
+    oldest_seconds: ClassVar[float | None] = None
+    """How old an event may be for the backend to take it, None if it does not care."""
     readable: ClassVar[bool] = False
     """Whether the backend has a reader."""
     requirements: ClassVar[frozenset[str]] = frozenset()

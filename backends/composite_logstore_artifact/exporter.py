@@ -29,7 +29,7 @@ from composite_logstore_artifact.artifact_stores import (
 )
 from composite_logstore_artifact.compaction import Compaction
 from composite_logstore_artifact.index import Chunk, add
-from composite_logstore_artifact.lines import standard_level, summarize_events
+from composite_logstore_artifact.lines import STANDARD_LEVELS, standard_level, summarize_events
 from composite_logstore_artifact.objects import ObjectName
 
 if TYPE_CHECKING:
@@ -255,7 +255,6 @@ def _write(artifact_store: BaseArtifactStore, uri: str, content: bytes) -> None:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
 def encode(event: LogEvent) -> bytes:
@@ -304,7 +303,7 @@ def _place(
     after["writer"] = writer
     if level != before["level"]:
         after["level_number"] = level
-    if level_name != _STANDARD_LEVELS[before["level"]]:
+    if level_name != STANDARD_LEVELS[before["level"]]:
         after["level_name"] = level_name
     return tuple(orjson.dumps(part)[1:-1].decode() + "," for part in (before, after))  # type: ignore[return-value]
 
@@ -329,7 +328,7 @@ def _encode_any(event: LogEvent) -> bytes:
     line["time_unix_nano"] = event.time_unix_nano
     if event.level != level:
         line["level_number"] = event.level
-    if event.level_name != _STANDARD_LEVELS[level]:
+    if event.level_name != STANDARD_LEVELS[level]:
         line["level_name"] = event.level_name
     if event.exception:
         # The message that was logged is `message` without what these add to it.

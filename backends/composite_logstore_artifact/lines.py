@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import orjson
 from zenml.enums import LoggingLevels
@@ -15,7 +15,10 @@ from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
 from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import Event, LogEvent, ReadEntry
+from composite_logstore import BACKFILLED, Event, ExceptionInfo, LogEvent, ReadEntry, Scanned, Stream, TraceContext
+
+STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+"""The numbers of the standard levels, and their names."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 # What each line begins with that our exporter writes.
@@ -151,6 +154,9 @@ class Wanted:
             event = _event(fields)
             if event is not None and self._is_surely_unwanted(fields):
                 return None
+            if event is not None and BACKFILLED in (fields.get("attributes") or ()):
+                # Later ones of its writer came before it: by its number alone it would pass for a copy.
+                event = None
             entry: LogEntry | None = LogEntry.model_validate(fields)
         except ValueError:
             if _is_piece(text):
@@ -209,6 +215,147 @@ def is_complete(text: bytes) -> bool:
         return isinstance(orjson.loads(text), dict)
     except ValueError:
         return False
+
+
+class _Times(Sequence[int]):
+    """The times of lines, in nanoseconds since the epoch: looked for when they are asked for, and few are."""
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        if isinstance(place, slice):
+            return _Times(self._lines[place])
+        line = self._lines[place]
+        # That is how most of ours end.
+        digits = line[line.rfind(b'"time_unix_nano":') + 17 : -1]
+        if digits.isdigit():
+            return int(digits)
+        row = _identity(line)
+        return row[2] if row else 0
+
+
+def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
+    """Yield what lines say of which event each is, and no more: most are not parsed.
+
+    A writer's lines mostly follow each other, so it is known how the next one ends if it is one of them. An attribute
+    cannot pass for that, since it stands in braces of its own, nor a text: in it, quotation marks are escaped.
+
+    Args:
+        content: Whole lines.
+        arrived: When they were written, in nanoseconds since the epoch, if that is known.
+    """
+    lines = content.split(b"\n")
+    begin, writer, sequence, expected = 0, "", 0, b""
+
+    def until(end: int) -> Iterator[Scanned]:
+        if begin < end:
+            run = lines[begin:end]
+            sequences = range(sequence - len(run), sequence) if writer else ()
+            yield Scanned(writer, sequences, _Times(run), run, arrived, None)
+
+    for place, line in enumerate(lines):
+        # A line that was torn off does not end like this.
+        if expected and line.startswith(expected % sequence, line.rfind(b'"writer":"')) and line.endswith(b"}"):
+            sequence += 1
+            continue
+        row = _identity(line)
+        if row is not None and begin < place and (row[0] == writer) and (not writer or row[1] == sequence):
+            sequence += 1
+            continue
+        yield from until(place)
+        begin = place
+        if row is None:
+            begin, expected = place + 1, b""
+            continue
+        writer, sequence = row[0], row[1] + 1
+        # What a format would make something else of has to be written twice.
+        expected = (
+            b'"writer":%b,"sequence":%%d,"number":' % orjson.dumps(writer).replace(b"%", b"%%") if writer else b""
+        )
+    yield from until(len(lines))
+
+
+def _identity(text: bytes) -> tuple[str, int, int] | None:
+    """Return a line's writer (empty if another program wrote it), sequence and time; None if it is no entry."""
+    if not text:
+        return None
+    try:
+        fields = orjson.loads(text)
+    except ValueError:
+        fields = None
+    event, entry = _event(fields), None
+    if event is not None and type(fields.get("time_unix_nano")) is int:
+        return event.writer, event.sequence, fields["time_unix_nano"]
+    if (entry := entry_of(text)) is None:
+        return None
+    timestamp = _utc(entry.timestamp)
+    micros = _micros(timestamp) if timestamp else 0
+    return (event.writer, event.sequence, micros * 1000) if event else ("", 0, micros * 1000)
+
+
+def event_of(text: bytes, stream: Stream) -> LogEvent | None:
+    """Return the event that a line was made of, None if another program wrote it."""
+    try:
+        fields = orjson.loads(text)
+        event = _event(fields)
+        if event is None:
+            return None
+        return _decode(fields, event, stream)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _decode(fields: dict[str, Any], event: Event, stream: Stream) -> LogEvent:
+    level: int = fields["level"]
+    message: str = fields["message"]
+    exception = trace = None
+    if raw := fields.get("exception"):
+        exception = ExceptionInfo(raw["type"], raw["message"], raw["stacktrace"])
+        message = message.removesuffix(f"\n{exception.type}: {exception.message}\n{exception.stacktrace}".rstrip())
+    if "trace_id" in fields:
+        trace = TraceContext(int(fields["trace_id"], 16), int(fields["span_id"], 16), fields["flags"])
+    name = fields["name"]
+    return LogEvent(
+        stream,
+        event.writer,
+        fields["number"],
+        event.sequence,
+        fields["time_unix_nano"],
+        fields.get("level_number", level),
+        fields.get("level_name") or STANDARD_LEVELS[level],
+        message,
+        name,
+        fields.get("filename", ""),
+        fields.get("lineno", 0),
+        fields.get("module", ""),
+        exception,
+        trace,
+        fields.get("attributes", _NO_ATTRIBUTES),
+        _NO_ATTRIBUTES,
+        name in ("stdout", "stderr") and "\r" in message and "filename" not in fields,
+    )
+
+
+_NO_ATTRIBUTES: dict[str, Any] = {}
+
+
+def entry_of(text: bytes) -> LogEntry | None:
+    """Return a line as an entry, whoever wrote it; None if it is empty or a piece of one."""
+    try:
+        entry: LogEntry = LogEntry.model_validate(orjson.loads(text))
+    except ValueError:
+        return None if _is_piece(text) else _plain(text)
+    return entry
 
 
 def _is_piece(text: bytes) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from zenml.exceptions import (
     DoesNotExistException,
@@ -14,10 +14,10 @@ from zenml.exceptions import (
     LogStoreUnavailableError,
 )
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
-from zenml.models import LogsResponse
+from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
-from composite_logstore import Page, PageRequest, ReadEntry
-from composite_logstore_artifact import artifact_stores
+from composite_logstore import LogEvent, Page, PageRequest, ReadEntry, Scanned, Stream
+from composite_logstore_artifact import artifact_stores, lines
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,
@@ -39,6 +39,8 @@ _LARGEST_BLOCK = 8 * 1024 * 1024
 _SEARCHED_BLOCK = 1024 * 1024
 # How many bytes one page reads at most: a search that finds nothing must not take minutes.
 _MOST_BYTES = 128 * 1024 * 1024
+# So many lines' worth of bytes are scanned at a time: what fits into a processor's cache.
+_SCANNED_LINES = 2 * _SEARCHED_BLOCK // _USUAL_LINE
 # Fewer bytes are not worth a line in the index.
 _WORTH_KNOWING = 64 * 1024
 
@@ -54,6 +56,7 @@ class ArtifactReader:
 
     max_page_size = 50_000
     in_order = True
+    scan_format: ClassVar[str] = "archive"
 
     def __init__(
         self,
@@ -88,10 +91,9 @@ class ArtifactReader:
         """
         start = _Position.parse(request.token)
         artifact_store = self._artifact_store_of(request.logs)
-        try:
-            uri = prepare_logs_uri(artifact_store, request.logs.id)
+        with _in_words(artifact_store):
             for attempts_left in (2, 1, 0):
-                archive = open_archive(artifact_store, uri)
+                archive = self._open(artifact_store, request.logs)
                 if archive is None:
                     break
                 try:
@@ -100,24 +102,53 @@ class ArtifactReader:
                     # Objects were merged since they were listed.
                     if not attempts_left:
                         raise
-        except IllegalOperationError as error:
-            # ZenML's server keeps away from its own disk, unless it is told otherwise.
-            raise LogStoreError(
-                f"Artifact store '{artifact_store.name}' is on the disk of the machine that wrote it, which the "
-                f"ZenML server does not read. Fetch these logs there, or use a remote artifact store."
-            ) from error
-        except Exception as error:
-            translated = _translated(error, artifact_store)
-            if translated is None:
-                raise
-            raise translated from error
-        if self._is_in_progress(request.logs):
-            return Page()
-        raise DoesNotExistException(
-            f"Nothing was found for these logs in artifact store '{artifact_store.name}'. Nothing may have been "
-            f"logged; or, if the stack has got another artifact store since, set 'artifact_store' of this child "
-            f"to the old one."
-        )
+        return Page()
+
+    def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
+        """Read a whole stream, line by line as it lies there.
+
+        Args:
+            logs: The stream.
+            token: Where an earlier scan, or a page towards newer ones, ended.
+
+        Raises:
+            Exception: As `read` does.
+        """
+        start = _Position.parse(token)
+        artifact_store = self._artifact_store_of(logs)
+        attempts_left = 2
+        with _in_words(artifact_store):
+            while (archive := self._open(artifact_store, logs)) is not None:
+                try:
+                    for scanned in _scan(archive, start):
+                        yield scanned
+                        if scanned.token is not None:
+                            start, attempts_left = _Position.parse(scanned.token), 2
+                    return
+                except FileNotFoundError:
+                    # Objects were merged since they were listed. What was read of them ends with a token.
+                    if not attempts_left:
+                        raise
+                    attempts_left -= 1
+
+    def event_of(self, content: bytes, stream: Stream) -> LogEvent | None:
+        """Return a line as the event that it was made of, None if another program wrote it."""
+        return lines.event_of(content, stream)
+
+    def entry_of(self, content: bytes) -> LogEntry | None:
+        """Return a line as an entry, whoever wrote it."""
+        return lines.entry_of(content)
+
+    def _open(self, artifact_store: BaseArtifactStore, logs: LogsResponse) -> Archive | None:
+        """Return what there is of a stream, None if there is nothing yet."""
+        archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, logs.id))
+        if archive is None and not self._is_in_progress(logs):
+            raise DoesNotExistException(
+                f"Nothing was found for these logs in artifact store '{artifact_store.name}'. Nothing may have been "
+                f"logged; or, if the stack has got another artifact store since, set 'artifact_store' of this child "
+                f"to the old one."
+            )
+        return archive
 
     def close(self) -> None:
         """Do nothing: artifact stores are shared with the active stack, or between the server's requests."""
@@ -134,6 +165,24 @@ class ArtifactReader:
                 f"The artifact store of these logs is not known: {error}. If it still exists, set "
                 f"'artifact_store' of this child to it."
             ) from error
+
+
+@contextmanager
+def _in_words(artifact_store: BaseArtifactStore) -> Iterator[None]:
+    """Put whatever fails into the words of the read port."""
+    try:
+        yield
+    except IllegalOperationError as error:
+        # ZenML's server keeps away from its own disk, unless it is told otherwise.
+        raise LogStoreError(
+            f"Artifact store '{artifact_store.name}' is on the disk of the machine that wrote it, which the "
+            f"ZenML server does not read. Fetch these logs there, or use a remote artifact store."
+        ) from error
+    except Exception as error:
+        translated = _translated(error, artifact_store)
+        if translated is None:
+            raise
+        raise translated from error
 
 
 def _translated(error: Exception, artifact_store: BaseArtifactStore) -> LogStoreError | None:
@@ -199,13 +248,23 @@ def _located(start: _Position, archive: Archive) -> _Position:
     return start
 
 
-def _read_page(archive: Archive, start: _Position | None, request: PageRequest) -> Page:
+def _without_copies(archive: Archive, start: _Position | None) -> tuple[Archive, _Position | None]:
+    """Return a stream without what was merged and is still there, and where a place is in it.
+
+    Raises:
+        ValueError: The place is not one of the stream.
+    """
     if start is not None and bool(start.name) != archive.is_folder:
         raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
     if archive.is_folder:
         copies = superseded(archive.parts)
         archive = archive._replace(parts=[part for part in archive.parts if part.name not in copies])
         start = _located(start, archive) if start is not None else None
+    return archive, start
+
+
+def _read_page(archive: Archive, start: _Position | None, request: PageRequest) -> Page:
+    archive, start = _without_copies(archive, start)
     towards_newer = request.direction == "newer"
     limit = min(request.limit, ArtifactReader.max_page_size)
     wanted = Wanted(request.filter)
@@ -218,11 +277,8 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     with closing(_blocks(archive, start, towards_newer, wanted, limit)) as blocks:
         for part, block, size in blocks:
             content = block.content
-            if part is archive.parts[-1] and block.end == part.size and not content.endswith(b"\n"):
-                # The last line of all: whoever writes it may not have come to its end.
-                last = content.rfind(b"\n") + 1
-                if not is_complete(content[last:]):
-                    content = content[:last]
+            if part is archive.parts[-1] and block.end == part.size:
+                content = _whole(content)
             for begin, end in wanted.find(content, backwards=not towards_newer):
                 read = wanted.parse(content[begin:end])
                 if read is None:
@@ -252,6 +308,31 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     if older == (archive.parts[0].name, 0):
         older = None
     return Page(entries, str(older) if older else None, str(newer) if newer else None)
+
+
+def _scan(archive: Archive, start: _Position | None) -> Iterator[Scanned]:
+    archive, start = _without_copies(archive, start)
+    with closing(_blocks(archive, start, True, Wanted(LogsEntriesFilter()), _SCANNED_LINES)) as blocks:
+        for part, block, _ in blocks:
+            content = block.content
+            if part is archive.parts[-1] and block.end == part.size:
+                content = _whole(content)
+            name = ObjectName.parse(part.name)
+            # When each of the merged had arrived is not known any more.
+            arrival = name.arrival if name is not None and name.size is None else None
+            before: Scanned | None = None
+            for scanned in lines.scan(content, arrival):
+                if before is not None:
+                    yield before
+                before = scanned
+            if before is not None:
+                yield before._replace(token=str(_Position(part.name, block.begin + len(content))))
+
+
+def _whole(content: bytes) -> bytes:
+    """Return the end of a stream without a last line that whoever writes it may not have come to the end of."""
+    last = content.rfind(b"\n") + 1
+    return content if last == len(content) or is_complete(content[last:]) else content[:last]
 
 
 def _blocks(

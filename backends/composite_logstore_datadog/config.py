@@ -24,6 +24,10 @@ EXTRA = "composite-logstore[datadog]"
 _TAG = re.compile(r"[^\W\d_][^\s,]{0,199}")
 _SITE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 
+# https://docs.datadoghq.com/logs/log_configuration/processors/log_date_remapper/
+# It answers 202 to older ones too, and drops them.
+OLDEST_SECONDS = 18 * 3600
+
 
 class DatadogChildConfig(ChildConfig):
     """Sends events to Datadog's log intake and reads them with its log search.
@@ -40,6 +44,7 @@ class DatadogChildConfig(ChildConfig):
     """
 
     # https://docs.datadoghq.com/api/latest/logs/#send-logs
+    oldest_seconds: ClassVar[float | None] = OLDEST_SECONDS
     max_batch_size: ClassVar[int] = 1_000
     default_batch_size: ClassVar[int] = 1_000
     readable: ClassVar[bool] = True

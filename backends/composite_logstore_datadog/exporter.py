@@ -33,6 +33,7 @@ from composite_logstore import (
     UnavailableError,
     shorten,
 )
+from composite_logstore_datadog.config import OLDEST_SECONDS
 
 if TYPE_CHECKING:
     from composite_logstore_datadog.config import DatadogChildConfig
@@ -44,8 +45,6 @@ MAX_REQUEST_ENTRIES = 1_000
 MAX_ENTRY_BYTES = 1_000_000
 
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_date_remapper/
-# It answers 202 to older ones too, and drops them.
-OLDEST_SECONDS = 18 * 3600
 NEWEST_SECONDS = 2 * 3600
 
 _KEPT_BYTES = 10_000

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from composite_logstore.cli.backfill import backfill
 from composite_logstore.cli.check import check
 from composite_logstore.cli.logs import logs
 from composite_logstore.cli.promote import promote
 from composite_logstore.cli.spool import spool
+from composite_logstore.cli.verify import verify
 
 
 @click.group()
@@ -16,7 +18,9 @@ def main() -> None:
     """Look after the log stores of ZenML's flavor `composite`."""
 
 
+main.add_command(backfill)
 main.add_command(check)
 main.add_command(logs)
 main.add_command(promote)
 main.add_command(spool)
+main.add_command(verify)

@@ -27,11 +27,22 @@ Verify = Callable[[RegisteredStore, str], Verdict]
 """Compares the child of that name with the primary of the log store."""
 
 
-def _nobody_has_compared(store: RegisteredStore, child: str) -> Verdict:
-    return Verdict(False, f"whether child '{child}' has all that child '{store.config.primary}' has was not verified")
+def _compare(store: RegisteredStore, child: str) -> Verdict:
+    from composite_logstore.cli.verify import compare_with_primary
+
+    primary = store.config.primary
+    summary = compare_with_primary(store, child)
+    lacks = summary.children[child]
+    if summary.not_compared:
+        label, name, why = summary.not_compared[0]
+        return Verdict(False, f"not everything could be compared: child '{name}', {label}: {why.rstrip('.')}")
+    if lacks.missing or lacks.out_of_order or lacks.different:
+        of = f"{lacks.missing:,} events are missing, {lacks.out_of_order:,} out of order, {lacks.different:,} different"
+        return Verdict(False, f"compared with '{primary}', {of}; `composite-logstore verify` names them")
+    return Verdict(True, f"it has all that '{primary}' has: {lacks.events:,} events of {summary.streams:,} streams")
 
 
-verify: Verify = _nobody_has_compared
+verify: Verify = _compare
 """Whom to ask, where it is not forced."""
 
 

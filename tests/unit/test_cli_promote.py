@@ -7,9 +7,11 @@ import json
 import pytest
 from zenml.exceptions import IllegalOperationError
 
-from composite_logstore.cli import promote
+from composite_logstore.cli import promote, verify
 from composite_logstore.cli.promote import Verdict
+from composite_logstore.cli.report import Summary
 from composite_logstore.cli.stores import RegisteredStore
+from composite_logstore.parity import ChildParity, StreamParity
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
 
@@ -61,11 +63,13 @@ def test_one_that_lacks_something_does_not_unless_it_is_forced(
     assert [update["primary"] for update in zenml.updates] == ["live"]
 
 
-def test_what_nobody_has_compared_is_refused(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promote, "verify", promote._nobody_has_compared)
+def test_what_could_not_be_compared_is_refused(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = Summary("logs", ["archive", "live"])
+    summary.add(StreamParity("", "first step", {"archive": ChildParity(), "live": ChildParity(error="it is away.")}))
+    monkeypatch.setattr(verify, "compare_with_primary", lambda store, child: summary)
     result = zenml.run_command("promote", "logs", "live", "--yes")
     assert result.exit_code == 1
-    assert "was not verified" in result.stderr
+    assert "not everything could be compared: child 'live', first step: it is away" in result.stderr
     assert zenml.updates == []
 
 

@@ -1,0 +1,467 @@
+"""Backfill: one child's events copied to another that lacks them, with their identity and their times.
+
+What was sent is noted on disk after each export, so a copy that was interrupted goes on where it ended, and a child
+that cannot be read gets nothing twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+from uuid import UUID
+
+import orjson
+from zenml.exceptions import DoesNotExistException, LogStoreError
+
+from composite_logstore import secrets
+from composite_logstore.backend import (
+    BACKFILLED,
+    Exporter,
+    RejectedError,
+    RetryableError,
+    Scanned,
+    TooLargeError,
+    UnavailableError,
+)
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.parity import Holding
+from composite_logstore.runs import Runs
+from composite_logstore.scanning import PAGES, Source, as_event, foreign_writer
+
+if TYPE_CHECKING:
+    from zenml.models import LogsResponse
+
+    from composite_logstore.config import ChildConfig
+
+REMEMBERED_SECONDS = 3600.0
+"""How long what was sent to a child that can be read counts as there although it is not found: some take a while."""
+
+GIVE_UP_SECONDS = 60.0
+"""How long one batch is tried again."""
+
+_LARGER = 4
+_QUEUED = 2
+
+Tell: TypeAlias = Callable[[int], None]
+
+
+class BackfillStoppedError(Exception):
+    """The copy cannot go on. The message says why, and what would mend it."""
+
+
+class BackfillRunsError(Exception):
+    """Another process copies to the same child."""
+
+
+@dataclass
+class Copied:
+    """What became of a stream, or of several.
+
+    Attributes:
+        copied: The events that were sent, and taken.
+        there: Those that were there already.
+        unwanted: Those that are not meant for the child.
+        too_old: Those that its backend would refuse for their age.
+        rejected: Those that it refused: a reason → a number.
+    """
+
+    copied: int = 0
+    there: int = 0
+    unwanted: int = 0
+    too_old: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Copied) -> None:
+        """Add another stream's."""
+        self.copied += other.copied
+        self.there += other.there
+        self.unwanted += other.unwanted
+        self.too_old += other.too_old
+        for reason, number in other.rejected.items():
+            self.rejected[reason] = self.rejected.get(reason, 0) + number
+
+
+class Ledger:
+    """What was sent to a child, on disk. Made by `open_ledger`.
+
+    Attributes:
+        is_resumed: Whether an earlier copy was interrupted.
+        finished: The streams that it had finished.
+    """
+
+    def __init__(self, path: Path, since: float, clock: Callable[[], float] = time.time) -> None:
+        """Read what there is.
+
+        Args:
+            path: The file.
+            since: What was sent before that does not count, in seconds since the epoch.
+            clock: The time in seconds since the epoch.
+        """
+        self._path = path
+        self._clock = clock
+        self._sent: dict[str, dict[str, Runs]] = {}
+        self.finished: set[str] = set()
+        self.is_resumed = False
+        self._read(since)
+        self._file = open(path, "ab")  # noqa: SIM115
+
+    def _read(self, since: float) -> None:
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        for text in content.splitlines():
+            try:
+                line = orjson.loads(text)
+                if "complete" in line:
+                    self.is_resumed = False
+                    self.finished.clear()
+                elif "finished" in line:
+                    self.finished.add(line["finished"])
+                    self.is_resumed = True
+                else:
+                    self.is_resumed = True
+                    if line["time"] >= since:
+                        for first, last in line["runs"]:
+                            self.sent(line["stream"], line["writer"]).add(first, last)
+            except (ValueError, KeyError, TypeError):
+                # The last line of a process that was killed.
+                continue
+        if content and not content.endswith(b"\n"):
+            with open(self._path, "ab") as file:
+                file.write(b"\n")
+
+    def sent(self, logs_id: str, writer: str) -> Runs:
+        """Return which of a writer's events of a stream were sent."""
+        return self._sent.setdefault(logs_id, {}).setdefault(writer, Runs())
+
+    def writers(self, logs_id: str) -> list[str]:
+        """Return the writers of whose events some were sent."""
+        return list(self._sent.get(logs_id, {}))
+
+    def note(self, logs_id: str, batch: list[LogEvent]) -> None:
+        """Note that events of one writer were sent."""
+        runs = Runs()
+        for event in batch:
+            runs.add(event.sequence, event.sequence)
+        self._write({"time": self._clock(), "stream": logs_id, "writer": batch[0].writer, "runs": list(runs)})
+
+    def finish(self, logs_id: str) -> None:
+        """Note that all of a stream was looked at."""
+        self._write({"finished": logs_id})
+
+    def complete(self) -> None:
+        """Note that nothing is left to be resumed."""
+        self._write({"complete": self._clock()})
+
+    def _write(self, line: dict[str, object]) -> None:
+        self._file.write(orjson.dumps(line) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew: bool = False) -> Iterator[Ledger]:
+    """Give the ledger of a child, which no other process has meanwhile.
+
+    Args:
+        folder: Where ledgers are.
+        store_id: The log store.
+        child: The child that is copied to.
+        since: What was sent before that does not count, in seconds since the epoch.
+        is_anew: Whether to forget what was sent.
+
+    Raises:
+        BackfillRunsError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{store_id}-{child}"
+    with open(folder / f"{name}.lock", "a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            process = lock.read().decode(errors="replace") or "unknown"
+            raise BackfillRunsError(
+                f"another backfill to child '{child}' runs on this machine (process {process}); wait for it, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        lock.flush()
+        path = folder / f"{name}.jsonl"
+        if is_anew:
+            path.unlink(missing_ok=True)
+        ledger = Ledger(path, since)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+
+
+class Backfill:
+    """Copies streams from one child to another, one after the other. Used by one thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: ChildConfig,
+        there: Source | None,
+        ledger: Ledger,
+        rate: float | None = None,
+        tell: Tell = lambda number: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Create the exporter.
+
+        Args:
+            source: Where to copy from.
+            target: The settings of the child to copy to.
+            there: The same child, to be read; None if it cannot be.
+            ledger: What was sent earlier.
+            rate: The most events in a second.
+            tell: Told how many more events were looked at.
+            clock: The time in seconds since some moment.
+            sleep: Waits for so many seconds.
+
+        Raises:
+            UnavailableError: A secret, or something else that somebody can mend, is missing.
+            ImportError: What the exporter needs is not installed.
+        """
+        self._source = source
+        self._target = target
+        self._there = there
+        self._ledger = ledger
+        self._rate = rate
+        self._tell = tell
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+        config = secrets.resolve(target)
+        self._exporter: Exporter = config.create_exporter()
+        # Nobody waits for a copy: fuller batches than live ones cost less.
+        self._batch_size = target.max_export_batch_size or min(
+            target.max_batch_size, _LARGER * target.default_batch_size
+        )
+        if rate:
+            self._batch_size = max(1, min(self._batch_size, int(rate)))
+        self._pool = ThreadPoolExecutor(1, "backfill")
+        self._exports: set[Future[int]] = set()
+        self._has_stopped = False
+
+    def close(self) -> None:
+        """Wait for the export under way, and release connections."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._exporter.close()
+
+    def copy(self, logs: LogsResponse, stream: Stream) -> Copied:
+        """Copy what the child lacks of a stream.
+
+        Args:
+            logs: The stream, as ZenML knows it.
+            stream: The same, with the attributes that its events get.
+
+        Returns:
+            What became of its events.
+
+        Raises:
+            BackfillStoppedError: A child cannot be read, or the other does not take any more.
+        """
+        logs_id = str(logs.id)
+        if self._ledger.is_resumed and logs_id in self._ledger.finished:
+            return Copied()
+        result = Copied()
+        there = self._held(logs, stream)
+        try:
+            self._copy(logs, stream, there, result)
+            while self._exports:
+                self._settle()
+        except BaseException:
+            for export in self._exports:
+                export.cancel()
+            wait(self._exports)
+            self._exports.clear()
+            raise
+        finally:
+            self._exporter.end_stream(stream)
+        self._ledger.finish(logs_id)
+        return result
+
+    def _held(self, logs: LogsResponse, stream: Stream) -> dict[str, Runs]:
+        """Return what the child has, or will have as soon as it can be found."""
+        held: dict[str, Runs] = {}
+        if self._there is not None:
+            holding = Holding(self._there, stream)
+            try:
+                holding.scan(logs, lambda number: None)
+            except DoesNotExistException:
+                pass
+            except Exception as error:
+                raise BackfillStoppedError(_read_in_vain(self._there.name, error)) from error
+            held = dict(holding.runs)
+            foreign = foreign_writer(logs.id)
+            if holding.foreign and not held.keys() - {foreign} and self._there.scanner.scan_format == PAGES:
+                # What it has may be all of it, or nothing.
+                raise BackfillStoppedError(
+                    f"child '{self._there.name}' has entries of this stream that do not say which events they are: "
+                    f"what it lacks cannot be known. Copy to another child"
+                )
+        for writer in self._ledger.writers(str(logs.id)):
+            held[writer] = held.get(writer, Runs()) | self._ledger.sent(str(logs.id), writer)
+        return held
+
+    def _copy(self, logs: LogsResponse, stream: Stream, there: dict[str, Runs], result: Copied) -> None:
+        waiting: dict[str, list[LogEvent]] = {}
+        sizes: dict[str, int] = {}
+        highest: dict[str, int] = {writer: runs.last for writer, runs in there.items()}
+        is_in_order = self._there is not None and self._there.in_order
+        oldest = 0
+        if self._target.oldest_seconds is not None:
+            oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
+        wants = self._source._replace(config=self._target).wants
+        foreign, ordinal = foreign_writer(logs.id), 0
+        for chunk in self._chunks(logs):
+            size = len(chunk.contents)
+            writer, first = chunk.writer or foreign, ordinal
+            sequences = chunk.sequences
+            if not chunk.writer:
+                sequences = range(ordinal, ordinal + size)
+                ordinal += size
+            held = there.setdefault(writer, Runs())
+            self._tell(size)
+            if isinstance(sequences, range) and held.has(sequences[0], sequences[-1]):
+                result.there += size
+                continue
+            for place, sequence in enumerate(sequences):
+                if sequence in held:
+                    result.there += 1
+                    continue
+                event = as_event(self._source.scanner, chunk.contents[place], stream, first + place)
+                if event is None:
+                    continue
+                held.add(sequence, sequence)
+                if not event.time_unix_nano:
+                    # Another program's line without a time: that of its stream.
+                    event = event._replace(time_unix_nano=_created(logs))
+                if not wants(event):
+                    result.unwanted += 1
+                    continue
+                if event.time_unix_nano < oldest:
+                    result.too_old += 1
+                    continue
+                if sequence < highest.get(writer, -1):
+                    # It comes after later ones. An exporter may take it for one that it has written.
+                    if waiting.get(writer) and waiting[writer][-1].sequence > sequence:
+                        self._send(waiting.pop(writer), logs, result)
+                        while self._exports:
+                            self._settle()
+                        self._exporter.end_stream(stream)
+                    if is_in_order:
+                        event = event._replace(metadata={**event.metadata, BACKFILLED: True})
+                else:
+                    highest[writer] = sequence
+                batch = waiting.setdefault(writer, [])
+                batch.append(event)
+                sizes[writer] = (sizes.get(writer, 0) if len(batch) > 1 else 0) + 512 + len(event.message)
+                if len(batch) >= self._batch_size or sizes[writer] >= self._target.max_batch_bytes:
+                    self._send(waiting.pop(writer), logs, result)
+                elif len(waiting) > _LARGER and sum(map(len, waiting.values())) >= _LARGER * self._batch_size:
+                    fullest = max(waiting, key=lambda writer: len(waiting[writer]))
+                    self._send(waiting.pop(fullest), logs, result)
+        for batch in waiting.values():
+            self._send(batch, logs, result)
+
+    def _chunks(self, logs: LogsResponse) -> Iterator[Scanned]:
+        try:
+            yield from self._source.scanner.scan(logs)
+        except DoesNotExistException:
+            return
+        except Exception as error:
+            raise BackfillStoppedError(_read_in_vain(self._source.name, error)) from error
+
+    def _send(self, batch: list[LogEvent], logs: LogsResponse, result: Copied) -> None:
+        """Have a batch exported, while the next one is read."""
+        while len(self._exports) >= _QUEUED:
+            self._settle()
+        if self._rate:
+            now = self._clock()
+            if self._free_at > now:
+                self._sleep(self._free_at - now)
+            self._free_at = max(self._free_at, now) + len(batch) / self._rate
+        self._exports.add(self._pool.submit(self._export_in_turn, batch, str(logs.id), result))
+
+    def _settle(self) -> None:
+        """Wait for an export to end, and raise if it failed for good."""
+        done, self._exports = wait(self._exports, return_when=FIRST_COMPLETED)
+        for export in done:
+            export.result()
+
+    def _export_in_turn(self, batch: list[LogEvent], logs_id: str, result: Copied) -> int:
+        # What comes after a batch that did not go through would be out of order.
+        if self._has_stopped:
+            return 0
+        try:
+            return self._export(batch, logs_id, result)
+        except BaseException:
+            self._has_stopped = True
+            raise
+
+    def _export(self, batch: list[LogEvent], logs_id: str, result: Copied) -> int:
+        """Export a batch, again and again if need be, and note it."""
+        seconds = self._target.retry_initial_interval_millis / 1000
+        give_up_at = self._clock() + GIVE_UP_SECONDS
+        while True:
+            try:
+                self._exporter.export(batch)
+            except TooLargeError as error:
+                if len(batch) == 1:
+                    result.add(Copied(rejected={str(error): 1}))
+                    return 0
+                return self._export_halves(batch, logs_id, result)
+            except RejectedError as error:
+                if error.count is None and len(batch) > 1:
+                    return self._export_halves(batch, logs_id, result)
+                count = 1 if error.count is None else min(error.count, len(batch))
+                result.add(Copied(copied=len(batch) - count, rejected={str(error): count}))
+                self._ledger.note(logs_id, batch)
+                return len(batch)
+            except UnavailableError as error:
+                raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {error}") from error
+            except Exception as error:
+                words = (
+                    str(error) if isinstance(error, RetryableError) else f"its exporter raised {type(error).__name__}"
+                )
+                wanted = getattr(error, "retry_after_seconds", None) or seconds
+                if self._clock() + wanted > give_up_at:
+                    raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {words}") from error
+                self._sleep(wanted)
+                seconds = min(2 * seconds, self._target.retry_max_interval_millis / 1000)
+            else:
+                result.copied += len(batch)
+                self._ledger.note(logs_id, batch)
+                return len(batch)
+
+    def _export_halves(self, batch: list[LogEvent], logs_id: str, result: Copied) -> int:
+        middle = len(batch) // 2
+        return self._export(batch[:middle], logs_id, result) + self._export(batch[middle:], logs_id, result)
+
+
+def _created(logs: LogsResponse) -> int:
+    from zenml.utils.time_utils import to_utc_timezone
+
+    return int(to_utc_timezone(logs.created).timestamp() * 1e6) * 1000
+
+
+def _read_in_vain(name: str, error: Exception) -> str:
+    is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
+    return f"child '{name}' could not be read: {error if is_known else type(error).__name__}"

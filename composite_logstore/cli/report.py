@@ -1,0 +1,302 @@
+"""What a verify found, added up; and as one page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from html import escape
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from composite_logstore.parity import DELAYS_SECONDS, ChildParity, Difference, StreamParity
+
+_NAMED = 500
+_WORST = 20
+_COLUMNS = 120
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 180, 46, 26
+_COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#475569")
+
+
+@dataclass
+class ChildSummary:
+    """One child in all streams. The attributes are those of `ChildParity`, added up."""
+
+    streams: int = 0
+    events: int = 0
+    missing: int = 0
+    arriving: int = 0
+    duplicated: int = 0
+    out_of_order: int = 0
+    different: int = 0
+    delays: list[int] = field(default_factory=lambda: [0] * (len(DELAYS_SECONDS) + 1))
+    held: Counter[int] = field(default_factory=Counter)
+    most: Counter[int] = field(default_factory=Counter)
+
+    def add(self, child: ChildParity, most: Counter[int]) -> None:
+        """Add a stream.
+
+        Args:
+            child: What the child holds of it.
+            most: A minute → the most events of it that any child holds.
+        """
+        self.streams += 1
+        for name in ("events", "missing", "arriving", "duplicated", "out_of_order", "different"):
+            setattr(self, name, getattr(self, name) + getattr(child, name))
+        for place, number in enumerate(child.delays):
+            self.delays[place] += number
+        self.held.update(child.minutes)
+        self.most.update(most)
+
+
+class Summary:
+    """What was found in all streams that were compared.
+
+    Attributes:
+        log_store: The log store's name.
+        children: A child's name → what was found.
+        streams: How many streams were looked at.
+        named: The streams' labels and the events that were named, the first ones.
+        worst: The streams with the most differences: their number, label, child.
+        not_compared: A stream's label, a child's name, and why it was not compared.
+        seconds: How long it took.
+    """
+
+    def __init__(self, log_store: str, children: Iterable[str]) -> None:
+        """Begin with nothing."""
+        self.log_store = log_store
+        self.children = {name: ChildSummary() for name in children}
+        self.streams = 0
+        self.named: list[tuple[str, Difference]] = []
+        self.worst: list[tuple[int, str, str]] = []
+        self.not_compared: list[tuple[str, str, str]] = []
+        self.seconds = 0.0
+
+    @property
+    def differences(self) -> int:
+        """How many events are not as they should be."""
+        return sum(child.missing + child.out_of_order + child.different for child in self.children.values())
+
+    @property
+    def duplicated(self) -> int:
+        """How many copies there are."""
+        return sum(child.duplicated for child in self.children.values())
+
+    @property
+    def arriving(self) -> int:
+        """How many events may yet arrive."""
+        return sum(child.arriving for child in self.children.values())
+
+    def add(self, result: StreamParity) -> None:
+        """Add a stream."""
+        self.streams += 1
+        compared = {name: child for name, child in result.children.items() if not child.error and not child.excuse}
+        most: Counter[int] = Counter()
+        for child in compared.values():
+            most |= Counter(child.minutes)
+        for name, child in result.children.items():
+            if why := child.error or child.excuse:
+                self.not_compared.append((result.label, name, why))
+                continue
+            self.children[name].add(child, most)
+            if child.differences:
+                self.worst.append((child.differences, result.label, name))
+        self.worst = sorted(self.worst, key=lambda row: -row[0])[:_WORST]
+        room = max(0, _NAMED - len(self.named))
+        self.named += [(result.label, named) for named in result.differences[:room]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it in plain values."""
+        return {
+            "log_store": self.log_store,
+            "parity": not self.differences and not self.not_compared and self.streams > 0,
+            "streams": self.streams,
+            "differences": self.differences,
+            "seconds": round(self.seconds, 3),
+            "children": {
+                name: {key: value for key, value in asdict(child).items() if key not in ("delays", "held", "most")}
+                for name, child in self.children.items()
+            },
+            "events": [{"stream": label, **asdict(named), "child": named.child} for label, named in self.named],
+            "not_compared": [{"stream": label, "child": name, "why": why} for label, name, why in self.not_compared],
+        }
+
+
+def write_report(path: Path, summary: Summary) -> None:
+    """Write the page. Whatever comes from logs or names is escaped, and nothing is loaded from elsewhere."""
+    path.write_text(_page(summary), encoding="utf-8", errors="replace")
+
+
+def _page(summary: Summary) -> str:
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    if summary.differences:
+        verdict, kind = f"{summary.differences:,} differences", "bad"
+    elif summary.not_compared or not summary.streams:
+        verdict, kind = "Not everything could be compared", "unsure"
+    else:
+        verdict, kind = "Parity", "good"
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width"><title>Parity of {escape(summary.log_store)}</title>
+<style>{_STYLE}</style></head><body>
+<h1>Parity of <q>{escape(summary.log_store)}</q></h1>
+<p class="{kind}">{verdict}</p>
+<p>{summary.streams:,} streams, compared on {now} in {summary.seconds:.1f} s.</p>
+{_table(_COUNTED, _counts(summary))}
+<h2>Completeness over time</h2>
+<p>Of the events logged in a period, the share that the child holds of what the fullest child holds.</p>
+{_completeness(summary)}
+<h2>Delay between emission and arrival</h2>
+{_delays(summary)}
+<h2>Worst streams</h2>
+{_table(("Stream", "Child", "Differences"), [(label, name, f"{number:,}") for number, label, name in summary.worst])}
+<h2>Events that differ</h2>
+{_table(("Stream", "Kind", "Child", "Event", "Time", "Message", "Detail"), _events(summary))}
+<h2>Not compared</h2>
+{_table(("Stream", "Child", "Why"), summary.not_compared[:_NAMED])}
+</body></html>
+"""
+
+
+_COUNTED = ("Child", "Streams", "Events", "Missing", "Arriving", "Duplicated", "Out of order", "Different")
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1e293b;background:#fff}
+h1{font-size:1.6em}h2{font-size:1.15em;margin-top:2em}
+table{border-collapse:collapse;width:100%;font-size:.9em}
+th,td{text-align:left;padding:.3em .6em;border-bottom:1px solid #e2e8f0;vertical-align:top;overflow-wrap:anywhere}
+.good,.bad,.unsure{display:inline-block;padding:.2em .8em;border-radius:1em;font-weight:600;color:#fff}
+.good{background:#15803d}
+.bad{background:#b91c1c}.unsure{background:#b45309}
+svg{width:100%;height:auto}svg text{font-size:11px;fill:#64748b}
+"""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
+    if not body:
+        return "<p>None.</p>"
+    return "<table><tr>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + f"</tr>\n{body}</table>"
+
+
+def _counts(summary: Summary) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            *(
+                f"{number:,}"
+                for number in (
+                    child.streams,
+                    child.events,
+                    child.missing,
+                    child.arriving,
+                    child.duplicated,
+                    child.out_of_order,
+                    child.different,
+                )
+            ),
+        )
+        for name, child in summary.children.items()
+    ]
+
+
+def _events(summary: Summary) -> list[tuple[str, ...]]:
+    return [
+        (
+            label,
+            named.kind,
+            named.child,
+            named.uid or f"{named.writer}/{named.sequence}",
+            _moment(named.time_unix_nano / 1e9) if named.time_unix_nano else "",
+            named.message,
+            named.detail,
+        )
+        for label, named in summary.named
+    ]
+
+
+def _moment(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
+def _completeness(summary: Summary) -> str:
+    minutes = sorted({minute for child in summary.children.values() for minute in child.most if minute > 0})
+    if not minutes:
+        return "<p>There are no events.</p>"
+    first, step = minutes[0], (minutes[-1] - minutes[0]) // _COLUMNS + 1
+    columns = (minutes[-1] - first) // step + 1
+    marks = []
+    for colour, (name, child) in zip(cycle(_COLOURS), summary.children.items(), strict=False):
+        held, most = [0] * columns, [0] * columns
+        for minute, number in child.most.items():
+            if minute > 0:
+                most[(minute - first) // step] += number
+                held[(minute - first) // step] += child.held[minute]
+        for place, (has, all_) in enumerate(zip(held, most, strict=True)):
+            if all_:
+                share = min(1.0, has / all_)
+                x, y = _x(place, columns), _y(share)
+                title = f"{name}, {_moment((first + place * step) * 60)}: {has:,} of {all_:,} ({share:.2%})"
+                marks.append(
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{escape(title)}</title></circle>'
+                )
+    labels = "".join(f'<text x="4" y="{_y(share) + 4:.0f}">{share:.0%}</text>' for share in (0, 0.5, 1))
+    begin, end = _moment(first * 60)[:16], _moment(minutes[-1] * 60)[:16]
+    times = f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{begin}</text>'
+    times += f'<text x="{_WIDTH}" y="{_HEIGHT - 6}" text-anchor="end">{end} UTC</text>'
+    return _legend(summary.children) + _svg(labels + times + "".join(marks))
+
+
+def _delays(summary: Summary) -> str:
+    known = {name: child.delays for name, child in summary.children.items() if any(child.delays)}
+    unknown = [name for name in summary.children if name not in known]
+    words = f"<p>Not known of {escape(', '.join(unknown))}: only an archive of objects notes when events arrived.</p>"
+    note = words if unknown else ""
+    if not known:
+        return note
+    bounds = [f"≤ {bound:g} s" for bound in DELAYS_SECONDS] + [f"> {DELAYS_SECONDS[-1]:g} s"]
+    rows = []
+    for place, label in enumerate(bounds):
+        shares = [f"{delays[place]:,} ({delays[place] / sum(delays):.1%})" for delays in known.values()]
+        rows.append((label, *shares))
+    marks = []
+    wide = (_WIDTH - _LEFT) / len(bounds)
+    for colour, (number, (name, delays)) in zip(cycle(_COLOURS), enumerate(known.items()), strict=False):
+        thin = wide * 0.8 / len(known)
+        for place, events in enumerate(delays):
+            share = events / sum(delays)
+            x, y = _LEFT + place * wide + number * thin, _y(share)
+            title = escape(f"{name}, {bounds[place]}: {events:,} ({share:.1%})")
+            marks.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{thin:.1f}" height="{_y(0) - y:.1f}" fill="{colour}">'
+                f"<title>{title}</title></rect>"
+            )
+    names = "".join(
+        f'<text x="{_LEFT + place * wide:.0f}" y="{_HEIGHT - 6}">{escape(label)}</text>'
+        for place, label in enumerate(bounds)
+    )
+    return note + _legend(known) + _svg(names + "".join(marks)) + _table(("Delay", *known), rows)
+
+
+def _legend(names: Iterable[str]) -> str:
+    parts = zip(cycle(_COLOURS), names, strict=False)
+    return "<p>" + " ".join(f'<span style="color:{colour}">●</span> {escape(name)}' for colour, name in parts) + "</p>"
+
+
+def _svg(content: str) -> str:
+    axis = f'<line x1="{_LEFT}" y1="{_y(0)}" x2="{_WIDTH}" y2="{_y(0)}" stroke="#cbd5e1"/>'
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axis}{content}</svg>'
+
+
+def _x(place: int, columns: int) -> float:
+    return _LEFT + 6 + (_WIDTH - _LEFT - 12) * (place + 0.5) / columns
+
+
+def _y(share: float) -> float:
+    return 10 + (_HEIGHT - _BOTTOM - 10) * (1 - share)

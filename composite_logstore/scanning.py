@@ -1,0 +1,198 @@
+"""A stream read as a whole through any child's reader, and its records as events again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from zenml.enums import LoggingLevels
+from zenml.exceptions import LogStoreRateLimitError, LogStoreUnavailableError
+from zenml.models import LogEntry, LogsEntriesFilter
+
+from composite_logstore import secrets
+from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
+from composite_logstore.event import LogEvent, Stream
+
+if TYPE_CHECKING:
+    from zenml.models import LogsResponse
+
+    from composite_logstore.config import ChildConfig
+
+PAGES = "pages"
+"""The format of what comes by pages: each reader shows the same, but not in the same way."""
+
+_ATTEMPTS = 4
+_LONGEST_WAIT_SECONDS = 120.0
+_NUMBER = (1 << 62) - 1
+
+
+class Source(NamedTuple):
+    """A child that is read.
+
+    Attributes:
+        name: Its name.
+        scanner: What reads it.
+        in_order: Whether a writer's events lie there in the order of their numbers, unless something went wrong.
+        config: Its settings.
+        close: Releases connections.
+    """
+
+    name: str
+    scanner: Scanner
+    in_order: bool
+    config: ChildConfig
+    close: Callable[[], None]
+
+    def wants(self, event: LogEvent) -> bool:
+        """Return whether the event is meant for the child. Of a progress bar's updates nobody knows afterwards."""
+        level = self.config.min_level
+        if event.progress and self.config.progress == "latest":
+            return False
+        return level is None or event.level >= int(level.value)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every event is meant for it."""
+        return self.config.min_level is None and self.config.progress == "all"
+
+
+def open_source(child: ChildConfig) -> Source:
+    """Return the child, to be read.
+
+    Raises:
+        UnavailableError: A secret, or something else that somebody can mend, is missing.
+        ImportError: What its reader needs is not installed.
+    """
+    reader = secrets.resolve(child).create_reader()
+    scanner: Any = reader if isinstance(reader, Scanner) else PageScanner(reader)
+    return Source(child.name, scanner, reader.in_order, child, reader.close)
+
+
+class PageScanner:
+    """Reads a stream page by page, for a reader that cannot scan.
+
+    A backend that is away, or asks to be left alone, is asked again for a while.
+    """
+
+    scan_format = PAGES
+
+    def __init__(self, reader: Reader, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._reader = reader
+        self._sleep = sleep
+
+    def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
+        """Read a whole stream. What it raises is what `Reader.read` does."""
+        while True:
+            page = self._read(PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter()))
+            before, token = token, page.newer
+            runs = [list(run) for _, run in groupby(page.entries, _writer_of)]
+            for place, run in enumerate(runs, start=1):
+                events = [read.event for read in run if read.event]
+                times = [unix_nano(read.entry) for read in run]
+                yield Scanned(
+                    events[0].writer if events else "",
+                    [event.sequence for event in events],
+                    times,
+                    run,
+                    None,
+                    token if place == len(runs) else None,
+                )
+            if token in (None, before):
+                return
+
+    def event_of(self, content: ReadEntry, stream: Stream) -> LogEvent | None:
+        """Return the entry as an event: as much of it as `fetch()` shows."""
+        entry, identity = content
+        if identity is None:
+            return None
+        writer, sequence = identity
+        number = entry.id.int & _NUMBER
+        event = rebuilt(entry, writer, number, sequence, stream)
+        return event if event.uid == str(entry.id) else event._replace(number=sequence)
+
+    def entry_of(self, content: ReadEntry) -> LogEntry | None:
+        """Return the entry."""
+        return content.entry
+
+    def _read(self, request: PageRequest) -> Page:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self._reader.read(request)
+            except LogStoreRateLimitError as error:
+                if attempt == _ATTEMPTS:
+                    raise
+                self._sleep(min(float(error.retry_after or 2**attempt), _LONGEST_WAIT_SECONDS))
+            except LogStoreUnavailableError:
+                if attempt == _ATTEMPTS:
+                    raise
+                self._sleep(0.25 * 2**attempt)
+        raise AssertionError
+
+
+def _writer_of(read: ReadEntry) -> str:
+    return read.event.writer if read.event else ""
+
+
+def unix_nano(entry: LogEntry) -> int:
+    """Return an entry's time in nanoseconds since the epoch, 0 if it has none."""
+    if entry.timestamp is None:
+        return 0
+    from datetime import datetime, timedelta, timezone
+
+    from zenml.utils.time_utils import to_utc_timezone
+
+    since = to_utc_timezone(entry.timestamp) - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return since // timedelta(microseconds=1) * 1000
+
+
+def foreign_writer(logs_id: UUID) -> str:
+    """Return the writer that events of a stream get which had none: always the same, 15 hexadecimal digits."""
+    return hashlib.sha256(b"composite-logstore foreign " + logs_id.bytes).hexdigest()[:15]
+
+
+def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: Stream) -> LogEvent:
+    """Return an entry as the event that it was made of, as far as it tells."""
+    level = entry.level or LoggingLevels.INFO
+    name = entry.name or ""
+    filename = entry.filename or ""
+    return LogEvent(
+        stream,
+        writer,
+        number,
+        sequence,
+        unix_nano(entry),
+        level.value,
+        {"WARN": "WARNING"}.get(level.name, level.name),
+        entry.message,
+        name,
+        filename,
+        (entry.lineno or 0) if filename else 0,
+        entry.module or "",
+        None,
+        None,
+        {},
+        {},
+        name in ("stdout", "stderr") and "\r" in entry.message and not filename,
+    )
+
+
+def as_event(scanner: Scanner, content: Any, stream: Stream, ordinal: int) -> LogEvent | None:
+    """Return a record as an event, whoever wrote it.
+
+    Args:
+        scanner: What scanned it.
+        content: The record.
+        stream: Its stream.
+        ordinal: Its number among those of the stream that no writer of ours has numbered.
+
+    Returns:
+        None if there is nothing to be made of it.
+    """
+    event = scanner.event_of(content, stream)
+    if event is None and (entry := scanner.entry_of(content)) is not None:
+        event = rebuilt(entry, foreign_writer(stream.id), ordinal, ordinal, stream)
+    return event

@@ -1,0 +1,156 @@
+"""Parity against a plain model: sets and lists of everything, in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
+
+from composite_logstore import LogEvent, Scanned, Stream
+from composite_logstore.parity import NAMED, Holding, StreamParity, compare
+from composite_logstore.runs import Runs
+from composite_logstore.scanning import Source, open_source
+from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import encode
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import local_store
+from tests.events import make_events
+from tests.simulation import make_child
+
+WRITERS = ("0123456789abcde", "fedcba987654321")
+
+numbers = st.integers(0, 40) | st.integers(1020, 1030) | st.integers(5000, 5003)
+# What a child holds: a writer, a number, and whether it says something else than it should.
+records = st.tuples(st.sampled_from(WRITERS), numbers, st.sampled_from([False, False, False, True]))
+held = st.lists(records, max_size=40) | st.integers(0, 60).map(
+    lambda length: [(WRITERS[0], number, False) for number in range(length)]
+)
+
+
+def events_of(records: Sequence[tuple[str, int, bool]], stream: Stream) -> list[LogEvent]:
+    return [
+        make_events([f"{'changed' if is_changed else 'said'} {number}"], stream, number, writer)[0]
+        for writer, number, is_changed in records
+    ]
+
+
+def simulated(name: str, events: Sequence[LogEvent]) -> Source:
+    backend = SimulatedBackend()
+    backend.received += events
+    return open_source(make_child(name, backend))
+
+
+def archived(name: str, events: Sequence[LogEvent], stream: Stream, root: Path) -> Source:
+    store = local_store(root / name)
+    path = Path(prepare_logs_uri(store, stream.id))
+    os.makedirs(path.parent)
+    path.write_bytes(b"".join(map(encode, events)))
+    reader = ArtifactReader(find=lambda logs: store)
+    return Source(name, reader, True, ArtifactChildConfig(name=name, type="artifact"), reader.close)
+
+
+def check(result: StreamParity, children: dict[str, list[LogEvent]]) -> None:
+    """Hold the result to the model."""
+    everything: set[tuple[str, int]] = set()
+    first: dict[str, dict[tuple[str, int], str]] = {}
+    for name, events in children.items():
+        first[name] = {}
+        for event in events:
+            first[name].setdefault((event.writer, event.sequence), event.message)
+        everything |= set(first[name])
+    for writer in WRITERS:
+        highest = max((number for of, number in everything if of == writer), default=-1)
+        everything |= {(writer, number) for number in range(highest + 1)}
+    for place, (name, events) in enumerate(children.items()):
+        child = result.children[name]
+        late, highest_of = 0, dict.fromkeys(WRITERS, -1)
+        seen = set()
+        for event in events:
+            key = (event.writer, event.sequence)
+            late += key not in seen and event.sequence < highest_of[event.writer]
+            seen.add(key)
+            highest_of[event.writer] = max(highest_of[event.writer], event.sequence)
+        different = 0
+        for key, message in first[name].items():
+            reference = next(first[other][key] for other in list(children)[: place + 1] if key in first[other])
+            different += message != reference
+        assert not child.error
+        assert (child.events, child.missing) == (len(first[name]), len(everything - set(first[name])))
+        assert (child.duplicated, child.out_of_order) == (len(events) - len(first[name]), late)
+        assert child.different == different
+        assert sum(child.minutes.values()) == child.events
+        named = [one for one in result.differences if one.child == name and one.kind == "missing"]
+        assert len(named) == min(NAMED, child.missing)
+        assert {(one.writer, one.sequence) for one in named} <= everything - set(first[name])
+        changed = [one for one in result.differences if one.child == name and one.kind == "different"]
+        assert all(one.detail.startswith("message") for one in changed)
+        assert len(changed) == min(NAMED, different)
+
+
+@given(st.lists(held, min_size=1, max_size=3))
+def test_children_read_page_by_page(records: list[list[tuple[str, int, bool]]]) -> None:
+    stream = make_stream()
+    children = {f"child-{place}": events_of(of_child, stream) for place, of_child in enumerate(records)}
+    sources = [simulated(name, events) for name, events in children.items()]
+    check(compare(make_logs(stream), "", sources), children)
+
+
+@given(st.lists(held, min_size=1, max_size=3), st.booleans())
+def test_archives_and_what_is_no_archive(records: list[list[tuple[str, int, bool]]], is_mixed: bool) -> None:
+    stream = make_stream()
+    children = {f"child-{place}": events_of(of_child, stream) for place, of_child in enumerate(records)}
+    if is_mixed:
+        # The pages of the simulated backend show no place in the code.
+        children = {
+            name: [event._replace(logger_name="", file="", line=0, function="") for event in events]
+            for name, events in children.items()
+        }
+    with tempfile.TemporaryDirectory() as root:
+        sources = [archived(name, events, stream, Path(root)) for name, events in children.items()]
+        if is_mixed:
+            sources[-1] = simulated(sources[-1].name, children[sources[-1].name])
+        check(compare(make_logs(stream), "", sources), children)
+
+
+some_runs = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)))
+
+
+@given(some_runs, some_runs)
+def test_runs_are_sets(ones: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    one, other = Runs(), Runs()
+    plain_one: set[int] = set()
+    plain_other: set[int] = set()
+    for runs, plain, added in ((one, plain_one, ones), (other, plain_other, others)):
+        for first, length in added:
+            runs.add(first, first + length)
+            plain.update(range(first, first + length + 1))
+
+    def numbers(runs: Runs) -> set[int]:
+        found = [number for first, last in runs for number in range(first, last + 1)]
+        assert found == sorted(set(found))
+        assert len(found) == len(runs)
+        return set(found)
+
+    assert numbers(one) == plain_one
+    assert numbers(one | other) == plain_one | plain_other
+    assert numbers(one - other) == plain_one - plain_other
+    for number in range(75):
+        assert (number in one) == (number in plain_one)
+        assert one.has(number, number + 3) == (set(range(number, number + 4)) <= plain_one)
+        assert one.touches(number, number + 3) == bool(set(range(number, number + 4)) & plain_one)
+
+
+def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path) -> None:
+    stream = make_stream()
+    holding = Holding(archived("a", [], stream, tmp_path), stream)
+    for first in range(0, 1_000_000, 10_000):
+        numbers = range(first, first + 10_000)
+        holding.add(Scanned(WRITERS[0], numbers, [1] * 10_000, numbers, None, None))
+    assert list(holding.runs[WRITERS[0]]) == [(0, 999_999)]
+    assert len(holding.sums[WRITERS[0]]) == 977

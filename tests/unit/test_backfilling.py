@@ -1,0 +1,284 @@
+"""What backfill copies, in which order, and what it remembers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
+from zenml.models import LogEntry, LogsEntriesFilter
+
+from composite_logstore import (
+    ChildConfig,
+    LogEvent,
+    PageRequest,
+    RejectedError,
+    Stream,
+    TooLargeError,
+    UnavailableError,
+)
+from composite_logstore.backfilling import (
+    Backfill,
+    BackfillRunsError,
+    BackfillStoppedError,
+    Copied,
+    open_ledger,
+)
+from composite_logstore.parity import compare
+from composite_logstore.scanning import Source, open_source
+from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.reader import ArtifactReader
+from composite_logstore_datadog.config import OLDEST_SECONDS
+from tests.artifact_stores import local_store, object_store
+from tests.events import WRITER, make_events
+from tests.simulation import make_child
+
+STORE = UUID(int=7)
+
+
+class Archive(ArtifactChildConfig):
+    """An archive in a folder."""
+
+    root: str
+    is_local: bool = True  # type: ignore[assignment]
+
+    def _store(self) -> Any:
+        return (local_store if self.is_local else object_store)(Path(self.root))
+
+    def create_exporter(self) -> ArtifactExporter:
+        store = self._store()
+        return ArtifactExporter(find=lambda stream: store)
+
+    def create_reader(self) -> ArtifactReader:
+        store = self._store()
+        return ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: False)
+
+
+def archive(name: str, root: Path, is_local: bool = True) -> Archive:
+    return Archive(name=name, type="artifact", root=str(root / name), is_local=is_local)
+
+
+class WriteOnly(ChildConfig):
+    """A child that cannot be read."""
+
+    def create_exporter(self) -> SimulatedBackend:
+        return BACKENDS[self.name]
+
+
+BACKENDS: dict[str, SimulatedBackend] = {}
+
+
+def write(child: ChildConfig, events: Sequence[LogEvent]) -> None:
+    exporter = child.create_exporter()
+    exporter.export(events)
+    exporter.close()
+
+
+def copy(
+    source: ChildConfig, target: ChildConfig, stream: Stream, folder: Path, rate: float | None = None, **options: Any
+) -> Copied:
+    """Do what the command does for one stream."""
+    there = None if target.unreadable else open_source(target)
+    since = 0.0 if target.unreadable else time.time() - 3600
+    with open_ledger(folder / "ledgers", STORE, target.name, since) as ledger:
+        copying = Backfill(open_source(source), target, there, ledger, rate, **options)
+        try:
+            result = copying.copy(make_logs(stream), stream)
+        finally:
+            copying.close()
+        ledger.complete()
+    return result
+
+
+def sources(*children: ChildConfig) -> list[Source]:
+    return [open_source(child) for child in children]
+
+
+def everything(count: int, stream: Stream) -> list[LogEvent]:
+    """Return events with all that an event may have."""
+    from composite_logstore.event import ExceptionInfo, TraceContext
+
+    events = make_events([f"event {number}\nmore" for number in range(count)], stream)
+    events[1] = events[1]._replace(exception=ExceptionInfo("ValueError", "no", "Traceback\n  ValueError: no\n"))
+    events[2] = events[2]._replace(trace=TraceContext(1 << 100, 1 << 60, 1), level=25, level_name="NOTICE")
+    events[3] = events[3]._replace(attributes={"epoch": 3, "deep": {"a": [1, None]}}, metadata={"own": "é"})
+    return events
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_an_archive_is_copied_with_all_that_its_events_have(tmp_path: Path, is_local: bool) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path, is_local)
+    write(a, everything(100, stream))
+
+    assert copy(a, b, stream, tmp_path).copied == 100
+    again = copy(a, b, stream, tmp_path)
+
+    assert (again.copied, again.there) == (0, 100)
+    lines = [open_source(child).scanner.scan(make_logs(stream)) for child in (a, b)]
+    one, other = ([content for chunk in chunks for content in chunk.contents] for chunks in lines)
+    assert one == other
+
+
+def test_a_hole_is_filled_and_every_event_is_shown_once_from_both_ends(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path)
+    events = make_events([str(number) for number in range(30)], stream)
+    write(a, events)
+    write(b, events[:10])
+    write(b, events[15:])
+
+    assert copy(a, b, stream, tmp_path).copied == 5
+
+    result = compare(make_logs(stream), "", sources(a, b))
+    assert [child.differences for child in result.children.values()] == [0, 0]
+    page = b.create_reader().read(PageRequest(make_logs(stream), "newer", None, 100, LogsEntriesFilter()))
+    # By their numbers those that came late would pass for copies of what came before them.
+    assert [read.entry.message for read in page.entries if read.event is None] == [str(n) for n in range(10, 15)]
+    assert len({read.entry.id for read in page.entries}) == 30
+
+
+def test_what_an_earlier_log_store_has_gets_an_identity_that_stays(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path)
+    path = Path(prepare_logs_uri(a._store(), stream.id))
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(LogEntry(message=f"old {n}").model_dump_json(exclude_none=True) + "\n" for n in range(20)))
+
+    assert copy(a, b, stream, tmp_path).copied == 20
+    # Not known by what is noted, but by what is there.
+    assert copy(a, b, stream, tmp_path / "elsewhere").there == 20
+
+    result = compare(make_logs(stream), "", sources(a, b))
+    assert [child.missing for child in result.children.values()] == [0, 0]
+    with open(path, "a") as file:
+        file.write(LogEntry(message="old 20").model_dump_json(exclude_none=True) + "\n")
+    assert copy(a, b, stream, tmp_path).copied == 1
+
+
+def test_the_place_of_the_earlier_log_store_itself_gets_no_copies(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path).model_copy(update={"root": str(tmp_path / "a")})
+    path = Path(prepare_logs_uri(a._store(), stream.id))
+    path.parent.mkdir(parents=True)
+    path.write_text("plain text\n" * 10)
+    before = path.read_bytes()
+    assert copy(a, b, stream, tmp_path).there == 10
+    assert path.read_bytes() == before
+
+
+def test_a_child_that_cannot_be_read_gets_nothing_twice(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only")
+    backend = BACKENDS["b"] = SimulatedBackend()
+    events = make_events([str(number) for number in range(5000)], stream)
+    write(a, events)
+    assert copy(a, b, stream, tmp_path).copied == 5000
+    assert copy(a, b, stream, tmp_path).copied == 0
+    assert [event.uid for event in backend.received] == [event.uid for event in events]
+
+
+def test_a_copy_that_was_interrupted_goes_on_where_it_ended(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only", max_export_batch_size=100)
+    events = make_events([str(number) for number in range(1000)], stream)
+    write(a, events)
+
+    class Dying(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            if len(self.received) == 300:
+                raise UnavailableError("the bucket is gone")
+            return super().export(batch)
+
+    backend = BACKENDS["b"] = Dying()
+    with pytest.raises(BackfillStoppedError, match="child 'b' takes no events: the bucket is gone"):
+        copy(a, b, stream, tmp_path)
+    rest = BACKENDS["b"] = SimulatedBackend()
+    assert copy(a, b, stream, tmp_path).copied == 700
+    assert [event.sequence for event in [*backend.received, *rest.received]] == list(range(1000))
+
+
+def test_what_is_refused_is_counted_and_what_is_too_large_is_split(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only")
+    write(a, make_events([str(number) for number in range(20)], stream))
+
+    class Picky(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            if len(batch) > 4:
+                raise TooLargeError("at most 4")
+            if any(event.sequence == 7 for event in batch):
+                raise RejectedError("no sevens")
+            return super().export(batch)
+
+    backend = BACKENDS["b"] = Picky()
+    result = copy(a, b, stream, tmp_path)
+    assert (result.copied, result.rejected) == (19, {"no sevens": 1})
+    assert len(backend.received) == 19
+
+
+def test_what_is_too_old_or_not_meant_for_a_child_is_left_out(tmp_path: Path) -> None:
+    stream = make_stream()
+
+    class Recent(WriteOnly):
+        oldest_seconds = OLDEST_SECONDS
+
+    a, b = archive("a", tmp_path), Recent(name="b", type="recent", min_level="WARN")
+    BACKENDS["b"] = SimulatedBackend()
+    old = make_events(["old"] * 10, stream, level=40)
+    now = time.time_ns()
+    new = make_events(["new"] * 10, stream, 10, time_unix_nano=now, levels=(10, 30))
+    write(a, [*old, *new])
+    result = copy(a, b, stream, tmp_path)
+    assert (result.too_old, result.unwanted, result.copied) == (10, 5, 5)
+
+
+def test_the_rate_is_kept(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only")
+    BACKENDS["b"] = SimulatedBackend()
+    write(a, make_events([str(number) for number in range(1000)], stream))
+    waited: list[float] = []
+    copy(a, b, stream, tmp_path, rate=100, clock=lambda: sum(waited), sleep=waited.append)
+    assert sum(waited) == pytest.approx(9)
+
+
+def test_two_copies_to_one_child_at_once_are_refused(tmp_path: Path) -> None:
+    with (
+        open_ledger(tmp_path, STORE, "b", 0),
+        pytest.raises(BackfillRunsError, match="another backfill to child 'b' runs on this machine"),
+        open_ledger(tmp_path, STORE, "b", 0),
+    ):
+        pass
+    with open_ledger(tmp_path, STORE, "b", 0), open_ledger(tmp_path, uuid4(), "b", 0):
+        pass
+
+
+def test_a_torn_note_costs_no_other(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["a", "b"], stream)
+    with open_ledger(tmp_path, STORE, "b", 0) as ledger:
+        ledger.note("s", events[:1])
+    with open(tmp_path / f"{STORE}-b.jsonl", "ab") as file:
+        file.write(b'{"time":1,"str')
+    with open_ledger(tmp_path, STORE, "b", 0) as ledger:
+        ledger.note("s", events[1:])
+    with open_ledger(tmp_path, STORE, "b", 0) as ledger:
+        assert list(ledger.sent("s", WRITER)) == [(0, 1)]
+        assert ledger.is_resumed
+
+
+def test_a_source_that_fails_in_the_middle_stops_the_copy_in_words(tmp_path: Path) -> None:
+    stream = make_stream()
+    backend = SimulatedBackend()
+    backend.fault = RuntimeError("a secret")
+    a, b = make_child("a", backend), WriteOnly(name="b", type="write-only")
+    BACKENDS["b"] = SimulatedBackend()
+    with pytest.raises(BackfillStoppedError, match=r"child 'a' could not be read: RuntimeError$"):
+        copy(a, b, stream, tmp_path)
