@@ -283,6 +283,16 @@ def streams_of_project(
                 yield stream
 
 
+def runs_of_project(since: datetime | None = None, until: datetime | None = None) -> Iterator[PipelineRunResponse]:
+    """Yield the runs whose streams `streams_of_project` goes through.
+
+    Raises:
+        NoAnswer: ZenML cannot be asked.
+    """
+    for runs in _pages_of_runs(since, until):
+        yield from runs
+
+
 def count_runs(since: datetime | None = None, until: datetime | None = None) -> int:
     """Return how many runs `streams_of_project` goes through at present, for a progress bar.
 
