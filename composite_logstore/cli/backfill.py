@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
@@ -76,8 +76,22 @@ def backfill(
     numbers = {"streams": 0, "in_progress": 0}
     began = time.monotonic()
     stopped = ""
+    ids = log_stores_of(registered, [source])
+
+    def ended(bars: Bars) -> Iterator[RunStream]:
+        for stream in selection.streams(set(ids), bars):
+            # What the composite collected never came to an earlier log store that is there to be read alone.
+            collected_by = ids[collector_of(stream)]
+            if not collected_by and not source.enabled and source.name in ids.values():
+                continue
+            if stream.run_in_progress:
+                numbers["in_progress"] += 1
+                continue
+            numbers["streams"] += 1
+            yield stream
+
     try:
-        _copy(registered, source, target, selection, (rate, anew), result, numbers)
+        copy_streams(registered, source, target, ended, result, rate, anew)
     except KeyboardInterrupt:
         stopped = "Interrupted"
     except BackfillStoppedError as error:
@@ -114,17 +128,30 @@ def _warn_before(source: ChildConfig, target: ChildConfig) -> None:
         warn(f"What the 'min_level' or 'progress' of child '{target.name}' keeps from it is not copied.")
 
 
-def _copy(
+def copy_streams(
     registered: RegisteredStore,
     source: ChildConfig,
     target: ChildConfig,
-    selection: Selection,
-    how: tuple[float | None, bool],
+    streams: Callable[[Bars], Iterable[RunStream]],
     result: Copied,
-    numbers: dict[str, int],
+    rate: float | None = None,
+    is_anew: bool = False,
 ) -> None:
-    rate, is_anew = how
-    ids = log_stores_of(registered, [source])
+    """Copy what one child lacks of some streams and another has.
+
+    Args:
+        registered: The log store.
+        source: The child to copy from.
+        target: The child to copy to.
+        streams: Gives the streams, and tells the bars of them.
+        result: What became of the events is added here, as it happens.
+        rate: The most events in a second.
+        is_anew: Whether to forget what earlier backfills have sent.
+
+    Raises:
+        BackfillStoppedError: A child cannot be read, or the other does not take any more.
+        NoAnswer: ZenML cannot be asked, a child cannot be opened, or another backfill copies to it.
+    """
     since = 0.0 if target.unreadable else time.time() - REMEMBERED_SECONDS
     closing: list[Callable[[], None]] = []
     try:
@@ -141,16 +168,8 @@ def _copy(
                 warn("Goes on where an earlier backfill was interrupted.")
             copying = _create(reading, target, there, ledger, rate, bars)
             closing.append(copying.close)
-            for stream in selection.streams(set(ids), bars):
-                # What the composite collected never came to an earlier log store that is there to be read alone.
-                collected_by = ids[collector_of(stream)]
-                if not collected_by and not source.enabled and source.name in ids.values():
-                    continue
-                if stream.run_in_progress:
-                    numbers["in_progress"] += 1
-                    continue
+            for stream in streams(bars):
                 result.add(copying.copy(stream.logs, stream_of(stream, registered)))
-                numbers["streams"] += 1
             ledger.complete()
     except BackfillRunsError as error:
         raise NoAnswer(str(error)) from None

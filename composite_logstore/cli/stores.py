@@ -262,6 +262,7 @@ def streams_of_project(
     since: datetime | None = None,
     until: datetime | None = None,
     source: str | None = None,
+    stack_id: UUID | None = None,
 ) -> Iterator[RunStream]:
     """Yield the streams of all runs of the active project, the oldest runs first, or of those within a range of time.
 
@@ -273,17 +274,18 @@ def streams_of_project(
         since: Only those of runs that had not ended by then.
         until: Only those of runs that had begun by then.
         source: Only those with this source.
+        stack_id: Only those of runs on this stack.
 
     Raises:
         NoAnswer: ZenML cannot be asked.
     """
-    for runs in _pages_of_runs(since, until):
+    for runs in _pages_of_runs(_filters(since, until, stack_id)):
         for stream in _streams_of_runs(runs):
             if _is_wanted(stream.logs, source, store_id):
                 yield stream
 
 
-def count_runs(since: datetime | None = None, until: datetime | None = None) -> int:
+def count_runs(since: datetime | None = None, until: datetime | None = None, stack_id: UUID | None = None) -> int:
     """Return how many runs `streams_of_project` goes through at present, for a progress bar.
 
     Raises:
@@ -292,20 +294,23 @@ def count_runs(since: datetime | None = None, until: datetime | None = None) -> 
     with asking_zenml():
         from zenml.client import Client
 
-        return sum(int(Client().list_pipeline_runs(size=1, **wanted).total) for wanted in _filters(since, until))
+        filters = _filters(since, until, stack_id)
+        return sum(int(Client().list_pipeline_runs(size=1, **wanted).total) for wanted in filters)
 
 
 def _is_wanted(logs: LogsResponse, source: str | None, store_id: UUID | None) -> bool:
     return source in (None, logs.source) and store_id in (None, logs.log_store_id)
 
 
-def _filters(since: datetime | None, until: datetime | None) -> list[dict[str, Any]]:
+def _filters(since: datetime | None, until: datetime | None, stack_id: UUID | None) -> list[dict[str, Any]]:
     """Return what to ask ZenML for, one after the other.
 
     A run is updated when it ends, so one that had not ended by `since` was updated after it, or is in progress still:
     those first, so that a run which ends meanwhile comes twice rather than never.
     """
     begun: dict[str, Any] = {"created": f"lte:{_second(until)}"} if until else {}
+    if stack_id is not None:
+        begun["stack_id"] = stack_id
     if since is None:
         return [begun]
     time = _second(since)
@@ -319,11 +324,11 @@ def _second(time: datetime) -> str:
     return time.astimezone(timezone.utc).strftime(FILTERING_DATETIME_FORMAT)
 
 
-def _pages_of_runs(since: datetime | None, until: datetime | None) -> Iterator[list[PipelineRunResponse]]:
+def _pages_of_runs(filters: list[dict[str, Any]]) -> Iterator[list[PipelineRunResponse]]:
     from zenml.client import Client
 
     in_progress: set[UUID] = set()
-    for wanted in _filters(since, until):
+    for wanted in filters:
         number, last = 1, 1
         while number <= last:
             with asking_zenml():
