@@ -12,12 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import orjson
 from zenml import get_step_context, log_metadata, pipeline, save_artifact, step
 from zenml.enums import ExecutionMode, StackComponentType
 
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
     from composite_logstore.cli.stores import RunStream
     from composite_logstore.config import ChildConfig
-    from composite_logstore.event import LogEvent
 
 PIPELINE = "composite_logstore_backfill"
 
@@ -92,22 +94,25 @@ def copy_slice(slice: dict[str, Any]) -> None:
         slice: The id of the log store, the names of the children, the ids of the runs, what was sent of them, and the
             most events in a second.
     """
-    from composite_logstore.cli.backfill import Totals, copy_streams
+    from composite_logstore.cli.backfill import Totals, copy_with, ended
+    from composite_logstore.cli.selection import log_stores_of
     from composite_logstore.cli.stores import find_store
 
-    ledger = SliceLedger(slice["sent"])
     totals = Totals()
     began = time.monotonic()
-    with _told() as told:
+    with _told() as told, TemporaryDirectory() as folder:
+        sent = SliceLedger(Path(folder, "ledger.jsonl"), slice["sent"])
         try:
             registered = find_store(slice["store"])
-            children = registered.child(slice["source"]), registered.child(slice["target"])
-            streams = _streams(slice["runs"], ledger, children)
-            copy_streams(registered, *children, lambda ids: streams, ledger, slice["rate"], totals, _go_on, _sleep)
+            source, target = registered.child(slice["source"]), registered.child(slice["target"])
+            streams = sent.following(_streams(slice["runs"], (source, target)))
+            streams = ended(streams, log_stores_of(registered, [source]), source, totals)
+            with closing(sent.ledger) as ledger:
+                copy_with(ledger, registered, source, target, streams, totals, slice["rate"], _go_on, _sleep)
         finally:
             told |= {**totals.as_dict(), "seconds": round(time.monotonic() - began, 3)}
-            if ledger.noted:
-                save_artifact(ledger.as_dict(), ledger_name(slice["store"], slice["target"]))
+            if totals.copied or totals.rejected:
+                save_artifact(sent.as_dict(), ledger_name(slice["store"], slice["target"]))
 
 
 @pipeline(
@@ -162,55 +167,45 @@ def ledger_name(store: str, target: str) -> str:
     return f"composite_logstore_backfill_{store}_{target}"
 
 
-class SliceLedger(Ledger):
-    """What was sent of a slice's runs, in memory.
+class SliceLedger:
+    """What was sent of a slice's runs, here and earlier.
 
     Attributes:
-        noted: What was sent here: a stream's id → a writer → the numbers.
-        run_of: A stream's id → its run's.
+        ledger: It, as a copy notes it.
     """
 
-    def __init__(self, sent: dict[str, Any]) -> None:
-        """Begin with what earlier slices have sent: a run's id → a stream's id → a writer → runs of numbers."""
-        self.finished = set()
-        self.is_resumed = False
-        self.noted: dict[str, dict[str, Runs]] = {}
-        self.run_of: dict[str, str] = {}
-        self._earlier = {
-            logs_id: {writer: Runs(map(tuple, runs)) for writer, runs in writers.items()}
-            for streams in sent.values()
-            for logs_id, writers in streams.items()
-        }
+    def __init__(self, path: Path, sent: dict[str, Any]) -> None:
+        """Begin with what was sent earlier.
 
-    def sent(self, logs_id: str, writer: str) -> Runs:
-        """Return which of a writer's events of a stream were sent earlier."""
-        return self._earlier.get(logs_id, {}).get(writer, Runs())
+        Args:
+            path: Where to keep it meanwhile.
+            sent: A run's id → a stream's id → a writer → runs of numbers.
+        """
+        self._path = path
+        self._run_of: dict[str, str] = {}
+        now = time.time()
+        with path.open("wb") as file:
+            for streams in sent.values():
+                for logs_id, writers in streams.items():
+                    for writer, runs in writers.items():
+                        line = {"time": now, "stream": logs_id, "writer": writer, "runs": runs}
+                        file.write(orjson.dumps(line) + b"\n")
+        self.ledger = Ledger(path, 0.0)
 
-    def writers(self, logs_id: str) -> list[str]:
-        """Return the writers of whose events some were sent earlier."""
-        return list(self._earlier.get(logs_id, {}))
-
-    def note(self, logs_id: str, batch: list[LogEvent]) -> None:
-        """Note that events of one writer were sent."""
-        runs = self.noted.setdefault(logs_id, {}).setdefault(batch[0].writer, Runs())
-        for event in batch:
-            runs.add(event.sequence, event.sequence)
-
-    def finish(self, logs_id: str) -> None:
-        """Do nothing: the next pipeline looks at every stream again."""
-
-    def complete(self) -> None:
-        """Do nothing, as for a stream."""
-
-    def close(self) -> None:
-        """Do nothing: there is no file."""
+    def following(self, streams: Iterable[RunStream]) -> Iterator[RunStream]:
+        """Yield streams, and remember whose they are."""
+        for stream in streams:
+            self._run_of[str(stream.logs.id)] = str(stream.run_id)
+            yield stream
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what was sent here: a run's id → a stream's id → a writer → runs of numbers."""
+        """Return it: a run's id → a stream's id → a writer → runs of numbers."""
         found: dict[str, Any] = {}
-        for logs_id, writers in self.noted.items():
-            streams = found.setdefault(self.run_of[logs_id], {})
-            streams[logs_id] = {writer: [list(run) for run in runs] for writer, runs in writers.items()}
+        with closing(Ledger(self._path, 0.0)) as whole:
+            for logs_id, run_id in self._run_of.items():
+                for writer in whole.writers(logs_id):
+                    runs = [list(run) for run in whole.sent(logs_id, writer)]
+                    found.setdefault(run_id, {}).setdefault(logs_id, {})[writer] = runs
         return found
 
 
@@ -249,7 +244,7 @@ def _sent_earlier(name: str, for_ever: bool) -> dict[str, Any]:
     return merge(found)
 
 
-def _streams(runs: list[str], ledger: SliceLedger, children: Iterable[ChildConfig]) -> Iterator[RunStream]:
+def _streams(runs: list[str], children: Iterable[ChildConfig]) -> Iterator[RunStream]:
     from zenml.client import Client
 
     from composite_logstore.cli.stores import asking_zenml, streams_of_run
@@ -264,9 +259,7 @@ def _streams(runs: list[str], ledger: SliceLedger, children: Iterable[ChildConfi
                 continue
         for child in children:
             _check_place(child, run)
-        for stream in streams_of_run(run):
-            ledger.run_of[str(stream.logs.id)] = run_id
-            yield stream
+        yield from streams_of_run(run)
 
 
 def _check_place(child: ChildConfig, run: PipelineRunResponse) -> None:

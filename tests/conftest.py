@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair.
+settings.register_profile("composite-logstore", deadline=None)
+settings.load_profile("composite-logstore")
 
 # Before anything imports ZenML: no test may touch the configuration of whoever runs it, or the network.
 _CONFIG = tempfile.TemporaryDirectory(prefix="composite-logstore-tests-")

@@ -6,6 +6,8 @@ Looked up live: a stack's artifact store can be exchanged, and then its old runs
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse
 
     from composite_logstore import Stream
+
+
+REMEMBERED_SECONDS = 5.0
+"""How long what ZenML knows of a named artifact store is remembered: who goes through many streams asks for each."""
+
+_registering = threading.Lock()
+
+_models: dict[str, tuple[float, ComponentResponse]] = {}
 
 
 class ArtifactStoreNotFoundError(LookupError):
@@ -44,7 +54,7 @@ def find_named(name: str) -> BaseArtifactStore:
         ArtifactStoreNotFoundError: There is none.
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
-    return _load(find_model(name))
+    return _load(_remembered(name))
 
 
 def requirements_of(name: str) -> set[str]:
@@ -65,7 +75,7 @@ def find_for_stream(stream: Stream) -> BaseArtifactStore:
     active = Client().active_stack.artifact_store
     if stream.artifact_store_id in (None, active.id):
         return active
-    return _load(find_model(str(stream.artifact_store_id)))
+    return _load(_remembered(str(stream.artifact_store_id)))
 
 
 def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
@@ -76,7 +86,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     if logs.artifact_store_id:
-        return _load(find_model(str(logs.artifact_store_id)))
+        return _load(_remembered(str(logs.artifact_store_id)))
     try:
         run = _run_of(logs)
     except KeyError:
@@ -86,7 +96,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
     components = run.stack.components.get(StackComponentType.ARTIFACT_STORE) if run.stack else None
     if not components:
         raise ArtifactStoreNotFoundError(f"the stack of run '{run.name}' no longer exists")
-    return _load(find_model(str(components[0].id)))
+    return _load(_remembered(str(components[0].id)))
 
 
 def is_in_progress(logs: LogsResponse) -> bool:
@@ -119,6 +129,18 @@ def find_model(name: str) -> ComponentResponse:
         ) from None
     if model.type != StackComponentType.ARTIFACT_STORE:
         raise ArtifactStoreNotFoundError(f"stack component '{name}' is not an artifact store; name one that is")
+    return model
+
+
+def _remembered(name: str) -> ComponentResponse:
+    """Return what `find_model` does, or did a moment ago; on the server, where the next reader is another user's, does."""
+    if ENV_ZENML_SERVER in os.environ:
+        return find_model(name)
+    known_until, model = _models.get(name, (0.0, None))
+    now = time.monotonic()
+    if model is None or now >= known_until:
+        model = find_model(name)
+        _models[name] = now + REMEMBERED_SECONDS, model
     return model
 
 
@@ -165,16 +187,17 @@ def _instantiate_beside_active(model: ComponentResponse) -> BaseArtifactStore:
     """
     config_class = cast("type[BaseArtifactStoreConfig]", Flavor.from_model(model.flavor).config_class)
     registered = []
-    for scheme in config_class.SUPPORTED_SCHEMES:
+    with _registering:
+        for scheme in config_class.SUPPORTED_SCHEMES:
+            try:
+                registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
+            except ValueError:
+                continue
         try:
-            registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
-        except ValueError:
-            continue
-    try:
-        return instantiate_artifact_store(model)
-    finally:
-        for filesystem in registered:
-            default_filesystem_registry.register(filesystem)
+            return instantiate_artifact_store(model)
+        finally:
+            for filesystem in registered:
+                default_filesystem_registry.register(filesystem)
 
 
 def _run_of(logs: LogsResponse) -> PipelineRunResponse | None:

@@ -92,7 +92,12 @@ def backfill(
             with _ledger(registered, target, False):
                 stopped = copy_as_pipeline(registered, source, target, selection, (slices, rate, anew), totals)
         else:
-            _copy(registered, source, target, selection, (rate, anew), totals)
+            ids = log_stores_of(registered, [source])
+
+            def streams(bars: Bars) -> Iterator[RunStream]:
+                return ended(selection.streams(set(ids), bars), ids, source, totals)
+
+            copy_streams(registered, source, target, streams, totals, rate, anew)
     except KeyboardInterrupt:
         stopped = "Interrupted"
     except BackfillStoppedError as error:
@@ -115,7 +120,7 @@ class Totals(Copied):
     """What became of all streams. The other attributes are those of `Copied`, added up.
 
     Attributes:
-        streams: The streams that were copied, or had nothing to be copied.
+        streams: The streams that were looked at.
         in_progress: Those that were left out, since their run is in progress.
     """
 
@@ -139,6 +144,29 @@ class Totals(Copied):
         return asdict(self)
 
 
+def ended(
+    streams: Iterable[RunStream], ids: dict[UUID | None, str], source: ChildConfig, totals: Totals
+) -> Iterator[RunStream]:
+    """Yield those of some streams that can be copied now, and count them.
+
+    Args:
+        streams: The streams.
+        ids: The log stores whose streams the source may hold, as `log_stores_of` gives them.
+        source: The child to copy from.
+        totals: They are counted here.
+    """
+    for stream in streams:
+        collector = collector_of(stream)
+        # What the composite collected never came to an earlier log store that is there to be read alone.
+        if collector not in ids or (not ids[collector] and not source.enabled and source.name in ids.values()):
+            continue
+        if stream.run_in_progress:
+            totals.in_progress += 1
+            continue
+        totals.streams += 1
+        yield stream
+
+
 def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool) -> None:
     """Say what will not be as one might think, before it is so."""
     if target.oldest_seconds is not None:
@@ -158,21 +186,34 @@ def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool) ->
         warn(f"What the 'min_level' or 'progress' of child '{target.name}' keeps from it is not copied.")
 
 
-def _copy(
+def copy_streams(
     registered: RegisteredStore,
     source: ChildConfig,
     target: ChildConfig,
-    selection: Selection,
-    how: tuple[float | None, bool],
-    totals: Totals,
+    streams: Callable[[Bars], Iterable[RunStream]],
+    result: Copied,
+    rate: float | None = None,
+    is_anew: bool = False,
 ) -> None:
-    rate, is_anew = how
+    """Copy what one child lacks of some streams and another has.
+
+    Args:
+        registered: The log store.
+        source: The child to copy from.
+        target: The child to copy to.
+        streams: Gives the streams, and tells the bars of them.
+        result: What became of the events is added here, as it happens.
+        rate: The most events in a second.
+        is_anew: Whether to forget what earlier backfills have sent.
+
+    Raises:
+        BackfillStoppedError: A child cannot be read, or the other does not take any more.
+        NoAnswer: ZenML cannot be asked, a child cannot be opened, or another backfill copies to it.
+    """
     with _ledger(registered, target, is_anew) as ledger, Bars("backfill") as bars:
         if ledger.is_resumed:
             warn("Goes on where an earlier backfill was interrupted.")
-        copy_streams(
-            registered, source, target, lambda ids: selection.streams(ids, bars), ledger, rate, totals, bars.tell
-        )
+        copy_with(ledger, registered, source, target, streams(bars), result, rate, bars.tell)
         ledger.complete()
 
 
@@ -186,35 +227,34 @@ def _ledger(registered: RegisteredStore, target: ChildConfig, is_anew: bool) -> 
         raise NoAnswer(str(error)) from None
 
 
-def copy_streams(
+def copy_with(
+    ledger: Ledger,
     registered: RegisteredStore,
     source: ChildConfig,
     target: ChildConfig,
-    find: Callable[[set[UUID | None]], Iterable[RunStream]],
-    ledger: Ledger,
+    streams: Iterable[RunStream],
+    result: Copied,
     rate: float | None,
-    totals: Totals,
     tell: Tell,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Copy streams, one after the other.
+    """Copy as `copy_streams` does, with a ledger that is open.
 
     Args:
+        ledger: What was sent earlier.
         registered: The log store.
         source: The child to copy from.
         target: The child to copy to.
-        find: Given the ids of the log stores that collected what these children may hold, returns the streams.
-        ledger: What was sent earlier.
+        streams: The streams.
+        result: What became of the events is added here, as it happens.
         rate: The most events in a second.
-        totals: What becomes of them is added to it.
         tell: Told how many more events were looked at.
         sleep: Waits for so many seconds.
 
     Raises:
-        NoAnswer: ZenML cannot be asked, or a child cannot be opened.
         BackfillStoppedError: A child cannot be read, or the other does not take any more.
+        NoAnswer: ZenML cannot be asked, or a child cannot be opened.
     """
-    ids = log_stores_of(registered, [source])
     closing: list[Callable[[], None]] = []
     try:
         reading = _open(source)
@@ -222,18 +262,13 @@ def copy_streams(
         there = None if target.unreadable else _open(target)
         if there:
             closing.append(there.close)
-        copying = _create(reading, target, there, ledger, rate, tell, time.monotonic, sleep)
+        try:
+            copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep)
+        except (UnavailableError, ImportError) as error:
+            raise NoAnswer(f"child '{target.name}' cannot be written to: {error}") from error
         closing.append(copying.close)
-        for stream in find(set(ids)):
-            collector = collector_of(stream)
-            # What the composite collected never came to an earlier log store that is there to be read alone.
-            if collector not in ids or (not ids[collector] and not source.enabled and source.name in ids.values()):
-                continue
-            if stream.run_in_progress:
-                totals.in_progress += 1
-                continue
-            copying.copy(stream.logs, stream_of(stream, registered), totals)
-            totals.streams += 1
+        for stream in streams:
+            copying.copy(stream.logs, stream_of(stream, registered), result)
     finally:
         for close in reversed(closing):
             close()
@@ -244,13 +279,6 @@ def _open(child: ChildConfig) -> Source:
         return open_source(child)
     except (UnavailableError, ImportError) as error:
         raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
-
-
-def _create(reading: Source, target: ChildConfig, *how: Any) -> Backfill:
-    try:
-        return Backfill(reading, target, *how)
-    except (UnavailableError, ImportError) as error:
-        raise NoAnswer(f"child '{target.name}' cannot be written to: {error}") from error
 
 
 def stream_of(stream: RunStream, registered: RegisteredStore) -> Stream:

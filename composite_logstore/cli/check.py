@@ -309,7 +309,7 @@ def _newest(logs: LogsResponse) -> PageRequest:
 # The command
 
 
-def _active_artifact_store_id() -> UUID | None:
+def _active_artifact_store_id() -> UUID:
     with asking_zenml():
         from zenml.client import Client
 
@@ -333,13 +333,7 @@ def check(store: str, names: tuple[str, ...], output: str) -> None:
     """
     found = find_store(store)
     children = [found.child(name, "--child") for name in names] or found.config.enabled_children
-    artifact_store_id = _active_artifact_store_id()
-    checks = [ChildCheck(found, child, artifact_store_id) for child in children]
-    for one in checks:
-        one.start()
-    with console(stderr=True).status(f"Trying out {', '.join(child.name for child in children)} ..."):
-        for one in checks:
-            one.wait()
+    checks = try_out(found, children, _active_artifact_store_id())
     spool = _check_spool(found)
     is_healthy = all(one.is_healthy for one in checks) and (spool is None or spool.result != "problem")
     if output == "json":
@@ -355,6 +349,23 @@ def check(store: str, names: tuple[str, ...], output: str) -> None:
         _show(found, checks, spool)
     if not is_healthy:
         sys.exit(1)
+
+
+def try_out(found: RegisteredStore, children: Sequence[ChildConfig], artifact_store_id: UUID) -> list[ChildCheck]:
+    """Return what was found of each child, when all is over.
+
+    Args:
+        found: The log store.
+        children: The children.
+        artifact_store_id: The artifact store of the stack that it is tried out for.
+    """
+    checks = [ChildCheck(found, child, artifact_store_id) for child in children]
+    for one in checks:
+        one.start()
+    with console(stderr=True).status(f"Trying out {', '.join(child.name for child in children)} ..."):
+        for one in checks:
+            one.wait()
+    return checks
 
 
 def _check_spool(found: RegisteredStore) -> Finding | None:

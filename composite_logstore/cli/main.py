@@ -7,6 +7,7 @@ import click
 from composite_logstore.cli.backfill import backfill
 from composite_logstore.cli.check import check
 from composite_logstore.cli.logs import logs
+from composite_logstore.cli.migrate import migrate
 from composite_logstore.cli.promote import promote
 from composite_logstore.cli.spool import spool
 from composite_logstore.cli.verify import verify
@@ -21,6 +22,7 @@ def main() -> None:
 main.add_command(backfill)
 main.add_command(check)
 main.add_command(logs)
+main.add_command(migrate)
 main.add_command(promote)
 main.add_command(spool)
 main.add_command(verify)

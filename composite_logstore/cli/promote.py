@@ -84,12 +84,12 @@ def promote(store: str, child: str, force: bool, yes: bool, output: str) -> None
             abort=True,
             err=True,
         )
-    _update(found, _settings(found, child))
+    update_settings(found, settings_to_promote(found, child))
     _done(find_store(str(found.store.id)), before, verdict, output)
 
 
-def _settings(found: RegisteredStore, child: str) -> dict[str, Any]:
-    """Return what changes. A child that was there to fall back on changes places with the primary."""
+def settings_to_promote(found: RegisteredStore, child: str) -> dict[str, Any]:
+    """Return what changes if a child becomes the primary. One that was there to fall back on changes places with it."""
     fallback = found.config.fetch_fallback
     settings: dict[str, Any] = {"primary": child}
     if child in fallback:
@@ -97,7 +97,12 @@ def _settings(found: RegisteredStore, child: str) -> dict[str, Any]:
     return settings
 
 
-def _update(found: RegisteredStore, settings: dict[str, Any]) -> None:
+def update_settings(found: RegisteredStore, settings: dict[str, Any]) -> None:
+    """Change some settings of a log store in ZenML.
+
+    Raises:
+        NoAnswer: It cannot be done.
+    """
     from zenml.exceptions import IllegalOperationError
 
     with asking_zenml():

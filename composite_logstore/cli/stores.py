@@ -14,6 +14,7 @@ from uuid import UUID
 
 import click
 
+from composite_logstore.cli.console import inert
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class NoAnswer(click.ClickException):
 
     exit_code = 3
 
+    def __init__(self, message: str) -> None:
+        """Say why."""
+        super().__init__(inert(message))
+
 
 def mistake(what: str, text: str) -> click.BadParameter:
     """Return the error of an argument or option that is wrong.
@@ -40,7 +45,7 @@ def mistake(what: str, text: str) -> click.BadParameter:
         what: The argument or option, as it is called in the usage.
         text: What is wrong with it, and what would be right.
     """
-    return click.BadParameter(text, param_hint=f"'{what}'")
+    return click.BadParameter(inert(text), param_hint=f"'{what}'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -262,6 +267,7 @@ def streams_of_project(
     since: datetime | None = None,
     until: datetime | None = None,
     source: str | None = None,
+    stack_id: UUID | None = None,
 ) -> Iterator[RunStream]:
     """Yield the streams of all runs of the active project, the oldest runs first, or of those within a range of time.
 
@@ -273,11 +279,12 @@ def streams_of_project(
         since: Only those of runs that had not ended by then.
         until: Only those of runs that had begun by then.
         source: Only those with this source.
+        stack_id: Only those of runs on this stack.
 
     Raises:
         NoAnswer: ZenML cannot be asked.
     """
-    for runs in _pages_of_runs(since, until):
+    for runs in _pages_of_runs(_filters(since, until, stack_id)):
         for stream in _streams_of_runs(runs):
             if _is_wanted(stream.logs, source, store_id):
                 yield stream
@@ -289,11 +296,11 @@ def runs_of_project(since: datetime | None = None, until: datetime | None = None
     Raises:
         NoAnswer: ZenML cannot be asked.
     """
-    for runs in _pages_of_runs(since, until):
+    for runs in _pages_of_runs(_filters(since, until, None)):
         yield from runs
 
 
-def count_runs(since: datetime | None = None, until: datetime | None = None) -> int:
+def count_runs(since: datetime | None = None, until: datetime | None = None, stack_id: UUID | None = None) -> int:
     """Return how many runs `streams_of_project` goes through at present, for a progress bar.
 
     Raises:
@@ -302,20 +309,23 @@ def count_runs(since: datetime | None = None, until: datetime | None = None) -> 
     with asking_zenml():
         from zenml.client import Client
 
-        return sum(int(Client().list_pipeline_runs(size=1, **wanted).total) for wanted in _filters(since, until))
+        filters = _filters(since, until, stack_id)
+        return sum(int(Client().list_pipeline_runs(size=1, **wanted).total) for wanted in filters)
 
 
 def _is_wanted(logs: LogsResponse, source: str | None, store_id: UUID | None) -> bool:
     return source in (None, logs.source) and store_id in (None, logs.log_store_id)
 
 
-def _filters(since: datetime | None, until: datetime | None) -> list[dict[str, Any]]:
+def _filters(since: datetime | None, until: datetime | None, stack_id: UUID | None) -> list[dict[str, Any]]:
     """Return what to ask ZenML for, one after the other.
 
     A run is updated when it ends, so one that had not ended by `since` was updated after it, or is in progress still:
     those first, so that a run which ends meanwhile comes twice rather than never.
     """
     begun: dict[str, Any] = {"created": f"lte:{_second(until)}"} if until else {}
+    if stack_id is not None:
+        begun["stack_id"] = stack_id
     if since is None:
         return [begun]
     time = _second(since)
@@ -329,11 +339,11 @@ def _second(time: datetime) -> str:
     return time.astimezone(timezone.utc).strftime(FILTERING_DATETIME_FORMAT)
 
 
-def _pages_of_runs(since: datetime | None, until: datetime | None) -> Iterator[list[PipelineRunResponse]]:
+def _pages_of_runs(filters: list[dict[str, Any]]) -> Iterator[list[PipelineRunResponse]]:
     from zenml.client import Client
 
     in_progress: set[UUID] = set()
-    for wanted in _filters(since, until):
+    for wanted in filters:
         number, last = 1, 1
         while number <= last:
             with asking_zenml():

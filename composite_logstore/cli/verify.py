@@ -77,11 +77,11 @@ def verify(
         with _progress(name, anew) as (before, file), Bars("verify") as bars:
             if before:
                 warn(f"Goes on where an earlier verify was interrupted: {len(before):,} streams were compared then.")
-            sources = [_open(child) for child in chosen]
+            sources = [open_child(child) for child in chosen]
             for stream in selection.streams(set(ids), bars):
                 result = before.get(str(stream.logs.id))
                 if result is None:
-                    result = _compare(stream, sources, ids, bars)
+                    result = compare_stream(stream, _meant(stream, sources, ids), bars)
                     if result.was_compared and not stream.run_in_progress:
                         file.write(orjson.dumps(result.as_dict(), option=orjson.OPT_NON_STR_KEYS) + b"\n")
                         file.flush()
@@ -126,19 +126,27 @@ def _choose(registered: RegisteredStore, names: tuple[str, ...]) -> list[ChildCo
     return chosen
 
 
-def _open(child: ChildConfig) -> Source:
+def open_child(child: ChildConfig) -> Source:
+    """Return the child, to be read.
+
+    Raises:
+        NoAnswer: It cannot be opened.
+    """
     try:
         return open_source(child)
     except (UnavailableError, ImportError) as error:
         raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
 
 
-def _compare(stream: RunStream, sources: list[Source], ids: dict[UUID | None, str], bars: Bars) -> StreamParity:
+def _meant(stream: RunStream, sources: list[Source], ids: dict[UUID | None, str]) -> list[Source]:
     # What the composite collected never came to an earlier log store that is there to be read alone.
     collected_by = ids[collector_of(stream)]
-    meant = [s for s in sources if collected_by or s.config.enabled or s.name not in ids.values()]
-    label = f"{stream.run_name} {stream.label}"
-    return compare(stream.logs, label, meant, stream.run_in_progress, bars.tell)
+    return [source for source in sources if collected_by or source.config.enabled or source.name not in ids.values()]
+
+
+def compare_stream(stream: RunStream, sources: list[Source], bars: Bars) -> StreamParity:
+    """Compare what children hold of a stream."""
+    return compare(stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, bars.tell)
 
 
 def compare_with_primary(registered: RegisteredStore, child: str) -> Summary:
@@ -158,9 +166,9 @@ def compare_with_primary(registered: RegisteredStore, child: str) -> Summary:
     try:
         with Bars("verify") as bars:
             for one in chosen:
-                sources.append(_open(one))
+                sources.append(open_child(one))
             for stream in Selection(None, None, None).streams(set(ids), bars):
-                summary.add(_compare(stream, sources, ids, bars))
+                summary.add(compare_stream(stream, _meant(stream, sources, ids), bars))
     finally:
         for source in sources:
             source.close()

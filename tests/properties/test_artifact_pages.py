@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -355,17 +355,16 @@ def test_whatever_fails_every_event_is_there_once_and_in_order(
             number += len(pending)
             for event in pending:
                 exported[event.stream.id].append(event)
-            most = len(pending)
-            while pending:
-                part = pending[: random.randint(1, most)] if random.random() < 0.3 else pending[:most]
-                try:
-                    exporter.export(part)
-                except ExportError:
-                    # What failed is tried again, or its halves, and nothing else before.
-                    most = len(part)
-                    continue
-                pending = pending[len(part) :]
-                most = len(pending)
+            batches_left = [pending]
+            while batches_left:
+                part = batches_left[0]
+                # What failed is tried again, or its halves, and nothing else before.
+                if len(part) > 1 and random.random() < 0.3:
+                    middle = random.randint(1, len(part) - 1)
+                    batches_left[:1] = [part[:middle], part[middle:]]
+                with suppress(ExportError):
+                    exporter.export(batches_left[0])
+                    del batches_left[0]
 
         for stream in streams:
             found: list[ReadEntry] = []
