@@ -81,10 +81,9 @@ def make_runs(stack: str, runs: list[tuple[str, float, list[str]]]) -> None:
                     status=ExecutionStatus.RUNNING,
                 )
             )
-            of_run = setup_logging_context("client", pipeline_run=run)
             if not place:
                 # ZenML waits for the backends when the last stream ends.
-                open_until_the_end.enter_context(of_run)
+                open_until_the_end.enter_context(setup_logging_context("client", pipeline_run=run))
             step_run = client.zen_store.create_run_step(
                 StepRunRequest(
                     project=client.active_project.id,

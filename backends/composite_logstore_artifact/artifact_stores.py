@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
 
 REMEMBERED_SECONDS = 5.0
-"""How long what ZenML knows of a named artifact store is remembered: who goes through many streams asks for each."""
+"""How long an artifact store is used again. No longer, since a service connector's token expires; but to look one up
+and connect to it takes half a second, and who goes through a fleet's streams needs one for each."""
 
 _registering = threading.Lock()
 
-_models: dict[str, tuple[float, ComponentResponse]] = {}
+_stores: dict[str, tuple[float, BaseArtifactStore]] = {}
+# A filesystem of fsspec cannot be used in a forked process.
+os.register_at_fork(after_in_child=_stores.clear)
 
 
 class ArtifactStoreNotFoundError(LookupError):
@@ -54,7 +57,7 @@ def find_named(name: str) -> BaseArtifactStore:
         ArtifactStoreNotFoundError: There is none.
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
-    return _load(_remembered(name))
+    return _opened(name)
 
 
 def requirements_of(name: str) -> set[str]:
@@ -75,7 +78,7 @@ def find_for_stream(stream: Stream) -> BaseArtifactStore:
     active = Client().active_stack.artifact_store
     if stream.artifact_store_id in (None, active.id):
         return active
-    return _load(_remembered(str(stream.artifact_store_id)))
+    return _opened(str(stream.artifact_store_id))
 
 
 def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
@@ -86,7 +89,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     if logs.artifact_store_id:
-        return _load(_remembered(str(logs.artifact_store_id)))
+        return _opened(str(logs.artifact_store_id))
     try:
         run = _run_of(logs)
     except KeyError:
@@ -96,7 +99,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
     components = run.stack.components.get(StackComponentType.ARTIFACT_STORE) if run.stack else None
     if not components:
         raise ArtifactStoreNotFoundError(f"the stack of run '{run.name}' no longer exists")
-    return _load(_remembered(str(components[0].id)))
+    return _opened(str(components[0].id))
 
 
 def is_in_progress(logs: LogsResponse) -> bool:
@@ -132,18 +135,6 @@ def find_model(name: str) -> ComponentResponse:
     return model
 
 
-def _remembered(name: str) -> ComponentResponse:
-    """Return what `find_model` does, or did a moment ago; on the server, where the next reader is another user's, does."""
-    if ENV_ZENML_SERVER in os.environ:
-        return find_model(name)
-    known_until, model = _models.get(name, (0.0, None))
-    now = time.monotonic()
-    if model is None or now >= known_until:
-        model = find_model(name)
-        _models[name] = now + REMEMBERED_SECONDS, model
-    return model
-
-
 def _find_by_name(name: str) -> ComponentResponse:
     return Client().get_stack_component(
         StackComponentType.ARTIFACT_STORE, name_id_or_prefix=name, allow_name_prefix_match=False
@@ -155,6 +146,19 @@ def _uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
+
+
+def _opened(name: str) -> BaseArtifactStore:
+    """Return the artifact store with a name or id, as it was a moment ago."""
+    if ENV_ZENML_SERVER in os.environ:
+        # Whoever reads next is another user, and may not be let in.
+        return _load(find_model(name))
+    now = time.monotonic()
+    known_until, store = _stores.get(name, (0.0, None))
+    if store is None or now >= known_until:
+        store = _load(find_model(name))
+        _stores[name] = now + REMEMBERED_SECONDS, store
+    return store
 
 
 def _load(model: ComponentResponse) -> BaseArtifactStore:
