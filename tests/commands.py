@@ -6,6 +6,8 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -79,6 +81,18 @@ class Commands:
         """Run a command."""
         return self._ask(arguments)
 
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command in a process of its own, as the command line does."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "composite_logstore", *arguments],
+            env=self.zenml.env,
+            cwd=self.zenml.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def values(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """Return what a command prints for programs."""
         done = self.command(*arguments, "--output", "json")
@@ -100,3 +114,11 @@ class Commands:
     def close(self) -> None:
         """End the process."""
         self._process.communicate(timeout=60)
+
+
+def wait_until(happens: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for something that another process brings about."""
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.02)

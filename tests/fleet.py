@@ -19,10 +19,11 @@ from datetime import timedelta
 from typing import Any
 from unittest import mock
 
+from sqlalchemy import Engine, event
 from zenml import pipeline, step
 from zenml.client import Client
 from zenml.enums import ExecutionStatus, StackComponentType
-from zenml.models import PipelineRunRequest, PipelineRunUpdate, StepRunRequest, StepRunUpdate
+from zenml.models import PipelineRunRequest, PipelineRunUpdate, StepRunRequest
 from zenml.utils.logging_utils import setup_logging_context
 from zenml.utils.time_utils import utc_now
 
@@ -84,23 +85,29 @@ def make_runs(stack: str, runs: list[tuple[str, float, list[str]]]) -> None:
             if not place:
                 # ZenML waits for the backends when the last stream ends.
                 open_until_the_end.enter_context(setup_logging_context("client", pipeline_run=run))
+            end = utc_now() if age else None
+            status = ExecutionStatus.COMPLETED if age else ExecutionStatus.RUNNING
             step_run = client.zen_store.create_run_step(
                 StepRunRequest(
                     project=client.active_project.id,
                     name="train",
                     pipeline_run_id=run.id,
                     start_time=began,
-                    status=ExecutionStatus.RUNNING,
+                    end_time=end,
+                    status=status,
                 )
             )
             with setup_logging_context("step", pipeline_run=run, step_run=step_run):
                 for number, message in enumerate(messages):
                     log(message, age, number)
             if age:
-                end = utc_now()
-                done = StepRunUpdate(status=ExecutionStatus.COMPLETED, end_time=end)
-                client.zen_store.update_run_step(step_run.id, done)
-                client.zen_store.update_run(run.id, PipelineRunUpdate(status=ExecutionStatus.COMPLETED, end_time=end))
+                client.zen_store.update_run(run.id, PipelineRunUpdate(status=status, end_time=end))
+
+
+@event.listens_for(Engine, "connect")
+def hurry(connection: Any, _: Any) -> None:
+    """Have the database wait for no disk: it is a test's."""
+    connection.execute("PRAGMA synchronous=OFF")
 
 
 if __name__ == "__main__":

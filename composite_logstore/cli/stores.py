@@ -381,6 +381,8 @@ def _steps_of(runs: dict[UUID, PipelineRunResponse], name: str | None) -> Iterat
         pipeline_run_id="oneof:" + json.dumps([str(id) for id in runs]),
         project=next(iter(runs.values())).project_id,
         name=f"equals:{name}" if name is not None else None,
+        # Which run a step belongs to would otherwise be asked for each.
+        hydrate=True,
     )
     number, last = 1, 1
     while number <= last:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands import Commands
+from tests.commands import Commands, wait_until
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.otlp_receiver import OtlpReceiver
 from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
 from tests.servers.zenml_server import ZenML
 
@@ -37,14 +40,21 @@ class Fleet(Commands):
     Attributes:
         directory: Where the default artifact store and all else is.
         collector: What the child `collector` writes to.
-        datadog: What the child `live` writes to.
+        receiver: What the child `receiver` writes to.
     """
 
-    def __init__(self, zenml: ZenML, collector: Collector, datadog: Datadog) -> None:
+    def __init__(self, zenml: ZenML, collector: Collector, receiver: OtlpReceiver) -> None:
         super().__init__(zenml)
         self.directory = zenml.directory
         self.collector = collector
-        self.datadog = datadog
+        self.receiver = receiver
+
+    def until(self, name: str) -> tuple[str, int]:
+        """Return about when a run was made, and how many with the composite had been by then."""
+        ((created,),) = self.query(f"SELECT created FROM pipeline_run WHERE name = '{name}'")
+        second = created.partition(".")[0]
+        query = f"SELECT COUNT(*) FROM pipeline_run WHERE created <= '{second}' AND name LIKE 'run-%'"
+        return second, self.query(query)[0][0]
 
     def archived(self, message: str) -> Path:
         """Return the file of the archive that has a message."""
@@ -65,7 +75,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
     other = directory / "other"
     other.mkdir()
-    with Datadog() as datadog, start_collector() as collector, s3_server() as s3:
+    with Datadog() as datadog, start_collector() as collector, OtlpReceiver() as receiver, s3_server() as s3:
         headers = {"headers": {"x-key": HEADER}}
         keys = {"api_key": API_KEY, "application_key": APPLICATION_KEY}
         children: list[dict[str, Any]] = [
@@ -74,7 +84,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             {"name": "bucket", "type": "artifact", "artifact_store": "bucket", "enabled": False},
             {"name": "second", "type": "artifact", "artifact_store": "second", "enabled": False},
             {"name": "live", "type": "datadog", **datadog.settings, **keys, "enabled": False},
-            {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint, **headers, "enabled": False},
+            {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint, "enabled": False},
+            {"name": "receiver", "type": "otlp", "endpoint": receiver.http_endpoint, **headers, "enabled": False},
         ]
         bucket = {
             "path": f"s3://{s3.bucket}/store",
@@ -92,7 +103,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         stores = {"bucket": ["s3", bucket], "second": ["local", {"path": str(other)}]}
         settings = {"primary": "archive", "children": children, "stores": stores, "runs": runs}
         zenml.python("-m", "tests.fleet", json.dumps(settings))
-        fleet = Fleet(zenml, collector, datadog)
+        fleet = Fleet(zenml, collector, receiver)
         yield fleet
         fleet.close()
 
@@ -112,29 +123,26 @@ def test_a_fleet_is_copied_to_s3_verified_mended_and_promoted(fleet: Fleet, tmp_
     for message in lost:
         fleet.lose(message)
     hostile = fleet.archived("hostile")
-    hostile.write_bytes(
-        hostile.read_bytes().replace(b"run 7 epoch 0", b"run 7 epoch x").replace(b"hostile", b"Hostile")
-    )
+    before = hostile.read_bytes()
+    hostile.write_bytes(before.replace(b"run 7 epoch 0", b"run 7 epoch x").replace(b"hostile", b"Hostile"))
     report = tmp_path / "report.html"
-    arguments = ("verify", "logs", "--all", "--child", "archive", "--child", "bucket")
-    named = fleet.values(*arguments, "--html", str(report), code=1)
-    assert sorted(event["message"] for event in named["events"] if event["kind"] == "missing") == sorted(lost)
-    differing = [event for event in named["events"] if event["kind"] == "different"]
-    assert {event["stream"] for event in differing} == {f"run-7 {HOSTILE} train/step"}
-    assert any(HOSTILE in event["message"] for event in differing)
-
-    assert is_inert(report.read_text())
-    shown = fleet.command(*arguments)
+    arguments = ("--child", "archive", "--child", "bucket")
+    shown = fleet.command("verify", "logs", "--all", *arguments, "--html", str(report))
     assert shown.returncode == 1
-    assert "alert(1)" in shown.stdout
-    assert "[bold red]big[/bold red]" in shown.stdout
     assert not OBEYED.search(shown.stdout)
-    assert not OBEYED.search(shown.stderr)
+    assert "[bold red]big[/bold red]" in shown.stdout
+    page = report.read_text()
+    assert is_inert(page)
+    for message in lost:
+        assert message in shown.stdout
+        assert message in page
+    named = fleet.values("verify", "logs", "--run", f"run-7 {HOSTILE}", *arguments, code=1)
+    assert {event["kind"] for event in named["events"]} == {"different"}
+    assert any(HOSTILE in event["message"] for event in named["events"])
 
-    hostile.write_bytes(
-        hostile.read_bytes().replace(b"run 7 epoch x", b"run 7 epoch 0").replace(b"Hostile", b"hostile")
-    )
-    assert fleet.values("backfill", "logs", "--from", "bucket", "--to", "archive", "--all")["copied"] == len(lost)
+    hostile.write_bytes(before)
+    for run in ("run-3", "run-80", "run-159"):
+        assert fleet.values("backfill", "logs", "--from", "bucket", "--to", "archive", "--run", run)["copied"] == 1
     fleet.update("bucket", enabled=True)
     promoted = fleet.values("promote", "logs", "bucket", "--yes")
     assert promoted["primary"] == "bucket"
@@ -164,7 +172,8 @@ def is_inert(page: str) -> bool:
 def test_a_collector_gets_the_fleet_once(fleet: Fleet) -> None:
     arguments = ("backfill", "logs", "--from", "archive", "--to", "collector", "--all")
     assert fleet.values(*arguments)["copied"] == RUNS * MESSAGES
-    assert fleet.values(*arguments)["copied"] == 0
+    again = fleet.values(*arguments[:-1], "--run", "run-100")
+    assert (again["copied"], again["there"]) == (0, MESSAGES)
     records = fleet.collector.wait_for_records(RUNS * MESSAGES)
     assert len({record.attributes["log.record.uid"] for record in records}) == len(records) == RUNS * MESSAGES
 
@@ -182,13 +191,42 @@ def test_datadog_gets_what_is_not_too_old_and_the_rest_is_counted(fleet: Fleet) 
     assert lacking["children"]["live"]["missing"] == MESSAGES
 
 
-def test_a_pipeline_copies_the_fleet_in_slices_and_then_nothing(fleet: Fleet) -> None:
-    arguments = ("backfill", "logs", "--from", "archive", "--to", "second", "--all", "--pipeline", "--slices", "3")
-    copied = fleet.values(*arguments)
-    assert (copied["copied"], copied["stopped"]) == (RUNS * MESSAGES, "")
-    # Its own run, which is in progress meanwhile, and those of earlier pipelines have no logs.
-    assert copied["in_progress"] == 0
-    again = fleet.values(*arguments)
-    assert (again["copied"], again["there"], again["streams"]) == (0, RUNS * MESSAGES, copied["streams"])
+def test_a_pipeline_copies_in_slices_and_then_nothing(fleet: Fleet) -> None:
+    until, runs = fleet.until("run-30")
+    arguments = ("backfill", "logs", "--from", "archive", "--to", "second", "--until", until)
+    done = fleet.command(*arguments, "--pipeline", "--slices", "3", "--output", "json")
+    assert done.returncode == 0, done
+    copied = json.loads(done.stdout)
+    assert copied["copied"] == runs * MESSAGES
+    selected = ("--until", until, "--child", "archive", "--child", "second")
+    assert fleet.values("verify", "logs", *selected)["parity"]
     steps = fleet.query("SELECT name FROM step_run WHERE name LIKE '%copy_slice%'")
-    assert sorted(name for (name,) in steps) == sorted(2 * [f"map:copy_slice:{number}" for number in range(3)])
+    assert sorted(name for (name,) in steps) == [f"map:copy_slice:{number}" for number in range(3)]
+
+    again = fleet.values(*arguments, "--pipeline", "--slices", "2")
+    assert (again["copied"], again["there"]) == (0, copied["copied"])
+
+    # Its own run is in progress meanwhile, and has no logs later.
+    now = datetime.now(timezone.utc).isoformat()
+    own = fleet.values(*arguments[:-2], "--since", now, "--pipeline")
+    assert (own["streams"], own["in_progress"]) == (0, 0)
+
+
+def test_a_pipeline_that_was_interrupted_goes_on_and_tells_nobody_a_secret(fleet: Fleet) -> None:
+    until, runs = fleet.until("run-30")
+    arguments = ("backfill", "logs", "--from", "archive", "--to", "receiver", "--until", until)
+    process = fleet.start(*arguments, "--pipeline", "--slices", "2", "--rate", "4", "--output", "json")
+    wait_until(lambda: len(fleet.receiver.records()) >= 3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    stopped = json.loads(out)
+    assert stopped["stopped"] == "Interrupted"
+    assert 3 <= stopped["copied"] == len(fleet.receiver.records()) < runs * MESSAGES
+
+    copied = fleet.values(*arguments, "--pipeline", "--slices", "3")
+    records = fleet.receiver.records()
+    assert copied["there"] == stopped["copied"]
+    assert copied["copied"] + copied["there"] == len(records) == runs * MESSAGES
+    assert len({record.attributes["log.record.uid"] for record in records}) == len(records)
+    assert all(HEADER.encode() not in path.read_bytes() for path in fleet.directory.rglob("*") if path.is_file())
