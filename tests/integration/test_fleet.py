@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
@@ -40,13 +43,15 @@ class Fleet(Commands):
     Attributes:
         directory: Where the default artifact store and all else is.
         collector: What the child `collector` writes to.
+        stopped: What the child `stopped` writes to.
         receiver: What the child `receiver` writes to.
     """
 
-    def __init__(self, zenml: ZenML, collector: Collector, receiver: OtlpReceiver) -> None:
+    def __init__(self, zenml: ZenML, collector: Collector, stopped: Collector, receiver: OtlpReceiver) -> None:
         super().__init__(zenml)
         self.directory = zenml.directory
         self.collector = collector
+        self.stopped = stopped
         self.receiver = receiver
 
     def until(self, name: str) -> tuple[str, int]:
@@ -75,7 +80,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
     other = directory / "other"
     other.mkdir()
-    with Datadog() as datadog, start_collector() as collector, OtlpReceiver() as receiver, s3_server() as s3:
+    servers = Datadog(), start_collector(), start_collector(), OtlpReceiver()
+    with ExitStack() as stack, s3_server() as s3:
+        datadog, collector, stopped, receiver = map(stack.enter_context, servers)
         headers = {"headers": {"x-key": HEADER}}
         keys = {"api_key": API_KEY, "application_key": APPLICATION_KEY}
         children: list[dict[str, Any]] = [
@@ -83,8 +90,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             {"name": "old", "type": "component", "component": "default", "enabled": False},
             {"name": "bucket", "type": "artifact", "artifact_store": "bucket", "enabled": False},
             {"name": "second", "type": "artifact", "artifact_store": "second", "enabled": False},
+            {"name": "denied", "type": "artifact", "artifact_store": "denied", "enabled": False},
+            {"name": "nowhere", "type": "artifact", "artifact_store": "nowhere", "enabled": False},
             {"name": "live", "type": "datadog", **datadog.settings, **keys, "enabled": False},
             {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint, "enabled": False},
+            {"name": "stopped", "type": "otlp", "endpoint": stopped.http_endpoint, "enabled": False},
             {"name": "receiver", "type": "otlp", "endpoint": receiver.http_endpoint, **headers, "enabled": False},
         ]
         bucket = {
@@ -100,10 +110,15 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         ]
         runs[7][1:] = [f"run-7 {HOSTILE}", 3600.0, ["run 7 epoch 0", f"hostile {HOSTILE}", "run 7 epoch 2"]]
         runs += [["stock", f"stock-{n}", 3600.0, [f"stock {n} line {m}" for m in range(MESSAGES)]] for n in range(40)]
-        stores = {"bucket": ["s3", bucket], "second": ["local", {"path": str(other)}]}
+        stores = {
+            "bucket": ["s3", bucket],
+            "denied": ["s3", {**bucket, "secret": "a-wrong-one"}],
+            "nowhere": ["s3", {**bucket, "path": "s3://no-such-bucket/store"}],
+            "second": ["local", {"path": str(other)}],
+        }
         settings = {"primary": "archive", "children": children, "stores": stores, "runs": runs}
         zenml.python("-m", "tests.fleet", json.dumps(settings))
-        fleet = Fleet(zenml, collector, receiver)
+        fleet = Fleet(zenml, collector, stopped, receiver)
         yield fleet
         fleet.close()
 
@@ -230,3 +245,100 @@ def test_a_pipeline_that_was_interrupted_goes_on_and_tells_nobody_a_secret(fleet
     assert copied["copied"] + copied["there"] == len(records) == runs * MESSAGES
     assert len({record.attributes["log.record.uid"] for record in records}) == len(records)
     assert all(HEADER.encode() not in path.read_bytes() for path in fleet.directory.rglob("*") if path.is_file())
+
+
+def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing_twice(fleet: Fleet) -> None:
+    until, runs = fleet.until("run-30")
+    arguments = ("backfill", "logs", "--from", "archive", "--to", "stopped", "--until", until)
+    rate = 10
+
+    def received() -> list[str]:
+        return [record.attributes["log.record.uid"] for record in fleet.stopped.records()]
+
+    def start() -> subprocess.Popen[str]:
+        before = len(received())
+        process = fleet.start(*arguments, "--rate", str(rate), "--output", "json")
+        wait_until(lambda: len(received()) > before + 6)
+        return process
+
+    process = start()
+    second = fleet.command(*arguments)
+    assert second.returncode == 3
+    assert "another backfill to child 'stopped' runs on this machine" in second.stderr
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "Interrupted. The same command goes on from there." in err
+    wait_until(lambda: len(received()) == json.loads(out)["copied"])
+
+    process = start()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+
+    process = start()
+    # Its backend is away for a while.
+    fleet.stopped.kill()
+    time.sleep(1)
+    fleet.stopped.start()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Goes on where an earlier backfill was interrupted." in err
+
+    assert fleet.values(*arguments)["copied"] == 0
+    sent = received()
+    assert len(set(sent)) == runs * MESSAGES
+    # Who is killed may not have noted its last batch: so it is with the collector, too.
+    assert len(sent) - len(set(sent)) <= 2 * rate
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_verify_that_ends_in_its_middle_goes_on(fleet: Fleet, how: signal.Signals) -> None:
+    arguments = ("verify", "logs", "--all", "--child", "archive", "--child", "old")
+
+    def compared() -> int:
+        return sum(len(path.read_bytes().splitlines()) for path in fleet.directory.rglob("verify/*.jsonl"))
+
+    process = fleet.start(*arguments)
+    wait_until(lambda: compared() > 5)
+    process.send_signal(signal.SIGSTOP)
+    second = fleet.command(*arguments)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert second.returncode == 3
+    assert "the same verify runs already on this machine" in second.stderr
+    if how == signal.SIGINT:
+        assert process.returncode == 3
+        assert "Interrupted. The same command goes on from there." in err
+    done = fleet.command(*arguments, "--output", "json")
+    assert done.returncode == 0, done
+    assert re.search(r"Goes on where an earlier verify was interrupted: [\d,]+ streams were compared", done.stderr)
+    values = json.loads(done.stdout)
+    assert values["parity"]
+    assert values["streams"] >= RUNS + STOCK_RUNS
+    assert compared() == 0
+
+
+def test_check_says_what_is_wrong_with_a_bucket(fleet: Fleet) -> None:
+    children = ("--child", "bucket", "--child", "denied", "--child", "nowhere")
+    done = fleet.command("check", "logs", *children, "--output", "json")
+    assert done.returncode == 1, done
+    assert SECRET_KEY not in done.stdout
+    found = {child["name"]: child["findings"] for child in json.loads(done.stdout)["children"]}
+    results = {name: {one["what"]: one for one in findings} for name, findings in found.items()}
+    assert [results["bucket"][step]["result"] for step in ("write", "read")] == ["ok", "ok"]
+    for name in ("denied", "nowhere"):
+        assert results[name]["write"]["result"] == "problem"
+    shown = fleet.command("check", "logs", *children)
+    print(shown.stdout)
+
+
+def test_a_bucket_that_refuses_stops_a_copy_and_proves_nothing(fleet: Fleet) -> None:
+    for child in ("denied", "nowhere"):
+        stopped = fleet.command("backfill", "logs", "--from", "archive", "--to", child, "--run", "run-1")
+        assert stopped.returncode == 3
+        assert f"child '{child}'" in stopped.stderr
+        found = fleet.values("verify", "logs", "--run", "run-1", "--child", "archive", "--child", child, code=3)
+        print(stopped.stderr, found)
+        assert {one["child"] for one in found["not_compared"]} == {child}
