@@ -184,7 +184,10 @@ def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> 
         else:
             why = why or told.get("stopped") or f"step '{step.name}' has ended as '{step.status.value}'"
     if not run.status.is_finished:
-        return f"No longer watched, but pipeline run '{run.name}' goes on; `zenml pipeline runs stop {run.id}` stops it"
+        return (
+            f"No longer watched, but pipeline run '{run.name}' goes on; wait for its end, or stop it with "
+            f"`zenml pipeline runs stop {run.id}`"
+        )
     if slices and done == slices:
         return ""
     if was_interrupted:

@@ -250,7 +250,7 @@ def test_a_pipeline_that_was_interrupted_goes_on_and_tells_nobody_a_secret(fleet
 def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing_twice(fleet: Fleet) -> None:
     until, runs = fleet.until("run-30")
     arguments = ("backfill", "logs", "--from", "archive", "--to", "stopped", "--until", until)
-    rate = 10
+    rate = 20
 
     def received() -> list[str]:
         return [record.attributes["log.record.uid"] for record in fleet.stopped.records()]
@@ -320,25 +320,34 @@ def test_a_verify_that_ends_in_its_middle_goes_on(fleet: Fleet, how: signal.Sign
     assert compared() == 0
 
 
-def test_check_says_what_is_wrong_with_a_bucket(fleet: Fleet) -> None:
+def test_check_tells_a_bucket_that_works_from_one_that_refuses_and_one_that_is_not_there(fleet: Fleet) -> None:
     children = ("--child", "bucket", "--child", "denied", "--child", "nowhere")
     done = fleet.command("check", "logs", *children, "--output", "json")
     assert done.returncode == 1, done
     assert SECRET_KEY not in done.stdout
+    assert ACCESS_KEY not in done.stdout
     found = {child["name"]: child["findings"] for child in json.loads(done.stdout)["children"]}
-    results = {name: {one["what"]: one for one in findings} for name, findings in found.items()}
-    assert [results["bucket"][step]["result"] for step in ("write", "read")] == ["ok", "ok"]
-    for name in ("denied", "nowhere"):
-        assert results[name]["write"]["result"] == "problem"
-    shown = fleet.command("check", "logs", *children)
-    print(shown.stdout)
+    results = {name: {one["what"]: one["result"] for one in findings} for name, findings in found.items()}
+    assert [results["bucket"][step] for step in ("write", "read")] == ["ok", "ok"]
+    assert results["denied"]["write"] == results["nowhere"]["write"] == "problem"
+    shown = fleet.command("check", "logs", *children).stdout
+    assert "denied, write: artifact store 'denied' refuses access." in shown
+    assert "What to do: check its credentials, and that they may write to its path." in shown
+    assert "nowhere, write: the bucket or folder of artifact store 'nowhere' does not exist." in shown
+    assert "What to do: create it, or correct its path." in shown
 
 
-def test_a_bucket_that_refuses_stops_a_copy_and_proves_nothing(fleet: Fleet) -> None:
-    for child in ("denied", "nowhere"):
-        stopped = fleet.command("backfill", "logs", "--from", "archive", "--to", child, "--run", "run-1")
-        assert stopped.returncode == 3
-        assert f"child '{child}'" in stopped.stderr
-        found = fleet.values("verify", "logs", "--run", "run-1", "--child", "archive", "--child", child, code=3)
-        print(stopped.stderr, found)
-        assert {one["child"] for one in found["not_compared"]} == {child}
+@pytest.mark.parametrize(
+    ("child", "words", "code"), [("denied", "refuses access", 3), ("nowhere", "takes no events: the bucket", 1)]
+)
+def test_a_bucket_that_takes_nothing_stops_a_copy_and_has_no_parity(
+    fleet: Fleet, child: str, words: str, code: int
+) -> None:
+    stopped = fleet.command("backfill", "logs", "--from", "archive", "--to", child, "--run", "run-1")
+    assert stopped.returncode == 3
+    assert f"Stopped: child '{child}'" in stopped.stderr
+    assert words in stopped.stderr
+    found = fleet.values("verify", "logs", "--run", "run-1", "--child", "archive", "--child", child, code=code)
+    # What refuses may have all of it; where there is no bucket, there is nothing.
+    assert [one["child"] for one in found["not_compared"]] == ([child] if code == 3 else [])
+    assert found["children"][child]["missing"] == (0 if code == 3 else MESSAGES)

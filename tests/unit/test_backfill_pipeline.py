@@ -1,0 +1,191 @@
+"""Backfill as a pipeline: who gets which runs, what is remembered, and what the command makes of how slices ended."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import click
+import pytest
+from zenml.enums import ExecutionStatus, StackComponentType
+
+from composite_logstore import backfill_pipeline
+from composite_logstore.backfill_pipeline import PIPELINE, RESULT, SliceLedger, deal, merge
+from composite_logstore.backfilling import BackfillStoppedError
+from composite_logstore.cli import as_pipeline
+from composite_logstore.cli.as_pipeline import copy_as_pipeline, refuse_second
+from composite_logstore.cli.backfill import Totals
+from composite_logstore.cli.selection import Selection
+from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream
+from composite_logstore.testing import make_logs, make_stream
+from composite_logstore_artifact.config import ArtifactChildConfig
+from tests.simulation import make_child, make_store
+
+RUNS = [UUID(int=number) for number in range(10)]
+
+
+@pytest.mark.parametrize(("runs", "slices", "sizes"), [(10, 3, [4, 3, 3]), (2, 10, [1, 1]), (0, 5, [0])])
+def test_each_run_belongs_to_one_slice(runs: int, slices: int, sizes: list[int]) -> None:
+    sent = {str(RUNS[0]): {"stream": {"writer": [[0, 9]]}}}
+    dealt = deal(RUNS[:runs], slices, sent)
+    assert [len(slice["runs"]) for slice in dealt] == sizes
+    assert sorted(run for slice in dealt for run in slice["runs"]) == [str(run) for run in RUNS[:runs]]
+    assert [slice["sent"] for slice in dealt] == [sent if str(RUNS[0]) in slice["runs"] else {} for slice in dealt]
+
+
+def test_what_a_slice_has_sent_is_handed_on_with_what_was_sent_before(tmp_path: Path) -> None:
+    stream = make_stream()
+    run_id, logs_id = str(RUNS[0]), str(stream.id)
+    ledger = SliceLedger(tmp_path / "first", {})
+    of_run = RunStream(make_logs(stream), RUNS[0], "run")
+    assert list(ledger.following([of_run])) == [of_run]
+    assert ledger.as_dict() == {}
+
+    earlier = {run_id: {logs_id: {"a": [[0, 4]], "b": [[7, 7]]}}}
+    again = SliceLedger(tmp_path / "second", earlier)
+    with closing(again.ledger) as known:
+        assert list(known.sent(logs_id, "a")) == [(0, 4)]
+        assert sorted(known.writers(logs_id)) == ["a", "b"]
+    assert list(again.following([of_run])) == [of_run]
+    assert again.as_dict() == earlier
+
+
+def test_what_several_slices_have_sent_is_put_together() -> None:
+    one = {"run": {"stream": {"a": [[0, 4]], "b": [[0, 0]]}}}
+    other = {"run": {"stream": {"a": [[3, 9]]}, "more": {"c": [[1, 1]]}}, "another": {"s": {"d": [[2, 3]]}}}
+    assert merge([one, other]) == {
+        "run": {"stream": {"a": [[0, 9]], "b": [[0, 0]]}, "more": {"c": [[1, 1]]}},
+        "another": {"s": {"d": [[2, 3]]}},
+    }
+
+
+class Zen:
+    """As much of ZenML's client as these functions ask."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.__dict__.update(answers)
+
+    def get_pipeline(self, name: str) -> Any:
+        assert name == PIPELINE
+        return SimpleNamespace(id=1)
+
+
+def page(*items: Any) -> Any:
+    answer = SimpleNamespace(items=list(items), total_pages=1, index=1)
+    return lambda **_: answer
+
+
+@pytest.fixture
+def registered() -> RegisteredStore:
+    store = make_store(make_child("archive"), make_child("live"))
+    return RegisteredStore(store, SimpleNamespace(id=store.id, name=store.name))  # type: ignore[arg-type]
+
+
+def backfill_run(flavor: str, **parameters: Any) -> Any:
+    components = {StackComponentType.ORCHESTRATOR: [SimpleNamespace(flavor_name=flavor)]}
+    stack, config = SimpleNamespace(components=components), SimpleNamespace(parameters=parameters)
+    return SimpleNamespace(id=UUID(int=5), name="backfill-1", stack=stack, config=config)
+
+
+def test_a_second_pipeline_that_copies_to_the_child_is_refused(
+    registered: RegisteredStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, live = str(registered.store.id), registered.child("live")
+    for others in (
+        [],
+        [backfill_run("kubernetes", store=store, target="archive")],
+        [backfill_run("kubernetes", store=str(uuid4()), target="live")],
+        # What was killed with the process that it ran in stays in progress for ZenML.
+        [backfill_run("local", store=store, target="live")],
+    ):
+        zen = Zen(list_pipeline_runs=page(*others))
+        monkeypatch.setattr("zenml.client.Client", lambda zen=zen: zen)
+        refuse_second(registered, live)
+    zen = Zen(list_pipeline_runs=page(backfill_run("kubernetes", store=store, target="live")))
+    monkeypatch.setattr("zenml.client.Client", lambda: zen)
+    with pytest.raises(NoAnswer, match=r"'backfill-1' copies to child 'live' already; .*zenml pipeline runs stop 0000"):
+        refuse_second(registered, live)
+
+
+def test_an_orchestrator_that_cannot_run_it_is_named(
+    registered: RegisteredStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orchestrator = SimpleNamespace(name="cron", supports_dynamic_pipelines=False)
+    zen = Zen(active_stack=SimpleNamespace(name="old", orchestrator=orchestrator))
+    monkeypatch.setattr("zenml.client.Client", lambda: zen)
+    everything = Selection(None, None, None)
+    source, target = registered.child("archive"), registered.child("live")
+    with pytest.raises(click.BadParameter, match="orchestrator 'cron' of the active stack 'old' cannot run it"):
+        copy_as_pipeline(registered, source, target, everything, (None, None, False), Totals())
+
+
+def ended(name: str, status: ExecutionStatus, **told: Any) -> Any:
+    return SimpleNamespace(name=name, status=status, run_metadata={RESULT: told} if told else {})
+
+
+DONE = {**Totals(copied=5, there=2, streams=3).as_dict(), "stopped": ""}
+STOPPED = {**Totals(copied=1, rejected={"no": 2}).as_dict(), "stopped": "child 'live' takes no events: it is full"}
+PLAN = ended("plan", ExecutionStatus.COMPLETED, slices=3, runs=9, stopped="")
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ([PLAN, *[ended(f"s{n}", ExecutionStatus.COMPLETED, **DONE) for n in range(3)]], ""),
+        (
+            [PLAN, ended("s0", ExecutionStatus.COMPLETED, **DONE), ended("s1", ExecutionStatus.FAILED, **STOPPED)],
+            "Stopped: 2 of 3 slices have not come to their end: child 'live' takes no events: it is full",
+        ),
+        (
+            [PLAN, *[ended("s0", ExecutionStatus.COMPLETED, **DONE)] * 2, ended("s2", ExecutionStatus.FAILED)],
+            "Stopped: 1 of 3 slices have not come to their end: step 's2' has ended as 'failed'",
+        ),
+        ([ended("plan", ExecutionStatus.FAILED, stopped="no such child")], "Stopped: no such child"),
+        ([], "Stopped: no slice has begun"),
+    ],
+)
+def test_what_slices_have_done_is_added_up_and_what_failed_is_named(
+    steps: list[Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(*steps)))
+    totals = Totals()
+    run = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.FAILED)
+    assert as_pipeline._gather(run, totals, False) == why  # type: ignore[arg-type]
+    slices = [step for step in steps if "copied" in step.run_metadata.get(RESULT, {})]
+    assert totals.copied == sum(step.run_metadata[RESULT]["copied"] for step in slices)
+    assert totals.left_out == (2 if any(step.name == "s1" for step in steps) and "full" in why else 0)
+
+
+def test_a_run_that_goes_on_without_its_watcher_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(PLAN)))
+    run = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.RUNNING)
+    why = as_pipeline._gather(run, Totals(), True)  # type: ignore[arg-type]
+    assert why.startswith("No longer watched, but pipeline run 'backfill-1' goes on; wait for its end, or stop it")
+    assert f"`zenml pipeline runs stop {RUNS[0]}`" in why
+
+
+@pytest.mark.parametrize(
+    ("is_remote", "flavor", "is_refused"), [(True, "local", True), (True, "s3", False), (False, "local", False)]
+)
+@pytest.mark.parametrize("named", ["files", None])
+def test_what_is_on_one_machine_alone_is_not_taken_for_nothing_on_another(
+    is_remote: bool, flavor: str, is_refused: bool, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orchestrator = SimpleNamespace(config=SimpleNamespace(is_remote=is_remote))
+    zen = Zen(
+        active_stack=SimpleNamespace(orchestrator=orchestrator),
+        get_stack_component=lambda kind, name, allow_name_prefix_match: SimpleNamespace(flavor_name=flavor),
+    )
+    monkeypatch.setattr("zenml.client.Client", lambda: zen)
+    backfill_pipeline._is_local.cache_clear()
+    components = {StackComponentType.ARTIFACT_STORE: [SimpleNamespace(id=RUNS[1])]}
+    run: Any = SimpleNamespace(name="run-1", stack=SimpleNamespace(components=components))
+    child = ArtifactChildConfig(name="archive", type="artifact", artifact_store=named)
+    if not is_refused:
+        backfill_pipeline._check_place(child, run)
+        return
+    with pytest.raises(BackfillStoppedError, match="child 'archive' keeps run 'run-1' in an artifact store that is on"):
+        backfill_pipeline._check_place(child, run)

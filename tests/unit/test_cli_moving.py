@@ -1,0 +1,175 @@
+"""`verify` and `backfill` where something is not as it should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from zenml.exceptions import AuthorizationException
+from zenml.models import LogsResponse
+
+from composite_logstore import LogEvent, RetryableError, Scanned, Stream
+from composite_logstore.backfilling import BackfillStoppedError
+from composite_logstore.cli import backfill
+from composite_logstore.testing import SimulatedBackend, make_stream
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.reader import ArtifactReader
+from tests.artifact_stores import local_store
+from tests.events import make_events
+from tests.simulated_zenml import SimulatedZenML
+from tests.unit.test_backfilling import BACKENDS, WriteOnly, archive, copy, write
+
+VERIFY = ("verify", "logs", "--all", "--output", "json")
+BACKFILL = ("backfill", "logs", "--from", "a", "--to", "b", "--all", "--output", "json")
+
+
+class Growing(ArtifactReader):
+    """Reads an archive to which somebody writes as soon as it is read."""
+
+    def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
+        LATER.pop(logs.id, lambda: None)()
+        yield from super().scan(logs, token)
+
+
+LATER: dict[UUID, Any] = {}
+
+
+class Archive(ArtifactChildConfig):
+    """An archive in a folder."""
+
+    root: str
+
+    def create_exporter(self) -> ArtifactExporter:
+        store = local_store(Path(self.root))
+        return ArtifactExporter(find=lambda stream: store)
+
+    def create_reader(self) -> ArtifactReader:
+        store = local_store(Path(self.root))
+        return Growing(find=lambda logs: store, is_in_progress=lambda logs: False)
+
+
+class Place:
+    """A log store of two archives, and runs."""
+
+    def __init__(self, zenml: SimulatedZenML, root: Path) -> None:
+        self.zenml = zenml
+        self.a, self.b = (Archive(name=name, type="artifact", root=str(root / name)) for name in ("a", "b"))
+        self.store = zenml.register(self.a, self.b)
+
+    def run(self, name: str, in_a: int, in_b: int, in_progress: bool = False) -> Stream:
+        """Make a run with so many events in each archive."""
+        run = self.zenml.begin_run(name, in_progress)
+        stream = Stream(self.zenml.open_stream(run, "client", self.store.id).id, {}, None)
+        for child, number in ((self.a, in_a), (self.b, in_b)):
+            if number:
+                self.write(child, stream, 0, number)
+        return stream
+
+    def write(self, child: Archive, stream: Stream, begin: int, end: int) -> None:
+        """Write events to an archive."""
+        write(child, make_events([f"event {number}" for number in range(end)], stream)[begin:])
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    zenml = SimulatedZenML.take_place(monkeypatch)
+    monkeypatch.setattr(backfill, "_of_run", lambda run_id: ({}, None))
+    return Place(zenml, tmp_path)
+
+
+def test_what_a_growing_stream_lacks_at_its_end_is_arriving_and_not_missing(place: Place) -> None:
+    stream = place.run("running", 10, 7, in_progress=True)
+    # One child is read, then more comes, then the other is read.
+    LATER[stream.id] = lambda: LATER.update({stream.id: lambda: place.write(place.b, stream, 7, 12)})
+    found = place.zenml.run_command(*VERIFY)
+    values = json.loads(found.stdout)
+    assert found.exit_code == 0, found.stdout
+    assert {name: (child["missing"], child["arriving"]) for name, child in values["children"].items()} == {
+        "a": (0, 2),
+        "b": (0, 0),
+    }
+    shown = place.zenml.run_command(*VERIFY[:3])
+    assert "2 events at the end of streams that are still written may yet arrive." in shown.stdout
+
+
+def test_a_hole_in_a_growing_stream_is_missing_all_the_same(place: Place) -> None:
+    stream = place.run("running", 10, 5, in_progress=True)
+    place.write(place.b, stream, 7, 10)
+    found = place.zenml.run_command(*VERIFY)
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["children"]["b"]["missing"] == 2
+
+
+@pytest.mark.parametrize("command", [VERIFY, BACKFILL])
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (
+            AuthorizationException("the token"),
+            "ZenML does not let you in here, or no longer: log in with `zenml login`.",
+        ),
+        (
+            ConnectionError("https://user:key@host"),
+            "ZenML cannot be asked (ConnectionError); `zenml status` says more.",
+        ),
+    ],
+)
+def test_without_zenml_nothing_is_done(place: Place, command: tuple[str, ...], trouble: Exception, words: str) -> None:
+    place.zenml.trouble = trouble
+    done = place.zenml.run_command(*command)
+    assert done.exit_code == 3
+    assert words in done.stderr
+    assert "key" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [VERIFY, BACKFILL])
+def test_a_server_that_goes_away_in_between_costs_nothing_that_was_done(place: Place, command: tuple[str, ...]) -> None:
+    held = 0 if command is BACKFILL else 5
+    streams = [place.run(f"run-{number}", 5, held) for number in range(7)]
+
+    def go() -> None:
+        place.zenml.trouble = AuthorizationException("logged out")
+
+    LATER[streams[2].id] = go
+    stopped = place.zenml.run_command(*command)
+    assert stopped.exit_code == 3
+    assert "log in with `zenml login`" in stopped.stderr
+
+    place.zenml.trouble = None
+    rest = place.zenml.run_command(*command)
+    assert rest.exit_code == 0, rest.stderr
+    assert "Goes on where an earlier" in rest.stderr
+    values = json.loads(rest.stdout)
+    if command is BACKFILL:
+        # The first page of runs was copied before.
+        assert (values["copied"], values["streams"]) == (20, 7)
+    else:
+        assert (values["parity"], values["streams"]) == (True, 7)
+    assert json.loads(place.zenml.run_command(*VERIFY).stdout)["parity"]
+
+
+def test_a_backend_that_stays_away_stops_the_copy_and_has_nothing_twice_later(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only", max_export_batch_size=10)
+    write(a, make_events([str(number) for number in range(100)], stream))
+
+    class GoesAway(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            if len(self.received) == 30:
+                raise RetryableError("connection refused")
+            return super().export(batch)
+
+    backend = BACKENDS["b"] = GoesAway()
+    waited: list[float] = []
+    with pytest.raises(BackfillStoppedError, match="child 'b' takes no events: connection refused"):
+        copy(a, b, stream, tmp_path, clock=lambda: sum(waited), sleep=waited.append)
+    assert 30 <= sum(waited) <= 60
+    rest = BACKENDS["b"] = SimulatedBackend()
+    assert copy(a, b, stream, tmp_path).copied == 70
+    assert [event.sequence for event in [*backend.received, *rest.received]] == list(range(100))
