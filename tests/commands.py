@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tests.servers.zenml_server import ZenML
 
-# What a line says is a command's arguments, or, if it is an object, what to change of a child.
+# What a line says is a command's arguments, or, if it is an object, what to change of a child, or which fleet to make.
 _PROGRAM = """
 import json, os, sys
 from click.testing import CliRunner
@@ -34,7 +34,11 @@ def update(child, values):
 
 for line in sys.stdin:
     asked = json.loads(line)
-    if isinstance(asked, dict):
+    if "fleet" in asked:
+        from tests.fleet import make
+        make(asked["fleet"])
+        answer = [0, "", ""]
+    elif isinstance(asked, dict):
         answer = update(**asked)
     else:
         done = CliRunner().invoke(main, asked)
@@ -59,15 +63,17 @@ class Commands:
         self.zenml = zenml
         program = zenml.directory / "commands.py"
         program.write_text(_PROGRAM)
-        self._process = subprocess.Popen(
-            [sys.executable, str(program)],
-            env=zenml.env,
-            cwd=zenml.directory,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._log = program.with_suffix(".log")
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(program)],
+                env=zenml.env,
+                cwd=zenml.directory,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
 
     def _ask(self, question: Any) -> Done:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -75,7 +81,9 @@ class Commands:
         assert stdout is not None
         stdin.write(json.dumps(question) + "\n")
         stdin.flush()
-        return Done(*json.loads(stdout.readline()))
+        answer = stdout.readline()
+        assert answer, self._log.read_text(errors="replace")[-4000:]
+        return Done(*json.loads(answer))
 
     def command(self, *arguments: str) -> Done:
         """Run a command."""
@@ -104,6 +112,10 @@ class Commands:
     def update(self, child: str, **values: Any) -> None:
         """Change settings of a child."""
         self._ask({"child": child, "values": values})
+
+    def make_fleet(self, settings: dict[str, Any]) -> None:
+        """Make the fleet of `tests.fleet`."""
+        self._ask({"fleet": settings})
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask ZenML's database itself."""

@@ -1,18 +1,14 @@
 """A fleet of runs as ZenML has them after they ran: made with its own client, database and logging contexts.
 
-    python -m tests.fleet SETTINGS
-
-makes them in ZenML's active configuration. SETTINGS is JSON: `children` and `primary` of the log store `logs`, `stores`
-(a name → the flavor and settings of another artifact store), and `runs`: a list of lists of a stack (`stock` or `s`),
-the run's name, its age in seconds, and the messages of its step. What a run logs goes through ZenML's handlers to the
-log store of its stack. A run of age 0 stays in progress.
+`make` makes them in ZenML's active configuration. Its settings: `children` and `primary` of the log store `logs`,
+`stores` (a name → the flavor and settings of another artifact store), and `runs`: a list of lists of a stack (`stock`
+or `s`), the run's name, its age in seconds, and the messages of its step. What a run logs goes through ZenML's handlers
+to the log store of its stack. A run of age 0 stays in progress.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import time
 from contextlib import ExitStack
 from datetime import timedelta
@@ -110,8 +106,8 @@ def hurry(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous=OFF")
 
 
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
+def make(settings: dict[str, Any]) -> None:
+    """Make the fleet."""
     logger.setLevel(logging.INFO)
     register(settings)
     # What the runs say is not for the console.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from html.parser import HTMLParser
@@ -117,8 +118,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             "second": ["local", {"path": str(other)}],
         }
         settings = {"primary": "archive", "children": children, "stores": stores, "runs": runs}
-        zenml.python("-m", "tests.fleet", json.dumps(settings))
         fleet = Fleet(zenml, collector, stopped, receiver)
+        fleet.make_fleet(settings)
         yield fleet
         fleet.close()
 
@@ -276,14 +277,17 @@ def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing
     assert process.wait() == -signal.SIGKILL
     process.communicate()
 
-    process = start()
-    # Its backend is away for a while.
-    fleet.stopped.kill()
-    time.sleep(1)
-    fleet.stopped.start()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "Goes on where an earlier backfill was interrupted." in err
+    before = len(received())
+    with ThreadPoolExecutor(1) as thread:
+        rest = thread.submit(fleet.command, *arguments, "--rate", str(rate))
+        wait_until(lambda: len(received()) > before + 6)
+        # Its backend is away for a while.
+        fleet.stopped.kill()
+        time.sleep(1)
+        fleet.stopped.start()
+        done = rest.result()
+    assert done.returncode == 0, done
+    assert "Goes on where an earlier backfill was interrupted." in done.stderr
 
     assert fleet.values(*arguments)["copied"] == 0
     sent = received()
