@@ -20,9 +20,11 @@ from composite_logstore.cli.console import output_option, say_json, warn
 from composite_logstore.cli.stores import (
     FLAVOR,
     NoAnswer,
+    RegisteredStore,
     RunStream,
     asking_zenml,
     find_run,
+    find_store,
     load_store,
     mistake,
     nearest,
@@ -212,15 +214,17 @@ def merged(streams: Iterable[Stream]) -> Iterator[tuple[Stream, LogEntry]]:
 
 
 class Readers:
-    """What to read each stream with: the log store that collected it, or one child of that."""
+    """What to read each stream with: the log store that collected it, or another that may have a copy."""
 
-    def __init__(self, child: str | None) -> None:
+    def __init__(self, child: str | None, store: RegisteredStore | None) -> None:
         """Begin.
 
         Args:
             child: The child to read from; each log store's primary if not given.
+            store: The log store to read all streams from; that which collected each if not given.
         """
         self._child = child
+        self._store = store
         self._stores: dict[UUID | None, BaseLogStore | str] = {}
 
     def of(self, stream: RunStream) -> BaseLogStore | str:
@@ -229,6 +233,8 @@ class Readers:
         Raises:
             NoAnswer: ZenML cannot be asked, or the log store cannot be loaded here.
         """
+        if self._store is not None:
+            return self._part_of(self._store)
         key = stream.logs.log_store_id or stream.logs.artifact_store_id
         if key not in self._stores:
             with asking_zenml():
@@ -252,21 +258,23 @@ class Readers:
             return ArtifactLogStore.from_artifact_store(artifact_store=instantiate_artifact_store(model))
         model = zen_store.get_stack_component(stream.logs.log_store_id)
         if model.flavor_name == FLAVOR:
-            found = load_store(model)
-            if self._child is None:
-                return found.store
-            known = [child.name for child in found.config.children]
-            if self._child not in known:
-                return f"log store '{found.name}' has no child '{self._child}'{nearest(self._child, known)}"
-            if why := found.config.child(self._child).unreadable:
-                return f"child '{self._child}' of log store '{found.name}' cannot be read: {why}"
-            return found.reading_from(self._child)
+            return self._part_of(load_store(model))
         if self._child:
             return f"log store '{model.name}' of flavor '{model.flavor_name}' has collected them, which has no children"
         try:
             return cast(BaseLogStore, StackComponent.from_model(model))
         except Exception as error:
             raise NoAnswer(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
+
+    def _part_of(self, found: RegisteredStore) -> BaseLogStore | str:
+        if self._child is None:
+            return found.store
+        known = [child.name for child in found.config.children]
+        if self._child not in known:
+            return f"log store '{found.name}' has no child '{self._child}'{nearest(self._child, known)}"
+        if why := found.config.child(self._child).unreadable:
+            return f"child '{self._child}' of log store '{found.name}' cannot be read: {why}"
+        return found.reading_from(self._child)
 
 
 # The command
@@ -277,6 +285,9 @@ class Readers:
 @click.option("--step", metavar="NAME", help="Only this step's.")
 @click.option("--source", metavar="NAME", help="Only the streams with this source, such as 'step' or 'client'.")
 @click.option("--from", "child", metavar="CHILD", help="Read from this child, and not from the primary.")
+@click.option(
+    "--store", metavar="STORE", help="Read from this log store, which may have copies, whichever collected them."
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes until the run has ended.")
 @click.option("--since", type=Moment(), help="Only what was logged since then: a time, or how long ago, such as '90m'.")
 @click.option("--until", type=Moment(), help="Only what was logged until then.")
@@ -288,6 +299,7 @@ def logs(
     step: str | None,
     source: str | None,
     child: str | None,
+    store: str | None,
     follow: bool,
     since: datetime | None,
     until: datetime | None,
@@ -309,7 +321,9 @@ def logs(
     wanted = LogsEntriesFilter(search=search, level=level, since=since, until=until)  # type: ignore[arg-type]
     try:
         found = find_run(run)
-        showing = _Showing(found, step, source, Readers(child), wanted, output)
+        showing = _Showing(
+            found, step, source, Readers(child, find_store(store, "--store") if store else None), wanted, output
+        )
         showing.begin()
         if follow and not _has_settled(found):
             showing.follow()

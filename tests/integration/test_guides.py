@@ -1,0 +1,199 @@
+"""The guides in docs/, from beginning to end: each command is run, and prints what the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
+from tests.servers.zenml_server import ZenML
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+SHELL = ["bash", "-euo", "pipefail", "-c"]
+
+
+class Reader:
+    """Somebody who does what a guide says."""
+
+    def __init__(self, directory: Path, there: dict[str, str]) -> None:
+        """Begin with nothing but ZenML.
+
+        Args:
+            directory: An empty directory.
+            there: What a page has → what is there in its place, such as an address.
+        """
+        self.zenml = ZenML(directory / "zenml")
+        self.zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
+        self.zenml.env["PATH"] = f"{Path(sys.executable).parent}:{self.zenml.env['PATH']}"
+        self.directory = directory
+        self._there = there
+
+    def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
+        """Do what a page says: write its files, run its commands, and compare what they print.
+
+        Args:
+            page: The page.
+            until: The heading before which to stop.
+            since: The heading at which to begin.
+        """
+        text = (ROOT / "docs" / page).read_text()
+        begin = text.index(f"## {since}\n") if since else 0
+        end = text.index(f"## {until}\n") if until else len(text)
+        printed = ""
+        blocks = re.findall(r"(?:`([\w.]+)`[^`\n]*:\n\n)?```(\w*)\n(.*?)```", text[begin:end], re.DOTALL)
+        assert blocks
+        for name, language, content in blocks:
+            for shown, real in self._there.items():
+                content = content.replace(shown, real)
+            if name or language in ("json", "python"):
+                (self.directory / (name or "s3.json")).write_text(content)
+            elif language == "text":
+                assert_prints(content, printed)
+            else:
+                printed = self.run(content)
+
+    def run(self, commands: str) -> str:
+        """Run commands and return what they print. Whatever they ask is answered with yes."""
+        done = subprocess.run(
+            [*SHELL, commands],
+            input="y\n" * 10,
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env=self.zenml.env,
+            timeout=250,
+        )
+        assert done.returncode == 0, (commands, done.stdout, done.stderr[-4000:])
+        return done.stdout
+
+
+def assert_prints(expected: str, printed: str) -> None:
+    """See that the lines come in this order; `…` is anything, and so is what comes between the lines."""
+    left = iter(" ".join(line.split()) for line in printed.splitlines())
+    for line in expected.splitlines():
+        pattern = ".*".join(map(re.escape, " ".join(line.split()).split("…")))
+        assert any(re.fullmatch(pattern, found) for found in left), (
+            f"{line!r} is not there, or too early, in:\n{printed}"
+        )
+
+
+@contextmanager
+def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
+    """Run the pipeline again and again, each time in a process of its own, and give the names of the runs."""
+    runs: list[str] = []
+    failed: list[str] = []
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.is_set() and not failed:
+            name = f"run-{len(runs)}"
+            done = subprocess.run(
+                [sys.executable, "train.py", name],
+                cwd=reader.directory,
+                env=reader.zenml.env,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            if done.returncode:
+                failed.append(done.stderr[-4000:])
+            runs.append(name)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield runs
+    finally:
+        over.set()
+        thread.join()
+    assert not failed, failed
+
+
+# What is there of each run, in one process: importing ZenML takes longer than the rest.
+COUNT = """
+import json, sys
+from click.testing import CliRunner
+from composite_logstore.cli.main import main
+
+for run in json.loads(sys.argv[1]):
+    found = CliRunner().invoke(main, ["logs", run, *sys.argv[2:], "--search", "epoch", "--output", "json"])
+    messages = [json.loads(line)["message"] for line in found.stdout.splitlines()]
+    print("> " + json.dumps([run, messages]))
+"""
+
+
+def messages_of(reader: Reader, runs: list[str], *options: str) -> dict[str, list[str]]:
+    """Return what `logs` shows of each run."""
+    (reader.directory / "count.py").write_text(COUNT)
+    printed = reader.zenml.python(str(reader.directory / "count.py"), json.dumps(runs), *options)
+    return dict(json.loads(line[2:]) for line in printed.splitlines() if line.startswith("> "))
+
+
+LONG = """
+import time
+from pathlib import Path
+from train import logger
+from zenml import pipeline, step
+
+@step(enable_cache=False)
+def train_long() -> None:
+    for epoch in range(1, 21):
+        logger.info("epoch %d", epoch)
+        if epoch == 10:
+            Path("middle").touch()
+            while not Path("go").exists():
+                time.sleep(0.05)
+
+@pipeline
+def training_long() -> None:
+    train_long()
+
+if __name__ == "__main__":
+    training_long.with_options(run_name="long")()
+"""
+
+
+def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path) -> None:
+    with s3_server() as s3:
+        there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
+        there |= {"https://s3.example.com": s3.endpoint, "s3://logs/": f"s3://{s3.bucket}/"}
+        reader = Reader(tmp_path, there)
+        page = "migration.md"
+        reader.follow(page, until="The new backend")
+        (tmp_path / "long.py").write_text(LONG)
+        long = subprocess.Popen([sys.executable, "long.py"], cwd=tmp_path, env=reader.zenml.env)
+        try:
+            with runs_all_the_time(reader) as runs:
+                reader.follow(page, since="The new backend", until="Backfill and verify")
+                # A run that began before the switch has not ended.
+                assert (tmp_path / "middle").exists()
+                threading.Timer(10, (tmp_path / "go").touch).start()
+                reader.follow(page, since="Backfill and verify")
+                begun_after = len(runs) + 1
+                while len(runs) <= begun_after:
+                    time.sleep(0.1)
+            assert long.wait(timeout=60) == 0
+        finally:
+            (tmp_path / "go").touch()
+            long.kill()
+            long.wait()
+
+        every = ["before", "between", "long", *runs]
+        epochs = [f"epoch {number}" for number in range(1, 21)]
+        assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(every, epochs)
+        # As the dashboard does it, each where it was collected.
+        assert messages_of(reader, every) == dict.fromkeys(every, epochs)
+        # The last one ran when the earlier log store had been retired.
+        (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
+        assert last == []
