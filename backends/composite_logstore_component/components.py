@@ -17,6 +17,7 @@ from zenml.log_stores import BaseLogStore
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
 from zenml.stack import Flavor, StackComponent
 
+from composite_logstore import CompositeLogStoreConfig
 from composite_logstore_component.streams import extends_artifact
 
 if TYPE_CHECKING:
@@ -74,6 +75,24 @@ def requirements_of(name: str) -> set[str]:
     packages = set() if module in ("zenml", "composite_logstore") else set(packages_distributions().get(module, ()))
     component = store._artifact_store if extends_artifact(store) else store
     return packages | set(component.requirements)
+
+
+def places_of(model: ComponentResponse, artifact_store: BaseArtifactStore) -> dict[str, str]:
+    """Return the artifact stores that the component writes logs to: a path or an id → its name in an error.
+
+    Args:
+        model: What ZenML knows of the component.
+        artifact_store: That of the stack.
+
+    Raises:
+        ComponentError: It cannot be used.
+    """
+    if model.type == StackComponentType.ARTIFACT_STORE:
+        return {model.configuration.get("path") or str(model.id): f"artifact store '{model.name}'"}
+    config = load(model).config
+    if not isinstance(config, CompositeLogStoreConfig):
+        return {}
+    return {place: label for child in config.enabled_children for place, label in child.places(artifact_store).items()}
 
 
 def _find(name: str) -> ComponentResponse:

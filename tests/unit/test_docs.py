@@ -65,6 +65,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
     "a child without `type`": ([ARCHIVE, {"name": "collector"}], {}),
     '`"name": "My Collector"`': ([ARCHIVE, {**COLLECTOR, "name": "My Collector"}], {}),
     "two children of one name": ([ARCHIVE, {**COLLECTOR, "name": "archive"}], {}),
+    "two archives in one artifact store": ([ARCHIVE, {**ARCHIVE, "name": "second"}], {}),
     '`"type": "otpl"`': ([ARCHIVE, {**COLLECTOR, "type": "otpl"}], {}),
     '`"endpont": ...`': ([ARCHIVE, {**COLLECTOR, "endpont": "x"}], {}),
     '`"min_level": "LOUD"`': ([{**ARCHIVE, "min_level": "LOUD"}], {}),
