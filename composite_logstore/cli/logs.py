@@ -7,6 +7,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from typing import TYPE_CHECKING, cast
@@ -227,6 +228,14 @@ class Readers:
         self._store = store
         self._stores: dict[UUID | None, BaseLogStore | str] = {}
 
+    def claim(self, stream: RunStream) -> RunStream:
+        """Return the stream as one that the log store collected which it is read from."""
+        if self._store is None:
+            return stream
+        logs = stream.logs.model_copy(deep=True)
+        logs.get_body().log_store_id = self._store.store.id
+        return replace(stream, logs=logs)
+
     def of(self, stream: RunStream) -> BaseLogStore | str:
         """Return what to read the stream with, or why there is nothing of the kind.
 
@@ -386,7 +395,7 @@ class _Showing:
 
     def _find(self) -> None:
         new = []
-        for stream in streams_of_run(self._run, self._step, self._source):
+        for stream in map(self._readers.claim, streams_of_run(self._run, self._step, self._source)):
             known = self._streams.get(stream.logs.id)
             if known is None:
                 new.append(stream)

@@ -109,6 +109,8 @@ def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
             if done.returncode:
                 failed.append(done.stderr[-4000:])
             runs.append(name)
+            # The rest of the machine is for the commands.
+            over.wait(3)
 
     thread = threading.Thread(target=go_on)
     thread.start()
