@@ -264,12 +264,13 @@ class Backfill:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._exporter.close()
 
-    def copy(self, logs: LogsResponse, stream: Stream) -> Copied:
+    def copy(self, logs: LogsResponse, stream: Stream, result: Copied | None = None) -> Copied:
         """Copy what the child lacks of a stream.
 
         Args:
             logs: The stream, as ZenML knows it.
             stream: The same, with the attributes that its events get.
+            result: What to count in: so it is known what became of some events if this raises.
 
         Returns:
             What became of its events.
@@ -278,9 +279,9 @@ class Backfill:
             BackfillStoppedError: A child cannot be read, or the other does not take any more.
         """
         logs_id = str(logs.id)
+        result = Copied() if result is None else result
         if self._ledger.is_resumed and logs_id in self._ledger.finished:
-            return Copied()
-        result = Copied()
+            return result
         there = self._held(logs, stream)
         try:
             self._copy(logs, stream, there, result)

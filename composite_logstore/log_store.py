@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
@@ -265,9 +265,7 @@ class CompositeLogStore(BaseLogStore):
     @property
     def requirements(self) -> set[str]:
         """What the images of remote steps need: this package, with the extras of the enabled children."""
-        own = "composite-logstore"
-        wanted = {own}.union(*(child.requirements for child in self.config.enabled_children))
-        return {f"{wish}=={version(own)}" if wish.split("[")[0] == own else wish for wish in wanted}
+        return pinned({"composite-logstore"}.union(*(child.requirements for child in self.config.enabled_children)))
 
     def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
         """Return what became of this process's events, as of the step's end.
@@ -326,6 +324,12 @@ class ServedLogStore(CompositeLogStore):
     def has(self, logs: LogsResponse) -> bool:
         """Return whether a stream is one of this log store, or in an artifact store, so that it may well be."""
         return super().has(logs) or (logs.log_store_id is None and logs.artifact_store_id is not None)
+
+
+def pinned(requirements: Iterable[str]) -> set[str]:
+    """Return requirements with this package in the version that is used here."""
+    own = "composite-logstore"
+    return {f"{wish}=={version(own)}" if wish.split("[")[0] == own else wish for wish in requirements}
 
 
 def open_stream(

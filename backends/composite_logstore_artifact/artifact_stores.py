@@ -6,6 +6,8 @@ Looked up live: a stack's artifact store can be exchanged, and then its old runs
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse
 
     from composite_logstore import Stream
+
+
+REMEMBERED_SECONDS = 5.0
+"""How long an artifact store is used again. No longer, since a service connector's token expires; but to look one up
+and connect to it takes half a second, and who goes through a fleet's streams needs one for each."""
+
+_registering = threading.Lock()
+
+_stores: dict[str, tuple[float, BaseArtifactStore]] = {}
+# A filesystem of fsspec cannot be used in a forked process.
+os.register_at_fork(after_in_child=_stores.clear)
 
 
 class ArtifactStoreNotFoundError(LookupError):
@@ -44,7 +57,7 @@ def find_named(name: str) -> BaseArtifactStore:
         ArtifactStoreNotFoundError: There is none.
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
-    return _load(find_model(name))
+    return _opened(name)
 
 
 def requirements_of(name: str) -> set[str]:
@@ -65,7 +78,7 @@ def find_for_stream(stream: Stream) -> BaseArtifactStore:
     active = Client().active_stack.artifact_store
     if stream.artifact_store_id in (None, active.id):
         return active
-    return _load(find_model(str(stream.artifact_store_id)))
+    return _opened(str(stream.artifact_store_id))
 
 
 def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
@@ -76,7 +89,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     if logs.artifact_store_id:
-        return _load(find_model(str(logs.artifact_store_id)))
+        return _opened(str(logs.artifact_store_id))
     try:
         run = _run_of(logs)
     except KeyError:
@@ -86,7 +99,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
     components = run.stack.components.get(StackComponentType.ARTIFACT_STORE) if run.stack else None
     if not components:
         raise ArtifactStoreNotFoundError(f"the stack of run '{run.name}' no longer exists")
-    return _load(find_model(str(components[0].id)))
+    return _opened(str(components[0].id))
 
 
 def is_in_progress(logs: LogsResponse) -> bool:
@@ -135,6 +148,19 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
+def _opened(name: str) -> BaseArtifactStore:
+    """Return the artifact store with a name or id, as it was a moment ago."""
+    if ENV_ZENML_SERVER in os.environ:
+        # Whoever reads next is another user, and may not be let in.
+        return _load(find_model(name))
+    now = time.monotonic()
+    known_until, store = _stores.get(name, (0.0, None))
+    if store is None or now >= known_until:
+        store = _load(find_model(name))
+        _stores[name] = now + REMEMBERED_SECONDS, store
+    return store
+
+
 def _load(model: ComponentResponse) -> BaseArtifactStore:
     try:
         if ENV_ZENML_SERVER in os.environ:
@@ -165,16 +191,17 @@ def _instantiate_beside_active(model: ComponentResponse) -> BaseArtifactStore:
     """
     config_class = cast("type[BaseArtifactStoreConfig]", Flavor.from_model(model.flavor).config_class)
     registered = []
-    for scheme in config_class.SUPPORTED_SCHEMES:
+    with _registering:
+        for scheme in config_class.SUPPORTED_SCHEMES:
+            try:
+                registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
+            except ValueError:
+                continue
         try:
-            registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
-        except ValueError:
-            continue
-    try:
-        return instantiate_artifact_store(model)
-    finally:
-        for filesystem in registered:
-            default_filesystem_registry.register(filesystem)
+            return instantiate_artifact_store(model)
+        finally:
+            for filesystem in registered:
+                default_filesystem_registry.register(filesystem)
 
 
 def _run_of(logs: LogsResponse) -> PipelineRunResponse | None:

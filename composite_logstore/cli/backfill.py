@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
@@ -19,8 +21,11 @@ from composite_logstore.backfilling import (
     BackfillRunsError,
     BackfillStoppedError,
     Copied,
+    Ledger,
+    Tell,
     open_ledger,
 )
+from composite_logstore.cli.as_pipeline import copy_as_pipeline
 from composite_logstore.cli.console import say, say_json, warn
 from composite_logstore.cli.selection import (
     Bars,
@@ -43,6 +48,8 @@ from composite_logstore.scanning import Source, open_source
 @selection_options
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="The most events in a second.")
 @click.option("--anew", is_flag=True, help="Forget what earlier backfills have sent.")
+@click.option("--pipeline", "as_pipeline", is_flag=True, help="As a ZenML pipeline on the active stack.")
+@click.option("--slices", type=click.IntRange(1, 1000), help="How many steps the pipeline shares it among.")
 @click.option("--output", type=click.Choice(["text", "json"]), default="text")
 def backfill(
     store: str,
@@ -54,6 +61,8 @@ def backfill(
     everything: bool,
     rate: float | None,
     anew: bool,
+    as_pipeline: bool,
+    slices: int | None,
     output: str,
 ) -> None:
     """Copy to one child of STORE what it lacks and another has, with the original identity and times.
@@ -65,52 +74,100 @@ def backfill(
     wrongly, and with 3 if it was stopped before its end.
     """
     selection = Selection.of(run, since, until, everything)
+    if slices and not as_pipeline:
+        raise click.UsageError("'--slices' goes with '--pipeline'.")
     registered = find_store(store)
     source, target = registered.child(from_, "--from"), registered.child(to, "--to")
     if source.name == target.name:
         raise mistake("--to", "a child cannot be copied to itself; name another")
     if why := source.unreadable:
         raise mistake("--from", f"child '{source.name}': {why}")
-    _warn_before(source, target)
-    result = Copied()
-    numbers = {"streams": 0, "in_progress": 0}
+    _warn_before(source, target, as_pipeline)
+    totals = Totals()
     began = time.monotonic()
     stopped = ""
-    ids = log_stores_of(registered, [source])
-
-    def ended(bars: Bars) -> Iterator[RunStream]:
-        for stream in selection.streams(set(ids), bars):
-            # What the composite collected never came to an earlier log store that is there to be read alone.
-            collected_by = ids[collector_of(stream)]
-            if not collected_by and not source.enabled and source.name in ids.values():
-                continue
-            if stream.run_in_progress:
-                numbers["in_progress"] += 1
-                continue
-            numbers["streams"] += 1
-            yield stream
-
     try:
-        copy_streams(registered, source, target, ended, result, rate, anew)
+        if as_pipeline:
+            # Nobody else on this machine copies to the child meanwhile.
+            with _ledger(registered, target, False):
+                stopped = copy_as_pipeline(registered, source, target, selection, (slices, rate, anew), totals)
+        else:
+            ids = log_stores_of(registered, [source])
+
+            def streams(bars: Bars) -> Iterator[RunStream]:
+                return ended(selection.streams(set(ids), bars), ids, source, totals)
+
+            copy_streams(registered, source, target, streams, totals, rate, anew)
     except KeyboardInterrupt:
         stopped = "Interrupted"
     except BackfillStoppedError as error:
         stopped = f"Stopped: {error}"
     seconds = time.monotonic() - began
-    left_out = result.too_old + sum(result.rejected.values()) + numbers["in_progress"]
     if output == "json":
-        values: dict[str, Any] = {**vars(result), **numbers, "seconds": round(seconds, 3), "stopped": stopped}
+        values: dict[str, Any] = {**totals.as_dict(), "seconds": round(seconds, 3), "stopped": stopped}
         say_json({"log_store": registered.name, "from": source.name, "to": target.name, **values})
     else:
-        _show(result, numbers, seconds, target)
+        _show(totals, seconds, target)
     if stopped:
         warn(f"{stopped.rstrip('.')}. The same command goes on from there.")
         sys.exit(3)
-    if left_out:
+    if totals.left_out:
         sys.exit(1)
 
 
-def _warn_before(source: ChildConfig, target: ChildConfig) -> None:
+@dataclass
+class Totals(Copied):
+    """What became of all streams. The other attributes are those of `Copied`, added up.
+
+    Attributes:
+        streams: The streams that were looked at.
+        in_progress: Those that were left out, since their run is in progress.
+    """
+
+    streams: int = 0
+    in_progress: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """How much the child still lacks."""
+        return self.too_old + sum(self.rejected.values()) + self.in_progress
+
+    def add(self, other: Copied) -> None:
+        """Add a stream's, or those of other streams."""
+        super().add(other)
+        if isinstance(other, Totals):
+            self.streams += other.streams
+            self.in_progress += other.in_progress
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it in plain values."""
+        return asdict(self)
+
+
+def ended(
+    streams: Iterable[RunStream], ids: dict[UUID | None, str], source: ChildConfig, totals: Totals
+) -> Iterator[RunStream]:
+    """Yield those of some streams that can be copied now, and count them.
+
+    Args:
+        streams: The streams.
+        ids: The log stores whose streams the source may hold, as `log_stores_of` gives them.
+        source: The child to copy from.
+        totals: They are counted here.
+    """
+    for stream in streams:
+        collector = collector_of(stream)
+        # What the composite collected never came to an earlier log store that is there to be read alone.
+        if collector not in ids or (not ids[collector] and not source.enabled and source.name in ids.values()):
+            continue
+        if stream.run_in_progress:
+            totals.in_progress += 1
+            continue
+        totals.streams += 1
+        yield stream
+
+
+def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool) -> None:
     """Say what will not be as one might think, before it is so."""
     if target.oldest_seconds is not None:
         oldest = datetime.fromtimestamp(time.time() - target.oldest_seconds, timezone.utc)
@@ -119,9 +176,10 @@ def _warn_before(source: ChildConfig, target: ChildConfig) -> None:
             f"was logged before {oldest:%Y-%m-%d %H:%M} UTC is left out, and counted."
         )
     if target.unreadable:
+        known = "as a pipeline" if as_pipeline else "on this machine"
         warn(
             f"Child '{target.name}' cannot be read, so what it has is not known: it gets all that '{source.name}' has, "
-            f"but for what earlier backfills on this machine have sent. What it has already it gets again, with the "
+            f"but for what earlier backfills {known} have sent. What it has already it gets again, with the "
             f"same log.record.uid."
         )
     if target.min_level or target.progress == "latest":
@@ -152,27 +210,65 @@ def copy_streams(
         BackfillStoppedError: A child cannot be read, or the other does not take any more.
         NoAnswer: ZenML cannot be asked, a child cannot be opened, or another backfill copies to it.
     """
+    with _ledger(registered, target, is_anew) as ledger, Bars("backfill") as bars:
+        if ledger.is_resumed:
+            warn("Goes on where an earlier backfill was interrupted.")
+        copy_with(ledger, registered, source, target, streams(bars), result, rate, bars.tell)
+        ledger.complete()
+
+
+@contextmanager
+def _ledger(registered: RegisteredStore, target: ChildConfig, is_anew: bool) -> Iterator[Ledger]:
     since = 0.0 if target.unreadable else time.time() - REMEMBERED_SECONDS
-    closing: list[Callable[[], None]] = []
     try:
-        with (
-            open_ledger(state_folder("backfill"), registered.store.id, target.name, since, is_anew) as ledger,
-            Bars("backfill") as bars,
-        ):
-            reading = _open(source)
-            closing.append(reading.close)
-            there = None if target.unreadable else _open(target)
-            if there:
-                closing.append(there.close)
-            if ledger.is_resumed:
-                warn("Goes on where an earlier backfill was interrupted.")
-            copying = _create(reading, target, there, ledger, rate, bars)
-            closing.append(copying.close)
-            for stream in streams(bars):
-                result.add(copying.copy(stream.logs, stream_of(stream, registered)))
-            ledger.complete()
+        with open_ledger(state_folder("backfill"), registered.store.id, target.name, since, is_anew) as ledger:
+            yield ledger
     except BackfillRunsError as error:
         raise NoAnswer(str(error)) from None
+
+
+def copy_with(
+    ledger: Ledger,
+    registered: RegisteredStore,
+    source: ChildConfig,
+    target: ChildConfig,
+    streams: Iterable[RunStream],
+    result: Copied,
+    rate: float | None,
+    tell: Tell,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Copy as `copy_streams` does, with a ledger that is open.
+
+    Args:
+        ledger: What was sent earlier.
+        registered: The log store.
+        source: The child to copy from.
+        target: The child to copy to.
+        streams: The streams.
+        result: What became of the events is added here, as it happens.
+        rate: The most events in a second.
+        tell: Told how many more events were looked at.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        BackfillStoppedError: A child cannot be read, or the other does not take any more.
+        NoAnswer: ZenML cannot be asked, or a child cannot be opened.
+    """
+    closing: list[Callable[[], None]] = []
+    try:
+        reading = _open(source)
+        closing.append(reading.close)
+        there = None if target.unreadable else _open(target)
+        if there:
+            closing.append(there.close)
+        try:
+            copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep)
+        except (UnavailableError, ImportError) as error:
+            raise NoAnswer(f"child '{target.name}' cannot be written to: {error}") from error
+        closing.append(copying.close)
+        for stream in streams:
+            copying.copy(stream.logs, stream_of(stream, registered), result)
     finally:
         for close in reversed(closing):
             close()
@@ -183,13 +279,6 @@ def _open(child: ChildConfig) -> Source:
         return open_source(child)
     except (UnavailableError, ImportError) as error:
         raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
-
-
-def _create(reading: Source, target: ChildConfig, there: Source | None, ledger: Any, rate: Any, bars: Bars) -> Backfill:
-    try:
-        return Backfill(reading, target, there, ledger, rate, bars.tell)
-    except (UnavailableError, ImportError) as error:
-        raise NoAnswer(f"child '{target.name}' cannot be written to: {error}") from error
 
 
 def stream_of(stream: RunStream, registered: RegisteredStore) -> Stream:
@@ -220,10 +309,10 @@ def _of_run(run_id: UUID) -> tuple[dict[str, Any], UUID | None]:
         return get_run_log_metadata(run), found[0].id if found else None
 
 
-def _show(result: Copied, numbers: dict[str, int], seconds: float, target: ChildConfig) -> None:
+def _show(result: Totals, seconds: float, target: ChildConfig) -> None:
     rate = result.copied / seconds if seconds else 0
     say(
-        f"{result.copied:,} events of {numbers['streams']:,} streams copied to '{target.name}' in {seconds:.1f} s "
+        f"{result.copied:,} events of {result.streams:,} streams copied to '{target.name}' in {seconds:.1f} s "
         f"({rate:,.0f}/s); {result.there:,} were there."
     )
     if result.unwanted:
@@ -232,5 +321,5 @@ def _show(result: Copied, numbers: dict[str, int], seconds: float, target: Child
         say(f"{result.too_old:,} are too old for its backend.", style="warning")
     for reason, number in result.rejected.items():
         say(f"{number:,} were rejected: {reason}.", style="warning")
-    if numbers["in_progress"]:
-        say(f"{numbers['in_progress']:,} streams of runs in progress were left out: run it again when they have ended.")
+    if result.in_progress:
+        say(f"{result.in_progress:,} streams of runs in progress were left out: run it again when they have ended.")

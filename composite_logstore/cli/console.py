@@ -24,6 +24,14 @@ output_option = click.option(
 )
 
 
+def inert(text: str) -> str:
+    """Return a text that may be anybody's, such as a run's name, with what a terminal or a browser would obey escaped.
+
+    That is control characters, escape sequences begin with one, and what changes the direction of writing.
+    """
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
 def console(stderr: bool = False) -> Console:
     """Return what to print to: as wide as the terminal, or as need be where it is no terminal."""
     console = Console(theme=zenml_custom_theme, stderr=stderr)
@@ -34,12 +42,12 @@ def console(stderr: bool = False) -> Console:
 
 def say(text: str, style: str = "") -> None:
     """Print a line. What is in it is printed as it is."""
-    console().print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+    console().print(inert(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
 
 def warn(text: str) -> None:
     """Print a line to stderr that tells of trouble."""
-    console(stderr=True).print(text, style="warning", soft_wrap=True, markup=False, highlight=False)
+    console(stderr=True).print(inert(text), style="warning", soft_wrap=True, markup=False, highlight=False)
 
 
 def say_json(value: Any) -> None:
@@ -60,5 +68,5 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: S
         is_number = column in numbers
         table.add_column(column.upper(), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(inert(cell)) for cell in row))
     console().print(table)

@@ -11,6 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from composite_logstore.cli.console import inert
 from composite_logstore.parity import DELAYS_SECONDS, ChildParity, Difference, StreamParity
 
 _NAMED = 500
@@ -140,9 +141,9 @@ def _page(summary: Summary) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width"><title>Parity of {escape(summary.log_store)}</title>
+<meta name="viewport" content="width=device-width"><title>Parity of {_inert(summary.log_store)}</title>
 <style>{_STYLE}</style></head><body>
-<h1>Parity of <q>{escape(summary.log_store)}</q></h1>
+<h1>Parity of <q>{_inert(summary.log_store)}</q></h1>
 <p class="{kind}">{verdict}</p>
 <p>{summary.streams:,} streams, compared on {now} in {summary.seconds:.1f} s.</p>
 {_table(_COUNTED, _counts(summary))}
@@ -175,11 +176,15 @@ svg{width:100%;height:auto}svg text{font-size:11px;fill:#64748b}
 """
 
 
+def _inert(text: str) -> str:
+    return escape(inert(text))
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_inert(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
     if not body:
         return "<p>None.</p>"
-    return "<table><tr>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + f"</tr>\n{body}</table>"
+    return "<table><tr>" + "".join(f"<th>{_inert(name)}</th>" for name in columns) + f"</tr>\n{body}</table>"
 
 
 def _counts(summary: Summary) -> list[tuple[str, ...]]:
@@ -244,7 +249,7 @@ def _completeness(summary: Summary) -> str:
                 x, y = _x(place, columns), _y(share)
                 title = f"{name}, {_moment((first + place * step) * 60)}: {has:,} of {all_:,} ({share:.2%})"
                 marks.append(
-                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{escape(title)}</title></circle>'
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{_inert(title)}</title></circle>'
                 )
     labels = "".join(f'<text x="4" y="{_y(share) + 4:.0f}">{share:.0%}</text>' for share in (0, 0.5, 1))
     begin, end = _moment(first * 60)[:16], _moment(minutes[-1] * 60)[:16]
@@ -256,7 +261,7 @@ def _completeness(summary: Summary) -> str:
 def _delays(summary: Summary) -> str:
     known = {name: child.delays for name, child in summary.children.items() if any(child.delays)}
     unknown = [name for name in summary.children if name not in known]
-    words = f"<p>Not known of {escape(', '.join(unknown))}: only an archive of objects notes when events arrived.</p>"
+    words = f"<p>Not known of {_inert(', '.join(unknown))}: only an archive of objects notes when events arrived.</p>"
     note = words if unknown else ""
     if not known:
         return note
@@ -272,13 +277,13 @@ def _delays(summary: Summary) -> str:
         for place, events in enumerate(delays):
             share = events / sum(delays)
             x, y = _LEFT + place * wide + number * thin, _y(share)
-            title = escape(f"{name}, {bounds[place]}: {events:,} ({share:.1%})")
+            title = _inert(f"{name}, {bounds[place]}: {events:,} ({share:.1%})")
             marks.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{thin:.1f}" height="{_y(0) - y:.1f}" fill="{colour}">'
                 f"<title>{title}</title></rect>"
             )
     names = "".join(
-        f'<text x="{_LEFT + place * wide:.0f}" y="{_HEIGHT - 6}">{escape(label)}</text>'
+        f'<text x="{_LEFT + place * wide:.0f}" y="{_HEIGHT - 6}">{_inert(label)}</text>'
         for place, label in enumerate(bounds)
     )
     return note + _legend(known) + _svg(names + "".join(marks)) + _table(("Delay", *known), rows)
@@ -286,7 +291,7 @@ def _delays(summary: Summary) -> str:
 
 def _legend(names: Iterable[str]) -> str:
     parts = zip(cycle(_COLOURS), names, strict=False)
-    return "<p>" + " ".join(f'<span style="color:{colour}">●</span> {escape(name)}' for colour, name in parts) + "</p>"
+    return "<p>" + " ".join(f'<span style="color:{colour}">●</span> {_inert(name)}' for colour, name in parts) + "</p>"
 
 
 def _svg(content: str) -> str:

@@ -14,7 +14,7 @@ import click
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from composite_logstore.cli.console import console
+from composite_logstore.cli.console import console, inert
 from composite_logstore.cli.stores import (
     RegisteredStore,
     RunStream,
@@ -162,7 +162,7 @@ class Bars(Progress):
 
     def at(self, stream: RunStream) -> None:
         """Say which stream is next."""
-        self.update(self._bar, completed=len(self._runs), description=f"{stream.run_name} {stream.label}")
+        self.update(self._bar, completed=len(self._runs), description=inert(f"{stream.run_name} {stream.label}"))
         self._runs.add(stream.run_id)
 
     def tell(self, number: int) -> None:

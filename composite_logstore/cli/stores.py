@@ -14,6 +14,7 @@ from uuid import UUID
 
 import click
 
+from composite_logstore.cli.console import inert
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class NoAnswer(click.ClickException):
 
     exit_code = 3
 
+    def __init__(self, message: str) -> None:
+        """Say why."""
+        super().__init__(inert(message))
+
 
 def mistake(what: str, text: str) -> click.BadParameter:
     """Return the error of an argument or option that is wrong.
@@ -40,7 +45,7 @@ def mistake(what: str, text: str) -> click.BadParameter:
         what: The argument or option, as it is called in the usage.
         text: What is wrong with it, and what would be right.
     """
-    return click.BadParameter(text, param_hint=f"'{what}'")
+    return click.BadParameter(inert(text), param_hint=f"'{what}'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -283,6 +288,16 @@ def streams_of_project(
         for stream in _streams_of_runs(runs):
             if _is_wanted(stream.logs, source, store_id):
                 yield stream
+
+
+def runs_of_project(since: datetime | None = None, until: datetime | None = None) -> Iterator[PipelineRunResponse]:
+    """Yield the runs whose streams `streams_of_project` goes through.
+
+    Raises:
+        NoAnswer: ZenML cannot be asked.
+    """
+    for runs in _pages_of_runs(_filters(since, until, None)):
+        yield from runs
 
 
 def count_runs(since: datetime | None = None, until: datetime | None = None, stack_id: UUID | None = None) -> int:
