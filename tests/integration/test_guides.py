@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import Programs
 from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
 from tests.servers.zenml_server import ZenML
 
@@ -35,9 +36,16 @@ class Reader:
         """
         self.zenml = ZenML(directory / "zenml")
         self.zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
-        self.zenml.env["PATH"] = f"{Path(sys.executable).parent}:{self.zenml.env['PATH']}"
         self.directory = directory
         self._there = there
+        self._programs = Programs(self.zenml.env, directory)
+        self.env = {**self.zenml.env, "PATH": f"{self._programs.folder}:{self.zenml.env['PATH']}"}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._programs.close()
 
     def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
         """Do what a page says: write its files, run its commands, and compare what they print.
@@ -71,7 +79,7 @@ class Reader:
             capture_output=True,
             text=True,
             cwd=self.directory,
-            env=self.zenml.env,
+            env=self.env,
             timeout=250,
         )
         assert done.returncode == 0, (commands, done.stdout, done.stderr[-4000:])
@@ -99,9 +107,9 @@ def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
         while not over.is_set() and not failed:
             name = f"run-{len(runs)}"
             done = subprocess.run(
-                [sys.executable, "train.py", name],
+                ["python", "train.py", name],
                 cwd=reader.directory,
-                env=reader.zenml.env,
+                env=reader.env,
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -122,7 +130,6 @@ def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
     assert not failed, failed
 
 
-# What is there of each run, in one process: importing ZenML takes longer than the rest.
 COUNT = """
 import json, sys
 from click.testing import CliRunner
@@ -138,7 +145,7 @@ for run in json.loads(sys.argv[1]):
 def messages_of(reader: Reader, runs: list[str], *options: str) -> dict[str, list[str]]:
     """Return what `logs` shows of each run."""
     (reader.directory / "count.py").write_text(COUNT)
-    printed = reader.zenml.python(str(reader.directory / "count.py"), json.dumps(runs), *options)
+    printed = reader.run(shlex.join(["python", "count.py", json.dumps(runs), *options]))
     return dict(json.loads(line[2:]) for line in printed.splitlines() if line.startswith("> "))
 
 
@@ -170,32 +177,34 @@ def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path) -> None:
     with s3_server() as s3:
         there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
         there |= {"https://s3.example.com": s3.endpoint, "s3://logs/": f"s3://{s3.bucket}/"}
-        reader = Reader(tmp_path, there)
-        page = "migration.md"
-        reader.follow(page, until="The new backend")
-        (tmp_path / "long.py").write_text(LONG)
-        long = subprocess.Popen([sys.executable, "long.py"], cwd=tmp_path, env=reader.zenml.env)
-        try:
-            with runs_all_the_time(reader) as runs:
-                reader.follow(page, since="The new backend", until="Backfill and verify")
-                # A run that began before the switch has not ended.
-                assert (tmp_path / "middle").exists()
-                threading.Timer(10, (tmp_path / "go").touch).start()
-                reader.follow(page, since="Backfill and verify")
-                begun_after = len(runs) + 1
-                while len(runs) <= begun_after:
-                    time.sleep(0.1)
-            assert long.wait(timeout=60) == 0
-        finally:
-            (tmp_path / "go").touch()
-            long.kill()
-            long.wait()
+        with Reader(tmp_path, there) as reader:
+            page = "migration.md"
+            reader.follow(page, until="The new backend")
+            (tmp_path / "long.py").write_text(LONG)
+            long = subprocess.Popen(["python", "long.py"], cwd=tmp_path, env=reader.env)
+            try:
+                with runs_all_the_time(reader) as runs:
+                    reader.follow(page, since="The new backend", until="Backfill and verify")
+                    # A run that began before the switch has not ended.
+                    assert (tmp_path / "middle").exists()
+                    threading.Timer(10, (tmp_path / "go").touch).start()
+                    reader.follow(page, since="Backfill and verify")
+                    begun_after = len(runs) + 1
+                    while len(runs) <= begun_after:
+                        time.sleep(0.1)
+                assert long.wait(timeout=60) == 0
+            finally:
+                (tmp_path / "go").touch()
+                long.kill()
+                long.wait()
 
-        every = ["before", "between", "long", *runs]
-        epochs = [f"epoch {number}" for number in range(1, 21)]
-        assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(every, epochs)
-        # As the dashboard does it, each where it was collected.
-        assert messages_of(reader, every) == dict.fromkeys(every, epochs)
-        # The last one ran when the earlier log store had been retired.
-        (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
-        assert last == []
+            every = ["before", "between", "long", *runs]
+            epochs = [f"epoch {number}" for number in range(1, 21)]
+            assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(
+                every, epochs
+            )
+            # As the dashboard does it, each where it was collected.
+            assert messages_of(reader, every) == dict.fromkeys(every, epochs)
+            # The last one ran when the earlier log store had been retired.
+            (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
+            assert last == []
