@@ -261,14 +261,12 @@ def test_two_copies_to_one_child_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_torn_note_costs_no_other(tmp_path: Path) -> None:
-    stream = make_stream()
-    events = make_events(["a", "b"], stream)
     with open_ledger(tmp_path, STORE, "b", 0) as ledger:
-        ledger.note("s", events[:1])
+        ledger.note("s", WRITER, [0])
     with open(tmp_path / f"{STORE}-b.jsonl", "ab") as file:
         file.write(b'{"time":1,"str')
     with open_ledger(tmp_path, STORE, "b", 0) as ledger:
-        ledger.note("s", events[1:])
+        ledger.note("s", WRITER, [1])
     with open_ledger(tmp_path, STORE, "b", 0) as ledger:
         assert list(ledger.sent("s", WRITER)) == [(0, 1)]
         assert ledger.is_resumed
