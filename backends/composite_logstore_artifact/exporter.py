@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _MANY = 100
 # Of a finished stream, so many are worth it.
 _MANY_AT_THE_END = 8
+# An object of so many bytes is not worth being read and written once more: so much of a log is sent once.
+_LARGE = 4 * 1024 * 1024
 
 _stream_of = attrgetter("stream")
 _number_of = attrgetter("number")
@@ -175,7 +177,8 @@ class ArtifactExporter:
                 size = _write_object(artifact_store, os.path.join(uri, name), lines)
                 progress.written[lines.writer] = last
                 progress.attempt = None
-                progress.loose[name] = size
+                if size < _LARGE:
+                    progress.loose[name] = size
         except Exception as error:
             # Whoever mends an artifact store updates it: look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
@@ -256,7 +259,8 @@ class _Progress:
     Attributes:
         written: A writer → the number of its last event that was written.
         attempt: The name of the object that may not have been written.
-        loose: The objects that were written since some were merged: their names, and their sizes in bytes.
+        loose: The objects that were written since some were merged, but for large ones: their names, and their sizes
+            in bytes.
         is_merged: Whether some were merged.
     """
 
