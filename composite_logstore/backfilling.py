@@ -327,8 +327,6 @@ class Backfill:
         there = self._held(logs, stream)
         try:
             self._copy(logs, stream, there, result)
-            while self._exports:
-                self._settle()
         except BaseException:
             self._waiting.clear()
             self._waiting_size = 0
@@ -411,10 +409,7 @@ class Backfill:
                     continue
                 if sequence < reached.get(writer, -1):
                     # It comes after later ones: the exporter would take it for one that it has written.
-                    if writer in self._waiting:
-                        self._send(writer, result)
-                    while self._exports:
-                        self._settle()
+                    self._send_all(result)
                     self._exporter.end_stream(stream)
                     reached.clear()
                 reached[writer] = sequence
@@ -425,8 +420,7 @@ class Backfill:
                 batch = self._batch_for(stream, writer, False, 1, 512 + len(event.message), result)
                 batch.sequences.append(sequence)
                 batch.records.append(event)
-        for writer in list(self._waiting):
-            self._send(writer, result)
+        self._send_all(result)
 
     def _chunks(self, logs: LogsResponse) -> Iterator[Scanned]:
         try:
@@ -487,6 +481,13 @@ class Backfill:
                 self._sleep(self._free_at - now)
             self._free_at = max(self._free_at, now) + len(batch.records) / self._rate
         self._exports.add(self._pool.submit(self._export_in_turn, batch, result))
+
+    def _send_all(self, result: Copied) -> None:
+        """Have exported what waits, and wait for it."""
+        for writer in list(self._waiting):
+            self._send(writer, result)
+        while self._exports:
+            self._settle()
 
     def _settle(self) -> None:
         """Wait for an export to end, and raise if it failed for good."""
