@@ -94,8 +94,10 @@ def measure_verify(folder: Path) -> Iterator[Row]:
     file, objects = children
     lost = COMPARED * 3 // 4 + 7
     few, many = fill(children, COMPARED // 10), fill(children, COMPARED, lost)
-    compared(few, file, objects)
+    compared(few, file, file)
     before = peak_megabytes()
+    compared(many, file, file)
+    after = peak_megabytes()
     rates: dict[str, list[float]] = {"parity": [], "lost": []}
     for _ in range(ROUNDS):
         seconds, result = compared(many, file, file)
@@ -105,7 +107,6 @@ def measure_verify(folder: Path) -> Iterator[Row]:
         (named,) = result.differences
         assert (named.kind, named.child, named.sequence) == ("missing", "the other", lost)
         rates["lost"].append(COMPARED / seconds)
-    after = peak_megabytes()
     what = f"`verify`, two archives of {COMPARED:,} events"
     yield what, "at least 200,000 events/s", rate(rates["parity"])
     yield f"{what}, one of which lacks one: it is named", "at least 200,000 events/s", rate(rates["lost"])

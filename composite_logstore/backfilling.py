@@ -209,7 +209,7 @@ def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew:
             ledger.close()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Batch:
     """Events of one writer, to be exported at once.
 
@@ -368,6 +368,7 @@ class Backfill:
         # A writer → the last of its events that the exporter got, or will get, and remembers.
         reached: dict[str, int] = {}
         is_in_order = self._there is not None and self._there.in_order
+        most = self._target.max_batch_bytes
         oldest = 0
         if self._target.oldest_seconds is not None:
             oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
@@ -390,6 +391,7 @@ class Backfill:
                 highest[writer] = reached[writer] = sequences[-1]
                 self._add_scanned(chunk, stream, result)
                 continue
+            batch: _Batch | None = None
             for place, sequence in enumerate(sequences):
                 if sequence in held:
                     result.there += 1
@@ -410,6 +412,7 @@ class Backfill:
                 if sequence < reached.get(writer, -1):
                     # It comes after later ones: the exporter would take it for one that it has written.
                     self._send_all(result)
+                    batch = None
                     self._exporter.end_stream(stream)
                     reached.clear()
                 reached[writer] = sequence
@@ -417,7 +420,11 @@ class Backfill:
                     highest[writer] = sequence
                 elif is_in_order:
                     event = event._replace(metadata={**event.metadata, BACKFILLED: True})
-                batch = self._batch_for(stream, writer, False, 1, 512 + len(event.message), result)
+                length = 512 + len(event.message)
+                if batch is None or len(batch.records) >= self._batch_size or batch.size + length > most:
+                    batch = self._batch_for(stream, writer, False, 1, length, result)
+                batch.size += length
+                self._waiting_size += length
                 batch.sequences.append(sequence)
                 batch.records.append(event)
         self._send_all(result)
@@ -442,31 +449,32 @@ class Backfill:
 
     def _add_scanned(self, chunk: Scanned, stream: Stream, result: Copied) -> None:
         """Have records exported as they are, in pieces that the child takes."""
-        count, size = len(chunk.contents), sum(map(len, chunk.contents))
-        most = max(1, min(self._batch_size, count * self._target.max_batch_bytes // max(1, size)))
+        count, length = len(chunk.contents), sum(map(len, chunk.contents))
+        most = max(1, min(self._batch_size, count * self._target.max_batch_bytes // max(1, length)))
         for begin in range(0, count, most):
             contents = chunk.contents[begin : begin + most]
-            batch = self._batch_for(stream, chunk.writer, True, len(contents), size * len(contents) // count, result)
+            length = sum(map(len, contents))
+            batch = self._batch_for(stream, chunk.writer, True, len(contents), length, result)
+            batch.size += length
+            self._waiting_size += length
             batch.sequences += chunk.sequences[begin : begin + most]
             batch.records += contents
 
     def _batch_for(
-        self, stream: Stream, writer: str, is_scanned: bool, count: int, size: int, result: Copied
+        self, stream: Stream, writer: str, is_scanned: bool, count: int, length: int, result: Copied
     ) -> _Batch:
         """Return the batch that so many more events go into, of so many bytes; have exported what leaves no room."""
         most = self._target.max_batch_bytes
         if self._waiting_size > _LARGER * most:
             self._send(max(self._waiting, key=lambda writer: self._waiting[writer].size), result)
         batch = self._waiting.get(writer)
-        if batch and (
-            batch.is_scanned != is_scanned or len(batch.records) + count > self._batch_size or batch.size + size > most
-        ):
-            self._send(writer, result)
-            batch = None
+        if batch is not None:
+            is_full = len(batch.records) + count > self._batch_size or batch.size + length > most
+            if is_full or batch.is_scanned != is_scanned:
+                self._send(writer, result)
+                batch = None
         if batch is None:
             batch = self._waiting[writer] = _Batch(stream, writer, is_scanned)
-        batch.size += size
-        self._waiting_size += size
         return batch
 
     def _send(self, writer: str, result: Copied) -> None:
