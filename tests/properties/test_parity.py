@@ -160,11 +160,13 @@ def test_runs_are_sets(ones: list[tuple[int, int]], others: list[tuple[int, int]
         assert one.touches(number, number + 3) == bool(set(range(number, number + 4)) & plain_one)
 
 
-def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path) -> None:
+def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "_STRETCH", 16_384)
     stream = make_stream()
     holding = Holding(archived("a", [], stream, tmp_path), stream)
     for first in range(0, 1_000_000, 10_000):
         numbers = range(first, first + 10_000)
-        holding.add(Scanned(WRITERS[0], numbers, [1] * 10_000, numbers, None, None))
+        holding.add(Scanned(WRITERS[0], numbers, [1] * 10_000, numbers, None, str(first)))
     assert list(holding.runs[WRITERS[0]]) == [(0, 999_999)]
     assert len(holding.sums[WRITERS[0]]) == 977
+    assert len(holding._stretches) == 51
