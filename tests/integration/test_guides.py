@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.programs import Programs
+from tests.servers.collector import start_collector
+from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.faulty import FaultyProxy
 from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
 from tests.servers.zenml_server import ZenML
 
@@ -59,13 +62,13 @@ class Reader:
         begin = text.index(f"## {since}\n") if since else 0
         end = text.index(f"## {until}\n") if until else len(text)
         printed = ""
-        blocks = re.findall(r"(?:`([\w.]+)`[^`\n]*:\n\n)?```(\w*)\n(.*?)```", text[begin:end], re.DOTALL)
+        blocks = re.findall(r"(?:`(\w+\.\w+)`[^`\n]*:\n\n)?```(\w*)\n(.*?)```", text[begin:end], re.DOTALL)
         assert blocks
         for name, language, content in blocks:
             for shown, real in self._there.items():
                 content = content.replace(shown, real)
-            if name or language in ("json", "python"):
-                (self.directory / (name or "s3.json")).write_text(content)
+            if name:
+                (self.directory / name).write_text(content)
             elif language == "text":
                 assert_prints(content, printed)
             else:
@@ -208,3 +211,36 @@ def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path) -> None:
             # The last one ran when the earlier log store had been retired.
             (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
             assert last == []
+
+
+def test_redundant_delivery(tmp_path: Path) -> None:
+    with s3_server() as s3, FaultyProxy(int(s3.endpoint.rpartition(":")[2])) as network:
+        there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
+        there |= {"https://s3.example.com": f"http://127.0.0.1:{network.port}", "s3://logs/": f"s3://{s3.bucket}/"}
+        with Reader(tmp_path, there) as reader:
+            page = "redundancy.md"
+            reader.follow(page, until="One of them goes away")
+            network.fault = "refused"
+            reader.follow(page, since="One of them goes away", until="It comes back")
+            network.fault = None
+            reader.follow(page, since="It comes back")
+
+
+def test_an_archive_and_live_monitoring(tmp_path: Path) -> None:
+    with start_collector() as collector, Datadog() as datadog:
+        settings = {name: datadog.settings[name] for name in ("endpoint", "api_endpoint")}
+        there = {
+            "--api_key=...": f"--api_key={API_KEY}",
+            "--application_key=...": f"--application_key={APPLICATION_KEY}",
+        }
+        there |= {"https://otlp.example.com:4318": collector.http_endpoint}
+        there |= {'"site": "datadoghq.eu"': json.dumps(settings)[1:-1]}
+        with Reader(tmp_path, there) as reader:
+            page = "archive-and-monitoring.md"
+            reader.follow(page, until="When monitoring is down")
+            messages = [record.body for record in collector.records()]
+            assert messages.count("epoch 5") == 1
+            assert not [message for message in messages if "gradients" in message]
+            collector.kill()
+            datadog.stop()
+            reader.follow(page, since="When monitoring is down")

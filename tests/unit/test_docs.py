@@ -334,6 +334,8 @@ def test_every_list_of_children_is_accepted(block: str, monkeypatch: pytest.Monk
     # Whether a component is there is not for the page to say.
     monkeypatch.setattr(components, "find_model", lambda name: None)
     # An example's backend is not installed here.
-    children = [child for child in json.loads(block) if child["type"] in config_classes()]
+    found = json.loads(block)
+    listed = found if isinstance(found, list) else [found]
+    children = [child for child in listed if child["type"] in config_classes()]
     primary = next(child["name"] for child in children if child["type"] in ("artifact", "datadog"))
     assert CompositeLogStoreConfig(primary=primary, children=children).is_valid
