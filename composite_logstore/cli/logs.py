@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from zenml.utils.time_utils import utc_now
 
 from composite_logstore import clock
 from composite_logstore.cli.console import output_option, say_json, warn
+from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stores import (
     FLAVOR,
     NoAnswer,
@@ -47,26 +47,7 @@ _MOST_ENTRIES = 20_000
 _LARGEST_PAGE = 2_000
 _SMALLEST_PAGE = 20
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-class Moment(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A point in time: one of ISO 8601, this machine's time where it names no zone, or how long ago it was: `90m`."""
-
-    name = "time"
-
-    def convert(self, value: str | datetime, param: click.Parameter | None, context: click.Context | None) -> datetime:
-        """Return the point in time."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value.strip()):
-                return datetime.now(timezone.utc) - timedelta(**{_UNITS[match[2]]: float(match[1])})
-            # Before Python 3.11 it knows no `Z`.
-            return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value.strip())).astimezone(timezone.utc)
-        except (ValueError, OverflowError, OSError):
-            self.fail("give a time such as '2026-05-01T12:30', or how long ago it was: '30s', '90m', '2h', '7d'")
 
 
 class Level(click.ParamType):  # type: ignore[type-arg, unused-ignore]

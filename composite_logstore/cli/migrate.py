@@ -13,7 +13,7 @@ import click
 import orjson
 
 from composite_logstore.cli.console import output_option, say, say_json, show_table, warn
-from composite_logstore.cli.selection import Moment
+from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stages import (
     EARLIER,
     LOOK_SECONDS,
