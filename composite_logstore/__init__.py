@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from composite_logstore.artifact_store import open_artifact_store
     from composite_logstore.backend import (
         BACKFILLED,
         Copier,
@@ -62,6 +63,7 @@ _HOMES = {
     "TraceContext": "event",
     "UnavailableError": "backend",
     "has_reference": "secrets",
+    "open_artifact_store": "artifact_store",
     "shorten": "backend",
 }
 
@@ -92,6 +94,7 @@ __all__ = [
     "TraceContext",
     "UnavailableError",
     "has_reference",
+    "open_artifact_store",
     "shorten",
 ]
 

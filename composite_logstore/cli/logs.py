@@ -16,6 +16,7 @@ import click
 from zenml.utils.time_utils import utc_now
 
 from composite_logstore import clock
+from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.cli.console import output_option, say_json, warn
 from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stores import (
@@ -232,7 +233,6 @@ class Readers:
         return self._stores[key]
 
     def _find(self, stream: RunStream) -> BaseLogStore | str:
-        from zenml.artifacts.utils import instantiate_artifact_store
         from zenml.client import Client
         from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
         from zenml.log_stores.base_log_store import BaseLogStore
@@ -245,7 +245,7 @@ class Readers:
             if self._child:
                 return "ZenML's own log store has collected them, which has no children"
             model = zen_store.get_stack_component(stream.logs.artifact_store_id)
-            return ArtifactLogStore.from_artifact_store(artifact_store=instantiate_artifact_store(model))
+            return ArtifactLogStore.from_artifact_store(artifact_store=open_artifact_store(model))
         model = zen_store.get_stack_component(stream.logs.log_store_id)
         if model.flavor_name == FLAVOR:
             return self._part_of(load_store(model))
