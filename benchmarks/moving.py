@@ -1,7 +1,8 @@
 """How fast a log store's children are compared and copied, beside live delivery of the same events.
 
 It compares two archives of a million events, one of which has lost one. It delivers events live to a collector and
-to S3, as a pipeline's process does, and copies the same events there from an archive in a folder.
+to S3, as a pipeline's process does, and copies the same events there from an archive in a folder. All of it in turn,
+several times; it takes two minutes. Medians, and the lowest and highest of the rounds, as a table.
 
     python -m benchmarks.moving
 """
@@ -12,18 +13,18 @@ import logging
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeAlias
 
 from zenml.artifact_stores import BaseArtifactStore
-from zenml.models import LogsResponse
 
 from benchmarks.backends import backends
 from benchmarks.stores import composite, emitter, make_records, null_children
 from composite_logstore import ChildConfig, LogEvent, Stream
 from composite_logstore.backfilling import Backfill, open_ledger
-from composite_logstore.parity import compare
+from composite_logstore.parity import StreamParity, compare
 from composite_logstore.scanning import Source, open_source
 from composite_logstore.testing import make_events, make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -36,6 +37,10 @@ from tests.servers.s3 import S3Server
 COMPARED = 1_000_000
 COPIED = 100_000
 BATCH = 5_000
+ROUNDS = 5
+
+Row: TypeAlias = tuple[str, str, str]
+"""What was measured, what it should be, and what it is."""
 
 
 class PlacedChildConfig(ArtifactChildConfig):
@@ -61,30 +66,60 @@ def events(first: int, stream: Stream) -> list[LogEvent]:
     return make_events(messages, stream, first)
 
 
-def measure_verify(folder: Path) -> None:
+def fill(children: Sequence[ChildConfig], count: int, lost: int | None = None) -> Stream:
+    """Have a new stream archived by all of them; the last one does not get the event that is lost."""
     stream = make_stream()
-    lost = COMPARED * 3 // 4 + 7
-    children = [archive("file", local_store(folder / "a")), archive("objects", object_store(folder / "b"))]
     exporters = [child.create_exporter() for child in children]
-    for first in range(0, COMPARED, BATCH):
+    for first in range(0, count, BATCH):
         batch = events(first, stream)
-        exporters[0].export(batch)
-        exporters[1].export([event for event in batch if event.sequence != lost])
-    logs = make_logs(stream)
-    for what, (one, other) in {"parity": (0, 0), "one lost": (0, 1)}.items():
-        sources: list[Source] = [
-            open_source(children[one]),
-            open_source(children[other])._replace(name="the other"),
-        ]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        begin = time.perf_counter()
-        result = compare(logs, "", sources)
-        seconds = time.perf_counter() - begin
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        named = [f"{one.kind} in '{one.child}': {one.message}" for one in result.differences]
-        print(
-            f"verify, two archives, {what:9} {COMPARED / seconds:10,.0f} events/s, {grown:.0f} MB more; named: {named}"
-        )
+        for exporter in exporters:
+            is_last = exporter is exporters[-1]
+            exporter.export([event for event in batch if event.sequence != lost] if is_last else batch)
+    for exporter in exporters:
+        exporter.end_stream(stream)
+        exporter.close()
+    return stream
+
+
+def compared(stream: Stream, one: ChildConfig, other: ChildConfig) -> tuple[float, StreamParity]:
+    """Return in how many seconds two children are compared, and what came out."""
+    sources: list[Source] = [open_source(one), open_source(other)._replace(name="the other")]
+    begin = time.perf_counter()
+    result = compare(make_logs(stream), "", sources)
+    return time.perf_counter() - begin, result
+
+
+def measure_verify(folder: Path) -> Iterator[Row]:
+    children = [archive("file", local_store(folder / "a")), archive("objects", object_store(folder / "b"))]
+    file, objects = children
+    lost = COMPARED * 3 // 4 + 7
+    few, many = fill(children, COMPARED // 10), fill(children, COMPARED, lost)
+    compared(few, file, file)
+    before = peak_megabytes()
+    compared(many, file, file)
+    after = peak_megabytes()
+    rates: dict[str, list[float]] = {"parity": [], "lost": []}
+    for _ in range(ROUNDS):
+        seconds, result = compared(many, file, file)
+        assert not result.differences
+        rates["parity"].append(COMPARED / seconds)
+        seconds, result = compared(many, file, objects)
+        (named,) = result.differences
+        assert (named.kind, named.child, named.sequence) == ("missing", "the other", lost)
+        rates["lost"].append(COMPARED / seconds)
+    what = f"`verify`, two archives of {COMPARED:,} events"
+    yield what, "at least 200,000 events/s", rate(rates["parity"])
+    yield f"{what}, one of which lacks one: it is named", "at least 200,000 events/s", rate(rates["lost"])
+    few_events = f"{COMPARED // 10:,} events"
+    yield f"the process's memory after {few_events}, and after {COMPARED:,}", "flat", f"{before:.0f} MB, {after:.0f} MB"
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rate(rates: Sequence[float]) -> str:
+    return f"{median(rates):,.0f}/s ({min(rates):,.0f} to {max(rates):,.0f})"
 
 
 def live(child: ChildConfig, folder: Path) -> float:
@@ -103,40 +138,49 @@ def live(child: ChildConfig, folder: Path) -> float:
     return COPIED / seconds
 
 
-def copied(source: ChildConfig, target: ChildConfig, logs: LogsResponse, stream: Stream, folder: Path) -> float:
+def copied(source: ChildConfig, target: ChildConfig, stream: Stream, folder: Path) -> float:
     """Return how many events a second are copied."""
     there = None if target.unreadable else open_source(target)
     with open_ledger(folder / "ledger", stream.id, target.name, 0) as ledger:
         begin = time.perf_counter()
         copying = Backfill(open_source(source), target, there, ledger)
-        result = copying.copy(logs, stream)
+        result = copying.copy(make_logs(stream), stream)
         copying.close()
         seconds = time.perf_counter() - begin
     assert result.copied == COPIED, result
     return COPIED / seconds
 
 
-def measure_backfill(folder: Path, places: dict[str, Any]) -> None:
-    stream = make_stream()
+def measure_backfill(folder: Path, places: dict[str, Any]) -> Iterator[Row]:
     source = archive("source", local_store(folder / "source"))
-    exporter = source.create_exporter()
-    for first in range(0, COPIED, BATCH):
-        exporter.export(events(first, stream))
-    logs = make_logs(stream)
-    targets: list[ChildConfig] = [
-        OtlpChildConfig(name="collector", type="otlp", endpoint=places["collector"]),
-        archive("s3", S3Server(places["s3"], places["bucket"]).artifact_store()),
-    ]
-    for target in targets:
-        before, after = live(target, folder), copied(source, target, logs, stream, folder)
-        print(f"{target.name:9} live {before:9,.0f} events/s, backfill {after:9,.0f} events/s: {after / before:.2f}")
+    collector = OtlpChildConfig(name="collector", type="otlp", endpoint=places["collector"])
+    s3 = archive("s3", S3Server(places["s3"], places["bucket"]).artifact_store())
+    goals: dict[str, tuple[ChildConfig, float]] = {"a collector": (collector, 0.8), "an archive in S3": (s3, 1.5)}
+    rates: dict[str, list[tuple[float, float]]] = {what: [] for what in goals}
+    for number in range(ROUNDS):
+        stream = fill([source], COPIED)
+        for what, (target, _) in goals.items():
+            place = folder / f"round-{number}"
+            rates[what].append((live(target, place), copied(source, target, stream, place)))
+    for what, (_, goal) in goals.items():
+        before, after = ([pair[place] for pair in rates[what]] for place in (0, 1))
+        times = median(one / other for other, one in rates[what])
+        yield f"live delivery to {what}", "", rate(before)
+        yield (
+            f"`backfill` of {COPIED:,} events from an archive in a folder to {what}",
+            f"at least {goal} times that",
+            f"{times:.2f} times, {rate(after)}",
+        )
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="composite-logstore-moving-") as root:
-        measure_verify(Path(root))
+        rows = list(measure_verify(Path(root)))
         with backends() as places:
-            measure_backfill(Path(root), places)
+            rows += measure_backfill(Path(root), places)
+    print("| | goal | measured |\n|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from composite_logstore.artifact_store import open_artifact_store
     from composite_logstore.backend import (
         BACKFILLED,
+        Copier,
         Event,
         Exporter,
         Page,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         RejectedError,
         RetryableError,
         Scanned,
+        Scanner,
         TooLargeError,
         UnavailableError,
         shorten,
@@ -40,6 +43,7 @@ _HOMES = {
     "CompositeLogStore": "log_store",
     "CompositeLogStoreConfig": "config",
     "CompositeLogStoreFlavor": "flavor",
+    "Copier": "backend",
     "Event": "backend",
     "ExceptionInfo": "event",
     "Exporter": "backend",
@@ -52,12 +56,14 @@ _HOMES = {
     "RejectedError": "backend",
     "RetryableError": "backend",
     "Scanned": "backend",
+    "Scanner": "backend",
     "Secret": "config",
     "Stream": "event",
     "TooLargeError": "backend",
     "TraceContext": "event",
     "UnavailableError": "backend",
     "has_reference": "secrets",
+    "open_artifact_store": "artifact_store",
     "shorten": "backend",
 }
 
@@ -68,6 +74,7 @@ __all__ = [
     "CompositeLogStore",
     "CompositeLogStoreConfig",
     "CompositeLogStoreFlavor",
+    "Copier",
     "Event",
     "ExceptionInfo",
     "Exporter",
@@ -80,12 +87,14 @@ __all__ = [
     "RejectedError",
     "RetryableError",
     "Scanned",
+    "Scanner",
     "Secret",
     "Stream",
     "TooLargeError",
     "TraceContext",
     "UnavailableError",
     "has_reference",
+    "open_artifact_store",
     "shorten",
 ]
 

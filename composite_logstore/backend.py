@@ -190,7 +190,7 @@ class Scanned(NamedTuple):
 
     Attributes:
         writer: Who numbered them, empty if another program wrote them.
-        sequences: Their numbers, none if another program wrote them.
+        sequences: Their numbers, none if another program wrote them. A range is compared and copied faster than others.
         times: When they were logged, in nanoseconds since the epoch.
         contents: The records, as the backend has them. Two that are equal say the same.
         arrived: When the backend got them, in nanoseconds since the epoch, if that is known.
@@ -232,6 +232,28 @@ class Scanner(Protocol):
 
     def entry_of(self, content: Any) -> LogEntry | None:
         """Return a record that another program wrote as an entry; None if it is none."""
+
+
+@runtime_checkable
+class Copier(Protocol):
+    """What an exporter may offer beside batches: to write what was scanned as it is.
+
+    Attributes:
+        scan_format: The name of the format that it writes, as the `Scanner` has it.
+    """
+
+    scan_format: ClassVar[str]
+
+    def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
+        """Deliver records of one writer, in their order, or raise as `Exporter.export` does.
+
+        Args:
+            stream: Their stream.
+            scanned: The records. No `times`, no `arrived` and no `token` come with them.
+
+        Raises:
+            Exception: As `Exporter.export` does.
+        """
 
 
 def shorten(text: str, max_bytes: int) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 import orjson
@@ -23,6 +23,7 @@ from zenml.exceptions import DoesNotExistException, LogStoreError
 from composite_logstore import secrets
 from composite_logstore.backend import (
     BACKFILLED,
+    Copier,
     Exporter,
     RejectedError,
     RetryableError,
@@ -30,7 +31,7 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore.event import Stream
 from composite_logstore.parity import Holding
 from composite_logstore.runs import Runs
 from composite_logstore.scanning import PAGES, Source, as_event, foreign_writer
@@ -146,12 +147,12 @@ class Ledger:
         """Return the writers of whose events some were sent."""
         return list(self._sent.get(logs_id, {}))
 
-    def note(self, logs_id: str, batch: list[LogEvent]) -> None:
+    def note(self, logs_id: str, writer: str, sequences: Sequence[int]) -> None:
         """Note that events of one writer were sent."""
         runs = Runs()
-        for event in batch:
-            runs.add(event.sequence, event.sequence)
-        self._write({"time": self._clock(), "stream": logs_id, "writer": batch[0].writer, "runs": list(runs)})
+        for sequence in sequences:
+            runs.add(sequence, sequence)
+        self._write({"time": self._clock(), "stream": logs_id, "writer": writer, "runs": list(runs)})
 
     def finish(self, logs_id: str) -> None:
         """Note that all of a stream was looked at."""
@@ -208,6 +209,36 @@ def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew:
             ledger.close()
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Events of one writer, to be exported at once.
+
+    Attributes:
+        stream: Their stream.
+        writer: Who numbered them.
+        is_scanned: Whether they are there as they were scanned.
+        sequences: Their numbers.
+        records: The events, or what was scanned of them.
+        size: About how many bytes they have.
+    """
+
+    stream: Stream
+    writer: str
+    is_scanned: bool
+    sequences: list[int] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    size: int = 0
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        """Return it in two."""
+        middle = len(self.records) // 2
+        one, other = (
+            _Batch(self.stream, self.writer, self.is_scanned, self.sequences[part], self.records[part])
+            for part in (slice(middle), slice(middle, None))
+        )
+        return one, other
+
+
 class Backfill:
     """Copies streams from one child to another, one after the other. Used by one thread."""
 
@@ -255,8 +286,20 @@ class Backfill:
         )
         if rate:
             self._batch_size = max(1, min(self._batch_size, int(rate)))
+        # What both have in the same format need not be understood, if all of it is meant for the child.
+        self._copier: Copier | None = None
+        if (
+            isinstance(self._exporter, Copier)
+            and self._exporter.scan_format == source.scanner.scan_format
+            and source._replace(config=target).takes_all
+            and target.oldest_seconds is None
+        ):
+            self._copier = self._exporter
+        # A writer → what is yet to be exported of its events.
+        self._waiting: dict[str, _Batch] = {}
+        self._waiting_size = 0
         self._pool = ThreadPoolExecutor(1, "backfill")
-        self._exports: set[Future[int]] = set()
+        self._exports: set[Future[None]] = set()
         self._has_stopped = False
 
     def close(self) -> None:
@@ -285,9 +328,9 @@ class Backfill:
         there = self._held(logs, stream)
         try:
             self._copy(logs, stream, there, result)
-            while self._exports:
-                self._settle()
         except BaseException:
+            self._waiting.clear()
+            self._waiting_size = 0
             for export in self._exports:
                 export.cancel()
             wait(self._exports)
@@ -322,10 +365,11 @@ class Backfill:
         return held
 
     def _copy(self, logs: LogsResponse, stream: Stream, there: dict[str, Runs], result: Copied) -> None:
-        waiting: dict[str, list[LogEvent]] = {}
-        sizes: dict[str, int] = {}
         highest: dict[str, int] = {writer: runs.last for writer, runs in there.items()}
+        # A writer → the last of its events that the exporter got, or will get, and remembers.
+        reached: dict[str, int] = {}
         is_in_order = self._there is not None and self._there.in_order
+        most = self._target.max_batch_bytes
         oldest = 0
         if self._target.oldest_seconds is not None:
             oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
@@ -343,6 +387,12 @@ class Backfill:
             if isinstance(sequences, range) and held.has(sequences[0], sequences[-1]):
                 result.there += size
                 continue
+            if self._copier and self._can_be_copied(chunk, held, highest.get(writer, -1)):
+                held.add(sequences[0], sequences[-1])
+                highest[writer] = reached[writer] = sequences[-1]
+                self._add_scanned(chunk, stream, result)
+                continue
+            batch: _Batch | None = None
             for place, sequence in enumerate(sequences):
                 if sequence in held:
                     result.there += 1
@@ -360,27 +410,25 @@ class Backfill:
                 if event.time_unix_nano < oldest:
                     result.too_old += 1
                     continue
-                if sequence < highest.get(writer, -1):
-                    # It comes after later ones. An exporter may take it for one that it has written.
-                    if waiting.get(writer) and waiting[writer][-1].sequence > sequence:
-                        self._send(waiting.pop(writer), logs, result)
-                        while self._exports:
-                            self._settle()
-                        self._exporter.end_stream(stream)
-                    if is_in_order:
-                        event = event._replace(metadata={**event.metadata, BACKFILLED: True})
-                else:
+                if sequence < reached.get(writer, -1):
+                    # It comes after later ones: the exporter would take it for one that it has written.
+                    self._send_all(result)
+                    batch = None
+                    self._exporter.end_stream(stream)
+                    reached.clear()
+                reached[writer] = sequence
+                if sequence > highest.get(writer, -1):
                     highest[writer] = sequence
-                batch = waiting.setdefault(writer, [])
-                batch.append(event)
-                sizes[writer] = (sizes.get(writer, 0) if len(batch) > 1 else 0) + 512 + len(event.message)
-                if len(batch) >= self._batch_size or sizes[writer] >= self._target.max_batch_bytes:
-                    self._send(waiting.pop(writer), logs, result)
-                elif len(waiting) > _LARGER and sum(map(len, waiting.values())) >= _LARGER * self._batch_size:
-                    fullest = max(waiting, key=lambda writer: len(waiting[writer]))
-                    self._send(waiting.pop(fullest), logs, result)
-        for batch in waiting.values():
-            self._send(batch, logs, result)
+                elif is_in_order:
+                    event = event._replace(metadata={**event.metadata, BACKFILLED: True})
+                length = 512 + len(event.message)
+                if batch is None or len(batch.records) >= self._batch_size or batch.size + length > most:
+                    batch = self._batch_for(stream, writer, False, 1, length, result)
+                batch.size += length
+                self._waiting_size += length
+                batch.sequences.append(sequence)
+                batch.records.append(event)
+        self._send_all(result)
 
     def _chunks(self, logs: LogsResponse) -> Iterator[Scanned]:
         try:
@@ -390,16 +438,65 @@ class Backfill:
         except Exception as error:
             raise BackfillStoppedError(_read_in_vain(self._source.name, error)) from error
 
-    def _send(self, batch: list[LogEvent], logs: LogsResponse, result: Copied) -> None:
-        """Have a batch exported, while the next one is read."""
+    def _can_be_copied(self, chunk: Scanned, held: Runs, highest: int) -> bool:
+        """Return whether records can go out as they are: events without a gap, none of them there, none late."""
+        sequences = chunk.sequences
+        return (
+            bool(chunk.writer)
+            and isinstance(sequences, range)
+            and sequences[0] > highest
+            and not held.touches(sequences[0], sequences[-1])
+        )
+
+    def _add_scanned(self, chunk: Scanned, stream: Stream, result: Copied) -> None:
+        """Have records exported as they are, in pieces that the child takes."""
+        count, length = len(chunk.contents), sum(map(len, chunk.contents))
+        most = max(1, min(self._batch_size, count * self._target.max_batch_bytes // max(1, length)))
+        for begin in range(0, count, most):
+            contents = chunk.contents[begin : begin + most]
+            length = sum(map(len, contents))
+            batch = self._batch_for(stream, chunk.writer, True, len(contents), length, result)
+            batch.size += length
+            self._waiting_size += length
+            batch.sequences += chunk.sequences[begin : begin + most]
+            batch.records += contents
+
+    def _batch_for(
+        self, stream: Stream, writer: str, is_scanned: bool, count: int, length: int, result: Copied
+    ) -> _Batch:
+        """Return the batch that so many more events go into, of so many bytes; have exported what leaves no room."""
+        most = self._target.max_batch_bytes
+        if self._waiting_size > _LARGER * most:
+            self._send(max(self._waiting, key=lambda writer: self._waiting[writer].size), result)
+        batch = self._waiting.get(writer)
+        if batch is not None:
+            is_full = len(batch.records) + count > self._batch_size or batch.size + length > most
+            if is_full or batch.is_scanned != is_scanned:
+                self._send(writer, result)
+                batch = None
+        if batch is None:
+            batch = self._waiting[writer] = _Batch(stream, writer, is_scanned)
+        return batch
+
+    def _send(self, writer: str, result: Copied) -> None:
+        """Have a writer's events exported, while the next ones are read."""
+        batch = self._waiting.pop(writer)
+        self._waiting_size -= batch.size
         while len(self._exports) >= _QUEUED:
             self._settle()
         if self._rate:
             now = self._clock()
             if self._free_at > now:
                 self._sleep(self._free_at - now)
-            self._free_at = max(self._free_at, now) + len(batch) / self._rate
-        self._exports.add(self._pool.submit(self._export_in_turn, batch, str(logs.id), result))
+            self._free_at = max(self._free_at, now) + len(batch.records) / self._rate
+        self._exports.add(self._pool.submit(self._export_in_turn, batch, result))
+
+    def _send_all(self, result: Copied) -> None:
+        """Have exported what waits, and wait for it."""
+        for writer in list(self._waiting):
+            self._send(writer, result)
+        while self._exports:
+            self._settle()
 
     def _settle(self) -> None:
         """Wait for an export to end, and raise if it failed for good."""
@@ -407,35 +504,37 @@ class Backfill:
         for export in done:
             export.result()
 
-    def _export_in_turn(self, batch: list[LogEvent], logs_id: str, result: Copied) -> int:
+    def _export_in_turn(self, batch: _Batch, result: Copied) -> None:
         # What comes after a batch that did not go through would be out of order.
         if self._has_stopped:
-            return 0
+            return
         try:
-            return self._export(batch, logs_id, result)
+            self._export(batch, result)
         except BaseException:
             self._has_stopped = True
             raise
 
-    def _export(self, batch: list[LogEvent], logs_id: str, result: Copied) -> int:
+    def _export(self, batch: _Batch, result: Copied) -> None:
         """Export a batch, again and again if need be, and note it."""
+        count = len(batch.records)
         seconds = self._target.retry_initial_interval_millis / 1000
         give_up_at = self._clock() + GIVE_UP_SECONDS
         while True:
             try:
-                self._exporter.export(batch)
+                self._deliver(batch)
             except TooLargeError as error:
-                if len(batch) == 1:
+                if count > 1:
+                    self._export_halves(batch, result)
+                else:
                     result.add(Copied(rejected={str(error): 1}))
-                    return 0
-                return self._export_halves(batch, logs_id, result)
+                return
             except RejectedError as error:
-                if error.count is None and len(batch) > 1:
-                    return self._export_halves(batch, logs_id, result)
-                count = 1 if error.count is None else min(error.count, len(batch))
-                result.add(Copied(copied=len(batch) - count, rejected={str(error): count}))
-                self._ledger.note(logs_id, batch)
-                return len(batch)
+                if error.count is None and count > 1:
+                    self._export_halves(batch, result)
+                    return
+                rejected = 1 if error.count is None else min(error.count, count)
+                result.add(Copied(copied=count - rejected, rejected={str(error): rejected}))
+                break
             except UnavailableError as error:
                 raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {error}") from error
             except Exception as error:
@@ -448,13 +547,20 @@ class Backfill:
                 self._sleep(wanted)
                 seconds = min(2 * seconds, self._target.retry_max_interval_millis / 1000)
             else:
-                result.copied += len(batch)
-                self._ledger.note(logs_id, batch)
-                return len(batch)
+                result.copied += count
+                break
+        self._ledger.note(str(batch.stream.id), batch.writer, batch.sequences)
 
-    def _export_halves(self, batch: list[LogEvent], logs_id: str, result: Copied) -> int:
-        middle = len(batch) // 2
-        return self._export(batch[:middle], logs_id, result) + self._export(batch[middle:], logs_id, result)
+    def _deliver(self, batch: _Batch) -> None:
+        if self._copier and batch.is_scanned:
+            scanned = Scanned(batch.writer, batch.sequences, (), batch.records, None, None)
+            self._copier.export_scanned(batch.stream, scanned)
+        else:
+            self._exporter.export(batch.records)
+
+    def _export_halves(self, batch: _Batch, result: Copied) -> None:
+        for half in batch.halves():
+            self._export(half, result)
 
 
 def _created(logs: LogsResponse) -> int:

@@ -115,6 +115,18 @@ class ChildConfig(BaseModel):
         """
         return f"ZenML's server cannot read by itself what children of type '{self.type}' write"
 
+    def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
+        """Return where the child writes what is read as one: two children in one place would double each line.
+
+        Args:
+            artifact_store: That of the stack; None where a log store is registered, and no stack is known.
+
+        Returns:
+            What tells a place from others → its name in an error. An artifact store goes by its path, or by its id
+            if its path is not set.
+        """
+        return {}
+
     @model_validator(mode="after")
     def _within_limits(self) -> ChildConfig:
         if self.max_export_batch_size and self.max_export_batch_size > self.max_batch_size:
@@ -238,6 +250,23 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         """
         return {child.name: child for child in self.children}[name]
 
+    def doubled(self, artifact_store: BaseArtifactStore | None) -> str | None:
+        """Return which children write to one place, so that each line would be there twice; None if none do.
+
+        Args:
+            artifact_store: That of the stack; None where a log store is registered, and no stack is known.
+        """
+        writers: dict[str, str] = {}
+        for child in self.enabled_children:
+            for place, label in child.places(artifact_store).items():
+                first = writers.setdefault(place.rstrip("/"), child.name)
+                if first != child.name:
+                    return (
+                        f"children '{first}' and '{child.name}': both write to {label}, where each line would be "
+                        "twice; set another for one of them, or disable one"
+                    )
+        return None
+
     @property
     def required_secrets(self) -> set[SecretReference]:
         """The secrets that children refer to. ZenML by itself sees those of top-level fields alone."""
@@ -255,7 +284,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         Where it is loaded, a child of an unknown type must not hide the others.
 
         Raises:
-            ValueError: A child's type is unknown here. The server need not have every backend.
+            ValueError: A child's type is unknown here, which the server need not know, or two write to one place.
         """
         for child in self.children:
             if ENV_ZENML_SERVER not in os.environ:
@@ -270,6 +299,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
                     f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
                     f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."
                 )
+        if ENV_ZENML_SERVER not in os.environ and (twice := self.doubled(None)):
+            raise ValueError(twice)
         return True
 
     @model_validator(mode="before")

@@ -338,8 +338,7 @@ def captured(said: Note | Capture) -> Capture:
     """Return what a record says in values that can go to another process. Never raises."""
     if isinstance(said, Capture):
         return said
-    nowhere = Stream(_NOBODY, {})
-    capture: Capture = _tuple(Capture, numbered(said, nowhere, "", 0, 0)[4:])
+    capture: Capture = _tuple(Capture, numbered(said, _NOWHERE, "", 0, 0)[4:])
     return capture
 
 
@@ -384,7 +383,7 @@ def _trace(span: Span) -> TraceContext | None:
 
 
 _NOTHING: Mapping[str, Plain] = {}
-_NOBODY = UUID(int=0)
+_NOWHERE = Stream(UUID(int=0), {})
 
 
 def _extra(fields: dict[str, Any]) -> Mapping[str, Plain]:

@@ -32,4 +32,6 @@ class HandlerConfig(CompositeLogStoreConfig):
                 child.check_registration()
             except (ValueError, UnavailableError) as error:
                 raise ValueError(f"child '{child.name}': {error}") from None
+        if twice := self.doubled(None):
+            raise ValueError(twice)
         return self

@@ -196,11 +196,10 @@ class Journal:
         """Number what was captured, and put a reference to it into the queue of every child that wants it."""
         with self.lock:
             self._hand_out()
-            number = self._last[0].number + 1 if self._last else 0
-            if number > self._wake_at:
+            if self._next_number > self._wake_at:
                 self.wakes_wanted += 1
                 self._wake_at = inf
-            self._look_ahead(number)
+            self._look_ahead(self._next_number)
 
     def _hand_out(self) -> None:
         while self._captured:

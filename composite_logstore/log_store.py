@@ -256,6 +256,8 @@ class CompositeLogStore(BaseLogStore):
                     child.check()
                 except Exception as error:
                     return False, f"log store '{self.name}', child '{child.name}': {error}"
+            if twice := self.config.doubled(stack.artifact_store):
+                return False, f"log store '{self.name}', {twice}"
             return True, ""
 
         return StackValidator(custom_validation_function=cast("Callable[[Stack], tuple[bool, str]]", check))

@@ -2,7 +2,7 @@
 
 Each child is scanned once, one after the other. Of what it holds, only the runs of numbers are kept, and for each
 1,024 numbers of a writer a sum over the contents: memory grows with the gaps, not with the events, and no order is
-needed. Only where sums differ is it read again.
+needed. Only where sums differ is it read again: it is remembered which numbers lie between which two places.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zenml.exceptions import DoesNotExistException, LogStoreError
@@ -36,6 +36,8 @@ _MINUTE = 60_000_000_000
 _BLOCK_BITS = 10
 _BLOCK = 1 << _BLOCK_BITS
 _MOST_BLOCKS = 4_096
+# So many records at least lie between two places that are remembered.
+_STRETCH = 16_384
 _HIGHEST = 1 << 62
 _64_BITS = (1 << 64) - 1
 _ROUNDS = 3
@@ -141,6 +143,40 @@ class StreamParity:
         )
 
 
+@dataclass
+class _Stretch:
+    """A piece of a stream, as it was scanned.
+
+    Attributes:
+        token: Where it begins.
+        ordinal: How many records lie before it that nobody of ours has numbered.
+        records: How many records it has.
+        bounds: A writer → the lowest and the highest number of its events in it.
+    """
+
+    token: str | None
+    ordinal: int
+    records: int = 0
+    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, writer: str, sequences: Sequence[int]) -> None:
+        """Take in some more."""
+        self.records += len(sequences)
+        lowest, highest = _bounds(sequences)
+        if writer in self.bounds:
+            lowest, highest = min(lowest, self.bounds[writer][0]), max(highest, self.bounds[writer][1])
+        self.bounds[writer] = lowest, highest
+
+    def may_have(self, wanted: dict[str, Runs]) -> bool:
+        """Return whether some of the events that are wanted may be in it."""
+        return any(writer in wanted and wanted[writer].touches(*bounds) for writer, bounds in self.bounds.items())
+
+
+def _bounds(sequences: Sequence[int]) -> tuple[int, int]:
+    # Of a range that is known at once, and most are ranges.
+    return (sequences[0], sequences[-1]) if isinstance(sequences, range) else (min(sequences), max(sequences))
+
+
 class Holding:
     """What one child holds of one stream, as far as it was scanned.
 
@@ -174,6 +210,7 @@ class Holding:
         self.delays: Counter[int] = Counter()
         # A child's name → a writer → which of its events are not meant for that child.
         self.exempt: dict[str, dict[str, Runs]] = {}
+        self._stretches = [_Stretch(None, 0)]
         self._stream = stream
         self._particular = [other for other in others if not other.takes_all]
         self._is_raw = is_raw and source.scanner.scan_format != PAGES
@@ -195,14 +232,17 @@ class Holding:
 
     def add(self, chunk: Scanned) -> None:
         """Take in records that lie one after the other."""
+        first_ordinal = self.foreign
+        size = len(chunk.contents)
+        writer, sequences = self._numbered(chunk, first_ordinal)
+        if not chunk.writer:
+            self.foreign += size
+        stretch = self._stretches[-1]
+        stretch.add(writer, sequences)
         if chunk.token is not None:
             self.token = chunk.token
-        writer, sequences, first_ordinal = chunk.writer, chunk.sequences, self.foreign
-        size = len(chunk.contents)
-        if not writer:
-            writer = foreign_writer(self._stream.id)
-            sequences = range(self.foreign, self.foreign + size)
-            self.foreign += size
+            if stretch.records >= _STRETCH:
+                self._stretches.append(_Stretch(chunk.token, self.foreign))
         runs = self.runs.setdefault(writer, Runs())
         sums = self.sums.setdefault(writer, {})
         first, last = sequences[0], sequences[-1]
@@ -253,21 +293,62 @@ class Holding:
                 sums[block] = (sums.get(block, 0) + summand) & _64_BITS
         self._note_times(times, chunk.arrived)
 
+    def again(self, logs: LogsResponse, wanted: dict[str, Runs]) -> Generator[LogEvent]:
+        """Scan once more where events may be that are wanted, and yield them.
+
+        Args:
+            logs: The stream.
+            wanted: A writer → the numbers of its events that are wanted.
+
+        Raises:
+            Exception: As `Reader.read` does.
+        """
+        for may_have, group in groupby(self._stretches, lambda stretch: stretch.may_have(wanted)):
+            if not may_have:
+                continue
+            stretches = list(group)
+            ordinal, left = stretches[0].ordinal, sum(stretch.records for stretch in stretches)
+            for chunk in self.source.scanner.scan(logs, stretches[0].token):
+                writer, sequences = self._numbered(chunk, ordinal)
+                if writer in wanted and wanted[writer].touches(*_bounds(sequences)):
+                    for place, sequence in enumerate(sequences):
+                        if sequence in wanted[writer]:
+                            content = chunk.contents[place]
+                            event = as_event(self.source.scanner, content, self._stream, ordinal + place)
+                            if event is not None:
+                                yield event
+                ordinal += 0 if chunk.writer else len(chunk.contents)
+                left -= len(chunk.contents)
+                if left <= 0:
+                    break
+
+    def _numbered(self, chunk: Scanned, ordinal: int) -> tuple[str, Sequence[int]]:
+        """Return the writer and the numbers of records, whoever wrote them."""
+        if chunk.writer:
+            return chunk.writer, chunk.sequences
+        return foreign_writer(self._stream.id), range(ordinal, ordinal + len(chunk.contents))
+
     def _note_times(self, times: Sequence[int], arrived: int | None) -> None:
         if not times:
             return
-        first, last = times[0] // _MINUTE, times[-1] // _MINUTE
-        if first == last:
-            self.minutes[first] += len(times)
-        else:
-            self.minutes.update(time // _MINUTE for time in times)
-        if arrived is not None:
-            bounds = [bound * 1e9 for bound in DELAYS_SECONDS]
-            shortest, longest = bisect_left(bounds, arrived - times[-1]), bisect_left(bounds, arrived - times[0])
-            if shortest == longest:
-                self.delays[shortest] += len(times)
+        bounds = [bound * 1e9 for bound in DELAYS_SECONDS]
+
+        def classes(place: int) -> tuple[int, int]:
+            delay = bisect_left(bounds, arrived - times[place]) if arrived is not None else 0
+            return times[place] // _MINUTE, delay
+
+        # Between two of the same classes lie others of these: so few of them need be looked at.
+        pieces = [(0, classes(0), len(times) - 1, classes(len(times) - 1))]
+        while pieces:
+            first, of_first, last, of_last = pieces.pop()
+            if of_first == of_last:
+                minute, delay = of_first
+                self.minutes[minute] += last - first + 1
+                if arrived is not None:
+                    self.delays[delay] += last - first + 1
             else:
-                self.delays.update(bisect_left(bounds, arrived - time) for time in times)
+                middle = (first + last) // 2
+                pieces += [(first, of_first, middle, classes(middle)), (middle + 1, classes(middle + 1), last, of_last)]
 
 
 def _shown(event: LogEvent | None) -> tuple[Any, ...]:
@@ -465,24 +546,8 @@ class Comparison:
 
     def _again(self, name: str, wanted: dict[str, Runs]) -> Generator[LogEvent]:
         """Read a child once more, and yield the events that are wanted; one that fails meanwhile is left out."""
-        source = self._holdings[name].source
-        foreign, ordinal = foreign_writer(self._logs.id), 0
         try:
-            for chunk in source.scanner.scan(self._logs):
-                writer = chunk.writer or foreign
-                first = ordinal
-                sequences: Sequence[int] = chunk.sequences
-                if not chunk.writer:
-                    sequences = range(ordinal, ordinal + len(chunk.contents))
-                    ordinal += len(chunk.contents)
-                of_writer = wanted.get(writer)
-                if of_writer is None or not of_writer.touches(min(sequences), max(sequences)):
-                    continue
-                for place, sequence in enumerate(sequences):
-                    if sequence in of_writer:
-                        event = as_event(source.scanner, chunk.contents[place], self._stream, first + place)
-                        if event is not None:
-                            yield event
+            yield from self._holdings[name].again(self._logs, wanted)
         except DoesNotExistException:
             return
         except Exception as error:

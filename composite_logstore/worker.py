@@ -135,10 +135,12 @@ class Worker:
             with patiently(self._journal.lock):
                 conclude()
                 news = self._news(self._delivery.stats())
-                action = None if self._is_cut_short else self._next()
-            self._tell(news)
+                # An export's time begins with `next`, and telling may take long.
+                action = None if news or self._is_cut_short else self._next()
             conclude = _nothing
-            if isinstance(action, Export):
+            if news:
+                self._tell(news)
+            elif isinstance(action, Export):
                 conclude = self._export(action)
             elif isinstance(action, Load):
                 conclude = self._load(action)

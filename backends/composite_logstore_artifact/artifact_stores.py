@@ -6,20 +6,18 @@ Looked up live: a stack's artifact store can be exchanged, and then its old runs
 from __future__ import annotations
 
 import os
-import threading
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from zenml.artifacts.utils import instantiate_artifact_store
 from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
-from zenml.io.filesystem_registry import default_filesystem_registry
-from zenml.stack import Flavor
+
+from composite_logstore import open_artifact_store
 
 if TYPE_CHECKING:
-    from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig
+    from zenml.artifact_stores import BaseArtifactStore
     from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse
 
     from composite_logstore import Stream
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 REMEMBERED_SECONDS = 5.0
 """How long an artifact store is used again. No longer, since a service connector's token expires; but to look one up
 and connect to it takes half a second, and who goes through a fleet's streams needs one for each."""
-
-_registering = threading.Lock()
 
 _stores: dict[str, tuple[float, BaseArtifactStore]] = {}
 # A filesystem of fsspec cannot be used in a forked process.
@@ -163,13 +159,7 @@ def _opened(name: str) -> BaseArtifactStore:
 
 def _load(model: ComponentResponse) -> BaseArtifactStore:
     try:
-        if ENV_ZENML_SERVER in os.environ:
-            # Shared between requests: never clean it up.
-            return instantiate_artifact_store(model)
-        active = Client().active_stack.artifact_store
-        if model.id == active.id:
-            return active
-        return _instantiate_beside_active(model)
+        return open_artifact_store(model)
     except ImportError as error:
         flavor = model.flavor_name
         raise ArtifactStoreNotUsableError(
@@ -181,27 +171,6 @@ def _load(model: ComponentResponse) -> BaseArtifactStore:
         raise ArtifactStoreNotUsableError(
             f"artifact store '{model.name}' cannot be opened here ({error.strerror}); check its path"
         ) from error
-
-
-def _instantiate_beside_active(model: ComponentResponse) -> BaseArtifactStore:
-    """Build the artifact store without taking the place of the active stack's own.
-
-    An artifact store registers itself as *the* filesystem of its URL schemes, and refuses paths outside
-    its own root: a pipeline on another bucket could then no longer read or write its artifacts.
-    """
-    config_class = cast("type[BaseArtifactStoreConfig]", Flavor.from_model(model.flavor).config_class)
-    registered = []
-    with _registering:
-        for scheme in config_class.SUPPORTED_SCHEMES:
-            try:
-                registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
-            except ValueError:
-                continue
-        try:
-            return instantiate_artifact_store(model)
-        finally:
-            for filesystem in registered:
-                default_filesystem_registry.register(filesystem)
 
 
 def _run_of(logs: LogsResponse) -> PipelineRunResponse | None:

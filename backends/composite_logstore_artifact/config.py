@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -68,6 +69,26 @@ class ArtifactChildConfig(ChildConfig):
             f"'artifact_store' is '{named}', but with 'serve_from_artifact_store' ZenML's server looks in that of the "
             f"stack, '{artifact_store.name}'; leave 'artifact_store' out, or give the stack that artifact store"
         )
+
+    def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
+        """Return the artifact store: a stream is in the same file of it, whichever child writes that.
+
+        Args:
+            artifact_store: That of the stack, if it is known.
+        """
+        named = self.artifact_store
+        if artifact_store is None:
+            return {named or "": f"artifact store '{named}'" if named else "the stack's artifact store"}
+        if named is None:
+            return {artifact_store.config.path or str(artifact_store.id): f"artifact store '{artifact_store.name}'"}
+        from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, find_model
+
+        try:
+            model = find_model(named)
+        except ArtifactStoreNotFoundError:
+            # That the child is unavailable is said elsewhere.
+            return {}
+        return {model.configuration.get("path") or str(model.id): f"artifact store '{model.name}'"}
 
     def check(self) -> None:
         """Check that the named artifact store exists.

@@ -13,13 +13,13 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from uuid import UUID
 
 import orjson
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
-from composite_logstore import LogEvent, RetryableError, Stream, UnavailableError
+from composite_logstore import LogEvent, RejectedError, RetryableError, Scanned, Stream, UnavailableError
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,
@@ -29,7 +29,14 @@ from composite_logstore_artifact.artifact_stores import (
 )
 from composite_logstore_artifact.compaction import Compaction
 from composite_logstore_artifact.index import Chunk, add
-from composite_logstore_artifact.lines import STANDARD_LEVELS, standard_level, summarize_events
+from composite_logstore_artifact.lines import (
+    SCAN_FORMAT,
+    STANDARD_LEVELS,
+    Summary,
+    standard_level,
+    summarize_events,
+    summarize_lines,
+)
 from composite_logstore_artifact.objects import ObjectName
 
 if TYPE_CHECKING:
@@ -40,8 +47,11 @@ if TYPE_CHECKING:
 _MANY = 100
 # Of a finished stream, so many are worth it.
 _MANY_AT_THE_END = 8
+# An object of so many bytes is not worth being read and written once more: so much of a log is sent once.
+_LARGE = 4 * 1024 * 1024
 
 _stream_of = attrgetter("stream")
+_number_of = attrgetter("number")
 
 
 class ArtifactExporter:
@@ -58,6 +68,8 @@ class ArtifactExporter:
         schedule_delay_millis: How long events should wait for a fuller batch, in milliseconds; None where
             what is set for the child is right.
     """
+
+    scan_format: ClassVar[str] = SCAN_FORMAT
 
     def __init__(
         self,
@@ -110,8 +122,22 @@ class ArtifactExporter:
         for stream, run in groupby(batch, _stream_of):
             streams.setdefault(stream.id, []).extend(run)
         for events in streams.values():
-            self._export_stream(events)
+            self._write(events[0].stream, _Lines(events[0].writer, events, encode, _number_of, summarize_events))
         return 0
+
+    def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
+        """Write lines of another archive as they are.
+
+        Args:
+            stream: Their stream.
+            scanned: The lines of one writer, in journal order.
+
+        Raises:
+            RetryableError: As `export` does.
+            RejectedError: A line does not say what it should.
+            UnavailableError: As `export` does.
+        """
+        self._write(stream, _Lines(scanned.writer, scanned.contents, _with_newline, _number_in, summarize_lines))
 
     def end_stream(self, stream: Stream) -> None:
         """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
@@ -132,28 +158,27 @@ class ArtifactExporter:
         self._progress.clear()
         self._artifact_stores.clear()
 
-    def _export_stream(self, events: list[LogEvent]) -> None:
-        stream, writer = events[0].stream, events[0].writer
+    def _write(self, stream: Stream, lines: _Lines) -> None:
         progress = self._progress.setdefault(stream.id, _Progress())
-        written = progress.written.get(writer, -1)
-        if events[0].number <= written:
-            events = [event for event in events if event.number > written]
-        if not events:
+        lines = lines.after(progress.written.get(lines.writer, -1))
+        if not lines.records:
             return
+        first, last = lines.ends
         try:
             artifact_store = self._artifact_stores.get(stream.artifact_store_id)
             if artifact_store is None:
                 artifact_store = self._artifact_stores[stream.artifact_store_id] = self._find(stream)
             uri = prepare_logs_uri(artifact_store, stream.id)
             if artifact_store.config.is_local:
-                _append(artifact_store, uri, events, progress)
+                _append(artifact_store, uri, lines, progress)
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
-                name = self._object_name(events, progress)
-                size = _write_object(artifact_store, os.path.join(uri, name), events)
-                progress.written[writer] = events[-1].number
+                name = self._object_name(lines, first, last, progress)
+                size = _write_object(artifact_store, os.path.join(uri, name), lines)
+                progress.written[lines.writer] = last
                 progress.attempt = None
-                progress.loose[name] = size
+                if size < _LARGE:
+                    progress.loose[name] = size
         except Exception as error:
             # Whoever mends an artifact store updates it: look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
@@ -165,19 +190,66 @@ class ArtifactExporter:
             self._compaction.begin(artifact_store, uri, progress.loose, is_last=False)
             progress.loose, progress.is_merged = {}, True
 
-    def _object_name(self, events: list[LogEvent], progress: _Progress) -> str:
-        """Return the name of the object that these events are written to.
+    def _object_name(self, lines: _Lines, first: int, last: int, progress: _Progress) -> str:
+        """Return the name of the object that these lines are written to.
 
         An attempt that failed may have been successful all the same, with only its answer lost: the same
         name again overwrites what it wrote, so that no copy remains. But a name must not say less than there is.
         """
-        writer, first, last = events[0].writer, events[0].number, events[-1].number
         attempt = progress.attempt
-        if attempt is None or (attempt.writer, attempt.first) != (writer, first) or last > attempt.last:
+        if attempt is None or (attempt.writer, attempt.first) != (lines.writer, first) or last > attempt.last:
             self._last_arrival = max(self._last_arrival + 1, self._clock())
             arrival = self._last_arrival
-            progress.attempt = ObjectName(arrival, arrival, writer, first, last, summarize_events(events))
+            progress.attempt = ObjectName(arrival, arrival, lines.writer, first, last, lines.summary)
         return str(progress.attempt)
+
+
+class _Lines(NamedTuple):
+    """What one writer logged to one stream, to be written at once.
+
+    Attributes:
+        writer: Who logged it.
+        records: The events, or what was scanned of them, in journal order.
+        encode: Makes a line of a record, newline and all.
+        number_of: Says which number a record has.
+        summarize: Says what records have among them.
+    """
+
+    writer: str
+    records: Sequence[Any]
+    encode: Callable[[Any], bytes]
+    number_of: Callable[[Any], int]
+    summarize: Callable[[Sequence[Any]], Summary]
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The numbers of the first and of the last one."""
+        return self.number_of(self.records[0]), self.number_of(self.records[-1])
+
+    @property
+    def summary(self) -> Summary:
+        """What they have among them."""
+        return self.summarize(self.records)
+
+    def after(self, number: int) -> _Lines:
+        """Return those with a higher number."""
+        if self.number_of(self.records[0]) > number:
+            return self
+        return self._replace(records=[record for record in self.records if self.number_of(record) > number])
+
+
+def _with_newline(line: bytes) -> bytes:
+    return line + b"\n"
+
+
+def _number_in(line: bytes) -> int:
+    try:
+        number = orjson.loads(line)["number"]
+    except (ValueError, LookupError, TypeError):
+        number = None
+    if type(number) is not int or number < 0:
+        raise RejectedError("a line does not say which number its event has")
+    return number
 
 
 @dataclass
@@ -187,7 +259,8 @@ class _Progress:
     Attributes:
         written: A writer → the number of its last event that was written.
         attempt: The name of the object that may not have been written.
-        loose: The objects that were written since some were merged: their names, and their sizes in bytes.
+        loose: The objects that were written since some were merged, but for large ones: their names, and their sizes
+            in bytes.
         is_merged: Whether some were merged.
     """
 
@@ -197,9 +270,9 @@ class _Progress:
     is_merged: bool = False
 
 
-def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent], progress: _Progress) -> None:
-    """Append the events to a file that other processes append to at the same time."""
-    lines = [encode(event) for event in events]
+def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress: _Progress) -> None:
+    """Append the lines to a file that other processes append to at the same time."""
+    encoded = list(map(lines.encode, lines.records))
     try:
         file = artifact_store.open(uri, "a+b")
     except FileNotFoundError:
@@ -211,10 +284,10 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
         if file.seek(0, io.SEEK_END) > 0:
             file.seek(-1, io.SEEK_END)
             if file.read(1) != b"\n":
-                lines[0] = b"\n" + lines[0]
+                encoded[0] = b"\n" + encoded[0]
         # Past the buffer, in one `write`: so it is known how much of it was written when the disk is full.
         raw = getattr(file, "raw", file)
-        content = b"".join(lines)
+        content = b"".join(encoded)
         rest = memoryview(content)
         size = len(rest)
         try:
@@ -222,21 +295,21 @@ def _append(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent],
                 rest = rest[raw.write(rest) :]
         finally:
             if not rest:
-                progress.written[events[-1].writer] = events[-1].number
+                progress.written[lines.writer] = lines.ends[1]
             end = size - len(rest)
-            for event, line in zip(events, lines, strict=True) if rest else ():
+            for record, line in zip(lines.records, encoded, strict=True) if rest else ():
                 end -= len(line)
                 if end < 0:
                     break
-                progress.written[event.writer] = event.number
+                progress.written[lines.writer] = lines.number_of(record)
         begin = raw.tell() - size
     whole = content.removeprefix(b"\n")
-    add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, summarize_events(events)))
+    add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, lines.summary))
 
 
-def _write_object(artifact_store: BaseArtifactStore, uri: str, events: list[LogEvent]) -> int:
-    """Write the events as an object, and return its size in bytes."""
-    content = b"".join(map(encode, events))
+def _write_object(artifact_store: BaseArtifactStore, uri: str, lines: _Lines) -> int:
+    """Write the lines as an object, and return its size in bytes."""
+    content = b"".join(map(lines.encode, lines.records))
     try:
         _write(artifact_store, uri, content)
     except FileNotFoundError:

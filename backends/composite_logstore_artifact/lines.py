@@ -17,6 +17,9 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import BACKFILLED, Event, ExceptionInfo, LogEvent, ReadEntry, Scanned, Stream, TraceContext
 
+SCAN_FORMAT = "archive"
+"""What an archive's lines are called where they are compared and copied as they are."""
+
 STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 """The numbers of the standard levels, and their names."""
 

@@ -56,7 +56,7 @@ class ArtifactReader:
 
     max_page_size = 50_000
     in_order = True
-    scan_format: ClassVar[str] = "archive"
+    scan_format: ClassVar[str] = lines.SCAN_FORMAT
 
     def __init__(
         self,

@@ -8,19 +8,18 @@ from importlib.metadata import packages_distributions
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from zenml.artifacts.utils import instantiate_artifact_store
 from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
-from zenml.io.filesystem_registry import default_filesystem_registry
 from zenml.log_stores import BaseLogStore
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
-from zenml.stack import Flavor, StackComponent
+from zenml.stack import StackComponent
 
+from composite_logstore import CompositeLogStoreConfig, open_artifact_store
 from composite_logstore_component.streams import extends_artifact
 
 if TYPE_CHECKING:
-    from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig
+    from zenml.artifact_stores import BaseArtifactStore
     from zenml.models import ComponentResponse
 
 TYPES = (StackComponentType.LOG_STORE, StackComponentType.ARTIFACT_STORE)
@@ -50,7 +49,7 @@ def load(model: ComponentResponse) -> BaseLogStore:
     """
     try:
         if model.type == StackComponentType.ARTIFACT_STORE:
-            return ArtifactLogStore.from_artifact_store(_load_artifact_store(model))
+            return ArtifactLogStore.from_artifact_store(open_artifact_store(model))
         return cast(BaseLogStore, StackComponent.from_model(model))
     except ImportError as error:
         raise ComponentError(
@@ -74,6 +73,24 @@ def requirements_of(name: str) -> set[str]:
     packages = set() if module in ("zenml", "composite_logstore") else set(packages_distributions().get(module, ()))
     component = store._artifact_store if extends_artifact(store) else store
     return packages | set(component.requirements)
+
+
+def places_of(model: ComponentResponse, artifact_store: BaseArtifactStore) -> dict[str, str]:
+    """Return the artifact stores that the component writes logs to: a path or an id → its name in an error.
+
+    Args:
+        model: What ZenML knows of the component.
+        artifact_store: That of the stack.
+
+    Raises:
+        ComponentError: It cannot be used.
+    """
+    if model.type == StackComponentType.ARTIFACT_STORE:
+        return {model.configuration.get("path") or str(model.id): f"artifact store '{model.name}'"}
+    config = load(model).config
+    if not isinstance(config, CompositeLogStoreConfig):
+        return {}
+    return {place: label for child in config.enabled_children for place, label in child.places(artifact_store).items()}
 
 
 def _find(name: str) -> ComponentResponse:
@@ -148,28 +165,3 @@ def _refuse_circles(model: ComponentResponse, path: tuple[ComponentResponse, ...
 def _children(configuration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     children = configuration.get("children")
     return [child for child in children if isinstance(child, Mapping)] if isinstance(children, list) else []
-
-
-def _load_artifact_store(model: ComponentResponse) -> BaseArtifactStore:
-    """Return the artifact store, without taking the place of the active stack's own.
-
-    An artifact store registers itself as *the* filesystem of its URL schemes, and refuses paths outside
-    its own root: a pipeline on another bucket could then no longer read or write its artifacts.
-    """
-    if ENV_ZENML_SERVER in os.environ:
-        return instantiate_artifact_store(model)
-    active = Client().active_stack.artifact_store
-    if model.id == active.id:
-        return active
-    config_class = cast("type[BaseArtifactStoreConfig]", Flavor.from_model(model.flavor).config_class)
-    registered = []
-    for scheme in config_class.SUPPORTED_SCHEMES:
-        try:
-            registered.append(default_filesystem_registry.get_filesystem_for_scheme(scheme))
-        except ValueError:
-            continue
-    try:
-        return instantiate_artifact_store(model)
-    finally:
-        for filesystem in registered:
-            default_filesystem_registry.register(filesystem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -9,6 +10,8 @@ from pydantic import Field
 from composite_logstore import ChildConfig, UnavailableError
 
 if TYPE_CHECKING:
+    from zenml.artifact_stores import BaseArtifactStore
+
     from composite_logstore import Exporter
     from composite_logstore_component.reader import ComponentReader
 
@@ -52,6 +55,22 @@ class ComponentChildConfig(ChildConfig):
         from composite_logstore_component.reader import ComponentReader
 
         return ComponentReader(self.component)
+
+    def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
+        """Return the artifact store that the component is, or those that a composite's children write to.
+
+        Args:
+            artifact_store: That of the stack, if it is known. If not, nothing is looked up.
+        """
+        if artifact_store is None:
+            return {}
+        from composite_logstore_component.components import ComponentError, find_model, places_of
+
+        try:
+            return places_of(find_model(self.component), artifact_store)
+        except ComponentError:
+            # That the child is unavailable is said elsewhere.
+            return {}
 
     def check_registration(self) -> None:
         """Check that the component exists, is a log store, and does not contain itself.

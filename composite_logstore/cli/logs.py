@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from typing import TYPE_CHECKING, cast
@@ -16,13 +16,17 @@ import click
 from zenml.utils.time_utils import utc_now
 
 from composite_logstore import clock
+from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.cli.console import output_option, say_json, warn
+from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stores import (
     FLAVOR,
     NoAnswer,
+    RegisteredStore,
     RunStream,
     asking_zenml,
     find_run,
+    find_store,
     load_store,
     mistake,
     nearest,
@@ -44,26 +48,7 @@ _MOST_ENTRIES = 20_000
 _LARGEST_PAGE = 2_000
 _SMALLEST_PAGE = 20
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-class Moment(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A point in time: one of ISO 8601, this machine's time where it names no zone, or how long ago it was: `90m`."""
-
-    name = "time"
-
-    def convert(self, value: str | datetime, param: click.Parameter | None, context: click.Context | None) -> datetime:
-        """Return the point in time."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value.strip()):
-                return datetime.now(timezone.utc) - timedelta(**{_UNITS[match[2]]: float(match[1])})
-            # Before Python 3.11 it knows no `Z`.
-            return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value.strip())).astimezone(timezone.utc)
-        except (ValueError, OverflowError, OSError):
-            self.fail("give a time such as '2026-05-01T12:30', or how long ago it was: '30s', '90m', '2h', '7d'")
 
 
 class Level(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -212,16 +197,26 @@ def merged(streams: Iterable[Stream]) -> Iterator[tuple[Stream, LogEntry]]:
 
 
 class Readers:
-    """What to read each stream with: the log store that collected it, or one child of that."""
+    """What to read each stream with: the log store that collected it, or another that may have a copy."""
 
-    def __init__(self, child: str | None) -> None:
+    def __init__(self, child: str | None, store: RegisteredStore | None) -> None:
         """Begin.
 
         Args:
             child: The child to read from; each log store's primary if not given.
+            store: The log store to read all streams from; that which collected each if not given.
         """
         self._child = child
+        self._store = store
         self._stores: dict[UUID | None, BaseLogStore | str] = {}
+
+    def claim(self, stream: RunStream) -> RunStream:
+        """Return the stream as one that the log store collected which it is read from."""
+        if self._store is None:
+            return stream
+        logs = stream.logs.model_copy(deep=True)
+        logs.get_body().log_store_id = self._store.store.id
+        return replace(stream, logs=logs)
 
     def of(self, stream: RunStream) -> BaseLogStore | str:
         """Return what to read the stream with, or why there is nothing of the kind.
@@ -229,6 +224,8 @@ class Readers:
         Raises:
             NoAnswer: ZenML cannot be asked, or the log store cannot be loaded here.
         """
+        if self._store is not None:
+            return self._part_of(self._store)
         key = stream.logs.log_store_id or stream.logs.artifact_store_id
         if key not in self._stores:
             with asking_zenml():
@@ -236,7 +233,6 @@ class Readers:
         return self._stores[key]
 
     def _find(self, stream: RunStream) -> BaseLogStore | str:
-        from zenml.artifacts.utils import instantiate_artifact_store
         from zenml.client import Client
         from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
         from zenml.log_stores.base_log_store import BaseLogStore
@@ -249,24 +245,26 @@ class Readers:
             if self._child:
                 return "ZenML's own log store has collected them, which has no children"
             model = zen_store.get_stack_component(stream.logs.artifact_store_id)
-            return ArtifactLogStore.from_artifact_store(artifact_store=instantiate_artifact_store(model))
+            return ArtifactLogStore.from_artifact_store(artifact_store=open_artifact_store(model))
         model = zen_store.get_stack_component(stream.logs.log_store_id)
         if model.flavor_name == FLAVOR:
-            found = load_store(model)
-            if self._child is None:
-                return found.store
-            known = [child.name for child in found.config.children]
-            if self._child not in known:
-                return f"log store '{found.name}' has no child '{self._child}'{nearest(self._child, known)}"
-            if why := found.config.child(self._child).unreadable:
-                return f"child '{self._child}' of log store '{found.name}' cannot be read: {why}"
-            return found.reading_from(self._child)
+            return self._part_of(load_store(model))
         if self._child:
             return f"log store '{model.name}' of flavor '{model.flavor_name}' has collected them, which has no children"
         try:
             return cast(BaseLogStore, StackComponent.from_model(model))
         except Exception as error:
             raise NoAnswer(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
+
+    def _part_of(self, found: RegisteredStore) -> BaseLogStore | str:
+        if self._child is None:
+            return found.store
+        known = [child.name for child in found.config.children]
+        if self._child not in known:
+            return f"log store '{found.name}' has no child '{self._child}'{nearest(self._child, known)}"
+        if why := found.config.child(self._child).unreadable:
+            return f"child '{self._child}' of log store '{found.name}' cannot be read: {why}"
+        return found.reading_from(self._child)
 
 
 # The command
@@ -277,6 +275,9 @@ class Readers:
 @click.option("--step", metavar="NAME", help="Only this step's.")
 @click.option("--source", metavar="NAME", help="Only the streams with this source, such as 'step' or 'client'.")
 @click.option("--from", "child", metavar="CHILD", help="Read from this child, and not from the primary.")
+@click.option(
+    "--store", metavar="STORE", help="Read from this log store, which may have copies, whichever collected them."
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes until the run has ended.")
 @click.option("--since", type=Moment(), help="Only what was logged since then: a time, or how long ago, such as '90m'.")
 @click.option("--until", type=Moment(), help="Only what was logged until then.")
@@ -288,6 +289,7 @@ def logs(
     step: str | None,
     source: str | None,
     child: str | None,
+    store: str | None,
     follow: bool,
     since: datetime | None,
     until: datetime | None,
@@ -309,7 +311,9 @@ def logs(
     wanted = LogsEntriesFilter(search=search, level=level, since=since, until=until)  # type: ignore[arg-type]
     try:
         found = find_run(run)
-        showing = _Showing(found, step, source, Readers(child), wanted, output)
+        showing = _Showing(
+            found, step, source, Readers(child, find_store(store, "--store") if store else None), wanted, output
+        )
         showing.begin()
         if follow and not _has_settled(found):
             showing.follow()
@@ -372,7 +376,7 @@ class _Showing:
 
     def _find(self) -> None:
         new = []
-        for stream in streams_of_run(self._run, self._step, self._source):
+        for stream in map(self._readers.claim, streams_of_run(self._run, self._step, self._source)):
             known = self._streams.get(stream.logs.id)
             if known is None:
                 new.append(stream)

@@ -13,7 +13,7 @@ import click
 import orjson
 
 from composite_logstore.cli.console import output_option, say, say_json, show_table, warn
-from composite_logstore.cli.selection import Moment
+from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stages import (
     EARLIER,
     LOOK_SECONDS,
@@ -93,7 +93,9 @@ def migrate(
         stopped, code = str(error), 1
     except KeyboardInterrupt:
         stopped, code = "interrupted", 3
-    following = next((stage for stage in STAGES if not stage.is_done(move)), None)
+    # What this command has just done need not be told again.
+    just = () if is_undo else [one["stage"] for one in done]
+    following = next((stage for stage in STAGES if not stage.is_done(move) and stage.name not in just), None)
     if output == "json":
         say_json(_as_json(move, done, stopped, following))
     else:
@@ -252,6 +254,6 @@ def _show(move: Move, stopped: str, following: Stage | None, has_asked: bool) ->
         return
     say(f"Stack '{move.stack.name}' has moved to child '{move.to}' of log store '{move.name}'.", style="success")
     say(
-        "Runs from before the switch are read, in ZenML's dashboard, where they were collected: keep that log store or "
-        f"artifact store. `composite-logstore logs RUN --from {move.to}` shows the copies."
+        "ZenML's dashboard goes on reading runs from before the switch where they were collected, so keep that. "
+        f"`composite-logstore logs RUN --store {move.name}` shows the copies."
     )

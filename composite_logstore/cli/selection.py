@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from composite_logstore.cli.console import console, inert
+from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stores import (
     RegisteredStore,
     RunStream,
@@ -28,27 +28,6 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.spooling import spool_root
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_AGO = re.compile(r"(\d+)\s*(s|min|m|h|d)")
-_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
-
-
-class Moment(click.ParamType):  # type: ignore[type-arg]
-    """A time: `2h` ago, or as ISO 8601 has it; without a time zone it is UTC, as in ZenML."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the time."""
-        if isinstance(value, datetime):
-            return value
-        if ago := _AGO.fullmatch(value.strip()):
-            return datetime.now(timezone.utc) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-        try:
-            moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-        except ValueError:
-            self.fail(f"'{value}' is no time; give one like 2h, 3d, 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def selection_options(command: Command) -> Command:

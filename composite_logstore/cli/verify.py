@@ -71,7 +71,9 @@ def verify(
     began = time.monotonic()
     sources: list[Source] = []
     is_interrupted = False
-    key = orjson.dumps([run, str(since), str(until), everything, [child.model_dump(mode="json") for child in chosen]])
+    # Two hours ago is another time when the same command is given again.
+    meant = [run, since is not None, until is not None, everything]
+    key = orjson.dumps([meant, [child.model_dump(mode="json") for child in chosen]])
     name = f"{registered.store.id}-{hashlib.sha256(key).hexdigest()[:16]}"
     try:
         with _progress(name, anew) as (before, file), Bars("verify") as bars:

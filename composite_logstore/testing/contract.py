@@ -19,12 +19,14 @@ from zenml.models import LogsEntriesFilter, LogsResponse
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore.backend import (
+    Copier,
     Exporter,
     ExportError,
     Page,
     PageRequest,
     ReadEntry,
     Reader,
+    Scanned,
     TooLargeError,
 )
 from composite_logstore.config import ChildConfig
@@ -263,6 +265,24 @@ class ExporterThread(PatientThread):
     def create(self) -> None:
         """Create the exporter."""
         self._use("create_exporter()", lambda exporter: None)
+
+    def takes_scanned(self, scan_format: str) -> bool:
+        """Return whether the exporter writes what was scanned in this format."""
+        return bool(
+            self._use(
+                "create_exporter()",
+                lambda exporter: isinstance(exporter, Copier) and exporter.scan_format == scan_format,
+            )
+        )
+
+    def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
+        """Export what was scanned: raise what the exporter does."""
+
+        def export(exporter: Exporter) -> None:
+            assert isinstance(exporter, Copier)
+            exporter.export_scanned(stream, scanned)
+
+        self._use("export_scanned()", export)
 
     def end_stream(self, stream: Stream) -> None:
         """End a stream."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 from uuid import uuid4
@@ -13,7 +14,7 @@ from zenml.enums import LoggingLevels, StackComponentType
 from zenml.exceptions import DoesNotExistException, LogStoreError
 from zenml.models import LogEntry, LogsEntriesFilter
 
-from composite_logstore.backend import Page, PageRequest, Reader
+from composite_logstore.backend import Page, PageRequest, Reader, Scanned, Scanner
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.log_store import CompositeLogStore
@@ -23,11 +24,13 @@ from composite_logstore.testing.contract import (
     ExporterThread,
     Fault,
     PatientThread,
+    Received,
     assert_error,
     to_received,
     walk,
 )
-from composite_logstore.testing.events import make_events, make_logs, make_stream
+from composite_logstore.testing.events import WRITER, make_events, make_logs, make_stream
+from composite_logstore.testing.exporter_contract import ODD, OTHER_WRITER
 
 Direction = Literal["newer", "older"]
 DIRECTIONS: tuple[Direction, ...] = ("newer", "older")
@@ -224,6 +227,100 @@ class ReaderContract(Contract):
             with pytest.raises(ValueError, match=r"."):
                 next(walk(reader, make_logs(events[0].stream), direction, 1, token))
 
+    # What a reader may offer beside pages
+
+    @pytest.fixture
+    def scanner(self, reader: Reader) -> Scanner:
+        """The child's reader, if it is a `Scanner`."""
+        if not isinstance(reader, Scanner):
+            pytest.skip("this reader does not scan")
+        return reader
+
+    def test_a_scan_agrees_with_pages(self, reader: Reader, scanner: Scanner, fill: Fill) -> None:
+        """It leads through the same events in the same order, and says of each which it is and when it was logged."""
+        stream = make_stream()
+        for first, writer in ((0, WRITER), (0, OTHER_WRITER), (6, WRITER), (12, WRITER), (9, OTHER_WRITER)):
+            fill(make_events([f"message {number}" for number in range(first, first + 6)], stream, first, writer))
+
+        chunks = list(scanner.scan(make_logs(stream)))
+        pages = [to_received(read) for page in walk(reader, make_logs(stream)) for read in page.entries]
+        assert scanned(chunks) == [(event.writer, event.sequence) for event in pages]
+        for chunk in chunks:
+            assert len(chunk.contents) == len(chunk.sequences) == len(chunk.times)
+        times = [time for chunk in chunks for time in chunk.times]
+        unit = self.time_unit_nanos
+        assert [time // unit for time in times] == [event.time_unix_nano // unit for event in pages]
+
+    def test_a_scan_goes_on_from_each_token(self, child: ChildConfig, scanner: Scanner, fill: Fill) -> None:
+        """By another reader, too, and with what has come since."""
+        events = make_events([f"message {number}" for number in range(20)])
+        logs = make_logs(events[0].stream)
+        for end in (4, 8, 12):
+            fill(events[end - 4 : end])
+        chunks = list(scanner.scan(logs))
+        assert chunks[-1].token is not None, "what comes later cannot be scanned from there"
+        other = child.create_reader()
+        assert isinstance(other, Scanner)
+        for place, chunk in enumerate(chunks):
+            if chunk.token is not None:
+                assert scanned(other.scan(logs, chunk.token)) == scanned(chunks[place + 1 :])
+        fill(events[12:])
+        other.close()
+
+        later = scanned(scanner.scan(logs, chunks[-1].token))
+        assert later == [(event.writer, event.sequence) for event in events[12:]]
+
+    def test_what_was_scanned_is_the_event(self, scanner: Scanner, fill: Fill) -> None:
+        """With its identity, however odd it is; what says the same is equal."""
+        stream = make_stream()
+        plain = make_events([f"message {number}" for number in range(len(ODD))], stream)
+        events = [event._replace(**odd) for event, odd in zip(plain, ODD.values(), strict=True)]
+        fill(events)
+
+        contents = [content for chunk in scanner.scan(make_logs(stream)) for content in chunk.contents]
+        again = [content for chunk in scanner.scan(make_logs(stream)) for content in chunk.contents]
+        assert contents == again
+        for content, event in zip(contents, events, strict=True):
+            found = scanner.event_of(content, stream)
+            assert found is not None, "it is an event, and no other program's record"
+            assert (found.stream, found.uid) == (stream, event.uid)
+            self.assert_same(
+                Received(found.uid, found.writer, found.sequence, found.message, found.level, found.time_unix_nano),
+                event,
+            )
+
+    def test_a_scan_of_what_is_not_there(self, scanner: Scanner, fill: Fill) -> None:
+        """It ends as reading pages does."""
+        with suppress(DoesNotExistException):
+            assert scanned(scanner.scan(make_logs(make_stream()))) == []
+        events = make_events(["a", "b"])
+        fill(events)
+        with pytest.raises(ValueError, match=r"."):
+            list(scanner.scan(make_logs(events[0].stream), "nonsense"))
+
+    def test_what_was_scanned_can_be_written(
+        self, scanner: Scanner, exporter: ExporterThread, received: Backend, fill: Fill
+    ) -> None:
+        """Where the exporter is a `Copier`: it is the same then, in as many pieces as one likes, with its identity."""
+        if not exporter.takes_scanned(scanner.scan_format):
+            pytest.skip("this exporter does not write what was scanned")
+        events = make_events([f"message {number}" for number in range(20)])
+        fill(events)
+        other = make_stream()
+        for chunk in scanner.scan(make_logs(events[0].stream)):
+            middle = len(chunk.contents) // 2
+            for part in (slice(middle), slice(middle, None)):
+                sequences, contents = chunk.sequences[part], chunk.contents[part]
+                if contents:
+                    exporter.export_scanned(other, Scanned(chunk.writer, sequences, (), contents, None, None))
+        self.wait_for(received, [event._replace(stream=other) for event in events])
+
+        one, two = (list(scanner.scan(make_logs(stream))) for stream in (events[0].stream, other))
+        assert [content for chunk in two for content in chunk.contents] == [
+            content for chunk in one for content in chunk.contents
+        ]
+        assert scanned(two) == [(event.writer, event.sequence) for event in events]
+
     # Through the log store
 
     @pytest.mark.parametrize("start", ["oldest", "newest"])
@@ -287,6 +384,11 @@ class ReaderContract(Contract):
         one.close()
         assert walked(other, events[0].stream, "newer", 1) == ids(events)
         other.close()
+
+
+def scanned(chunks: Iterable[Scanned]) -> list[tuple[str, int]]:
+    """Return which events were scanned."""
+    return [(chunk.writer, sequence) for chunk in chunks for sequence in chunk.sequences]
 
 
 def ids(events: Sequence[LogEvent]) -> list[str]:

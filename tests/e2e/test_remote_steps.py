@@ -50,6 +50,7 @@ from zenml.stack import Stack
 from zenml.utils.pipeline_docker_image_builder import PipelineDockerImageBuilder
 
 client, answer = Client(), {}
+client.create_stack_component("elsewhere", "local", StackComponentType.ARTIFACT_STORE, {"path": sys.argv[3]})
 for name, children in json.loads(sys.argv[1]).items():
     settings = {"primary": "artifact", "children": children}
     client.create_stack_component(f"remote-{name}", "composite", StackComponentType.LOG_STORE, settings)
@@ -88,7 +89,7 @@ def training() -> None:
 run = training()
 there = [name for name in ("datadog_api_client", "grpc", "opentelemetry.proto") if is_there(name)]
 stats = Client().active_stack.log_store.stats()
-said = {"file": composite_logstore.__file__, "there": there, "stats": stats}
+said = {"file": composite_logstore.__file__, "there": there, "stats": stats, "run": str(run.id)}
 open(sys.argv[1], "w").write(json.dumps(said))
 """
 
@@ -108,7 +109,7 @@ class Image:
 
 @pytest.fixture(scope="module")
 def zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZenML]:
-    """A ZenML of its own: what these runs write and register is nobody else's."""
+    """A ZenML of its own: a run with ZENML_ACTIVE_STACK_ID leaves that stack active, as ZenML writes it down."""
     with ZenML(tmp_path_factory.mktemp("zenml") / "zenml") as zenml:
         zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
         yield zenml
@@ -125,7 +126,8 @@ def images(
         "otlp": {"endpoint": collector.http_endpoint},
         "datadog": datadog.settings,
         "otel": {"exporter": "console"},
-        "component": {"component": "default"},
+        # Not the stack's, where the archive is.
+        "component": {"component": "elsewhere"},
     }
     mixes = {
         name: [{"name": kind, "type": kind, **settings[kind]} for kind in kinds]
@@ -133,7 +135,7 @@ def images(
     }
     program = directory / "register.py"
     program.write_text(REGISTER)
-    zenml.python(str(program), json.dumps(mixes), str(directory / "answer.json"))
+    zenml.python(str(program), json.dumps(mixes), str(directory / "answer.json"), str(directory / "elsewhere"))
     return {name: Image(**image) for name, image in json.loads((directory / "answer.json").read_text()).items()}
 
 
@@ -166,3 +168,5 @@ def test_a_step_runs_with_what_its_image_has(
     for child in said["stats"].values():
         assert (child["state"], child["pending"], child["dropped"], child["rejected"]) == ("healthy", 0, 0, 0)
         assert child["delivered"] == child["accepted"] > 100
+    page = zenml.get(f"/logs/{zenml.streams(said['run'])['step']['id']}/entries")
+    assert [entry["message"] for entry in page["items"]] == [f"line {number}" for number in range(100)]

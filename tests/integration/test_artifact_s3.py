@@ -133,6 +133,21 @@ def test_a_finished_stream_of_many_objects_is_merged_once_and_its_cursors_stay_v
     assert messages(read(reading, stream)) == [str(number) for number in range(140)]
 
 
+def test_a_scan_goes_on_when_objects_are_merged_meanwhile(server: S3Server) -> None:
+    stream = make_stream()
+    exporter = exporter_to(server.artifact_store())
+    for number in range(60):
+        exporter.export(make_events([str(number)], stream, number))
+    reading = server.artifact_store()
+    scan = ArtifactReader(find=lambda logs: reading).scan(make_logs(stream.id))
+    first = next(scan)
+    exporter.end_stream(stream)
+    exporter.close()
+
+    assert len(server.artifact_store().listdir(prepare_logs_uri(reading, stream.id))) == 1
+    assert [number for chunk in [first, *scan] for number in chunk.sequences] == list(range(60))
+
+
 def test_no_page_takes_a_listing_of_thousands(server: S3Server) -> None:
     """However many objects a step has written while it runs."""
     writing, reading = server.artifact_store(), server.artifact_store()

@@ -606,6 +606,49 @@ def test_a_composite_that_contains_itself_is_refused(flavors: None) -> None:
             assert_refused("outer", r"'component': 'inner' contains itself \(inner → outer → inner\); take it out")
 
 
+def test_two_children_in_one_artifact_store_are_refused_before_a_run(flavors: None, tmp_path: Path) -> None:
+    """Both would write the same file, as other lines: a reader cannot tell that these say the same."""
+    active = Client().active_stack
+    archive, theirs = {"name": "archive", "type": "artifact"}, {"name": "theirs", "type": "component"}
+    default = active.artifact_store
+
+    def why_not(*children: dict[str, Any]) -> str:
+        config = CompositeLogStoreConfig(primary="archive", children=list(children))
+        assert config.is_valid
+        is_fine, message = make_store(*config.children).validator._custom_validation_function(active)  # type: ignore[misc]
+        assert is_fine is not bool(message)
+        return message.removeprefix("log store 'logs', ")
+
+    mistake = "children 'archive' and 'theirs': both write to artifact store '{}', where each line would be twice; "
+    mistake += "set another for one of them, or disable one"
+    path = str(tmp_path / "elsewhere")
+    with (
+        registered("elsewhere", "local", ARTIFACT_STORE, path=path),
+        registered("same", "local", ARTIFACT_STORE, path=f"{path}/"),
+        registered("inner", "composite", primary="archive", children=[archive]),
+        registered("broken", "composite", primary="archive", children=[archive | {"artifact_store": "nowhere"}]),
+    ):
+        named = archive | {"artifact_store": "elsewhere"}
+        for one, other, label in (
+            (archive, theirs | {"component": "default"}, "default"),
+            (archive, theirs | {"component": str(default.id)}, "default"),
+            (archive | {"artifact_store": "default"}, theirs | {"component": "default"}, "default"),
+            (archive, {**archive, "name": "theirs", "artifact_store": "default"}, "default"),
+            (named, theirs | {"component": "same"}, "same"),
+            (archive, theirs | {"component": "inner"}, "default"),
+        ):
+            assert why_not(one, other) == mistake.format(label)
+        for one, other in (
+            (archive, theirs | {"component": "elsewhere"}),
+            (named, theirs | {"component": "default"}),
+            (named, theirs | {"component": "inner"}),
+            (archive, theirs | {"component": "default", "enabled": False}),
+            # Children of children that are unavailable stand in nobody's way.
+            (archive, theirs | {"component": "broken"}),
+        ):
+            assert why_not(one, other) == ""
+
+
 def assert_refused(name: str, message: str) -> None:
     """Check that the log store is refused before a run, and that its child is unavailable all the same."""
     store = StackComponent.from_model(Client().get_stack_component(LOG_STORE, name))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
-from composite_logstore import LogEvent, Scanned, Stream
+from composite_logstore import LogEvent, Scanned, Stream, parity
 from composite_logstore.parity import NAMED, Holding, StreamParity, compare
 from composite_logstore.runs import Runs
 from composite_logstore.scanning import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
+from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import encode
 from composite_logstore_artifact.reader import ArtifactReader
@@ -28,9 +30,21 @@ WRITERS = ("0123456789abcde", "fedcba987654321")
 numbers = st.integers(0, 40) | st.integers(1020, 1030) | st.integers(5000, 5003)
 # What a child holds: a writer, a number, and whether it says something else than it should.
 records = st.tuples(st.sampled_from(WRITERS), numbers, st.sampled_from([False, False, False, True]))
-held = st.lists(records, max_size=40) | st.integers(0, 60).map(
-    lambda length: [(WRITERS[0], number, False) for number in range(length)]
+held = st.lists(records, max_size=40) | st.builds(
+    lambda length, changed: [(WRITERS[0], number, number in changed) for number in range(length)],
+    st.integers(0, 60),
+    st.sets(st.integers(0, 59), max_size=3),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pieces() -> Iterator[None]:
+    """What is read again is found in the middle of a stream, too, and not only at its beginning."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "_STRETCH", 5)
+        for name, size in {"_SCANNED_LINES": 1, "_FIRST_BLOCK": 700, "_LARGEST_BLOCK": 700}.items():
+            patch.setattr(artifact_reader, name, size)
+        yield
 
 
 def events_of(records: Sequence[tuple[str, int, bool]], stream: Stream) -> list[LogEvent]:
@@ -146,11 +160,13 @@ def test_runs_are_sets(ones: list[tuple[int, int]], others: list[tuple[int, int]
         assert one.touches(number, number + 3) == bool(set(range(number, number + 4)) & plain_one)
 
 
-def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path) -> None:
+def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "_STRETCH", 16_384)
     stream = make_stream()
     holding = Holding(archived("a", [], stream, tmp_path), stream)
     for first in range(0, 1_000_000, 10_000):
         numbers = range(first, first + 10_000)
-        holding.add(Scanned(WRITERS[0], numbers, [1] * 10_000, numbers, None, None))
+        holding.add(Scanned(WRITERS[0], numbers, [1] * 10_000, numbers, None, str(first)))
     assert list(holding.runs[WRITERS[0]]) == [(0, 999_999)]
     assert len(holding.sums[WRITERS[0]]) == 977
+    assert len(holding._stretches) == 51

@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
+from zenml.exceptions import LogStoreUnavailableError
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore import Page, PageRequest, Stream
+from composite_logstore import Page, PageRequest, Scanned, Stream
 from composite_logstore.reading import _fresh
-from composite_logstore_artifact import compaction
+from composite_logstore_artifact import compaction, exporter
 from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import Summary
@@ -149,6 +151,18 @@ def test_merged_objects_are_not_too_large_and_what_others_wrote_stays_where_it_i
     assert archive.fetched() == archive.fetched_by_zenml() == expected
 
 
+def test_large_objects_are_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "_LARGE", 2_000)
+    archive = Archive(object_store(tmp_path))
+    archive.write(0, 10)
+    archive.exporter.export(make_events(numbered(10, 30), archive.stream, 10))
+    archive.write(30, 40)
+    archive.end()
+
+    assert [(name.first, name.last) for name in archive.names] == [(0, 9), (10, 29), (30, 39)]
+    archive.assert_complete(40)
+
+
 def test_a_cursor_from_before_leads_on(tmp_path: Path) -> None:
     archive = Archive(listing_store(tmp_path))
     archive.write(0, 30)
@@ -159,6 +173,56 @@ def test_a_cursor_from_before_leads_on(tmp_path: Path) -> None:
     newer, older = archive.read("newer", pages["newer"].newer), archive.read("older", pages["older"].older)
     assert [read.entry.message for read in newer.entries] == numbered(13, 30)
     assert [read.entry.message for read in older.entries] == numbered(0, 17)
+
+
+# --- A scan
+
+
+def scanned(chunks: Iterable[Scanned]) -> list[int]:
+    return [sequence for chunk in chunks for sequence in chunk.sequences]
+
+
+@pytest.mark.parametrize("seen", [1, 7, 29])
+def test_a_scan_goes_on_when_objects_are_merged_meanwhile(tmp_path: Path, seen: int) -> None:
+    archive = Archive(object_store(tmp_path))
+    archive.write(0, 30)
+    scan = ArtifactReader(find=lambda logs: archive.store).scan(archive.logs)
+    before = scanned(islice(scan, seen))
+    archive.end()
+
+    # What was fetched ahead is still in hand; then there is nothing left of the objects that were listed.
+    assert len(archive.files) == 1
+    assert before + scanned(scan) == list(range(30))
+
+
+def test_a_scan_gives_up_on_what_is_never_there(tmp_path: Path) -> None:
+    archive = Archive(object_store(tmp_path))
+    archive.write(0, 3)
+    opened = archive.store.open
+
+    def open_nothing(path: str, mode: str = "r") -> Any:
+        if mode == "rb":
+            raise FileNotFoundError(path)
+        return opened(path, mode)
+
+    archive.store.open = open_nothing  # type: ignore[method-assign, assignment]
+    with pytest.raises(LogStoreUnavailableError, match="could not be read"):
+        list(ArtifactReader(find=lambda logs: archive.store).scan(archive.logs))
+
+
+def test_a_scan_leaves_out_the_copies_that_were_merged(tmp_path: Path) -> None:
+    archive = Archive(object_store(tmp_path))
+    archive.write(0, 10)
+    originals = {name: (archive.folder / name).read_bytes() for name in archive.files}
+    archive.end()
+    for name, content in originals.items():
+        (archive.folder / name).write_bytes(content)
+
+    reader = ArtifactReader(find=lambda logs: archive.store)
+    assert scanned(reader.scan(archive.logs)) == list(range(10))
+    # A scan that began before leads on, too: its place was in one of these.
+    token = f"{list(originals)[4]}:{len(originals[list(originals)[4]])}"
+    assert scanned(reader.scan(archive.logs, token)) == list(range(5, 10))
 
 
 # --- What fails

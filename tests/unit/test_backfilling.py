@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter
 
@@ -33,9 +35,11 @@ from composite_logstore.scanning import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.lines import summarize_events
+from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
 from composite_logstore_datadog.config import OLDEST_SECONDS
-from tests.artifact_stores import local_store, object_store
+from tests.artifact_stores import local_store, object_store, with_faults
 from tests.events import WRITER, make_events
 from tests.simulation import make_child
 
@@ -43,13 +47,13 @@ STORE = UUID(int=7)
 
 
 class Archive(ArtifactChildConfig):
-    """An archive in a folder."""
+    """An archive in a folder: a file for each stream, or objects."""
 
     root: str
-    is_local: bool = True  # type: ignore[assignment]
+    is_file: bool = True
 
     def _store(self) -> Any:
-        return (local_store if self.is_local else object_store)(Path(self.root))
+        return (local_store if self.is_file else object_store)(Path(self.root))
 
     def create_exporter(self) -> ArtifactExporter:
         store = self._store()
@@ -60,8 +64,8 @@ class Archive(ArtifactChildConfig):
         return ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: False)
 
 
-def archive(name: str, root: Path, is_local: bool = True) -> Archive:
-    return Archive(name=name, type="artifact", root=str(root / name), is_local=is_local)
+def archive(name: str, root: Path, is_file: bool = True) -> Archive:
+    return Archive(name=name, type="artifact", root=str(root / name), is_file=is_file)
 
 
 class WriteOnly(ChildConfig):
@@ -111,10 +115,10 @@ def everything(count: int, stream: Stream) -> list[LogEvent]:
     return events
 
 
-@pytest.mark.parametrize("is_local", [True, False])
-def test_an_archive_is_copied_with_all_that_its_events_have(tmp_path: Path, is_local: bool) -> None:
+@pytest.mark.parametrize("is_file", [True, False])
+def test_an_archive_is_copied_with_all_that_its_events_have(tmp_path: Path, is_file: bool) -> None:
     stream = make_stream()
-    a, b = archive("a", tmp_path), archive("b", tmp_path, is_local)
+    a, b = archive("a", tmp_path), archive("b", tmp_path, is_file)
     write(a, everything(100, stream))
 
     assert copy(a, b, stream, tmp_path).copied == 100
@@ -261,14 +265,12 @@ def test_two_copies_to_one_child_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_torn_note_costs_no_other(tmp_path: Path) -> None:
-    stream = make_stream()
-    events = make_events(["a", "b"], stream)
     with open_ledger(tmp_path, STORE, "b", 0) as ledger:
-        ledger.note("s", events[:1])
+        ledger.note("s", WRITER, [0])
     with open(tmp_path / f"{STORE}-b.jsonl", "ab") as file:
         file.write(b'{"time":1,"str')
     with open_ledger(tmp_path, STORE, "b", 0) as ledger:
-        ledger.note("s", events[1:])
+        ledger.note("s", WRITER, [1])
     with open_ledger(tmp_path, STORE, "b", 0) as ledger:
         assert list(ledger.sent("s", WRITER)) == [(0, 1)]
         assert ledger.is_resumed
@@ -282,3 +284,127 @@ def test_a_source_that_fails_in_the_middle_stops_the_copy_in_words(tmp_path: Pat
     BACKENDS["b"] = SimulatedBackend()
     with pytest.raises(BackfillStoppedError, match=r"child 'a' could not be read: RuntimeError$"):
         copy(a, b, stream, tmp_path)
+
+
+def rewritten(child: Archive, stream: Stream, change: Callable[[bytes], bytes]) -> bytes:
+    """Change what lies in a local archive, and return it."""
+    path = Path(prepare_logs_uri(child._store(), stream.id))
+    path.write_bytes(change(path.read_bytes()))
+    return path.read_bytes()
+
+
+def contents(child: ChildConfig, stream: Stream) -> bytes:
+    chunks = open_source(child).scanner.scan(make_logs(stream))
+    return b"".join(content + b"\n" for chunk in chunks for content in chunk.contents)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_between_archives_lines_are_passed_on_as_they_are(tmp_path: Path, is_file: bool) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path, is_file)
+    write(a, everything(100, stream))
+    # As a later version may write them.
+    lines = rewritten(a, stream, lambda content: content.replace(b'","level":20', b'", "new": "", "level": 20'))
+
+    assert copy(a, b, stream, tmp_path).copied == 100
+    assert contents(b, stream) == lines
+    again = copy(a, b, stream, tmp_path / "elsewhere")
+    assert (again.copied, again.there) == (0, 100)
+
+
+def test_what_is_passed_on_is_found_by_level_and_time(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path, False).model_copy(update={"max_export_batch_size": 10})
+    events = make_events([str(number) for number in range(25)], stream, level=20)
+    events[14] = events[14]._replace(level=45, level_name="ODD")
+    write(a, events)
+    assert copy(a, b, stream, tmp_path).copied == 25
+
+    names = [ObjectName.parse(path.name) for path in sorted(Path(prepare_logs_uri(b._store(), stream.id)).iterdir())]
+    batches = [events[:10], events[10:20], events[20:]]
+    assert [(name.first, name.last, name.summary) for name in names if name] == [
+        (batch[0].number, batch[-1].number, summarize_events(batch)) for batch in batches
+    ]
+
+
+def test_writers_that_wrote_in_turn_get_few_objects(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path, False)
+    others = ("fedcba987654321", WRITER)
+    events = {writer: make_events([str(number) for number in range(50)], stream, 0, writer) for writer in others}
+    for number in range(50):
+        for writer in others:
+            write(a, [events[writer][number]])
+
+    assert copy(a, b, stream, tmp_path).copied == 100
+    assert len(list(Path(prepare_logs_uri(b._store(), stream.id)).iterdir())) == 2
+    assert all(not child.differences for child in compare(make_logs(stream), "", sources(a, b)).children.values())
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "broken"), (TimeoutError("no answer"),)])
+def test_what_is_passed_on_arrives_once_though_the_artifact_store_fails(tmp_path: Path, fault: Any) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path, False).model_copy(update={"max_export_batch_size": 10})
+    write(a, make_events([str(number) for number in range(50)], stream))
+    store = with_faults(object_store(Path(b.root)), [None, fault, fault, None, fault])
+    waited: list[float] = []
+
+    class Failing(Archive):
+        def create_exporter(self) -> ArtifactExporter:
+            return ArtifactExporter(find=lambda stream: store)
+
+    failing = Failing(**b.model_dump())
+    assert copy(a, failing, stream, tmp_path, sleep=waited.append).copied == 50
+    assert len(waited) >= 2
+    assert contents(b, stream) == contents(a, stream)
+
+
+def test_a_full_disk_repeats_nothing_of_what_is_passed_on(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path)
+    write(a, make_events([str(number) for number in range(50)], stream))
+    (tmp_path / "b" / "logs").mkdir(parents=True)
+    store = with_faults(b._store(), [2_000, 0, 1])
+
+    class Full(Archive):
+        def create_exporter(self) -> ArtifactExporter:
+            return ArtifactExporter(find=lambda stream: store)
+
+    assert copy(a, Full(**b.model_dump()), stream, tmp_path, sleep=lambda seconds: None).copied == 50
+    assert contents(b, stream) == contents(a, stream)
+
+
+def test_only_what_a_child_takes_is_passed_on(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path).model_copy(update={"min_level": LoggingLevels.WARN})
+    write(a, make_events([str(number) for number in range(20)], stream, levels=(20, 40)))
+    result = copy(a, b, stream, tmp_path)
+    assert (result.copied, result.unwanted) == (10, 10)
+
+
+def test_a_rate_is_kept_by_what_is_passed_on(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path)
+    write(a, make_events([str(number) for number in range(1000)], stream))
+    waited: list[float] = []
+    copy(a, b, stream, tmp_path, rate=100, clock=lambda: sum(waited), sleep=waited.append)
+    assert sum(waited) == pytest.approx(9)
+
+
+def test_a_line_without_its_number_is_rejected_alone(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path)
+    write(a, make_events([str(number) for number in range(20)], stream))
+    rewritten(a, stream, lambda content: content.replace(b'"number":19,', b'"number":"",'))
+    result = copy(a, b, stream, tmp_path)
+    assert (result.copied, sum(result.rejected.values())) == (19, 1)
+
+
+def test_what_comes_late_right_after_a_full_batch_is_no_copy(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), archive("b", tmp_path).model_copy(update={"max_export_batch_size": 10})
+    events = make_events([str(number) for number in range(20)], stream)
+    write(a, events[10:])
+    write(a, events[:10])
+    assert copy(a, b, stream, tmp_path).copied == 20
+    assert [child.missing for child in compare(make_logs(stream), "", sources(a, b)).children.values()] == [0, 0]

@@ -109,6 +109,24 @@ def test_a_mistake_is_refused_in_words_that_name_the_child_the_field_and_the_fix
         assert part in message
 
 
+def test_two_archives_in_one_place_are_refused() -> None:
+    elsewhere = {"artifact_store": "elsewhere"}
+    second = {"name": "second", "type": "artifact"}
+    assert mistake(ARCHIVE, second) == (
+        "children 'archive' and 'second': both write to the stack's artifact store, where each line would be twice; "
+        "set another for one of them, or disable one"
+    )
+    message = mistake(ARCHIVE | elsewhere, second | elsewhere)
+    assert message.startswith("children 'archive' and 'second': both write to artifact store 'elsewhere'")
+    make_config(ARCHIVE, second | elsewhere)
+    make_config(ARCHIVE, second | {"enabled": False})
+
+
+def test_two_archives_in_one_place_are_no_mistake_where_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZENML_SERVER", "true")
+    make_config(ARCHIVE, {"name": "second", "type": "artifact"})
+
+
 @pytest.mark.parametrize(
     "child",
     [

@@ -57,6 +57,7 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import ClassVar
 from uuid import uuid4
 
@@ -70,7 +71,10 @@ from composite_logstore.testing.backend import SimulatedReader
 
 
 class Backend(SimulatedBackend):
-    pass
+    scan_format = "simulated"
+
+    def export_scanned(self, stream, scanned):
+        self.export([content._replace(stream=stream) for content in scanned.contents])
 
 
 class Child(SimulatedChildConfig):
@@ -78,7 +82,22 @@ class Child(SimulatedChildConfig):
 
 
 class Reader(SimulatedReader):
-    pass
+    scan_format = "simulated"
+
+    def scan(self, logs, token=None):
+        events = [event._replace(stream=None) for event in self._backend.received if event.stream.id == logs.id]
+        first = int(token or 0)
+        while first < len(events):
+            run = list(takewhile(lambda event: event.writer == events[first].writer, events[first : first + 4]))
+            first += len(run)
+            sequences, times = ([event[field] for event in run] for field in (3, 4))
+            yield Scanned(run[0].writer, sequences, times, run, None, str(first))
+
+    def event_of(self, content, stream):
+        return content._replace(stream=stream)
+
+    def entry_of(self, content):
+        return None
 
 
 class Contract(ExporterContract, ReaderContract):
@@ -563,6 +582,58 @@ READER_DEFECTS = {
             return super().read(request)
         """,
     ),
+    "scans in another order": (
+        "test_a_scan_agrees_with_pages",
+        """
+        def scan(self, logs, token=None):
+            yield from sorted(super().scan(logs, token), key=lambda chunk: (chunk.writer, chunk.sequences))
+        """,
+    ),
+    "does not say when what it scans was logged": (
+        "test_a_scan_agrees_with_pages",
+        """
+        def scan(self, logs, token=None):
+            for chunk in super().scan(logs, token):
+                yield chunk._replace(times=[0] * len(chunk.times))
+        """,
+    ),
+    "scans from the beginning each time": (
+        "test_a_scan_goes_on_from_each_token",
+        """
+        def scan(self, logs, token=None):
+            yield from super().scan(logs)
+        """,
+    ),
+    "has no token at the end of a scan": (
+        "test_a_scan_goes_on_from_each_token",
+        """
+        def scan(self, logs, token=None):
+            *chunks, last = super().scan(logs, token)
+            yield from [*chunks, last._replace(token=None)]
+        """,
+    ),
+    "makes another event of what was scanned": (
+        "test_what_was_scanned_is_the_event",
+        """
+        def event_of(self, content, stream):
+            return content._replace(stream=stream, number=content.number + 1)
+        """,
+    ),
+    "scans the same differently": (
+        "test_what_was_scanned_is_the_event",
+        """
+        def scan(self, logs, token=None):
+            for chunk in super().scan(logs, token):
+                yield chunk._replace(contents=[object() for _ in chunk.contents])
+        """,
+    ),
+    "scans from where there is nothing": (
+        "test_a_scan_of_what_is_not_there",
+        """
+        def scan(self, logs, token=None):
+            return super().scan(logs, token if (token or "").isdigit() else None)
+        """,
+    ),
     "closes what others use": (
         "test_closing_a_reader_is_harmless",
         """
@@ -572,6 +643,22 @@ READER_DEFECTS = {
     ),
 }
 
+EXPORTER_DEFECTS |= {
+    "writes less than was scanned": (
+        "test_what_was_scanned_can_be_written",
+        """
+        def export_scanned(self, stream, scanned):
+            self.export([content._replace(stream=stream) for content in scanned.contents[:-1]])
+        """,
+    ),
+    "writes what was scanned as its own": (
+        "test_what_was_scanned_can_be_written",
+        """
+        def export_scanned(self, stream, scanned):
+            self.export([content._replace(stream=stream, writer="f" * 15) for content in scanned.contents])
+        """,
+    ),
+}
 PLACES = {"Backend": EXPORTER_DEFECTS, "Child": CHILD_DEFECTS, "Reader": READER_DEFECTS}
 DEFECTS = [(place, name, *defect) for place, defects in PLACES.items() for name, defect in defects.items()]
 

@@ -65,6 +65,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
     "a child without `type`": ([ARCHIVE, {"name": "collector"}], {}),
     '`"name": "My Collector"`': ([ARCHIVE, {**COLLECTOR, "name": "My Collector"}], {}),
     "two children of one name": ([ARCHIVE, {**COLLECTOR, "name": "archive"}], {}),
+    "two archives in one artifact store": ([ARCHIVE, {**ARCHIVE, "name": "second"}], {}),
     '`"type": "otpl"`': ([ARCHIVE, {**COLLECTOR, "type": "otpl"}], {}),
     '`"endpont": ...`': ([ARCHIVE, {**COLLECTOR, "endpont": "x"}], {}),
     '`"min_level": "LOUD"`': ([{**ARCHIVE, "min_level": "LOUD"}], {}),
@@ -333,6 +334,8 @@ def test_every_list_of_children_is_accepted(block: str, monkeypatch: pytest.Monk
     # Whether a component is there is not for the page to say.
     monkeypatch.setattr(components, "find_model", lambda name: None)
     # An example's backend is not installed here.
-    children = [child for child in json.loads(block) if child["type"] in config_classes()]
+    found = json.loads(block)
+    listed = found if isinstance(found, list) else [found]
+    children = [child for child in listed if child["type"] in config_classes()]
     primary = next(child["name"] for child in children if child["type"] in ("artifact", "datadog"))
     assert CompositeLogStoreConfig(primary=primary, children=children).is_valid

@@ -6,10 +6,12 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
+from zenml.stack import Stack
 
 from composite_logstore import CompositeLogStore, writer
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
@@ -304,12 +306,13 @@ def test_write_ahead_is_refused_before_a_run_if_the_folder_cannot_be_used(
     machine = Machine(clock, tmp_path / "spool", "write_ahead", a={})
     check = machine.start().validator._custom_validation_function
     assert check is not None
-    is_fine, why = check(None)  # type: ignore[arg-type]
+    stack = cast("Stack", SimpleNamespace(artifact_store=None))
+    is_fine, why = check(stack)
     assert not is_fine
     assert "'durability' is write_ahead" in why
     assert "set 'spool_directory' to a folder that can be written and locked" in why
     machine.disk = tmp_path / "other"
-    assert machine.start().validator._custom_validation_function(None) == (True, "")  # type: ignore[arg-type,misc]
+    assert machine.start().validator._custom_validation_function(stack) == (True, "")  # type: ignore[misc]
     assert list((tmp_path / "other").glob("*/*")) == []
 
 

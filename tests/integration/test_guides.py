@@ -1,0 +1,246 @@
+"""The guides in docs/, from beginning to end: each command is run, and prints what the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.programs import Programs
+from tests.servers.collector import start_collector
+from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.faulty import FaultyProxy
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
+from tests.servers.zenml_server import ZenML
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+SHELL = ["bash", "-euo", "pipefail", "-c"]
+
+
+class Reader:
+    """Somebody who does what a guide says."""
+
+    def __init__(self, directory: Path, there: dict[str, str]) -> None:
+        """Begin with nothing but ZenML.
+
+        Args:
+            directory: An empty directory.
+            there: What a page has → what is there in its place, such as an address.
+        """
+        self.zenml = ZenML(directory / "zenml")
+        self.zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
+        self.directory = directory
+        self._there = there
+        self._programs = Programs(self.zenml.env, directory)
+        self.env = {**self.zenml.env, "PATH": f"{self._programs.folder}:{self.zenml.env['PATH']}"}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._programs.close()
+
+    def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
+        """Do what a page says: write its files, run its commands, and compare what they print.
+
+        Args:
+            page: The page.
+            until: The heading before which to stop.
+            since: The heading at which to begin.
+        """
+        text = (ROOT / "docs" / page).read_text()
+        begin = text.index(f"## {since}\n") if since else 0
+        end = text.index(f"## {until}\n") if until else len(text)
+        printed = ""
+        blocks = re.findall(r"(?:`(\w+\.\w+)`[^`\n]*:\n\n)?```(\w*)\n(.*?)```", text[begin:end], re.DOTALL)
+        assert blocks
+        for name, language, content in blocks:
+            for shown, real in self._there.items():
+                content = content.replace(shown, real)
+            if name:
+                (self.directory / name).write_text(content)
+            elif language == "text":
+                assert_prints(content, printed)
+            else:
+                printed = self.run(content)
+
+    def run(self, commands: str) -> str:
+        """Run commands and return what they print. Whatever they ask is answered with yes."""
+        done = subprocess.run(
+            [*SHELL, commands],
+            input="y\n" * 10,
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env=self.env,
+            timeout=250,
+        )
+        assert done.returncode == 0, (commands, done.stdout, done.stderr[-4000:])
+        return done.stdout
+
+
+def assert_prints(expected: str, printed: str) -> None:
+    """See that the lines come in this order; `…` is anything, and so is what comes between the lines."""
+    left = iter(" ".join(line.split()) for line in printed.splitlines())
+    for line in expected.splitlines():
+        pattern = ".*".join(map(re.escape, " ".join(line.split()).split("…")))
+        assert any(re.fullmatch(pattern, found) for found in left), (
+            f"{line!r} is not there, or too early, in:\n{printed}"
+        )
+
+
+@contextmanager
+def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
+    """Run the pipeline again and again, each time in a process of its own, and give the names of the runs."""
+    runs: list[str] = []
+    failed: list[str] = []
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.is_set() and not failed:
+            name = f"run-{len(runs)}"
+            done = subprocess.run(
+                ["python", "train.py", name],
+                cwd=reader.directory,
+                env=reader.env,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            if done.returncode:
+                failed.append(done.stderr[-4000:])
+            runs.append(name)
+            # The rest of the machine is for the commands.
+            over.wait(3)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield runs
+    finally:
+        over.set()
+        thread.join()
+    assert not failed, failed
+
+
+COUNT = """
+import json, sys
+from click.testing import CliRunner
+from composite_logstore.cli.main import main
+
+for run in json.loads(sys.argv[1]):
+    found = CliRunner().invoke(main, ["logs", run, *sys.argv[2:], "--search", "epoch", "--output", "json"])
+    messages = [json.loads(line)["message"] for line in found.stdout.splitlines()]
+    print("> " + json.dumps([run, messages]))
+"""
+
+
+def messages_of(reader: Reader, runs: list[str], *options: str) -> dict[str, list[str]]:
+    """Return what `logs` shows of each run."""
+    (reader.directory / "count.py").write_text(COUNT)
+    printed = reader.run(shlex.join(["python", "count.py", json.dumps(runs), *options]))
+    return dict(json.loads(line[2:]) for line in printed.splitlines() if line.startswith("> "))
+
+
+LONG = """
+import time
+from pathlib import Path
+from train import logger
+from zenml import pipeline, step
+
+@step(enable_cache=False)
+def train_long() -> None:
+    for epoch in range(1, 21):
+        logger.info("epoch %d", epoch)
+        if epoch == 10:
+            Path("middle").touch()
+            while not Path("go").exists():
+                time.sleep(0.05)
+
+@pipeline
+def training_long() -> None:
+    train_long()
+
+if __name__ == "__main__":
+    training_long.with_options(run_name="long")()
+"""
+
+
+def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path) -> None:
+    with s3_server() as s3:
+        there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
+        there |= {"https://s3.example.com": s3.endpoint, "s3://logs/": f"s3://{s3.bucket}/"}
+        with Reader(tmp_path, there) as reader:
+            page = "migration.md"
+            reader.follow(page, until="The new backend")
+            (tmp_path / "long.py").write_text(LONG)
+            long = subprocess.Popen(["python", "long.py"], cwd=tmp_path, env=reader.env)
+            try:
+                with runs_all_the_time(reader) as runs:
+                    reader.follow(page, since="The new backend", until="Backfill and verify")
+                    # A run that began before the switch has not ended.
+                    assert (tmp_path / "middle").exists()
+                    threading.Timer(10, (tmp_path / "go").touch).start()
+                    reader.follow(page, since="Backfill and verify")
+                    begun_after = len(runs) + 1
+                    while len(runs) <= begun_after:
+                        time.sleep(0.1)
+                assert long.wait(timeout=60) == 0
+            finally:
+                (tmp_path / "go").touch()
+                long.kill()
+                long.wait()
+
+            every = ["before", "between", "long", *runs]
+            epochs = [f"epoch {number}" for number in range(1, 21)]
+            assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(
+                every, epochs
+            )
+            # As the dashboard does it, each where it was collected.
+            assert messages_of(reader, every) == dict.fromkeys(every, epochs)
+            # The last one ran when the earlier log store had been retired.
+            (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
+            assert last == []
+
+
+def test_redundant_delivery(tmp_path: Path) -> None:
+    with s3_server() as s3, FaultyProxy(int(s3.endpoint.rpartition(":")[2])) as network:
+        there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
+        there |= {"https://s3.example.com": f"http://127.0.0.1:{network.port}", "s3://logs/": f"s3://{s3.bucket}/"}
+        with Reader(tmp_path, there) as reader:
+            page = "redundancy.md"
+            reader.follow(page, until="One of them goes away")
+            network.fault = "refused"
+            reader.follow(page, since="One of them goes away", until="It comes back")
+            network.fault = None
+            reader.follow(page, since="It comes back")
+
+
+def test_an_archive_and_live_monitoring(tmp_path: Path) -> None:
+    with start_collector() as collector, Datadog() as datadog:
+        settings = {name: datadog.settings[name] for name in ("endpoint", "api_endpoint")}
+        there = {
+            "--api_key=...": f"--api_key={API_KEY}",
+            "--application_key=...": f"--application_key={APPLICATION_KEY}",
+        }
+        there |= {"https://otlp.example.com:4318": collector.http_endpoint}
+        there |= {'"site": "datadoghq.eu"': json.dumps(settings)[1:-1]}
+        with Reader(tmp_path, there) as reader:
+            page = "archive-and-monitoring.md"
+            reader.follow(page, until="When monitoring is down")
+            messages = [record.body for record in collector.records()]
+            assert messages.count("epoch 5") == 1
+            assert not [message for message in messages if "gradients" in message]
+            collector.kill()
+            datadog.stop()
+            reader.follow(page, since="When monitoring is down")
