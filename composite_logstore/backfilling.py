@@ -360,6 +360,9 @@ class Backfill:
                     f"child '{self._there.name}' has entries of this stream that do not say which events they are: "
                     f"what it lacks cannot be known. Copy to another child"
                 )
+        if self._there is not None and self._there.in_order:
+            # What was sent there can be found at once, unless somebody has lost it.
+            return held
         for writer in self._ledger.writers(str(logs.id)):
             held[writer] = held.get(writer, Runs()) | self._ledger.sent(str(logs.id), writer)
         return held

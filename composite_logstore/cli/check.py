@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid5
 
@@ -196,7 +196,7 @@ class ChildCheck:
         if self._config.unreadable:
             yield Finding("read", "unknown", self._config.unreadable)
             return
-        logs = _test_logs(self._store, self._artifact_store_id)
+        logs = logs_of_checks(self._store.store.id, self._artifact_store_id)
         end = self._clock.now() + FIND_SECONDS
         awake = self._clock.signal()
         reader = None
@@ -263,9 +263,9 @@ _SOURCE = "check"
 def _test_event(store: RegisteredStore, artifact_store_id: UUID | None) -> LogEvent:
     writer = random_numbers.token_hex(8)[:15]
     stream = Stream(
-        _stream_id(store),
+        _stream_id(store.store.id),
         {
-            "zenml.log.id": str(_stream_id(store)),
+            "zenml.log.id": str(_stream_id(store.store.id)),
             "zenml.log.source": _SOURCE,
             "zenml.log_store.id": str(store.store.id),
             "zenml.log_store.name": store.name,
@@ -279,25 +279,27 @@ def _test_event(store: RegisteredStore, artifact_store_id: UUID | None) -> LogEv
     return event._replace(message=f"composite-logstore check of log store '{store.name}' {event.uid}")
 
 
-def _stream_id(store: RegisteredStore) -> UUID:
+def _stream_id(store_id: UUID) -> UUID:
     """Return the stream of the log store's checks: no run's, and always the same, so that an archive has one."""
-    return uuid5(store.store.id, "composite-logstore check")
+    return uuid5(store_id, "composite-logstore check")
 
 
-def _test_logs(store: RegisteredStore, artifact_store_id: UUID | None) -> LogsResponse:
+def logs_of_checks(store_id: UUID, artifact_store_id: UUID | None = None) -> LogsResponse:
+    """Return the stream of a log store's checks, as ZenML would know it."""
     from zenml.models import LogsResponse
     from zenml.models.v2.core.logs import LogsResponseBody
 
-    now = datetime.now(timezone.utc).replace(tzinfo=None)
+    # A log store may look for events from then on alone.
+    now = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(hours=1)
     body = LogsResponseBody(
         created=now,
         updated=now,
         project_id=UUID(int=0),
         source=_SOURCE,
-        log_store_id=store.store.id,
+        log_store_id=store_id,
         artifact_store_id=artifact_store_id,
     )
-    return LogsResponse(id=_stream_id(store), body=body)
+    return LogsResponse(id=_stream_id(store_id), body=body)
 
 
 def _newest(logs: LogsResponse) -> PageRequest:

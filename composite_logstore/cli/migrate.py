@@ -113,6 +113,7 @@ def _find(stack: str, to: str, name: str | None, since: datetime | None) -> Move
     child, settings = _parse_target(to)
     with asking_zenml():
         from zenml.client import Client
+        from zenml.constants import DEFAULT_STACK_AND_COMPONENT_NAME
 
         client = Client()
         try:
@@ -120,6 +121,12 @@ def _find(stack: str, to: str, name: str | None, since: datetime | None) -> Move
         except (KeyError, ValueError):
             known = [known.name for known in client.list_stacks(size=100).items]
             raise mistake("STACK", f"there is no stack '{stack}'{nearest(stack, known)}") from None
+    if model.name == DEFAULT_STACK_AND_COMPONENT_NAME:
+        raise mistake(
+            "STACK",
+            f"ZenML's own stack '{model.name}' cannot be changed; copy it with `zenml stack copy {model.name} NAME`, "
+            f"and move that",
+        )
     has = component_of(model, "log_store")
     is_composite = has is not None and has.flavor_name == FLAVOR
     if name is not None and is_composite and has is not None and name != has.name:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 import composite_logstore
+from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.backfilling import BackfillStoppedError, Copied
 from composite_logstore.cli.backfill import copy_streams
-from composite_logstore.cli.check import try_out
+from composite_logstore.cli.check import logs_of_checks, try_out
 from composite_logstore.cli.promote import settings_to_promote, update_settings
 from composite_logstore.cli.report import Summary
 from composite_logstore.cli.selection import Bars, collector_of
@@ -218,13 +219,14 @@ def build(move: Move) -> str:
     assert move.settings is not None
     if move.found is not None:
         children = [*raw_children(move.found), move.settings]
-        _config(move.to, children)
+        _must_be_valid(move, children)
         update_settings(move.found, {"children": children})
         move.refresh()
         return f"log store '{move.name}' has the child '{move.to}' now"
     earlier, what = earlier_child(move.stack)
-    config = _config(move.to, [earlier, move.settings])
-    primary = move.to if config.child(EARLIER).unreadable else EARLIER
+    _must_be_valid(move, [earlier, move.settings])
+    before = component_of(move.stack, "log_store")
+    primary = EARLIER if before is None or _is_readable(before) else move.to
     with asking_zenml():
         from zenml.client import Client
 
@@ -264,7 +266,9 @@ def check(move: Move) -> str:
     artifact_store = component_of(move.stack, "artifact_store")
     assert artifact_store is not None
     for one in try_out(move.log_store, [move.source, move.target], artifact_store.id):
-        problem = next((finding for finding in one.findings if finding.result == "problem"), None)
+        is_read = one.child.name in (move.to, move.log_store.config.primary)
+        needed = [finding for finding in one.findings if is_read or finding.what != "read"]
+        problem = next((finding for finding in needed if finding.result == "problem"), None)
         if problem is not None:
             raise Stopped(
                 f"child '{one.child.name}' does not work: {problem.what}: {problem.message}"
@@ -289,7 +293,8 @@ def watch(move: Move) -> str:
                 f"no run has logged to both children and ended yet; run a pipeline on stack '{move.stack.name}'"
             )
         events = 0
-        for stream in streams_of_run(find_run(str(first.run_id))):
+        # In a process that had its log store before the switch, steps may have the earlier one still.
+        for stream in filter(move.is_live, streams_of_run(find_run(str(first.run_id)))):
             result = comparing.compare(stream)
             if lacks := _lacks(result, move.to):
                 raise Stopped(f"child '{move.to}' lacks {lacks} events of run '{stream.run_name}', {stream.label}")
@@ -518,20 +523,41 @@ def _update_stack(move: Move, log_store: Sequence[Any]) -> None:
         try:
             Client().update_stack(move.stack.id, component_updates={StackComponentType.LOG_STORE: list(log_store)})
         except IllegalOperationError:
-            raise Stopped(
-                f"ZenML does not let you update stack '{move.stack.name}'. Its own stack 'default' can never be "
-                f"changed: copy it with `zenml stack copy {move.stack.name} NAME`, and move that"
-            ) from None
+            raise Stopped(f"ZenML does not let you update stack '{move.stack.name}'; ask who may") from None
     move.refresh()
 
 
-def _config(primary: str, children: list[dict[str, Any]]) -> CompositeLogStoreConfig:
-    """Return these settings, with that child as the primary, if they are valid.
+def _is_readable(log_store: ComponentResponse) -> bool:
+    """Return whether logs can be read from a log store: ZenML's `otel` says that nothing can be."""
+    from zenml.log_stores import BaseLogStore
+    from zenml.stack import StackComponent
+
+    with asking_zenml():
+        loaded = StackComponent.from_model(log_store)
+    assert isinstance(loaded, BaseLogStore)
+    try:
+        loaded.fetch(logs_of_checks(log_store.id), limit=1)
+    except NotImplementedError:
+        return False
+    except Exception:
+        # Whatever is wrong with it, `check` says it.
+        return True
+    return True
+
+
+def _must_be_valid(move: Move, children: list[dict[str, Any]]) -> None:
+    """Check settings, with the target as the primary, as ZenML does where a log store is registered and a run begins.
 
     Raises:
-        click.BadParameter: They are not.
+        click.BadParameter: They are not valid.
     """
+    artifact_store = component_of(move.stack, "artifact_store")
+    assert artifact_store is not None
     try:
-        return CompositeLogStoreConfig(primary=primary, children=children)  # type: ignore[arg-type]  # parsed there
+        config = CompositeLogStoreConfig(primary=move.to, children=children)  # type: ignore[arg-type]  # parsed there
+        assert config.is_valid
+        config.child(move.to).check()
+        if twice := config.doubled(open_artifact_store(artifact_store)):
+            raise mistake("--to", twice)
     except ValueError as error:
         raise mistake("--to", in_words(error)) from None

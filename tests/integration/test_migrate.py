@@ -1,0 +1,356 @@
+"""migrate with ZenML's real client and database: from each kind of log store, and with whatever is wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
+from tests.servers.otlp_receiver import OtlpReceiver
+from tests.servers.zenml_server import ZenML
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+FIT = """
+import logging
+from zenml import pipeline, step
+
+logger = logging.getLogger("train")
+
+@step(enable_cache=False)
+def train() -> None:
+    for epoch in range(5):
+        logger.warning("epoch %s", epoch)
+
+@pipeline
+def fit() -> None:
+    train()
+"""
+
+# One process does it all: to import ZenML takes longer than the rest.
+PROGRAM = """
+import json, os, sys, traceback
+from click.testing import CliRunner
+from composite_logstore.cli import stages
+from composite_logstore.cli.main import main
+from zenml.client import Client
+from zenml.enums import StackComponentType as Type
+
+# What is on its way here comes soon.
+stages.SETTLE_SECONDS = 4
+client = Client()
+
+
+def run(stack, name):
+    from fit import fit
+    from zenml.stack import stack as stacks
+    # As in a process of its own.
+    stacks._STACK_CACHE.clear()
+    client.activate_stack(stack)
+    fit.with_options(run_name=name)()
+
+
+def make_stack(name, log_store=None):
+    parts = {Type.ORCHESTRATOR: "default", Type.ARTIFACT_STORE: "default"}
+    client.create_stack(name, {**parts, **({Type.LOG_STORE: log_store} if log_store else {})})
+
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "code" in asked:
+        try:
+            exec(asked["code"])
+            answer = [0, "", ""]
+        except Exception:
+            answer = [1, "", traceback.format_exc()]
+    else:
+        done = CliRunner().invoke(main, asked["arguments"], input=asked["input"])
+        crashed = done.exception is not None and not isinstance(done.exception, SystemExit)
+        answer = [repr(done.exception) if crashed else done.exit_code, done.stdout, done.stderr]
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class House:
+    """A ZenML, and an artifact store `disk` to move to.
+
+    Attributes:
+        disk: Where that is.
+    """
+
+    def __init__(self, zenml: ZenML) -> None:
+        self.disk = zenml.directory / "disk"
+        (zenml.directory / "fit.py").write_text(FIT)
+        program = zenml.directory / "program.py"
+        program.write_text(PROGRAM)
+        self._process = subprocess.Popen(
+            [sys.executable, str(program)],
+            env=zenml.env,
+            cwd=zenml.directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.do(f"client.create_stack_component('disk', 'local', Type.ARTIFACT_STORE, {{'path': '{self.disk}'}})")
+
+    def _ask(self, asked: dict[str, Any]) -> Done:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(asked) + "\n")
+        stdin.flush()
+        answer = stdout.readline()
+        assert answer, "the process has ended"
+        return Done(*json.loads(answer))
+
+    def do(self, code: str) -> None:
+        """Have something done with ZenML's client."""
+        done = self._ask({"code": code})
+        assert not done.returncode, done.stderr
+
+    def migrate(self, *arguments: str, input: str = "") -> Done:
+        """Run the command."""
+        return self._ask({"arguments": ["migrate", *arguments], "input": input})
+
+    def move(self, stack: str, *arguments: str, to: Any = "disk", code: int = 0) -> dict[str, Any]:
+        """Run the command without questions, and return what it prints for programs."""
+        to = to if isinstance(to, str) else json.dumps(to)
+        done = self.migrate(stack, "--to", to, *arguments, "--yes", "--output", "json")
+        assert done.returncode == code, done
+        return dict(json.loads(done.stdout))
+
+    def messages(self, run: str, *options: str) -> list[str]:
+        """Return what `logs` shows of a run's step."""
+        arguments = ["logs", run, "--source", "step", "--search", "epoch", "--output", "json", *options]
+        done = self._ask({"arguments": arguments, "input": ""})
+        return [json.loads(line)["message"] for line in done.stdout.splitlines()]
+
+    def close(self) -> None:
+        """Stop the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+DISK = {"name": "disk", "type": "artifact", "artifact_store": "disk"}
+EPOCHS = [f"epoch {number}" for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    zenml = ZenML(tmp_path_factory.mktemp("migrate") / "zenml")
+    zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
+    house = House(zenml)
+    house.do("make_stack('plain')")
+    yield house
+    house.close()
+
+
+def names(found: dict[str, Any]) -> list[str]:
+    return [one["stage"] for one in found["done"]]
+
+
+def test_each_stage_is_done_once_and_can_be_taken_back(house: House) -> None:
+    house.do("make_stack('prod'); run('prod', 'before')")
+    to = json.dumps(DISK)
+
+    refused = house.migrate("prod", "--to", to, input="n\n")
+    assert refused.returncode == 1
+    assert "Stopped: the question was answered with no." in refused.stderr
+    status = house.move("prod", "--status", to=DISK)
+    assert (status["next"], status["log_store"], status["done"]) == ("build", None, [])
+
+    # There are no runs to be seen yet.
+    waits = house.move("prod", to=DISK, code=1)
+    assert names(waits) == ["build", "check", "switch"]
+    assert waits["next"] == "watch"
+    assert "run a pipeline on stack 'prod'" in waits["stopped"]
+    assert waits["log_store"]["name"] == "prod-logs"
+
+    house.do("run('prod', 'between')")
+    verified = house.move("prod", "--stop-after", "verify")
+    assert names(verified) == ["watch", "backfill", "verify"]
+    assert verified["backfill"]["copied"] > 5
+    assert verified["verify"]["parity"]
+    assert verified["next"] == "promote"
+
+    # What somebody loses meanwhile is copied again; what somebody changes stops the move.
+    path = next(path for path in self_written(house.disk) if b"epoch 3" in path.read_bytes())
+    content = path.read_bytes()
+    path.write_bytes(b"".join(line for line in content.splitlines(keepends=True) if b"epoch 3" not in line))
+    assert house.move("prod", "--stop-after", "verify")["backfill"]["copied"] == 1
+    path.write_bytes(content.replace(b"epoch 3", b"epoch 7"))
+    stopped = house.move("prod", code=1)
+    assert (
+        "child 'disk' lacks 1 events, or has them otherwise; `composite-logstore verify prod-logs" in stopped["stopped"]
+    )
+    assert (stopped["next"], stopped["stages"]["promote"]) == ("verify", False)
+    path.write_bytes(content)
+
+    assert names(house.move("prod"))[-2:] == ["promote", "retire"]
+    house.do("run('prod', 'after')")
+    assert house.messages("after") == EPOCHS
+    assert house.messages("after", "--from", "earlier") == []
+    for run in ("before", "between"):
+        assert house.messages(run) == house.messages(run, "--store", "prod-logs", "--from", "disk") == EPOCHS
+    over = house.move("prod")
+    assert (over["done"], over["next"]) == ([], None)
+
+    for stage in ("retire", "promote", "switch"):
+        assert names(house.move("prod", "--undo")) == [stage]
+    nothing = house.move("prod", "--undo", code=1)
+    assert "nothing to take back" in nothing["stopped"]
+    house.do("run('prod', 'back')")
+    assert house.messages("back") == EPOCHS
+    assert house.messages("back", "--store", "prod-logs", "--from", "disk") == []
+
+    # And forward again: what came meanwhile is copied, in both directions if need be.
+    assert names(house.move("prod"))[-1] == "retire"
+    assert house.messages("back", "--store", "prod-logs", "--from", "disk") == EPOCHS
+
+
+def self_written(folder: Path) -> list[Path]:
+    """Return the files of an archive."""
+    return sorted(folder.rglob("*.log"))
+
+
+def test_a_run_that_began_before_the_switch_is_waited_for(house: House) -> None:
+    house.do("make_stack('busy'); run('busy', 'finished')")
+    begin = """
+from zenml.enums import ExecutionStatus
+from zenml.models import PipelineRunRequest, PipelineRunUpdate
+from zenml.utils.logging_utils import setup_logging_context
+snapshot = client.get_pipeline_run("finished").snapshot.id
+request = PipelineRunRequest(project=client.active_project.id, name="open", snapshot=snapshot,
+                             orchestrator_run_id="open", status=ExecutionStatus.RUNNING)
+opened, _ = client.zen_store.get_or_create_run(request)
+context = setup_logging_context("client", pipeline_run=opened)
+context.__enter__()
+"""
+    house.do(begin)
+    house.move("busy", "--stop-after", "switch", to=DISK)
+    house.do("run('busy', 'new')")
+    waits = house.move("busy", code=1)
+    assert "1 runs that began before are still in progress, such as 'open'" in waits["stopped"]
+    assert waits["next"] == "backfill"
+    end = """
+import logging
+logging.getLogger("train").warning("the last epoch")
+context.__exit__(None, None, None)
+from zenml.utils.time_utils import utc_now
+client.zen_store.update_run(opened.id, PipelineRunUpdate(status=ExecutionStatus.COMPLETED, end_time=utc_now()))
+"""
+    house.do(end)
+    assert names(house.move("busy"))[-1] == "retire"
+    shown = house._ask({"arguments": ["logs", "open", "--store", "busy-logs"], "input": ""})
+    assert "the last epoch" in shown.stdout
+
+
+def test_from_a_stock_datadog_log_store_the_copies_are_compared_and_later_events_are_counted(house: House) -> None:
+    with Datadog() as datadog:
+        # ZenML's log store knows only the search of a real site.
+        house.do(
+            "from zenml.log_stores.datadog import datadog_log_store; import requests; post = requests.post\n"
+            "datadog_log_store.requests.post = lambda url, **settings: post(url.replace("
+            f"'https://api.datadoghq.com', {datadog.url!r}), **settings)"
+        )
+        settings = {"endpoint": datadog.settings["endpoint"], "api_key": API_KEY, "application_key": APPLICATION_KEY}
+        house.do(f"client.create_stack_component('dd', 'datadog', Type.LOG_STORE, {settings!r})")
+        house.do("make_stack('watched', 'dd'); run('watched', 'in-datadog')")
+        house.move("watched", "--stop-after", "switch", to=DISK)
+        house.do("run('watched', 'in-both')")
+        moved = house.move("watched")
+        assert names(moved) == ["watch", "backfill", "verify", "promote", "retire"]
+        assert moved["backfill"]["copied"] > 5
+        assert moved["verify"]["children"]["disk"]["missing"] == 0
+        for run in ("in-datadog", "in-both"):
+            assert house.messages(run, "--store", "watched-logs", "--from", "disk") == EPOCHS
+        assert names(house.move("watched", "--undo")) == ["retire"]
+
+
+def test_from_a_log_store_that_cannot_be_read_nothing_is_copied(house: House) -> None:
+    with OtlpReceiver() as receiver:
+        settings = {"endpoint": receiver.http_endpoint + "/v1/logs"}
+        house.do(f"client.create_stack_component('ot', 'otel', Type.LOG_STORE, {settings!r})")
+        house.do("make_stack('unread', 'ot')")
+        built = house.move("unread", "--stop-after", "build", to=DISK)
+        assert "What 'earlier' has cannot be read, so it is not copied" in built["done"][0]["what"]
+        assert built["stages"]["promote"]
+
+
+def test_a_child_that_does_not_work_stops_the_move_before_any_run_depends_on_it(house: House) -> None:
+    gone = Datadog()
+    with gone:
+        settings = {**gone.settings, "api_key": API_KEY, "application_key": APPLICATION_KEY}
+    child = {"name": "gone", "type": "datadog", **settings}
+    house.do("make_stack('careful')")
+    stopped = house.move("careful", to=child, code=1)
+    assert names(stopped) == ["build"]
+    assert "child 'gone' does not work: write:" in stopped["stopped"]
+    assert API_KEY not in json.dumps(stopped)
+    assert not stopped["stages"]["switch"]
+
+
+def test_a_composite_gets_another_child_and_moves_to_it(house: House) -> None:
+    archive = {"name": "archive", "type": "artifact"}
+    config = {"primary": "archive", "children": [archive]}
+    house.do(
+        "from composite_logstore.cli.stages import _register_flavor; _register_flavor()\n"
+        f"client.create_stack_component('mine', 'composite', Type.LOG_STORE, {config!r}); make_stack('own', 'mine')"
+    )
+    house.do("run('own', 'early')")
+    assert names(house.move("own", "--stop-after", "switch", to=DISK)) == ["build"]
+    house.do("run('own', 'late')")
+    moved = house.move("own")
+    assert (moved["from"], moved["next"]) == ("archive", None)
+    assert house.messages("early") == house.messages("late") == EPOCHS
+    # Who had the composite before keeps it.
+    assert names(house.move("own", "--undo")) == ["retire"]
+    assert names(house.move("own", "--undo")) == ["promote"]
+    assert "nothing to take back" in house.move("own", "--undo", code=1)["stopped"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("prdo", "--to", "disk"), "there is no stack 'prdo' (did you mean 'prod'?)"),
+        (("default", "--to", json.dumps(DISK)), "copy it with `zenml stack copy default NAME`"),
+        (("plain", "--to", "disk"), "there is no child 'disk' yet; give its settings as JSON, or '@file.json'"),
+        (("plain", "--to", '{"name"'), "it is not valid JSON; give one child, such as {"),
+        (("plain", "--to", "@nowhere.json"), "'nowhere.json' cannot be read: No such file or directory"),
+        (("plain", "--to", '{"type": "artifact"}'), "it is no child with a 'name'"),
+        (("plain", "--to", '{"name": "x", "type": "artifcat"}'), "did you mean 'artifact'?"),
+        (
+            ("plain", "--to", '{"name": "x", "type": "artifact", "artifact_store": "nowhere"}'),
+            "no artifact store 'nowhere'",
+        ),
+        (("plain", "--to", '{"name": "x", "type": "artifact", "artifact_store": "default"}'), "'earlier'"),
+        (("plain", "--to", '{"name": "x", "type": "otlp", "endpoint": "http://127.0.0.1:1"}'), "child 'x'"),
+        (("plain", "--to", json.dumps(DISK), "--name", "mine"), "which is not of this move; give another name"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_done(house: House, arguments: tuple[str, ...], words: str) -> None:
+    done = house.migrate(*arguments, "--yes")
+    assert done.returncode == 2, done
+    assert words in done.stderr
+    house.do("assert not client.list_stack_components(name='plain-logs').items")
+    status = house.move("plain", "--status", to=DISK)
+    assert status["log_store"] is None
