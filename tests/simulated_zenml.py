@@ -141,6 +141,10 @@ class SimulatedZenML:
             raise KeyError(name_or_id)
         return found[0]
 
+    def get_pipeline(self, name: str) -> Any:
+        self._ask("get_pipeline")
+        raise KeyError(name)
+
     def list_pipeline_runs(self, page: int = 1, **wanted: Any) -> Any:
         runs = [run for run in self.runs if self._fits(run, wanted)]
         return self._page("list_pipeline_runs", runs, page)

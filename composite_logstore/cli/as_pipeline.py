@@ -70,7 +70,6 @@ def copy_as_pipeline(
             f"orchestrator '{stack.orchestrator.name}' of the active stack '{stack.name}' cannot run it, since it is a "
             f"dynamic pipeline; set another stack, or leave '--pipeline' out",
         )
-    refuse_second(registered, target)
     values: dict[str, Any] = {
         "store": str(registered.store.id),
         "source": source.name,
@@ -116,8 +115,8 @@ def copy_as_pipeline(
 def refuse_second(registered: RegisteredStore, target: ChildConfig) -> None:
     """Refuse if such a pipeline copies to the child already.
 
-    Those in a process of this machine are known by the ledger's lock. One that was killed stays in progress for ZenML,
-    so nothing is concluded from those that ran in the process that started them.
+    Copies in a process of this machine are known by the ledger's lock. A pipeline that was killed stays in progress
+    for ZenML, so nothing is concluded from those that run in the process that started them.
 
     Raises:
         NoAnswer: One does.

@@ -25,7 +25,7 @@ from composite_logstore.backfilling import (
     Tell,
     open_ledger,
 )
-from composite_logstore.cli.as_pipeline import copy_as_pipeline
+from composite_logstore.cli.as_pipeline import copy_as_pipeline, refuse_second
 from composite_logstore.cli.console import say, say_json, warn
 from composite_logstore.cli.selection import (
     Bars,
@@ -82,6 +82,7 @@ def backfill(
         raise mistake("--to", "a child cannot be copied to itself; name another")
     if why := source.unreadable:
         raise mistake("--from", f"child '{source.name}': {why}")
+    refuse_second(registered, target)
     _warn_before(source, target, as_pipeline)
     totals = Totals()
     began = time.monotonic()

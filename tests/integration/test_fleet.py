@@ -355,3 +355,15 @@ def test_a_bucket_that_takes_nothing_stops_a_copy_and_has_no_parity(
     # What refuses may have all of it; where there is no bucket, there is nothing.
     assert [one["child"] for one in found["not_compared"]] == ([child] if code == 3 else [])
     assert found["children"][child]["missing"] == (0 if code == 3 else MESSAGES)
+
+
+def test_a_slice_that_fails_is_named_with_its_reason(fleet: Fleet) -> None:
+    arguments = ("backfill", "logs", "--from", "archive", "--to", "denied", "--run", "run-1", "--pipeline")
+    done = fleet.command(*arguments, "--output", "json")
+    assert done.returncode == 3, done
+    values = json.loads(done.stdout)
+    assert values["copied"] == 0
+    assert values["stopped"].startswith("Stopped: 1 of 1 slices have not come to their end: child 'denied'")
+    assert "The same command goes on from there." in done.stderr
+    (status,) = fleet.query("SELECT status FROM step_run WHERE name = 'map:copy_slice:0' ORDER BY created DESC LIMIT 1")
+    assert status == ("failed",)

@@ -15,6 +15,7 @@ from zenml.models import LogsResponse
 from composite_logstore import LogEvent, RetryableError, Scanned, Stream
 from composite_logstore.backfilling import BackfillStoppedError
 from composite_logstore.cli import backfill
+from composite_logstore.cli.console import inert
 from composite_logstore.testing import SimulatedBackend, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
@@ -173,3 +174,22 @@ def test_a_backend_that_stays_away_stops_the_copy_and_has_nothing_twice_later(tm
     rest = BACKENDS["b"] = SimulatedBackend()
     assert copy(a, b, stream, tmp_path).copied == 70
     assert [event.sequence for event in [*backend.received, *rest.received]] == list(range(100))
+
+
+def test_slices_without_a_pipeline_are_a_mistake(place: Place) -> None:
+    done = place.zenml.run_command(*BACKFILL, "--slices", "3")
+    assert done.exit_code == 2
+    assert "'--slices' goes with '--pipeline'." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b]0;title\x07", r"\x1b[31mred\x1b]0;title\x07"),
+        ("\u202egpj.exe\u2066", r"\u202egpj.exe\u2066"),
+        ("\x9b2J\r\x7f", r"\x9b2J\r\x7f"),
+        ("two\nlines, größer, 日本", "two\nlines, größer, 日本"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
+    assert inert(text) == shown
