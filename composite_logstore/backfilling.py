@@ -69,22 +69,29 @@ class Copied:
         copied: The events that were sent, and taken.
         there: Those that were there already.
         unwanted: Those that are not meant for the child.
+        unidentified: Those that do not say which events they are, of streams that the child has events of: it may have
+            these, too.
         too_old: Those that its backend would refuse for their age.
         rejected: Those that it refused: a reason → a number.
+        absent: The streams of which there was nothing to copy from.
     """
 
     copied: int = 0
     there: int = 0
     unwanted: int = 0
+    unidentified: int = 0
     too_old: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    absent: int = 0
 
     def add(self, other: Copied) -> None:
         """Add another stream's."""
         self.copied += other.copied
         self.there += other.there
         self.unwanted += other.unwanted
+        self.unidentified += other.unidentified
         self.too_old += other.too_old
+        self.absent += other.absent
         for reason, number in other.rejected.items():
             self.rejected[reason] = self.rejected.get(reason, 0) + number
 
@@ -378,8 +385,13 @@ class Backfill:
             oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
         wants = self._source._replace(config=self._target).wants
         foreign, ordinal = foreign_writer(logs.id), 0
-        for chunk in self._chunks(logs):
+        has_own = self._source.scanner.scan_format == PAGES and bool(there.keys() - {foreign})
+        for chunk in self._chunks(logs, result):
             size = len(chunk.contents)
+            if has_own and not chunk.writer:
+                self._tell(size)
+                result.unidentified += size
+                continue
             writer, first = chunk.writer or foreign, ordinal
             sequences = chunk.sequences
             if not chunk.writer:
@@ -433,11 +445,11 @@ class Backfill:
                 batch.records.append(event)
         self._send_all(result)
 
-    def _chunks(self, logs: LogsResponse) -> Iterator[Scanned]:
+    def _chunks(self, logs: LogsResponse, result: Copied) -> Iterator[Scanned]:
         try:
             yield from self._source.scanner.scan(logs)
         except DoesNotExistException:
-            return
+            result.absent += 1
         except Exception as error:
             raise BackfillStoppedError(_read_in_vain(self._source.name, error)) from error
 

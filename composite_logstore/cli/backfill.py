@@ -130,8 +130,9 @@ class Totals(Copied):
 
     @property
     def left_out(self) -> int:
-        """How much the child still lacks."""
-        return self.too_old + sum(self.rejected.values()) + self.in_progress
+        """How much the child still lacks. Where nothing is found of any stream, it is not known."""
+        nowhere = self.absent if self.absent == self.streams else 0
+        return self.too_old + sum(self.rejected.values()) + self.in_progress + nowhere
 
     def add(self, other: Copied) -> None:
         """Add a stream's, or those of other streams."""
@@ -318,6 +319,10 @@ def _show(result: Totals, seconds: float, target: ChildConfig) -> None:
     )
     if result.unwanted:
         say(f"{result.unwanted:,} are not meant for it.")
+    if result.unidentified:
+        say(f"{result.unidentified:,} were left out: they do not say which events they are, and it may have them.")
+    if result.absent:
+        say(f"Of {result.absent:,} streams nothing was found to copy from.")
     if result.too_old:
         say(f"{result.too_old:,} are too old for its backend.", style="warning")
     for reason, number in result.rejected.items():

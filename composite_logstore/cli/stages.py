@@ -18,6 +18,7 @@ import orjson
 import composite_logstore
 from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.backfilling import BackfillStoppedError, Copied
+from composite_logstore.cli.as_pipeline import refuse_second
 from composite_logstore.cli.backfill import copy_streams
 from composite_logstore.cli.check import logs_of_checks, try_out
 from composite_logstore.cli.promote import settings_to_promote, update_settings
@@ -297,7 +298,11 @@ def watch(move: Move) -> str:
         for stream in filter(move.is_live, streams_of_run(find_run(str(first.run_id)))):
             result = comparing.compare(stream)
             if lacks := _lacks(result, move.to):
-                raise Stopped(f"child '{move.to}' lacks {lacks} events of run '{stream.run_name}', {stream.label}")
+                raise Stopped(
+                    f"child '{move.to}' lacks {lacks} events of run '{stream.run_name}', {stream.label}: see why. "
+                    f"`composite-logstore backfill {move.name} --from {move.source.name} --to {move.to} --run "
+                    f"{stream.run_name}` copies them"
+                )
             events += result.children[move.to].events
     return f"run '{first.run_name}' has come to child '{move.to}', all of its {events:,} events"
 
@@ -305,6 +310,7 @@ def watch(move: Move) -> str:
 def backfill(move: Move) -> str:
     """Copy what the child lacks, and see to it that nothing more is written past it."""
     source, target = move.source, move.target
+    refuse_second(move.log_store, target)
     result = Copied()
     open_runs: dict[Any, str] = {}
 
