@@ -13,38 +13,36 @@ from typing import Any, NamedTuple
 
 from tests.servers.zenml_server import ZenML
 
-# What a line says is a command's arguments, or, if it is an object, what to change of a child, or which fleet to make.
+# What a line has is a command, or something to be done with ZenML's client.
 _PROGRAM = """
-import json, os, sys
+import json, os, sys, traceback
 from click.testing import CliRunner
 from composite_logstore.cli.main import main
 from zenml.client import Client
-from zenml.enums import StackComponentType
+from zenml.enums import StackComponentType as Type
 
+client = Client()
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
-
-
-def update(child, values):
-    found = Client().get_stack_component(StackComponentType.LOG_STORE, "logs")
-    children = [{**one, **(values if one["name"] == child else {})} for one in found.configuration["children"]]
-    Client().update_stack_component(found.id, StackComponentType.LOG_STORE, configuration={"children": children})
-    return [0, "", ""]
-
-
 for line in sys.stdin:
     asked = json.loads(line)
-    if "fleet" in asked:
-        from tests.fleet import make
-        make(asked["fleet"])
-        answer = [0, "", ""]
-    elif isinstance(asked, dict):
-        answer = update(**asked)
+    if "code" in asked:
+        try:
+            exec(asked["code"])
+            answer = [0, "", ""]
+        except Exception:
+            answer = [1, "", traceback.format_exc()]
     else:
-        done = CliRunner().invoke(main, asked)
+        done = CliRunner().invoke(main, asked["arguments"], input=asked["input"])
         crashed = done.exception is not None and not isinstance(done.exception, SystemExit)
         answer = [repr(done.exception) if crashed else done.exit_code, done.stdout, done.stderr]
     print(json.dumps(answer), file=answers, flush=True)
+"""
+
+_UPDATE = """
+found = client.get_stack_component(Type.LOG_STORE, "logs")
+children = [{{**one, **({values} if one["name"] == {child!r} else {{}})}} for one in found.configuration["children"]]
+client.update_stack_component(found.id, Type.LOG_STORE, configuration={{"children": children}})
 """
 
 
@@ -57,7 +55,11 @@ class Done(NamedTuple):
 
 
 class Commands:
-    """Runs commands on the log store `logs` of a ZenML."""
+    """Runs commands with a ZenML.
+
+    Attributes:
+        zenml: The ZenML.
+    """
 
     def __init__(self, zenml: ZenML) -> None:
         self.zenml = zenml
@@ -75,7 +77,7 @@ class Commands:
                 text=True,
             )
 
-    def _ask(self, question: Any) -> Done:
+    def _ask(self, **question: Any) -> Done:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -85,9 +87,19 @@ class Commands:
         assert answer, self._log.read_text(errors="replace")[-4000:]
         return Done(*json.loads(answer))
 
-    def command(self, *arguments: str) -> Done:
-        """Run a command."""
-        return self._ask(arguments)
+    def command(self, *arguments: str, input: str = "") -> Done:
+        """Run a command.
+
+        Args:
+            arguments: The command and its arguments.
+            input: What is typed.
+        """
+        return self._ask(arguments=arguments, input=input)
+
+    def do(self, code: str) -> None:
+        """Have something done with ZenML's `client`, and its `Type` of components."""
+        done = self._ask(code=code)
+        assert not done.returncode, done.stderr
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command in a process of its own, as the command line does."""
@@ -110,12 +122,12 @@ class Commands:
         return values
 
     def update(self, child: str, **values: Any) -> None:
-        """Change settings of a child."""
-        self._ask({"child": child, "values": values})
+        """Change settings of a child of the log store `logs`."""
+        self.do(_UPDATE.format(child=child, values=repr(values)))
 
     def make_fleet(self, settings: dict[str, Any]) -> None:
         """Make the fleet of `tests.fleet`."""
-        self._ask({"fleet": settings})
+        self.do(f"from tests.fleet import make; make({settings!r})")
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask ZenML's database itself."""
@@ -124,8 +136,9 @@ class Commands:
             return connection.execute(sql).fetchall()
 
     def close(self) -> None:
-        """End the process."""
-        self._process.communicate(timeout=60)
+        """Stop the process."""
+        self._process.kill()
+        self._process.communicate()
 
 
 def wait_until(happens: Callable[[], bool], seconds: float = 60.0) -> None:

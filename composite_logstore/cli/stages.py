@@ -220,12 +220,13 @@ def build(move: Move) -> str:
     assert move.settings is not None
     if move.found is not None:
         children = [*raw_children(move.found), move.settings]
-        _must_be_valid(move, children)
+        # Runs would log to it from now on.
+        _must_work(move, [_valid(move, children).child(move.to)])
         update_settings(move.found, {"children": children})
         move.refresh()
         return f"log store '{move.name}' has the child '{move.to}' now"
     earlier, what = earlier_child(move.stack)
-    _must_be_valid(move, [earlier, move.settings])
+    _valid(move, [earlier, move.settings])
     before = component_of(move.stack, "log_store")
     primary = EARLIER if before is None or _is_readable(before) else move.to
     with asking_zenml():
@@ -264,9 +265,15 @@ def _register_flavor() -> None:
 
 def check(move: Move) -> str:
     """Try out both children, before any run depends on them."""
+    _must_work(move, [move.source, move.target])
+    move.was_checked = True
+    return f"children '{move.source.name}' and '{move.to}' work"
+
+
+def _must_work(move: Move, children: list[ChildConfig]) -> None:
     artifact_store = component_of(move.stack, "artifact_store")
     assert artifact_store is not None
-    for one in try_out(move.log_store, [move.source, move.target], artifact_store.id):
+    for one in try_out(move.log_store, children, artifact_store.id):
         is_read = one.child.name in (move.to, move.log_store.config.primary)
         needed = [finding for finding in one.findings if is_read or finding.what != "read"]
         problem = next((finding for finding in needed if finding.result == "problem"), None)
@@ -275,8 +282,6 @@ def check(move: Move) -> str:
                 f"child '{one.child.name}' does not work: {problem.what}: {problem.message}"
                 f"{f'; {problem.advice}' if problem.advice else ''}"
             )
-    move.was_checked = True
-    return f"children '{move.source.name}' and '{move.to}' work"
 
 
 def switch(move: Move) -> str:
@@ -336,8 +341,9 @@ def backfill(move: Move) -> str:
         reason, number = next(iter(result.rejected.items()))
         raise Stopped(f"{done}; {number:,} were rejected: {reason}")
     if open_runs:
-        name = next(iter(open_runs.values()))
-        raise Waiting(f"{done}; {len(open_runs)} runs that began before are still in progress, such as '{name}'")
+        name, others = next(iter(open_runs.values())), len(open_runs) - 1
+        more = f", and so are {others:,} others that did" if others else ""
+        raise Waiting(f"{done}; run '{name}', which began before, is still in progress{more}")
     return done
 
 
@@ -551,8 +557,8 @@ def _is_readable(log_store: ComponentResponse) -> bool:
     return True
 
 
-def _must_be_valid(move: Move, children: list[dict[str, Any]]) -> None:
-    """Check settings, with the target as the primary, as ZenML does where a log store is registered and a run begins.
+def _valid(move: Move, children: list[dict[str, Any]]) -> CompositeLogStoreConfig:
+    """Return settings, checked as ZenML does it where a log store is registered and where a run begins.
 
     Raises:
         click.BadParameter: They are not valid.
@@ -565,5 +571,6 @@ def _must_be_valid(move: Move, children: list[dict[str, Any]]) -> None:
         config.child(move.to).check()
         if twice := config.doubled(open_artifact_store(artifact_store)):
             raise mistake("--to", twice)
+        return config
     except ValueError as error:
         raise mistake("--to", in_words(error)) from None

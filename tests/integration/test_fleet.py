@@ -46,10 +46,14 @@ class Fleet(Commands):
         collector: What the child `collector` writes to.
         stopped: What the child `stopped` writes to.
         receiver: What the child `receiver` writes to.
+        datadog: What the child `live` writes to.
     """
 
-    def __init__(self, zenml: ZenML, collector: Collector, stopped: Collector, receiver: OtlpReceiver) -> None:
+    def __init__(
+        self, zenml: ZenML, collector: Collector, stopped: Collector, receiver: OtlpReceiver, datadog: Datadog
+    ) -> None:
         super().__init__(zenml)
+        self.datadog = datadog
         self.directory = zenml.directory
         self.collector = collector
         self.stopped = stopped
@@ -118,7 +122,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             "second": ["local", {"path": str(other)}],
         }
         settings = {"primary": "archive", "children": children, "stores": stores, "runs": runs}
-        fleet = Fleet(zenml, collector, stopped, receiver)
+        fleet = Fleet(zenml, collector, stopped, receiver, datadog)
         fleet.make_fleet(settings)
         yield fleet
         fleet.close()
@@ -367,3 +371,34 @@ def test_a_slice_that_fails_is_named_with_its_reason(fleet: Fleet) -> None:
     assert "The same command goes on from there." in done.stderr
     (status,) = fleet.query("SELECT status FROM step_run WHERE name = 'map:copy_slice:0' ORDER BY created DESC LIMIT 1")
     assert status == ("failed",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("verify", "logs"), "Say which streams are meant"),
+        (("verify", "lgos", "--all"), "did you mean 'logs'?"),
+        (("verify", "logs", "--run", "run-1x"), "did you mean 'run-1"),
+        (("verify", "logs", "--all", "--child", "collector"), "cannot be read"),
+        (("backfill", "logs", "--from", "archive", "--to", "archive", "--all"), "cannot be copied to itself"),
+        (("backfill", "logs", "--from", "collector", "--to", "archive", "--all"), "cannot be read"),
+        (("backfill", "logs", "--from", "archive", "--to", "bukcet", "--all"), "did you mean 'bucket'?"),
+    ],
+)
+def test_bad_input_is_named(fleet: Fleet, arguments: tuple[str, ...], words: str) -> None:
+    done = fleet.command(*arguments)
+    assert done.returncode == 2, done
+    assert words in done.stderr
+
+
+def test_where_nothing_is_found_nothing_is_proven(fleet: Fleet) -> None:
+    copied = fleet.values("backfill", "logs", "--from", "nowhere", "--to", "second", "--run", "run-1", code=1)
+    assert (copied["copied"], copied["absent"]) == (0, copied["streams"])
+
+
+def test_a_backend_that_is_away_is_named_and_proves_nothing(fleet: Fleet) -> None:
+    fleet.datadog.stop()
+    found = fleet.values("verify", "logs", "--run", "run-1", "--child", "archive", "--child", "live", code=3)
+    assert not found["parity"]
+    assert {one["child"] for one in found["not_compared"]} == {"live"}
+    assert "Could not reach Datadog" in found["not_compared"][0]["why"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from tests.commands import Commands, Done
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.otlp_receiver import OtlpReceiver
 from tests.servers.zenml_server import ZenML
@@ -35,18 +34,11 @@ def fit() -> None:
     train()
 """
 
-# One process does it all: to import ZenML takes longer than the rest.
-PROGRAM = """
-import json, os, sys, traceback
-from click.testing import CliRunner
+BEGIN = """
 from composite_logstore.cli import stages
-from composite_logstore.cli.main import main
-from zenml.client import Client
-from zenml.enums import StackComponentType as Type
 
 # What is on its way here comes soon.
 stages.SETTLE_SECONDS = 4
-client = Client()
 
 
 def run(stack, name):
@@ -61,35 +53,10 @@ def run(stack, name):
 def make_stack(name, log_store=None):
     parts = {Type.ORCHESTRATOR: "default", Type.ARTIFACT_STORE: "default"}
     client.create_stack(name, {**parts, **({Type.LOG_STORE: log_store} if log_store else {})})
-
-
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-for line in sys.stdin:
-    asked = json.loads(line)
-    if "code" in asked:
-        try:
-            exec(asked["code"])
-            answer = [0, "", ""]
-        except Exception:
-            answer = [1, "", traceback.format_exc()]
-    else:
-        done = CliRunner().invoke(main, asked["arguments"], input=asked["input"])
-        crashed = done.exception is not None and not isinstance(done.exception, SystemExit)
-        answer = [repr(done.exception) if crashed else done.exit_code, done.stdout, done.stderr]
-    print(json.dumps(answer), file=answers, flush=True)
 """
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class House:
+class House(Commands):
     """A ZenML, and an artifact store `disk` to move to.
 
     Attributes:
@@ -97,39 +64,15 @@ class House:
     """
 
     def __init__(self, zenml: ZenML) -> None:
+        super().__init__(zenml)
         self.disk = zenml.directory / "disk"
         (zenml.directory / "fit.py").write_text(FIT)
-        program = zenml.directory / "program.py"
-        program.write_text(PROGRAM)
-        self._process = subprocess.Popen(
-            [sys.executable, str(program)],
-            env=zenml.env,
-            cwd=zenml.directory,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self.do(BEGIN)
         self.do(f"client.create_stack_component('disk', 'local', Type.ARTIFACT_STORE, {{'path': '{self.disk}'}})")
-
-    def _ask(self, asked: dict[str, Any]) -> Done:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps(asked) + "\n")
-        stdin.flush()
-        answer = stdout.readline()
-        assert answer, "the process has ended"
-        return Done(*json.loads(answer))
-
-    def do(self, code: str) -> None:
-        """Have something done with ZenML's client."""
-        done = self._ask({"code": code})
-        assert not done.returncode, done.stderr
 
     def migrate(self, *arguments: str, input: str = "") -> Done:
         """Run the command."""
-        return self._ask({"arguments": ["migrate", *arguments], "input": input})
+        return self.command("migrate", *arguments, input=input)
 
     def move(self, stack: str, *arguments: str, to: Any = "disk", code: int = 0) -> dict[str, Any]:
         """Run the command without questions, and return what it prints for programs."""
@@ -140,20 +83,13 @@ class House:
 
     def messages(self, run: str, *options: str) -> list[str]:
         """Return what `logs` shows of a run's step."""
-        arguments = ["logs", run, "--source", "step", "--search", "epoch", "--output", "json", *options]
-        done = self._ask({"arguments": arguments, "input": ""})
+        done = self.command("logs", run, "--source", "step", "--search", "epoch", "--output", "json", *options)
         return [json.loads(line)["message"] for line in done.stdout.splitlines()]
 
     def archived(self, run: str) -> Path:
         """Return the file in `disk` that has a run's step."""
-        arguments = ["logs", run, "--source", "step", "--output", "json"]
-        done = self._ask({"arguments": arguments, "input": ""})
+        done = self.command("logs", run, "--source", "step", "--output", "json")
         return self.disk / "logs" / (json.loads(done.stdout.splitlines()[0])["logs_id"] + ".log")
-
-    def close(self) -> None:
-        """Stop the process."""
-        self._process.kill()
-        self._process.communicate()
 
 
 DISK = {"name": "disk", "type": "artifact", "artifact_store": "disk"}
@@ -254,7 +190,7 @@ context.__enter__()
     house.move("busy", "--stop-after", "switch", to=DISK)
     house.do("run('busy', 'new')")
     waits = house.move("busy", code=1)
-    assert "1 runs that began before are still in progress, such as 'open'" in waits["stopped"]
+    assert "run 'open', which began before, is still in progress" in waits["stopped"]
     assert waits["next"] == "backfill"
     end = """
 import logging
@@ -265,7 +201,7 @@ client.zen_store.update_run(opened.id, PipelineRunUpdate(status=ExecutionStatus.
 """
     house.do(end)
     assert names(house.move("busy"))[-1] == "retire"
-    shown = house._ask({"arguments": ["logs", "open", "--store", "busy-logs"], "input": ""})
+    shown = house.command("logs", "open", "--store", "busy-logs")
     assert "the last epoch" in shown.stdout
 
 

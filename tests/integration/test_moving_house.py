@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from tests.commands import Commands
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.zenml_server import ZenML
@@ -70,30 +69,7 @@ fit.with_options(run_name=sys.argv[1])()
 """
 
 
-# Runs commands, one after the other: to import ZenML takes most of a command's time.
-COMMANDS = """
-import json, sys
-from click.testing import CliRunner
-from composite_logstore.cli.main import main
-
-answers, sys.stdout = sys.stdout, sys.stderr
-for line in sys.stdin:
-    result = CliRunner().invoke(main, json.loads(line))
-    crashed = result.exception is not None and not isinstance(result.exception, SystemExit)
-    print(json.dumps([repr(result.exception) if crashed else result.exit_code, result.stdout, result.stderr]),
-          file=answers, flush=True)
-"""
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class House:
+class House(Commands):
     """A ZenML with a log store of three children, in which the run `first` has ended and `followed` waits.
 
     Attributes:
@@ -103,46 +79,18 @@ class House:
     run: subprocess.Popen[str]
 
     def __init__(self, zenml: ZenML, directory: Path) -> None:
-        self.zenml = zenml
+        super().__init__(zenml)
         self.directory = directory
         self.program = directory / "fit.py"
         self.program.write_text(RUN)
-
-        commands = directory / "commands.py"
-        commands.write_text(COMMANDS)
-        self._commands = subprocess.Popen(
-            [sys.executable, str(commands)],
-            env=zenml.env,
-            cwd=zenml.directory,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def command(self, *arguments: str) -> Done:
-        """Run a command."""
-        stdin, stdout = self._commands.stdin, self._commands.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(json.dumps(arguments) + "\n")
-        stdin.flush()
-        return Done(*json.loads(stdout.readline()))
 
     def go(self) -> None:
         """Let the run go on."""
         (self.directory / "go").touch()
 
-    def close(self) -> None:
-        """Stop the process that runs commands."""
-        self._commands.communicate(timeout=60)
-
     def registered(self) -> dict[str, Any]:
         """Return the log store's settings as ZenML's database has them."""
-        (database,) = self.zenml.directory.glob("**/zenml.db")
-        with closing(sqlite3.connect(database)) as connection:
-            query = "SELECT configuration FROM stack_component WHERE name = 'logs'"
-            ((configuration,),) = connection.execute(query).fetchall()
+        ((configuration,),) = self.query("SELECT configuration FROM stack_component WHERE name = 'logs'")
         return dict(json.loads(base64.b64decode(configuration)))
 
     def entries(self, *arguments: str) -> list[dict[str, Any]]:
