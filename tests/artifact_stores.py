@@ -16,6 +16,10 @@ from zenml.enums import StackComponentType
 from zenml.models import LogsResponse, LogsResponseBody
 from zenml.utils.time_utils import utc_now
 
+from composite_logstore_artifact.config import ArtifactChildConfig
+from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.reader import ArtifactReader
+
 ArtifactStore = TypeVar("ArtifactStore", bound=BaseArtifactStore)
 
 
@@ -51,6 +55,30 @@ def local_store(root: Path) -> LocalArtifactStore:
 def object_store(root: Path) -> LocalArtifactStore:
     """Return one that has a folder of objects for each stream, in a local folder."""
     return make_artifact_store(LocalArtifactStore, ObjectStoreConfig(path=str(root)), "objects")
+
+
+class FolderArchive(ArtifactChildConfig):
+    """A child that archives in a folder, without a ZenML client: a file for each stream, or objects.
+
+    Attributes:
+        root: The folder.
+        is_file: Whether a stream is a file.
+    """
+
+    root: str
+    is_file: bool = True
+
+    def create_exporter(self) -> ArtifactExporter:
+        store = self.store()
+        return ArtifactExporter(find=lambda stream: store)
+
+    def create_reader(self) -> ArtifactReader:
+        store = self.store()
+        return ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: False)
+
+    def store(self) -> LocalArtifactStore:
+        """Return the artifact store."""
+        return (local_store if self.is_file else object_store)(Path(self.root))
 
 
 class ListingFilesystem(LocalFileSystem):  # type: ignore[misc]

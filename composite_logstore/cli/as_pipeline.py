@@ -22,7 +22,7 @@ from composite_logstore.config import ChildConfig
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from composite_logstore.cli.backfill import Totals
+    from composite_logstore.cli.copying import Totals
 
 SLICES = 10
 """As many steps as ZenML runs at once in one process."""
@@ -55,7 +55,7 @@ def copy_as_pipeline(
         click.BadParameter: The active stack cannot run it.
         NoAnswer: ZenML cannot be asked, the pipeline could not be started, or another one copies to the child.
     """
-    from composite_logstore import backfill_pipeline
+    from composite_logstore.cli import backfill_pipeline
     from composite_logstore.log_store import pinned
 
     slices, rate, anew = how
@@ -121,7 +121,7 @@ def refuse_second(registered: RegisteredStore, target: ChildConfig) -> None:
     Raises:
         NoAnswer: One does.
     """
-    from composite_logstore.backfill_pipeline import PIPELINE
+    from composite_logstore.cli.backfill_pipeline import PIPELINE
 
     with asking_zenml():
         from zenml.client import Client
@@ -164,8 +164,8 @@ def _wait(name: str) -> PipelineRunResponse | None:
 
 def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> str:
     """Add up what the slices have done, and return why they did not do all."""
-    from composite_logstore.backfill_pipeline import RESULT
-    from composite_logstore.cli.backfill import Totals
+    from composite_logstore.cli.backfill_pipeline import RESULT
+    from composite_logstore.cli.copying import Totals
 
     with asking_zenml():
         from zenml.client import Client

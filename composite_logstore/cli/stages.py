@@ -19,8 +19,8 @@ import composite_logstore
 from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.backfilling import BackfillStoppedError, Copied
 from composite_logstore.cli.as_pipeline import refuse_second
-from composite_logstore.cli.backfill import copy_streams
 from composite_logstore.cli.check import logs_of_checks, try_out
+from composite_logstore.cli.copying import copy_streams
 from composite_logstore.cli.promote import settings_to_promote, update_settings
 from composite_logstore.cli.report import Summary
 from composite_logstore.cli.selection import Bars, collector_of
@@ -34,10 +34,11 @@ from composite_logstore.cli.stores import (
     in_words,
     load_store,
     mistake,
+    open_child,
     streams_of_project,
     streams_of_run,
 )
-from composite_logstore.cli.verify import compare_stream, open_child
+from composite_logstore.cli.verify import compare_stream
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
 from composite_logstore.parity import StreamParity
 from composite_logstore.scanning import Source

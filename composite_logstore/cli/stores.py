@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse, StepRunResponse
 
     from composite_logstore.log_store import CompositeLogStore
+    from composite_logstore.scanning import Source
 
 FLAVOR = "composite"
 
@@ -189,6 +190,21 @@ def in_words(error: ValueError) -> str:
         return str(error)
     details = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(detail["msg"].removeprefix("Value error, ") for detail in details)
+
+
+def open_child(child: ChildConfig) -> Source:
+    """Return the child, to be read.
+
+    Raises:
+        NoAnswer: It cannot be opened.
+    """
+    from composite_logstore.backend import UnavailableError
+    from composite_logstore.scanning import open_source
+
+    try:
+        return open_source(child)
+    except (UnavailableError, ImportError) as error:
+        raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
 
 
 # Runs and their streams

@@ -16,8 +16,7 @@ from uuid import UUID
 import click
 import orjson
 
-from composite_logstore.backend import UnavailableError
-from composite_logstore.cli.console import say, say_json, show_table, warn
+from composite_logstore.cli.console import output_option, say, say_json, show_table, warn
 from composite_logstore.cli.report import Summary, write_report
 from composite_logstore.cli.selection import (
     Bars,
@@ -27,10 +26,10 @@ from composite_logstore.cli.selection import (
     selection_options,
     state_folder,
 )
-from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake
+from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake, open_child
 from composite_logstore.config import ChildConfig
 from composite_logstore.parity import StreamParity, compare
-from composite_logstore.scanning import Source, open_source
+from composite_logstore.scanning import Source
 
 _SHOWN = 20
 
@@ -42,7 +41,7 @@ _SHOWN = 20
 @click.option("--strict", is_flag=True, help="Events that a child holds more than once are differences too.")
 @click.option("--anew", is_flag=True, help="Begin anew where an earlier verify was interrupted.")
 @click.option("--html", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write a report.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 def verify(
     store: str,
     run: str | None,
@@ -126,18 +125,6 @@ def _choose(registered: RegisteredStore, names: tuple[str, ...]) -> list[ChildCo
     if not chosen:
         raise NoAnswer(f"log store '{registered.name}' has no enabled child that can be read.")
     return chosen
-
-
-def open_child(child: ChildConfig) -> Source:
-    """Return the child, to be read.
-
-    Raises:
-        NoAnswer: It cannot be opened.
-    """
-    try:
-        return open_source(child)
-    except (UnavailableError, ImportError) as error:
-        raise NoAnswer(f"child '{child.name}' cannot be read: {error}") from error
 
 
 def _meant(stream: RunStream, sources: list[Source], ids: dict[UUID | None, str]) -> list[Source]:

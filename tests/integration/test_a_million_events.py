@@ -12,10 +12,7 @@ import pytest
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import Stream
-from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter
-from composite_logstore_artifact.reader import ArtifactReader
-from tests.artifact_stores import local_store
+from tests.artifact_stores import FolderArchive, local_store
 from tests.events import make_events
 from tests.simulated_zenml import SimulatedZenML
 
@@ -23,20 +20,6 @@ pytestmark = pytest.mark.integration
 
 EVENTS = 1_000_000
 LOST = 654_321
-
-
-class Archive(ArtifactChildConfig):
-    """An archive in a folder."""
-
-    root: str
-
-    def create_exporter(self) -> ArtifactExporter:
-        store = local_store(Path(self.root))
-        return ArtifactExporter(find=lambda stream: store)
-
-    def create_reader(self) -> ArtifactReader:
-        store = local_store(Path(self.root))
-        return ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: False)
 
 
 def lines(one: bytes) -> Iterator[bytes]:
@@ -59,7 +42,7 @@ def folder() -> Iterator[Path]:
 
 def test_one_lost_event_in_a_million_is_found_and_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zenml = SimulatedZenML.take_place(monkeypatch)
-    children = [Archive(name=name, type="artifact", root=str(folder / name)) for name in ("a", "b")]
+    children = [FolderArchive(name=name, type="artifact", root=str(folder / name)) for name in ("a", "b")]
     store = zenml.register(*children)
     run = zenml.begin_run("trained")
     logs = zenml.open_stream(run, "client", store.id)

@@ -33,39 +33,19 @@ from composite_logstore.backfilling import (
 from composite_logstore.parity import compare
 from composite_logstore.scanning import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
-from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import summarize_events
 from composite_logstore_artifact.objects import ObjectName
-from composite_logstore_artifact.reader import ArtifactReader
 from composite_logstore_datadog.config import OLDEST_SECONDS
-from tests.artifact_stores import local_store, object_store, with_faults
+from tests.artifact_stores import FolderArchive, object_store, with_faults
 from tests.events import WRITER, make_events
 from tests.simulation import make_child
 
 STORE = UUID(int=7)
 
 
-class Archive(ArtifactChildConfig):
-    """An archive in a folder: a file for each stream, or objects."""
-
-    root: str
-    is_file: bool = True
-
-    def _store(self) -> Any:
-        return (local_store if self.is_file else object_store)(Path(self.root))
-
-    def create_exporter(self) -> ArtifactExporter:
-        store = self._store()
-        return ArtifactExporter(find=lambda stream: store)
-
-    def create_reader(self) -> ArtifactReader:
-        store = self._store()
-        return ArtifactReader(find=lambda logs: store, is_in_progress=lambda logs: False)
-
-
-def archive(name: str, root: Path, is_file: bool = True) -> Archive:
-    return Archive(name=name, type="artifact", root=str(root / name), is_file=is_file)
+def archive(name: str, root: Path, is_file: bool = True) -> FolderArchive:
+    return FolderArchive(name=name, type="artifact", root=str(root / name), is_file=is_file)
 
 
 class WriteOnly(ChildConfig):
@@ -151,7 +131,7 @@ def test_a_hole_is_filled_and_every_event_is_shown_once_from_both_ends(tmp_path:
 def test_what_an_earlier_log_store_has_gets_an_identity_that_stays(tmp_path: Path) -> None:
     stream = make_stream()
     a, b = archive("a", tmp_path), archive("b", tmp_path)
-    path = Path(prepare_logs_uri(a._store(), stream.id))
+    path = Path(prepare_logs_uri(a.store(), stream.id))
     path.parent.mkdir(parents=True)
     path.write_text("".join(LogEntry(message=f"old {n}").model_dump_json(exclude_none=True) + "\n" for n in range(20)))
 
@@ -169,7 +149,7 @@ def test_what_an_earlier_log_store_has_gets_an_identity_that_stays(tmp_path: Pat
 def test_the_place_of_the_earlier_log_store_itself_gets_no_copies(tmp_path: Path) -> None:
     stream = make_stream()
     a, b = archive("a", tmp_path), archive("b", tmp_path).model_copy(update={"root": str(tmp_path / "a")})
-    path = Path(prepare_logs_uri(a._store(), stream.id))
+    path = Path(prepare_logs_uri(a.store(), stream.id))
     path.parent.mkdir(parents=True)
     path.write_text("plain text\n" * 10)
     before = path.read_bytes()
@@ -286,9 +266,9 @@ def test_a_source_that_fails_in_the_middle_stops_the_copy_in_words(tmp_path: Pat
         copy(a, b, stream, tmp_path)
 
 
-def rewritten(child: Archive, stream: Stream, change: Callable[[bytes], bytes]) -> bytes:
+def rewritten(child: FolderArchive, stream: Stream, change: Callable[[bytes], bytes]) -> bytes:
     """Change what lies in a local archive, and return it."""
-    path = Path(prepare_logs_uri(child._store(), stream.id))
+    path = Path(prepare_logs_uri(child.store(), stream.id))
     path.write_bytes(change(path.read_bytes()))
     return path.read_bytes()
 
@@ -320,7 +300,7 @@ def test_what_is_passed_on_is_found_by_level_and_time(tmp_path: Path) -> None:
     write(a, events)
     assert copy(a, b, stream, tmp_path).copied == 25
 
-    names = [ObjectName.parse(path.name) for path in sorted(Path(prepare_logs_uri(b._store(), stream.id)).iterdir())]
+    names = [ObjectName.parse(path.name) for path in sorted(Path(prepare_logs_uri(b.store(), stream.id)).iterdir())]
     batches = [events[:10], events[10:20], events[20:]]
     assert [(name.first, name.last, name.summary) for name in names if name] == [
         (batch[0].number, batch[-1].number, summarize_events(batch)) for batch in batches
@@ -337,7 +317,7 @@ def test_writers_that_wrote_in_turn_get_few_objects(tmp_path: Path) -> None:
             write(a, [events[writer][number]])
 
     assert copy(a, b, stream, tmp_path).copied == 100
-    assert len(list(Path(prepare_logs_uri(b._store(), stream.id)).iterdir())) == 2
+    assert len(list(Path(prepare_logs_uri(b.store(), stream.id)).iterdir())) == 2
     assert all(not child.differences for child in compare(make_logs(stream), "", sources(a, b)).children.values())
 
 
@@ -349,7 +329,7 @@ def test_what_is_passed_on_arrives_once_though_the_artifact_store_fails(tmp_path
     store = with_faults(object_store(Path(b.root)), [None, fault, fault, None, fault])
     waited: list[float] = []
 
-    class Failing(Archive):
+    class Failing(FolderArchive):
         def create_exporter(self) -> ArtifactExporter:
             return ArtifactExporter(find=lambda stream: store)
 
@@ -364,9 +344,9 @@ def test_a_full_disk_repeats_nothing_of_what_is_passed_on(tmp_path: Path) -> Non
     a, b = archive("a", tmp_path), archive("b", tmp_path)
     write(a, make_events([str(number) for number in range(50)], stream))
     (tmp_path / "b" / "logs").mkdir(parents=True)
-    store = with_faults(b._store(), [2_000, 0, 1])
+    store = with_faults(b.store(), [2_000, 0, 1])
 
-    class Full(Archive):
+    class Full(FolderArchive):
         def create_exporter(self) -> ArtifactExporter:
             return ArtifactExporter(find=lambda stream: store)
 

@@ -14,13 +14,11 @@ from zenml.models import LogsResponse
 
 from composite_logstore import LogEvent, RetryableError, Scanned, Stream
 from composite_logstore.backfilling import BackfillStoppedError
-from composite_logstore.cli import backfill
+from composite_logstore.cli import copying
 from composite_logstore.cli.console import inert
 from composite_logstore.testing import SimulatedBackend, make_stream
-from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
-from tests.artifact_stores import local_store
+from tests.artifact_stores import FolderArchive
 from tests.events import make_events
 from tests.simulated_zenml import SimulatedZenML
 from tests.unit.test_backfilling import BACKENDS, WriteOnly, archive, copy, write
@@ -40,17 +38,11 @@ class Growing(ArtifactReader):
 LATER: dict[UUID, Any] = {}
 
 
-class Archive(ArtifactChildConfig):
-    """An archive in a folder."""
-
-    root: str
-
-    def create_exporter(self) -> ArtifactExporter:
-        store = local_store(Path(self.root))
-        return ArtifactExporter(find=lambda stream: store)
+class GrowingArchive(FolderArchive):
+    """One whose streams grow while they are scanned."""
 
     def create_reader(self) -> ArtifactReader:
-        store = local_store(Path(self.root))
+        store = self.store()
         return Growing(find=lambda logs: store, is_in_progress=lambda logs: False)
 
 
@@ -59,7 +51,7 @@ class Place:
 
     def __init__(self, zenml: SimulatedZenML, root: Path) -> None:
         self.zenml = zenml
-        self.a, self.b = (Archive(name=name, type="artifact", root=str(root / name)) for name in ("a", "b"))
+        self.a, self.b = (GrowingArchive(name=name, type="artifact", root=str(root / name)) for name in ("a", "b"))
         self.store = zenml.register(self.a, self.b)
 
     def run(self, name: str, in_a: int, in_b: int, in_progress: bool = False) -> Stream:
@@ -71,7 +63,7 @@ class Place:
                 self.write(child, stream, 0, number)
         return stream
 
-    def write(self, child: Archive, stream: Stream, begin: int, end: int) -> None:
+    def write(self, child: GrowingArchive, stream: Stream, begin: int, end: int) -> None:
         """Write events to an archive."""
         write(child, make_events([f"event {number}" for number in range(end)], stream)[begin:])
 
@@ -79,7 +71,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     zenml = SimulatedZenML.take_place(monkeypatch)
-    monkeypatch.setattr(backfill, "_of_run", lambda run_id: ({}, None))
+    monkeypatch.setattr(copying, "_of_run", lambda run_id: ({}, None))
     return Place(zenml, tmp_path)
 
 

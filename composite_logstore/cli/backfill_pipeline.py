@@ -94,7 +94,7 @@ def copy_slice(slice: dict[str, Any]) -> None:
         slice: The id of the log store, the names of the children, the ids of the runs, what was sent of them, and the
             most events in a second.
     """
-    from composite_logstore.cli.backfill import Totals, copy_with, ended
+    from composite_logstore.cli.copying import Totals, copy_with, ended
     from composite_logstore.cli.selection import log_stores_of
     from composite_logstore.cli.stores import find_store
 
