@@ -213,7 +213,6 @@ class Nursery:
             cwd=Path(__file__).parents[1],
             pass_fds=[theirs.fileno()],
             # Those that are killed could not say what they have covered; the others would be slower.
-            env={key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")},
         )
         theirs.close()
         return self

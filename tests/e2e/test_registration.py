@@ -143,9 +143,11 @@ def said(result: Result) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def flavor() -> None:
+def flavor() -> Iterator[None]:
     result = run("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
     assert result.exit_code == 0, said(result)
+    yield
+    Client().delete_flavor("composite")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +254,7 @@ def test_a_child_that_does_not_work_stops_the_move_before_any_run_depends_on_it(
     assert not stopped["stages"]["switch"]
 
 
-def test_a_composite_gets_another_child_and_moves_to_it(house: House) -> None:
+def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind(house: House) -> None:
     archive = {"name": "archive", "type": "artifact"}
     config = {"primary": "archive", "children": [archive]}
     house.do(
@@ -260,11 +262,15 @@ def test_a_composite_gets_another_child_and_moves_to_it(house: House) -> None:
         f"client.create_stack_component('mine', 'composite', Type.LOG_STORE, {config!r}); make_stack('own', 'mine')"
     )
     house.do("run('own', 'early')")
+    # ZenML looks for runs by the second.
+    time.sleep(1.1)
+    since = datetime.now(timezone.utc).isoformat()
     assert names(house.move("own", "--stop-after", "switch", to=DISK)) == ["build"]
     house.do("run('own', 'late')")
-    moved = house.move("own")
+    moved = house.move("own", "--since", since)
     assert (moved["from"], moved["next"]) == ("archive", None)
-    assert house.messages("early") == house.messages("late") == EPOCHS
+    assert house.messages("late") == house.messages("early", "--from", "archive") == EPOCHS
+    assert house.messages("early") == []
     # Who had the composite before keeps it.
     assert names(house.move("own", "--undo")) == ["retire"]
     assert names(house.move("own", "--undo")) == ["promote"]

@@ -67,9 +67,7 @@ class Ended:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Without coverage, whose own Python code a Ctrl-C would hit more often than ours.
-            env={key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-            | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         try:
             assert process.stdout is not None

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.servers import unmeasured
 from tests.servers.otlp_receiver import Record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +68,7 @@ class Collector:
         """Start it and wait until it accepts connections."""
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
-                self.command(), cwd=ROOT, env=unmeasured(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                self.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         deadline = time.monotonic() + START_SECONDS
         for port in (self.http_port, self.grpc_port):

@@ -53,8 +53,6 @@ from datadog_api_client.v2.model.logs_list_request import LogsListRequest
 from datadog_api_client.v2.model.logs_list_response import LogsListResponse
 from typing_extensions import Self
 
-from tests.servers import unmeasured
-
 API_KEY = "test-api-key"
 APPLICATION_KEY = "test-application-key"
 
@@ -143,9 +141,7 @@ class Datadog:
         command += ["--store", str(Path(self._directory.name, "logs.jsonl"))]
         if not self._checked:
             command += ["--unchecked"]
-        self._process = subprocess.Popen(
-            command, cwd=Path(__file__).parents[2], env=unmeasured(), stdout=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
