@@ -42,6 +42,7 @@ class Size(NamedTuple):
         training_rounds: How often there is training, in turn.
         iterations: Of the training loop.
         queued: How many records wait in memory.
+        stock: Whether the training loop and memory are measured with ZenML's own log stores, too.
     """
 
     rounds: int
@@ -52,10 +53,11 @@ class Size(NamedTuple):
     training_rounds: int
     iterations: int
     queued: int
+    stock: bool
 
 
-WHOLE = Size(5, 30_000, 10_000, 4_000, 25, 3, 15_000, 100_000)
-QUICK = Size(1, 1_000, 500, 200, 1, 1, 600, 2_000)
+WHOLE = Size(5, 30_000, 10_000, 4_000, 25, 3, 15_000, 100_000, True)
+QUICK = Size(1, 1_000, 500, 200, 1, 1, 600, 2_000, False)
 FAR_MILLIS = 50
 
 
@@ -113,7 +115,7 @@ def training(size: Size, say: Console) -> dict[str, Results]:
     with backends(with_s3=False) as places:
         for place in range(size.training_rounds):
             say.print(f"round {place + 1} of {size.training_rounds}: training")
-            for name in (NOWHERE, NULL, OURS, STOCK, STOCK_THREE):
+            for name in (NOWHERE, NULL, OURS, *((STOCK, STOCK_THREE) if size.stock else ())):
                 found = measured("training", "loop", name, json.dumps(places), size.iterations)
                 results["loop"].setdefault(name, []).append(found)
             for name in THREADED:
@@ -128,7 +130,9 @@ def footprint(size: Size, say: Console) -> dict[str, Any]:
 
     say.print("memory and imports")
     return {
-        "megabytes": {name: measured("footprint", name, size.queued)["megabytes"] for name in MEMORY},
+        "megabytes": {
+            name: measured("footprint", name, size.queued)["megabytes"] for name in MEMORY[: None if size.stock else 2]
+        },
         "import_millis": {
             "composite_logstore": import_millis(),
             "and its classes": import_millis(

@@ -121,7 +121,7 @@ def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
                 failed.append(done.stderr[-4000:])
             runs.append(name)
             # The rest of the machine is for the commands.
-            over.wait(6)
+            over.wait(10)
 
     thread = threading.Thread(target=go_on)
     thread.start()
