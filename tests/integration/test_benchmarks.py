@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.deep]
 
 
 def test_everything_is_measured_beside_its_competitors(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -272,7 +272,7 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
 def test_deliveries_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(Deliveries, 1000, steps=60)
+    run(Deliveries, 700, steps=60)
     missed = TRANSITIONS.keys() - transitions.taken.keys()
     transitions.report(record_property)
     assert not missed

@@ -142,7 +142,7 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 def test_the_journal_under_anything_that_is_logged() -> None:
-    run(JournalMachine, 1000, steps=40)
+    run(JournalMachine, 700, steps=40)
 
 
 @pytest.mark.deep
