@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -72,8 +72,8 @@ class Difference:
 
 
 @dataclass
-class ChildParity:
-    """What one child holds of a stream.
+class Counts:
+    """How many events a child holds and lacks.
 
     Attributes:
         events: The events that it holds, copies left out.
@@ -83,11 +83,6 @@ class ChildParity:
         duplicated: How many copies it holds besides.
         out_of_order: How many come after later ones of their writer, although it keeps their order.
         different: How many say something else than in the first child that holds them.
-        error: Why it could not be read to the end, empty if it could.
-        excuse: Why it could be read and yet not be compared, empty if it could.
-        minutes: A minute since the epoch → the events that it holds of it.
-        delays: For each class of delay, in the order of `DELAYS_SECONDS`, the events that took so long; empty where
-            it is not known when they arrived.
     """
 
     events: int = 0
@@ -96,15 +91,34 @@ class ChildParity:
     duplicated: int = 0
     out_of_order: int = 0
     different: int = 0
-    error: str = ""
-    excuse: str = ""
-    minutes: dict[int, int] = field(default_factory=dict)
-    delays: list[int] = field(default_factory=list)
 
     @property
     def differences(self) -> int:
         """How many events are not as they should be. A copy is one that `fetch()` leaves out: it is none of them."""
         return self.missing + self.out_of_order + self.different
+
+    def count(self, other: Counts) -> None:
+        """Add those of another stream."""
+        for counted in fields(Counts):
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+
+
+@dataclass
+class ChildParity(Counts):
+    """What one child holds of a stream.
+
+    Attributes:
+        error: Why it could not be read to the end, empty if it could.
+        excuse: Why it could be read and yet not be compared, empty if it could.
+        minutes: A minute since the epoch → the events that it holds of it.
+        delays: For each class of delay, in the order of `DELAYS_SECONDS`, the events that took so long; empty where
+            it is not known when they arrived.
+    """
+
+    error: str = ""
+    excuse: str = ""
+    minutes: dict[int, int] = field(default_factory=dict)
+    delays: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -447,9 +461,13 @@ class Comparison:
         except DoesNotExistException:
             pass
         except Exception as error:
-            is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
-            self.result.children[name].error = str(error) if is_known else f"its reader raised {type(error).__name__}"
-            self._holdings.pop(name, None)
+            self._give_up(name, error)
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        """Leave a child out that cannot be read."""
+        is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
+        self.result.children[name].error = str(error) if is_known else f"its reader raised {type(error).__name__}"
+        self._holdings.pop(name, None)
 
     def _excuse(self) -> None:
         """Leave out who does not say which events it holds, where the others do."""
@@ -551,9 +569,7 @@ class Comparison:
         except DoesNotExistException:
             return
         except Exception as error:
-            is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
-            self.result.children[name].error = str(error) if is_known else f"its reader raised {type(error).__name__}"
-            self._holdings.pop(name, None)
+            self._give_up(name, error)
 
     def _describe(self) -> None:
         """Find out what the events that were named say, and what differs in them."""

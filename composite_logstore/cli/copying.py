@@ -21,11 +21,7 @@ from composite_logstore.backfilling import (
     open_ledger,
 )
 from composite_logstore.cli.console import warn
-from composite_logstore.cli.selection import (
-    Bars,
-    collector_of,
-    state_folder,
-)
+from composite_logstore.cli.selection import Bars, collector_of, state_folder
 from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, asking_zenml, open_child
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream

@@ -36,7 +36,7 @@ def _compare(store: RegisteredStore, child: str) -> Verdict:
     if summary.not_compared:
         label, name, why = summary.not_compared[0]
         return Verdict(False, f"not everything could be compared: child '{name}', {label}: {why.rstrip('.')}")
-    if lacks.missing or lacks.out_of_order or lacks.different:
+    if lacks.differences:
         of = f"{lacks.missing:,} events are missing, {lacks.out_of_order:,} out of order, {lacks.different:,} different"
         return Verdict(False, f"compared with '{primary}', {of}; `composite-logstore verify` names them")
     return Verdict(True, f"it has all that '{primary}' has: {lacks.events:,} events of {summary.streams:,} streams")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from composite_logstore.cli.console import inert
-from composite_logstore.parity import DELAYS_SECONDS, ChildParity, Difference, StreamParity
+from composite_logstore.parity import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
 
 _NAMED = 500
 _WORST = 20
@@ -22,16 +22,10 @@ _COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#
 
 
 @dataclass
-class ChildSummary:
+class ChildSummary(Counts):
     """One child in all streams. The attributes are those of `ChildParity`, added up."""
 
     streams: int = 0
-    events: int = 0
-    missing: int = 0
-    arriving: int = 0
-    duplicated: int = 0
-    out_of_order: int = 0
-    different: int = 0
     delays: list[int] = field(default_factory=lambda: [0] * (len(DELAYS_SECONDS) + 1))
     held: Counter[int] = field(default_factory=Counter)
     most: Counter[int] = field(default_factory=Counter)
@@ -44,8 +38,7 @@ class ChildSummary:
             most: A minute → the most events of it that any child holds.
         """
         self.streams += 1
-        for name in ("events", "missing", "arriving", "duplicated", "out_of_order", "different"):
-            setattr(self, name, getattr(self, name) + getattr(child, name))
+        self.count(child)
         for place, number in enumerate(child.delays):
             self.delays[place] += number
         self.held.update(child.minutes)
@@ -78,7 +71,7 @@ class Summary:
     @property
     def differences(self) -> int:
         """How many events are not as they should be."""
-        return sum(child.missing + child.out_of_order + child.different for child in self.children.values())
+        return sum(child.differences for child in self.children.values())
 
     @property
     def duplicated(self) -> int:

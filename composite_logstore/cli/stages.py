@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,14 +163,19 @@ class Move:
             models = client.list_stack_components(name=self.name, type=StackComponentType.LOG_STORE, hydrate=True).items
         self.found = load_store(models[0], "--name") if models else None
 
-    def streams(self, bars: Bars) -> Iterator[RunStream]:
+    def streams(self, bars: Bars, since: datetime | None = None) -> Iterator[RunStream]:
         """Yield the streams of the stack's runs, the oldest runs first.
+
+        Args:
+            bars: Told of each.
+            since: Runs that had ended by then are left out, in the place of those that stay behind.
 
         Raises:
             NoAnswer: ZenML cannot be asked.
         """
-        bars.expect(count_runs(self.since, stack_id=self.stack.id))
-        for stream in streams_of_project(since=self.since, stack_id=self.stack.id):
+        since = since or self.since
+        bars.expect(count_runs(since, stack_id=self.stack.id))
+        for stream in streams_of_project(since=since, stack_id=self.stack.id):
             bars.at(stream)
             yield stream
 
@@ -186,10 +191,14 @@ class Move:
         """Return whether a stream is in progress that the target does not get, or not from its beginning."""
         return stream.run_in_progress and not self._began_with_both(stream)
 
-    def _began_with_both(self, stream: RunStream) -> bool:
+    @property
+    def both_since(self) -> datetime:
+        """Since when the log store has had both children."""
         model = self.log_store.model
-        both_since = model.created if self.source.name == EARLIER else model.updated
-        return self.is_live(stream) and stream.logs.created >= both_since
+        return (model.created if self.source.name == EARLIER else model.updated).replace(tzinfo=timezone.utc)
+
+    def _began_with_both(self, stream: RunStream) -> bool:
+        return self.is_live(stream) and stream.logs.created.replace(tzinfo=timezone.utc) >= self.both_since
 
 
 def component_of(stack: StackResponse, kind: str) -> ComponentResponse | None:
@@ -294,7 +303,8 @@ def switch(move: Move) -> str:
 def watch(move: Move) -> str:
     """See one run that both children have all of."""
     with Bars("watch") as bars, _Comparing(move, bars) as comparing:
-        first = next((stream for stream in move.streams(bars) if move.is_of_both(stream)), None)
+        # Runs that had ended before both were there need not be gone through.
+        first = next((stream for stream in move.streams(bars, move.both_since) if move.is_of_both(stream)), None)
         if first is None:
             raise Waiting(
                 f"no run has logged to both children and ended yet; run a pipeline on stack '{move.stack.name}'"
@@ -364,7 +374,7 @@ def verify(move: Move) -> str:
                 elsewhere += 1
     child = summary.children[move.to]
     move.facts["verify"] = summary.as_dict()
-    if lacks := child.missing + child.out_of_order + child.different:
+    if lacks := child.differences:
         raise Stopped(
             f"child '{move.to}' lacks {lacks:,} events, or has them otherwise; `composite-logstore verify {move.name} "
             f"--all --child {move.source.name} --child {move.to}` names them"
