@@ -31,6 +31,7 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
+from composite_logstore.backoff import count_reason, rejections, retry_after, words
 from composite_logstore.event import Stream
 from composite_logstore.parity import Holding
 from composite_logstore.runs import Runs
@@ -93,7 +94,7 @@ class Copied:
         self.too_old += other.too_old
         self.absent += other.absent
         for reason, number in other.rejected.items():
-            self.rejected[reason] = self.rejected.get(reason, 0) + number
+            count_reason(self.rejected, reason, number)
 
 
 class Ledger:
@@ -537,28 +538,24 @@ class Backfill:
         while True:
             try:
                 self._deliver(batch)
-            except TooLargeError as error:
-                if count > 1:
-                    self._export_halves(batch, result)
-                else:
-                    result.add(Copied(rejected={str(error): 1}))
-                return
-            except RejectedError as error:
-                if error.count is None and count > 1:
+            except (RejectedError, TooLargeError) as error:
+                rejected = rejections(error, count)
+                if rejected is None:
                     self._export_halves(batch, result)
                     return
-                rejected = 1 if error.count is None else min(error.count, count)
-                result.add(Copied(copied=count - rejected, rejected={str(error): rejected}))
+                result.add(Copied(copied=count - rejected, rejected={words(error): rejected}))
+                if isinstance(error, TooLargeError):
+                    return
                 break
             except UnavailableError as error:
-                raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {error}") from error
+                raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {words(error)}") from error
             except Exception as error:
-                words = (
-                    str(error) if isinstance(error, RetryableError) else f"its exporter raised {type(error).__name__}"
-                )
-                wanted = getattr(error, "retry_after_seconds", None) or seconds
+                is_known = isinstance(error, RetryableError)
+                why = words(error) if is_known else f"its exporter raised {type(error).__name__}"
+                # One that asks to be tried again at once, and again, would otherwise be asked without end.
+                wanted = max(retry_after(error) or 0.0, seconds)
                 if self._clock() + wanted > give_up_at:
-                    raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {words}") from error
+                    raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
                 self._sleep(wanted)
                 seconds = min(2 * seconds, self._target.retry_max_interval_millis / 1000)
             else:

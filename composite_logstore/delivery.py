@@ -14,16 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from math import inf, isnan
+from math import inf
 from typing import TypeAlias
 from uuid import UUID
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
+from composite_logstore.backoff import at_most, count_reason, rejections, retry_after, words
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream, total_size
-
-LONGEST_RETRY_AFTER = 3600.0
-"""How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
 
 
 class State(str, Enum):
@@ -277,7 +275,7 @@ class Delivery:
             error: What it raised.
             now: The time in seconds.
         """
-        self._last_error = f"the spool cannot be read: {error.strerror or _words(error)}"
+        self._last_error = f"the spool cannot be read: {error.strerror or words(error)}"
         self._retry_at = now + self._jittered(self._longest_wait)
 
     def withdraw(self, last: float) -> int:
@@ -372,16 +370,14 @@ class Delivery:
         batch = self._batches[0]
         self._exporting_since = None
         known = isinstance(error, RetryableError | RejectedError | TooLargeError | UnavailableError)
-        self._last_error = _words(error) if known else f"defect of the backend: {type(error).__name__}: {_words(error)}"
+        self._last_error = words(error) if known else f"defect of the backend: {type(error).__name__}: {words(error)}"
         if isinstance(error, RejectedError | TooLargeError):
-            count = error.count if isinstance(error, RejectedError) and isinstance(error.count, int) else None
-            if count is None and len(batch) > 1:
+            count = rejections(error, len(batch))
+            if count is None:
                 self._split()
             else:
-                rejected = len(batch) if count is None else _at_most(len(batch), count)
-                if rejected:
-                    self._reasons[self._reason(self._last_error)] += rejected
-                self._settle(rejected, error.shortened if isinstance(error, RejectedError) else 0)
+                count_reason(self._reasons, self._last_error, count)
+                self._settle(count, getattr(error, "shortened", 0))
             return
         if isinstance(error, UnavailableError):
             self._retry_at = now + self._jittered(self._longest_wait)
@@ -390,7 +386,7 @@ class Delivery:
         # 64 doublings are more than any interval has room for.
         wait = min(self._first_wait * 2 ** min(self._failures, 64), self._longest_wait)
         self._failures += 1
-        asked_for = _seconds(error.retry_after_seconds) if isinstance(error, RetryableError) else None
+        asked_for = retry_after(error)
         # One that asks to be tried again at once, and again, would otherwise be asked without end.
         shortest = self._jittered(self._first_wait)
         self._retry_at = now + (self._jittered(wait) if asked_for is None else max(asked_for, shortest))
@@ -466,7 +462,7 @@ class Delivery:
         batch = self._batches.popleft()
         self._delivered += len(batch) - rejected
         self._rejected += rejected
-        self._shortened += _at_most(len(batch) - rejected, shortened)
+        self._shortened += at_most(len(batch) - rejected, shortened)
         self._exporting_since = None
         self._failures = 0
         self._retry_at = -inf
@@ -526,33 +522,9 @@ class Delivery:
                 return waiting is event
         return False
 
-    def _reason(self, reason: str) -> str:
-        """Return the reason, as long as there are few: backends may put an id into each."""
-        return reason if reason in self._reasons or len(self._reasons) < 20 else "other reasons"
-
 
 def _second(event: LogEvent) -> int:
     return event.time_unix_nano // 1_000_000_000
-
-
-# An exporter's author may get any of these wrong, and it must not cost the worker its life.
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__}>"
-
-
-def _at_most(most: int, number: object) -> int:
-    return min(most, max(0, number)) if isinstance(number, int) else 0
-
-
-def _seconds(seconds: object) -> float | None:
-    if not isinstance(seconds, int | float) or isnan(seconds):
-        return None
-    return float(min(max(0.0, seconds), LONGEST_RETRY_AFTER))
 
 
 class Flush:

@@ -25,7 +25,7 @@ from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
 from composite_logstore import clock, missing, secrets
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
-from composite_logstore.delivery import LONGEST_RETRY_AFTER
+from composite_logstore.backoff import bounded_seconds
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -327,8 +327,8 @@ def _remembered(store_id: UUID, name: str) -> str | None:
 
 def _remember(store_id: UUID, name: str, error: LogStoreError) -> None:
     seconds = REMEMBERED_SECONDS
-    if isinstance(error, LogStoreRateLimitError) and error.retry_after:
-        seconds = min(float(error.retry_after), LONGEST_RETRY_AFTER)
+    if isinstance(error, LogStoreRateLimitError):
+        seconds = bounded_seconds(error.retry_after) or seconds
     with _unreadable_lock:
         _unreadable[store_id, name] = (clock.current.now() + seconds, str(error))
 

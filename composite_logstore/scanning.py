@@ -15,6 +15,7 @@ from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import secrets
 from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
+from composite_logstore.backoff import bounded_seconds
 from composite_logstore.event import LogEvent, Stream
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class PageScanner:
             except LogStoreRateLimitError as error:
                 if attempt == _ATTEMPTS:
                     raise
-                self._sleep(min(float(error.retry_after or 2**attempt), _LONGEST_WAIT_SECONDS))
+                self._sleep(min(bounded_seconds(error.retry_after) or 2.0**attempt, _LONGEST_WAIT_SECONDS))
             except LogStoreUnavailableError:
                 if attempt == _ATTEMPTS:
                     raise

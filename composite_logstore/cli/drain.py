@@ -25,8 +25,8 @@ Tell: TypeAlias = Callable[[dict[str, ChildStats]], None]
 
 
 class _Worker(Worker):
-    def report(self) -> None:
-        """The command says at its end what became of the events."""
+    def _tell(self, news: list[str]) -> None:
+        """Say nothing: the command says at its end what became of the events, and why some are still there."""
 
 
 class Drain:

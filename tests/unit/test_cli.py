@@ -312,6 +312,17 @@ def test_an_unavailable_child_is_given_up_at_once_and_holds_up_no_other(machine:
     assert [(settled(folder, "a"), settled(folder, "b")) for folder in folders] == [(3, 0)] * 3
 
 
+@pytest.mark.parametrize("fault", ["unavailable", "refused", "rejects one", "rejects all"])
+def test_only_the_command_itself_says_what_became_of_the_events(
+    machine: Machine, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.leave(machine.register(make_child("a")), "xyz")
+    backend("a").fault = fault
+    result = machine.run("drain")
+    assert "a" in result.output
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_a_child_without_progress_is_given_up_after_thirty_seconds(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a", retry_max_interval_millis=600_000)), "xyz")
     backend("a").fault = "refused"

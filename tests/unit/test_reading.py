@@ -17,7 +17,7 @@ from zenml.exceptions import (
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
 from composite_logstore import CompositeLogStore, LogEvent, Page, PageRequest, Stream, clock, missing, reading
-from composite_logstore.delivery import LONGEST_RETRY_AFTER
+from composite_logstore.backoff import LONGEST_RETRY_AFTER
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
 from tests.events import make_events
@@ -325,9 +325,21 @@ class TestFallback:
             assert messages(store.fetch(logs, before=cursor)) == numbered(1, 3)
             assert messages(store.fetch(logs)) == numbered(0, 5)
 
-    @pytest.mark.parametrize(("asked_for", "remembered"), [(90, 90), (10**9, LONGEST_RETRY_AFTER), (None, 30)])
+    @pytest.mark.parametrize(
+        ("asked_for", "remembered"),
+        [
+            (90, 90),
+            (10**9, LONGEST_RETRY_AFTER),
+            (float("inf"), LONGEST_RETRY_AFTER),
+            (None, 30),
+            (0, 30),
+            (-5, 30),
+            (float("nan"), 30),
+            ("90", 30),
+        ],
+    )
     def test_a_child_that_asks_to_be_left_alone_is(
-        self, store: CompositeLogStore, backend: SimulatedBackend, asked_for: int | None, remembered: float
+        self, store: CompositeLogStore, backend: SimulatedBackend, asked_for: Any, remembered: float
     ) -> None:
         logs = stored(store, backend, 2)
         backend.fault = LogStoreRateLimitError("slow down", retry_after=asked_for)

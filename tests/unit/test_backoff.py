@@ -1,0 +1,216 @@
+"""What a backend's errors say is held to reason by all who act on it: deliveries, backfills and scans."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from zenml.exceptions import LogStoreRateLimitError
+
+from composite_logstore import LogEvent, PageRequest, RejectedError, RetryableError
+from composite_logstore.backend import Page
+from composite_logstore.backfilling import Backfill, BackfillStoppedError, Copied, open_ledger
+from composite_logstore.backoff import LONGEST_RETRY_AFTER
+from composite_logstore.delivery import Delivery, Export, Wait
+from composite_logstore.event import Stream
+from composite_logstore.scanning import PageScanner, open_source
+from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
+from tests.artifact_stores import FolderArchive
+from tests.events import make_events
+from tests.simulation import make_child
+
+EVENTS = 8
+NAN, INF = float("nan"), float("inf")
+
+
+class Account(NamedTuple):
+    """What became of the events."""
+
+    delivered: int
+    rejected: dict[str, int]
+
+
+def delivered(backend: SimulatedBackend, events: Sequence[LogEvent]) -> Account:
+    """Have a delivery take the events to the backend."""
+    delivery = Delivery(make_child("b", backend), lambda: len(events), rand=lambda: 1.0)
+    delivery.queue.extend(events)
+    now = 0.0
+    while delivery.pending:
+        action = delivery.next(now)
+        if isinstance(action, Wait):
+            assert action.seconds is not None
+            now += action.seconds
+            continue
+        assert isinstance(action, Export)
+        try:
+            delivery.exported(backend.export(action.batch))
+        except Exception as error:
+            delivery.failed(error, now)
+    stats = delivery.stats()
+    assert stats.rejected == sum(stats.rejected_reasons.values())
+    return Account(stats.delivered, stats.rejected_reasons)
+
+
+class Copying:
+    """A backfill of events from an archive to a simulated backend, in simulated time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stream: Stream = make_stream()
+        self.waits: list[float] = []
+
+    def __call__(self, backend: SimulatedBackend, events: int = EVENTS) -> Copied:
+        archive = FolderArchive(name="a", type="artifact", root=str(self.folder), is_file=True)
+        exporter = archive.create_exporter()
+        exporter.export(make_events([str(number) for number in range(events)], self.stream))
+        exporter.close()
+        child = make_child("b", backend)
+        with open_ledger(self.folder, self.stream.id, "b", time.time() - 3600) as ledger:
+            copying = Backfill(
+                open_source(archive), child, None, ledger, clock=lambda: sum(self.waits), sleep=self.sleep
+            )
+            try:
+                return copying.copy(make_logs(self.stream), self.stream)
+            finally:
+                copying.close()
+
+    def sleep(self, seconds: float) -> None:
+        assert 0 < seconds < INF
+        self.waits.append(seconds)
+
+
+@pytest.fixture
+def copying(tmp_path: Path) -> Copying:
+    return Copying(tmp_path)
+
+
+class Backend(SimulatedBackend):
+    """Raises an error for the batch with the first event, and says that it has taken the others."""
+
+    def __init__(self, error: Callable[[], Exception]) -> None:
+        super().__init__()
+        self._error = error
+
+    def export(self, batch: Sequence[LogEvent]) -> int:
+        if any(event.sequence == 0 for event in batch):
+            self.received += batch[1:]
+            raise self._error()
+        return super().export(batch)
+
+
+class Unspeakable(RejectedError):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Bare(RejectedError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "bare")
+
+
+ALONE = Account(EVENTS - 1, {"no": 1})
+REJECTED: list[tuple[str, Callable[[], Exception], Account]] = [
+    ("one", lambda: RejectedError("no", 1), ALONE),
+    ("not known which", lambda: RejectedError("no"), ALONE),
+    ("none", lambda: RejectedError("no", 0), Account(EVENTS, {})),
+    ("less than none", lambda: RejectedError("no", -1), Account(EVENTS, {})),
+    ("more than there are", lambda: RejectedError("no", 10**30), Account(0, {"no": EVENTS})),
+    ("a text", lambda: RejectedError("no", "2"), ALONE),  # type: ignore[arg-type]
+    ("a fraction", lambda: RejectedError("no", 1.5), ALONE),  # type: ignore[arg-type]
+    ("no number", lambda: RejectedError("no", NAN), ALONE),  # type: ignore[arg-type]
+    ("a list", lambda: RejectedError("no", [1]), ALONE),  # type: ignore[arg-type]
+    ("what cannot be said", lambda: Unspeakable("no", 1), Account(EVENTS - 1, {"<Unspeakable>": 1})),
+    ("no count at all", Bare, Account(EVENTS - 1, {"bare": 1})),
+]
+
+
+@pytest.mark.parametrize(("error", "account"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
+def test_a_backfill_counts_what_is_rejected_as_a_delivery_does(
+    copying: Copying, error: Callable[[], Exception], account: Account
+) -> None:
+    assert delivered(Backend(error), make_events([str(number) for number in range(EVENTS)])) == account
+    copied = copying(Backend(error))
+    assert Account(copied.copied, copied.rejected) == account
+
+
+def test_reasons_are_few_whatever_a_backend_puts_into_them(copying: Copying) -> None:
+    class Wordy(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            raise RejectedError(f"event {batch[0].sequence} is bad", len(batch) if len(batch) == 1 else None)
+
+    events = make_events([str(number) for number in range(100)])
+    for account in (delivered(Wordy(), events), Account(0, copying(Wordy(), 100).rejected)):
+        assert len(account.rejected) <= 21
+        assert sum(account.rejected.values()) == 100
+
+
+# What is asked for → how long is waited: a child's first interval is half a second, and an hour is the most.
+ASKED: list[tuple[Any, float]] = [
+    (None, 0.5),
+    (2, 2.0),
+    (0, 0.5),
+    (1e-9, 0.5),
+    (-5, 0.5),
+    (-INF, 0.5),
+    (NAN, 0.5),
+    ("2", 0.5),
+    ([2], 0.5),
+    (INF, LONGEST_RETRY_AFTER),
+    (10**400, LONGEST_RETRY_AFTER),
+    (365 * 86400, LONGEST_RETRY_AFTER),
+]
+
+
+@pytest.mark.parametrize(("asked_for", "seconds"), ASKED, ids=lambda value: str(value)[:12])
+def test_a_delivery_and_a_backfill_wait_for_as_long(copying: Copying, asked_for: Any, seconds: float) -> None:
+    error = RetryableError("busy", asked_for)
+    delivery = Delivery(make_child("b"), lambda: 1, rand=lambda: 1.0)
+    delivery.queue.extend(make_events(["a"]))
+    assert isinstance(delivery.next(0), Export)
+    delivery.failed(error, 0)
+    assert delivery.next(0) == Wait(seconds)
+
+    backend = SimulatedBackend()
+    backend.faults = [error]
+    if seconds == LONGEST_RETRY_AFTER:
+        # Longer than a backfill tries.
+        with pytest.raises(BackfillStoppedError, match="child 'b' takes no events: busy"):
+            copying(backend)
+        assert copying.waits == []
+    else:
+        assert copying(backend).copied == EVENTS
+        assert copying.waits == [seconds]
+
+
+def test_a_backend_that_asks_to_be_tried_again_at_once_is_not_asked_without_end(copying: Copying) -> None:
+    backend = SimulatedBackend()
+    backend.fault = RetryableError("busy", 1e-9)
+    with pytest.raises(BackfillStoppedError, match="busy"):
+        copying(backend)
+    assert backend.exports < 20
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "seconds"),
+    [(None, 2), (5, 5), (0, 2), (-5, 2), (NAN, 2), ("7", 2), (INF, 120), (10**400, 120), (10**9, 120)],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_scan_waits_for_as_long_as_is_sensible(asked_for: Any, seconds: float) -> None:
+    waits: list[float] = []
+
+    class Busy:
+        max_page_size, in_order = 10, False
+
+        def read(self, request: PageRequest) -> Page:
+            if not waits:
+                raise LogStoreRateLimitError("busy", retry_after=asked_for)
+            return Page()
+
+        def close(self) -> None:
+            pass
+
+    assert list(PageScanner(Busy(), waits.append).scan(make_logs(make_stream()))) == []
+    assert waits == [seconds]
