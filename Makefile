@@ -14,7 +14,7 @@ export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-unit test-deep check lint types imports format clean
+.PHONY: help install demo bench test test-unit test-deep torture check lint types imports format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ test-unit: $(STAMP) ## the fast tests only: unit and properties
 
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
+
+# The same SEED draws the same faults again; without one they are others each time.
+torture: $(STAMP) ## everything at once for SECONDS seconds (300): kills, forks, failing backends, damaged folders
+	@TORTURE_SEED=$(SEED) TORTURE_SECONDS=$(or $(SECONDS),300) $(PY) -m pytest tests/torture/test_torture.py \
+		-k whatever --timeout=0 $(PYTEST_ARGS)
 
 check: lint types imports ## everything that needs no test to run
 

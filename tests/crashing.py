@@ -6,6 +6,7 @@ forks all the others, each before there is a writer in it: an ordinary process, 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -79,6 +80,7 @@ class Pipeline:
 
     def __init__(self, name: str, log_store: LogStoreSettings, orders: int, answers: int) -> None:
         self.name = name
+        self.log_store = log_store
         self.store = log_store.open()
         self._orders = orders
         self._answers = answers
@@ -180,11 +182,28 @@ class Process:
         """Say something to it."""
         os.write(self._orders, b".")
 
-    def kill(self) -> None:
+    @property
+    def is_over(self) -> bool:
+        """Whether it and all that it has forked have ended."""
+        with self._new:
+            return self._is_over
+
+    def send(self, signal_number: int) -> None:
+        """Send it a signal, if it is still there."""
         with self._ending:
             # Its id stays its own until the nursery has waited for it.
             if self._status is None:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, signal_number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Kill it and all that it has forked, if it has a process group of its own."""
+        self.kill()
+        with self._ending, contextlib.suppress(ProcessLookupError):
+            if self._status is None:
+                os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, seconds: float = 60) -> int:
         """Wait until it and all that it has forked have ended; return its exit code, or minus the signal."""
@@ -200,7 +219,13 @@ class Process:
 class Nursery:
     """Starts processes. Safe for threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "tests.crashing") -> None:
+        """Prepare.
+
+        Args:
+            module: What is run as the nursery: it calls `serve`.
+        """
+        self._module = module
         self._lock = threading.Lock()
         self._started: list[Process] = []
 
@@ -209,7 +234,7 @@ class Nursery:
         Client().active_stack  # noqa: B018
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crashing", str(theirs.fileno())],
+            [sys.executable, "-m", self._module, str(theirs.fileno())],
             cwd=Path(__file__).parents[1],
             pass_fds=[theirs.fileno()],
             # Those that are killed could not say what they have covered; the others would be slower.
@@ -235,7 +260,7 @@ class Nursery:
         """Start a process.
 
         Args:
-            program: What it does: a function of this module.
+            program: What it does: a function of a module.
             log_store: Where it logs to.
             arguments: What else the function gets.
             name: Its name, which the names of its events begin with.
@@ -263,8 +288,12 @@ class Nursery:
 
 def left_in(spool: Path) -> list[Path]:
     """Return the folders in the spool that have events of a process."""
-    # What a kill has torn is kept aside.
-    return sorted({file.parent for file in spool.rglob("*.log")} - set(spool.glob("*/damaged")))
+    # Not with `glob`, which raises when a folder goes while it looks. What a kill has torn is kept aside.
+    return sorted(
+        Path(folder)
+        for folder, _, files in os.walk(spool)
+        if any(file.endswith(".log") for file in files) and not folder.endswith("/damaged")
+    )
 
 
 def succeed(nursery: Nursery, log_store: LogStoreSettings, spool: Path, output: Path, seconds: float = 60) -> Process:
