@@ -24,7 +24,7 @@ from zenml.artifact_stores import BaseArtifactStore
 from composite_logstore import CompositeHandler
 from tests.artifact_stores import FolderArchive
 from tests.crashing import LogStoreSettings, Pipeline, message
-from tests.properties.planted import DURABILITY_BUGS
+from tests.properties.planted import BUGS, DURABILITY_BUGS
 from tests.simulation import make_logs
 from tests.torture import stepping
 
@@ -227,9 +227,14 @@ def recover(pipeline: Pipeline, with_handler: bool) -> None:
     pipeline.listen()
 
 
-def _keeper_sleeps(patch: pytest.MonkeyPatch) -> None:
+def _never_keeps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("composite_logstore.writer.Writer._keep", lambda writer: None)
 
 
-PLANTED = {**DURABILITY_BUGS, "the keeper dies": _keeper_sleeps}
+# That positions are not noted costs copies alone, which nobody is shown.
+PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    **BUGS,
+    **{name: plant for name, plant in DURABILITY_BUGS.items() if name != "positions are not noted"},
+    "the keeper is dead": _never_keeps,
+}
 """Bugs for the torture to find, by their names."""
