@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from uuid import UUID
 
+from composite_logstore.backoff import described
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats, Delivery, Load
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.service import Service, Wait
 from composite_logstore.spool import Cursor, Damage, Spool, left_behind
 from composite_logstore.spooling import give_up_oldest, next_batch
 from composite_logstore.worker import Worker
@@ -143,7 +145,12 @@ class Adoption:
     """
 
     def __init__(
-        self, log_store_id: UUID, children: Sequence[ChildConfig], clock: Clock, warn: Callable[[str], None]
+        self,
+        log_store_id: UUID,
+        children: Sequence[ChildConfig],
+        clock: Clock,
+        warn: Callable[[str], None],
+        hinder: Callable[[str], None] = lambda why: None,
     ) -> None:
         """Begin with nothing.
 
@@ -152,6 +159,7 @@ class Adoption:
             children: The enabled children.
             clock: Where time and threads come from.
             warn: Is told what somebody should know.
+            hinder: Is told what keeps its thread from its work.
         """
         self.journals: list[AdoptedJournal] = []
         self._log_store_id = log_store_id
@@ -162,24 +170,47 @@ class Adoption:
         self._workers: dict[str, tuple[AdoptedJournal, Worker]] = {}
         self._settled: dict[str, ChildStats] = {}
         self._due = clock.signal()
+        self._service = Service("composite-logstore adoption", self._step, clock, warn, hinder)
+        self._component = Path()
+        # What is still to be looked at; None where that has to be found out. No folder is looked at twice.
+        self._folders: Iterator[Path] | None = None
+        self._seen: set[Path] = set()
         self._is_stopping = False
 
-    def run(self, component: Path) -> None:
-        """Find what there is and see to it until nothing is left, in a thread of its own.
+    def start(self, component: Path) -> None:
+        """Find what there is and see to it until nothing is left, in a thread of its own. Once more does nothing more.
 
         Args:
             component: The folder of the log store.
         """
-        for folder in left_behind(component):
+        self._component = component
+        self._service.start()
+
+    def _step(self) -> Wait | None:
+        folder = None
+        while len(self.journals) < _MOST_JOURNALS and not self._is_stopping:
+            folder = self._next_folder()
+            if folder is None:
+                break
             self._adopt(folder)
-            while len(self.journals) >= _MOST_JOURNALS and not self._is_stopping:
-                self._due.wait()
-                self._get_on()
-            if self._is_stopping:
-                return
-        while self.journals and not self._is_stopping:
-            self._due.wait()
+        if not self._is_stopping:
             self._get_on()
+        if self._is_stopping or (folder is None and not self.journals):
+            return None
+        return self._due.wait
+
+    def _next_folder(self) -> Path | None:
+        # Forgotten first: if looking for folders fails in the middle, it begins anew.
+        folders, self._folders = self._folders, None
+        if folders is None:
+            folders = left_behind(self._component)
+        for folder in folders:
+            if folder not in self._seen:
+                self._seen.add(folder)
+                self._folders = folders
+                return folder
+        self._folders = iter(())
+        return None
 
     def stop(self) -> None:
         """Begin nothing more. What is left stays for the next process."""
@@ -204,8 +235,9 @@ class Adoption:
             if spool is None:
                 return
             journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
-        except OSError as error:
-            self._warn(f"the spool {folder} cannot be read, and is left alone: {error.strerror or error}.")
+        except Exception as error:
+            why = getattr(error, "strerror", None) or described(error)
+            self._warn(f"the spool {folder} cannot be read, and is left alone: {why}.")
             if spool is not None:
                 spool.abandon()
             return

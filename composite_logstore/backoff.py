@@ -8,19 +8,23 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 
 from composite_logstore.backend import RejectedError, RetryableError
+from composite_logstore.event import name_of, text_of
 
 LONGEST_RETRY_AFTER = 3600.0
 """How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
 
 _MOST_REASONS = 20
+_MOST_CHARACTERS = 2_000
 
 
 def words(error: BaseException) -> str:
-    """Return what an error says, also where saying it raises."""
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__}>"
+    """Return what an error says, also where saying it raises; of one that repeats a whole request, the beginning."""
+    return text_of(error)[:_MOST_CHARACTERS]
+
+
+def described(error: BaseException) -> str:
+    """Return an error's type and what it says."""
+    return f"{name_of(type(error))}: {words(error)}"
 
 
 def at_most(most: int, number: object) -> int:

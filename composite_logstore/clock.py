@@ -11,6 +11,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 
+class Ended(BaseException):
+    """Ends a simulated thread, whatever it does. No thread of the real clock meets it."""
+
+
 class Signal:
     """Wakes the one thread that waits for it.
 
@@ -37,7 +41,8 @@ class Signal:
             Whether it was set.
         """
         try:
-            self._given.get(timeout=seconds if seconds is None else max(0.0, seconds))
+            # Settings may ask for more than the system can wait: whoever waits looks again.
+            self._given.get(timeout=seconds if seconds is None else min(max(0.0, seconds), threading.TIMEOUT_MAX))
         except Empty:
             return False
         return True
@@ -66,6 +71,9 @@ class Clock:
         """Run something in a thread that does not keep the process from ending.
 
         It has no ZenML logging context, so nothing that is logged in it ever becomes an event.
+
+        Raises:
+            RuntimeError: No thread can be started: there is a limit, or the interpreter is ending.
         """
         threading.Thread(target=contextvars.Context().run, args=(run,), name=name, daemon=True).start()
 

@@ -19,9 +19,11 @@ from typing import TypeAlias
 from uuid import UUID
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.backoff import at_most, count_reason, rejections, retry_after, words
+from composite_logstore.backoff import at_most, count_reason, described, rejections, retry_after, words
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream, total_size
+
+_LONGEST_DELAY_MILLIS = 3_600_000
 
 
 class State(str, Enum):
@@ -268,14 +270,14 @@ class Delivery:
         elif not events:
             self._lost += min(there, self._in_spool)
 
-    def not_loaded(self, error: OSError, now: float) -> None:
+    def not_loaded(self, error: Exception, now: float) -> None:
         """Reading from the spool raised. It is tried again.
 
         Args:
             error: What it raised.
             now: The time in seconds.
         """
-        self._last_error = f"the spool cannot be read: {error.strerror or words(error)}"
+        self._last_error = f"the spool cannot be read: {getattr(error, 'strerror', None) or described(error)}"
         self._retry_at = now + self._jittered(self._longest_wait)
 
     def withdraw(self, last: float) -> int:
@@ -369,8 +371,12 @@ class Delivery:
         """
         batch = self._batches[0]
         self._exporting_since = None
-        known = isinstance(error, RetryableError | RejectedError | TooLargeError | UnavailableError)
-        self._last_error = words(error) if known else f"defect of the backend: {type(error).__name__}: {words(error)}"
+        if isinstance(error, RetryableError | RejectedError | TooLargeError | UnavailableError):
+            self._last_error = words(error)
+        else:
+            # A file that cannot be opened, or no memory, may be the machine's fault.
+            is_defect = not isinstance(error, OSError | ImportError | MemoryError)
+            self._last_error = f"{'defect of the backend: ' if is_defect else ''}{described(error)}"
         if isinstance(error, RejectedError | TooLargeError):
             count = rejections(error, len(batch))
             if count is None:
@@ -402,7 +408,17 @@ class Delivery:
     def give_up(self) -> None:
         """A flush stopped waiting: the next one need not wait again."""
         self._last_error = self._last_error or "no progress during a flush"
-        self._enter(Outcome.GIVEN_UP)
+        if self.state is not State.UNAVAILABLE:
+            self._enter(Outcome.GIVEN_UP)
+
+    def hindered(self, why: str) -> None:
+        """Something that is no backend keeps events from being delivered, or from being kept safe meanwhile."""
+        self._last_error = why
+
+    def set_delay(self, millis: object) -> None:
+        """Take what an exporter says about how long events are to wait, in milliseconds, if it is a number."""
+        if isinstance(millis, int):
+            self.delay = min(max(0, millis), _LONGEST_DELAY_MILLIS) / 1000
 
     # How it stands
 

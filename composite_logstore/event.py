@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import repeat
@@ -258,7 +258,7 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
         message = record.getMessage()
     except Exception:
         # The arguments do not match the format: better both of them than neither.
-        message = f"{_str(record.msg)} {_str(record.args)}"
+        message = f"{text_of(record.msg)} {text_of(record.args)}"
     return (
         record.created,
         record.levelno,
@@ -303,7 +303,7 @@ def numbered(said: Note | Capture, stream: Stream, writer: str, number: int, seq
         # It is no time. Better the time of now than no event.
         time_unix_nano = time.time_ns()
     if type(message) is not str or not message.isascii():
-        message = _str(message)
+        message = text_of(message)
     progress = False
     if is_printed:
         progress = "\r" in message and "\r" in message.replace("\r\n", "\n")
@@ -361,11 +361,11 @@ def _place(level: Any, level_name: Any, logger_name: Any, file: Any, line: Any, 
     """Return where a record comes from, and remember it: a program has many records of few places."""
     place = (
         level if isinstance(level, int) else 0,
-        _str(level_name or ""),
-        _str(logger_name or ""),
-        _str(file or ""),
+        text_of(level_name or ""),
+        text_of(logger_name or ""),
+        text_of(file or ""),
         line or 0,
-        _str(function or ""),
+        text_of(function or ""),
         # ZenML makes a record of each `write` to stdout and stderr.
         logger_name in ("stdout", "stderr") and not file,
     )
@@ -396,7 +396,7 @@ def _exception(exc_info: Any) -> ExceptionInfo | None:
         if kind is None:
             return None
         # As ZenML's and OpenTelemetry's own handlers have it: the first argument is the message.
-        message = _str(value.args[0]) if value is not None and value.args else ""
+        message = text_of(value.args[0]) if value is not None and value.args else ""
         stacktrace = "".join(traceback.format_exception(kind, value, None if value is None else value.__traceback__))
         return ExceptionInfo(kind.__name__, message, _text(stacktrace))
     except Exception:
@@ -405,7 +405,7 @@ def _exception(exc_info: Any) -> ExceptionInfo | None:
 
 def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
     """Return the mapping with text as keys and values that every backend can encode."""
-    return {_str(key): plain(value) for key, value in values.items()}
+    return {text_of(key): plain(value) for key, value in values.items()}
 
 
 def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Plain:
@@ -426,14 +426,14 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
-            return int(value) if -_INT64 <= value < _INT64 else _str(value)
+            return int(value) if -_INT64 <= value < _INT64 else text_of(value)
         if isinstance(value, float):
             return float(value)
         if isinstance(value, bytes | bytearray):
             return bytes(value).decode("utf-8", "backslashreplace")
         is_mapping = isinstance(value, Mapping)
         if not is_mapping and not isinstance(value, list | tuple | set | frozenset | deque):
-            return _str(value)
+            return text_of(value)
         if depth == _DEEPEST:
             return _text(_ABBREVIATED.repr(value))
         room = room or repeat(None, _MOST_VALUES)
@@ -441,22 +441,31 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
         taken = [item for _, item in zip(room, items, strict=False)]
         mark = f"… [shortened by {len(items) - len(taken)} values]"
         if is_mapping:
-            mapping = {_str(key): plain(item, depth + 1, room) for key, item in taken}
+            mapping = {text_of(key): plain(item, depth + 1, room) for key, item in taken}
             return mapping if len(taken) == len(items) else {**mapping, "…": mark}
         sequence = [plain(item, depth + 1, room) for item in taken]
         return sequence if len(taken) == len(items) else [*sequence, mark]
     except Exception:
         # Even a question for its type may raise: that of a proxy outside of what it stands for.
-        return _str(value)
+        return text_of(value)
 
 
-def _str(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return what `str` makes of a value, in text that every backend can encode. Never raises."""
     if type(value) is str and value.isascii():
         return value
     try:
         return _text(str(value))
     except Exception:
-        return f"<{type(value).__name__}>"
+        return f"<{name_of(type(value))}>"
+
+
+def name_of(kind: type) -> str:
+    """Return the name that a class was made with: a metaclass may have put something else in its place."""
+    return _text(_name_of(kind))
+
+
+_name_of: Callable[[type], str] = vars(type)["__name__"].__get__
 
 
 def _text(text: str) -> str:

@@ -12,6 +12,7 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore.clock import Clock
+from composite_logstore.service import tell
 
 if TYPE_CHECKING:
     from zenml.metadata.metadata_types import MetadataType
@@ -62,15 +63,15 @@ class Summaries:
                     metadata = summary()
                     if steps:
                         _publish(self._component_id, steps, metadata)
-            except Exception as error:
-                logger.debug("The delivery summary could not be published: %s", type(error).__name__)
+            except BaseException as error:  # nobody else owns this thread
+                tell(logger.debug, "The delivery summary could not be published: %s", type(error).__name__)
             finally:
                 self._under_way.remove(token)
 
         try:
             self._clock.start(run, "composite-logstore summary")
-        except RuntimeError:
-            # The interpreter is ending, and starts no thread any more.
+        except Exception:
+            # There is a limit of threads, or the interpreter is ending. The steps are remembered for the next time.
             self._under_way.remove(token)
 
     def wait(self, seconds: float) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
+import importlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,10 +13,12 @@ from zenml.logger import get_logger
 
 from composite_logstore import secrets, telemetry
 from composite_logstore.backend import Exporter
+from composite_logstore.backoff import described
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import Action, ChildStats, Delivery, EndStream, Export, Load, State, Wait
 from composite_logstore.journal import Journal, patiently
+from composite_logstore.service import Service, tell
 
 if TYPE_CHECKING:
     from composite_logstore.adoption import AdoptedJournal
@@ -60,22 +63,39 @@ class Worker:
         self._journal = journal
         self._clock = clock
         self._awake = clock.signal()
-        self._starting = threading.Lock()
-        self._is_running = False
+        self._service = Service(
+            f"composite-logstore {config.name}",
+            self._work,
+            clock,
+            warn=lambda text: tell(logger.warning, text),
+            hinder=self._hindered,
+        )
         self._exporter: Exporter | None = None
+        self._conclude: Callable[[], None] = _nothing
         self._stopping = False
         self._is_cut_short = False
         self.has_ended = False
         self._in_trouble = False
         self._reported: set[str] = set()
 
-    def wake(self) -> None:
-        """Have the thread look at its delivery; start it if it has not been started."""
+    def wake(self) -> bool:
+        """Have the thread look at its delivery; start it if it has not been started. Never raises.
+
+        Returns:
+            Whether the thread is there, or on its way.
+        """
         self._awake.set()
-        if not self._is_running:
-            with self._starting:
-                if not self._is_running:
-                    self._clock.start(self._run, f"composite-logstore {self._config.name}")
+        return self._service.start()
+
+    def give_up(self, before: int) -> None:
+        """Note that no thread can be started, so that no flush waits for it.
+
+        Args:
+            before: What the flush is for: events with numbers below this.
+        """
+        with self._journal.lock:
+            if self._delivery.oldest < before:
+                self._delivery.give_up()
 
     def stop(self, at_once: bool = False) -> None:
         """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait.
@@ -90,7 +110,7 @@ class Worker:
     @property
     def is_finishing(self) -> bool:
         """Whether it is still at work though there is no event left to deliver. Under the journal's lock."""
-        return self._is_running and not self.has_ended and not self._delivery.pending
+        return self._service.is_running and not self.has_ended and not self._delivery.pending
 
     def report(self) -> None:
         """Warn once when trouble begins and once when it ends, and once for each kind of loss.
@@ -105,13 +125,18 @@ class Worker:
 
     def _tell(self, news: list[str]) -> None:
         for line in news:
-            contextvars.Context().run(logger.warning, f"child '{self._config.name}': {line}")
+            tell(logger.warning, f"child '{self._config.name}': {line}")
+
+    def _hindered(self, why: str) -> None:
+        with self._journal.lock:
+            self._delivery.hindered(why)
 
     def _news(self, stats: ChildStats) -> list[str]:
         news = []
         in_trouble = self._tells_state and stats.state != State.HEALTHY.value
         if in_trouble and not self._in_trouble:
-            news.append(f"its backend takes no events: {stats.last_error}. They wait and are tried again.")
+            what = "its backend takes no events" if self._service.is_running else "its events cannot be delivered"
+            news.append(f"{what}: {stats.last_error}. They wait and are tried again.")
         elif self._in_trouble and not in_trouble:
             news.append("its backend takes events again.")
         self._in_trouble = in_trouble
@@ -122,38 +147,29 @@ class Worker:
         self._reported |= losses.keys()
         return news
 
-    def _run(self) -> None:
-        # The thread says itself that it runs: a Ctrl-C may come between its start and the next statement.
-        with self._starting:
-            was_running, self._is_running = self._is_running, True
-        if not was_running:
-            self._work()
-
-    def _work(self) -> None:
-        conclude = _nothing
-        while True:
-            with patiently(self._journal.lock):
-                conclude()
-                news = self._news(self._delivery.stats())
-                # An export's time begins with `next`, and telling may take long.
-                action = None if news or self._is_cut_short else self._next()
-            conclude = _nothing
-            if news:
-                self._tell(news)
-            elif isinstance(action, Export):
-                conclude = self._export(action)
-            elif isinstance(action, Load):
-                conclude = self._load(action)
-            elif isinstance(action, EndStream):
-                self._end_stream(action)
-            elif action is None or self._stopping:
-                break
-            else:
-                self._awake.wait(action.seconds)
-        self._close()
-        with self._journal.lock:
-            self.has_ended = True
-            self._journal.progress.notify_all()
+    def _work(self) -> Callable[[], object] | None:
+        """Do what the delivery says, and return how to wait for more. None where the thread is to end."""
+        with patiently(self._journal.lock):
+            # Once, whatever becomes of it: a batch that is settled twice takes another one along.
+            conclude, self._conclude = self._conclude, _nothing
+            conclude()
+            news = self._news(self._delivery.stats())
+            # An export's time begins with `next`, and telling may take long.
+            action = None if news or self._is_cut_short else self._next()
+        if news:
+            self._tell(news)
+        elif isinstance(action, Export):
+            self._conclude = self._export(action)
+        elif isinstance(action, Load):
+            self._conclude = self._load(action)
+        elif isinstance(action, EndStream):
+            self._end_stream(action)
+        elif action is None or self._stopping:
+            self._close()
+            return None
+        else:
+            return partial(self._awake.wait, action.seconds)
+        return _nothing
 
     def _next(self) -> Action:
         while True:
@@ -168,7 +184,7 @@ class Worker:
         """Read what the delivery asks for, and return what is to be done under the lock then."""
         try:
             events = self._journal.load(self._delivery, action)
-        except OSError as error:
+        except Exception as error:
             reason = error
             return lambda: self._delivery.not_loaded(reason, self._clock.now())
 
@@ -182,39 +198,52 @@ class Worker:
         """Export the batch, and return what is to be done under the lock then."""
         error: BaseException | None = None
         shortened = 0
+        delay_millis: object = None
         begin = self._clock.now()
         try:
             if self._exporter is None:
-                self._exporter = secrets.resolve(self._config).create_exporter()
+                self._exporter = self._create_exporter()
             shortened = self._exporter.export(action.batch)
         except BaseException as raised:  # whatever a backend raises: nobody else owns this thread
             error = raised
+        with suppress(BaseException):
+            delay_millis = getattr(self._exporter, "schedule_delay_millis", None)
         end = self._clock.now()
         failure = {"error.type": type(error).__name__} if error else {}
-        telemetry.export_duration().record(end - begin, self._attributes | failure)
+        telemetry.exported(end - begin, self._attributes | failure)
 
         def conclude() -> None:
             if error is None:
                 self._delivery.exported(shortened)
-                if isinstance(delay_millis := getattr(self._exporter, "schedule_delay_millis", None), int):
-                    self._delivery.delay = delay_millis / 1000
+                self._delivery.set_delay(delay_millis)
             else:
                 self._delivery.failed(error, end)
-            self._journal.settled(self._delivery)
             self._journal.progress.notify_all()
+            self._journal.settled(self._delivery)
 
         return conclude
+
+    def _create_exporter(self) -> Exporter:
+        try:
+            return secrets.resolve(self._config).create_exporter()
+        except BaseException:
+            # What could not be read for want of a file descriptor counts as missing until it is looked for anew.
+            importlib.invalidate_caches()
+            raise
 
     def _end_stream(self, action: EndStream) -> None:
         try:
             if self._exporter is not None:
                 self._exporter.end_stream(action.stream)
-        except Exception as error:
-            logger.debug("child '%s': ending a stream failed: %s", self._config.name, error)
+        except BaseException as error:
+            tell(logger.debug, "child '%s': ending a stream failed: %s", self._config.name, described(error))
 
     def _close(self) -> None:
         try:
             if self._exporter is not None:
                 self._exporter.close()
-        except Exception as error:
-            logger.debug("child '%s': closing its exporter failed: %s", self._config.name, error)
+        except BaseException as error:
+            tell(logger.debug, "child '%s': closing its exporter failed: %s", self._config.name, described(error))
+        with self._journal.lock:
+            self.has_ended = True
+            self._journal.progress.notify_all()

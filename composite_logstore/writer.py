@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import contextvars
+import logging
 import os
 import threading
 import time
 import weakref
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -16,17 +18,21 @@ from zenml.logger import get_logger
 
 from composite_logstore import clock, telemetry
 from composite_logstore.adoption import Adoption
+from composite_logstore.backoff import described
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import ChildStats, Flush
 from composite_logstore.event import Capture, Note, Stream, captured
-from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
+from composite_logstore.fork import Inbox, Loss, Message, Outbox, ParentGoneError
 from composite_logstore.journal import Journal, patiently
-from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
+from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
+from composite_logstore.spooling import TICK_SECONDS, Spooling, in_words, spool_settings
 from composite_logstore.summary import Summaries
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
 
 logger = get_logger(__name__)
+
+_LONGEST_WAIT_SECONDS = 3600.0
 
 EXIT_SECONDS = 3.0
 """How long the process's own exit may take: ZenML's local deployer kills after 5 s."""
@@ -57,24 +63,36 @@ class Writer:
     def _begin(self) -> None:
         # What forked processes say comes in here; a forked process itself has an outbox.
         self._inbox: Inbox | None = None
-        self._is_listening = False
+        self._has_forked = False
+        self._listener = self._service("composite-logstore forked processes", self._listen)
         self._receiving = threading.Lock()
         self._outbox: Outbox | None = None
         self._sending = threading.RLock()
         self._inherited: set[UUID] = set()
         children = self._config.enabled_children
         self._journal = Journal(children, self._clock, self._spool)
-        self._keeping = threading.Lock()
-        self._is_keeping = False
+        self._keeper = self._service("composite-logstore spool", self._keep, TICK_SECONDS)
         self._keeper_due = self._clock.signal()
+        self._seen = -1
         self._spool_error: OSError | None = None
-        self._adoption = Adoption(self._component_id, children, self._clock, _warn)
+        self._adoption = Adoption(self._component_id, children, self._clock, _warn, self._hindered)
         if self._journal.spooling:
             self._journal.spooling.others = self._adoption.journals
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
         ]
+
+    def _service(
+        self, name: str, step: Callable[[], Wait | None], longest_pause: float = LONGEST_PAUSE_SECONDS
+    ) -> Service:
+        return Service(name, step, self._clock, _warn, self._hindered, longest_pause)
+
+    def _hindered(self, why: str) -> None:
+        """Have all accounts tell that a thread cannot do its work: all children depend on it."""
+        with self._journal.lock:
+            for delivery in self._journal.deliveries:
+                delivery.hindered(why)
 
     @property
     def writer_id(self) -> str:
@@ -119,65 +137,78 @@ class Writer:
             limit: How long to wait at all, in seconds.
             blocking: Whether to wait.
         """
-        self._receive()
+        # The listener says what is wrong with it.
+        with suppress(Exception):
+            self._receive()
         if not self._journal.next_number:
             return
         with self._journal.lock:
-            flush = Flush(self._journal.deliveries, self._journal.next_number, self._clock.now(), timeout, limit)
-        self._wake()
+            before = self._journal.next_number
+            flush = Flush(self._journal.deliveries, before, self._clock.now(), timeout, limit)
+        for worker in self._wake():
+            worker.give_up(before)
         if not blocking:
             return
         with self._journal.lock:
             while (seconds := flush.wait(self._clock.now())) > 0:
-                self._journal.progress.wait(seconds)
+                self._journal.progress.wait(min(seconds, _LONGEST_WAIT_SECONDS))
         for worker in self._workers:
             worker.report()
 
     # The spool
 
-    def _wake_keeper(self) -> None:
-        if self._spool is not None:
-            self._keeper_due.set()
-            if not self._is_keeping:
-                with self._keeping:
-                    if not self._is_keeping:
-                        self._clock.start(self._keep, "composite-logstore spool")
+    def _wake_keeper(self) -> bool:
+        """Have the spool's thread look at what there is. Returns whether it is there, or on its way."""
+        if self._spool is None:
+            return True
+        self._keeper_due.set()
+        if self._keeper.start():
+            return True
+        # Nobody brings to disk what has waited for long, so nothing waits.
+        with suppress(Exception), self._journal.lock:
+            self._journal.hand_out()
+            if self._journal.spooling is not None:
+                self._journal.spooling.write()
+        return False
 
-    def _keep(self) -> None:
+    def _keep(self) -> Wait | None:
         """Bring to disk what waits too long, and deliver what dead processes have left there."""
-        with self._keeping:
-            was_keeping, self._is_keeping = self._is_keeping, True
         spooling = self._journal.spooling
-        if was_keeping or self._spool is None or spooling is None:
-            return
-        component = self._spool.component
-        self._clock.start(lambda: self._adoption.run(component), "composite-logstore adoption")
-        seen = -1
-        while True:
+        if self._spool is None or spooling is None:
+            return None
+        self._adoption.start(self._spool.component)
+        is_there = True
+        try:
             is_there = spooling.keep_house()
-            with patiently(self._journal.lock):
-                if not is_there:
-                    spooling.give_up_folder()
-                spooling.try_again()
-                spooling.refresh()
-                spooling.settle()
-                due = spooling.tick(self._journal.next_number)
-                is_idle = due is None and seen == self._journal.next_number
-                seen = self._journal.next_number
-                if is_idle:
-                    is_idle = not self._journal.wake_after(1)
-            while due is not None:
-                with patiently(self._journal.lock):
-                    if not spooling.write_due(due):
-                        break
-                # Others who wait for the lock come first.
-                time.sleep(0)
-            self._report_spool(spooling.error)
+        finally:
+            # Whatever becomes of the house, events go to disk.
+            is_idle = self._spill(spooling, is_there)
+        if is_idle:
+            return self._keeper_due.wait
+        # A signal of its own, which nobody gives: an event does not make the time pass faster.
+        return partial(self._clock.signal().wait, TICK_SECONDS)
+
+    def _spill(self, spooling: Spooling, is_there: bool) -> bool:
+        """Bring to disk what has waited long enough. Returns whether nothing waits any more."""
+        with patiently(self._journal.lock):
+            if not is_there:
+                spooling.give_up_folder()
+            spooling.try_again()
+            spooling.refresh()
+            spooling.settle()
+            due = spooling.tick(self._journal.next_number)
+            is_idle = due is None and self._seen == self._journal.next_number
+            self._seen = self._journal.next_number
             if is_idle:
-                self._keeper_due.wait()
-            else:
-                # A signal of its own, which nobody gives: an event does not make the time pass faster.
-                self._clock.signal().wait(TICK_SECONDS)
+                is_idle = not self._journal.wake_after(1)
+        while due is not None:
+            with patiently(self._journal.lock):
+                if not spooling.write_due(due):
+                    break
+            # Others who wait for the lock come first.
+            time.sleep(0)
+        self._report_spool(spooling.error)
+        return is_idle
 
     def _report_spool(self, error: OSError | None) -> None:
         """Warn once when events get no longer to disk, and once when they do again."""
@@ -213,8 +244,24 @@ class Writer:
         Args:
             seconds: How long to wait at most.
         """
+        with suppress(Exception):
+            self._receive()
         if not self._journal.next_number:
             return
+        try:
+            left = self._deliver_last(seconds)
+        finally:
+            # Also after a Ctrl-C: what waits goes to disk.
+            is_on_disk = self._settle_down()
+        if left:
+            children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
+            if is_on_disk:
+                _warn(f"The process ends with events that wait on disk: {children}. The next process delivers them.")
+            else:
+                _warn(f"The process ends with events that could not be delivered: {children}.")
+
+    def _deliver_last(self, seconds: float) -> dict[str, int]:
+        """Deliver what can be delivered, and return what is left of it, by child."""
         end = self._clock.now() + seconds
         self.flush(seconds, seconds)
         self.summaries.wait(end - self._clock.now())
@@ -225,32 +272,31 @@ class Writer:
             # Who has delivered everything may yet have to finish something, such as merging the archive's objects.
             while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
                 self._journal.progress.wait(end - self._clock.now())
-            left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
-        is_on_disk = False
-        if self._journal.spooling is not None:
-            with self._journal.lock:
-                self._journal.spooling.settle_down()
-                self._journal.hand_out()
-                is_on_disk = self._journal.spooling.error is None
-        if left:
-            children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
-            if is_on_disk:
-                _warn(f"The process ends with events that wait on disk: {children}. The next process delivers them.")
-            else:
-                _warn(f"The process ends with events that could not be delivered: {children}.")
+            return {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
+
+    def _settle_down(self) -> bool:
+        """Bring to disk what is not delivered. Returns whether it is there."""
+        if self._journal.spooling is None:
+            return False
+        with self._journal.lock:
+            self._journal.spooling.settle_down()
+            self._journal.hand_out()
+            return self._journal.spooling.error is None
 
     # Forks
 
     def before_fork(self) -> None:
         """Make the way by which the forked process will hand over what it logs."""
         if self._inbox is None and self._outbox is None and self._streams:
-            self._inbox = Inbox()
+            # Without a file descriptor to be had, the forked process becomes a writer of its own.
+            with suppress(OSError):
+                self._inbox = Inbox()
 
     def after_fork_in_parent(self) -> None:
         """Begin to listen."""
-        if self._inbox is not None and not self._is_listening:
-            self._is_listening = True
-            self._clock.start(self._listen, "composite-logstore forked processes")
+        if self._inbox is not None:
+            self._has_forked = True
+            self._listener.start()
 
     def after_fork_in_child(self) -> None:
         """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
@@ -274,10 +320,11 @@ class Writer:
                 self._outbox = None
             return False
 
-    def _listen(self) -> None:
-        while self._inbox is not None:
-            self._inbox.wait()
-            self._receive()
+    def _listen(self) -> Wait | None:
+        if self._inbox is None:
+            return None
+        self._receive()
+        return self._inbox.wait
 
     def _receive(self) -> None:
         """Journal what forked processes have said."""
@@ -286,30 +333,44 @@ class Writer:
         with self._receiving:
             for said in self._inbox.receive():
                 if isinstance(said, Loss):
-                    self._journal.drop(said.level, said.progress)
+                    self._journal.drop(said.level, said.progress, said.events)
                     continue
-                if said.metadata is not None:
-                    self.stream(said.stream, said.metadata, said.artifact_store_id)
-                with self._journal.lock:
-                    stream = self._streams.get(said.stream)
-                if stream is None:
-                    continue
-                if said.capture is None:
-                    self.end_stream(stream)
-                else:
-                    self.append(stream, said.capture)
+                try:
+                    self._take(said)
+                except Exception as error:
+                    tell(logger.debug, "What a forked process says cannot be journaled: %s", described(error))
+                    self._journal.drop(logging.CRITICAL)
 
-    def _wake(self) -> None:
+    def _take(self, said: Message) -> None:
+        if said.metadata is not None:
+            self.stream(said.stream, said.metadata, said.artifact_store_id)
+        with self._journal.lock:
+            stream = self._streams.get(said.stream)
+        if stream is None:
+            return
+        if said.capture is None:
+            self.end_stream(stream)
+        else:
+            self.append(stream, said.capture)
+
+    def _wake(self) -> list[Worker]:
+        """Wake all threads; where one is not there, try to start it. Never raises: this is part of `emit`.
+
+        Returns:
+            The workers whose thread cannot be started.
+        """
         wanted = self._journal.wakes_wanted
-        for worker in self._workers:
-            worker.wake()
-        self._wake_keeper()
-        self._journal.wakes_done = wanted
+        asleep = [worker for worker in self._workers if not worker.wake()]
+        all_awake = self._wake_keeper() and not asleep
+        if self._has_forked:
+            all_awake = self._listener.start() and all_awake
+        if all_awake:
+            self._journal.wakes_done = wanted
+        return asleep
 
 
 def _warn(text: str) -> None:
-    # Outside of any logging context, so that it does not become an event.
-    contextvars.Context().run(logger.warning, text)
+    tell(logger.warning, text)
 
 
 _writers: dict[tuple[UUID, str], Writer] = {}
@@ -326,7 +387,9 @@ def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
     key = (component_id, config.model_dump_json())
     with _writers_lock:
         if key not in _writers:
-            _offer_metrics()
+            # The next writer offers them again.
+            with suppress(Exception):
+                _offer_metrics()
             _writers[key] = Writer(component_id, config)
         return _writers[key]
 
@@ -338,25 +401,30 @@ def _offer_metrics() -> None:
 
 def _close_all() -> None:
     end = clock.current.now() + EXIT_SECONDS
-    for writer in list(_writers.values()):
-        writer.close(max(0.0, end - clock.current.now()))
+    _each(lambda writer: writer.close(max(0.0, end - clock.current.now())))
 
 
 def _before_fork() -> None:
-    for writer in list(_writers.values()):
-        writer.before_fork()
+    _each(Writer.before_fork)
 
 
 def _after_fork_in_parent() -> None:
-    for writer in list(_writers.values()):
-        writer.after_fork_in_parent()
+    _each(Writer.after_fork_in_parent)
 
 
 def _after_fork_in_child() -> None:
     global _writers_lock
     _writers_lock = threading.Lock()
-    for writer in _writers.values():
-        writer.after_fork_in_child()
+    _each(Writer.after_fork_in_child)
+
+
+def _each(do: Callable[[Writer], None]) -> None:
+    """Do something with every writer: what fails with one must not cost another anything."""
+    for writer in list(_writers.values()):
+        try:
+            do(writer)
+        except Exception as error:
+            tell(logger.debug, "A writer could not be closed, or carried over a fork: %s", described(error))
 
 
 # What backends use is taken apart at the process's end by finalizers such as s3fs has: all in one exit handler, which

@@ -16,11 +16,15 @@ from dataclasses import dataclass, field
 from queue import Queue
 from typing import TYPE_CHECKING, NamedTuple
 
+from zenml.logger import get_logger
+
 from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.parts import Archive, Part, contents_of, open_archive
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
+
+logger = get_logger(__name__)
 
 LARGEST_OBJECT = 32 * 1024 * 1024
 """In bytes: so much fits into memory, and ten million lines are a hundred objects."""
@@ -47,6 +51,7 @@ class Compaction:
         self._due: Queue[_Due | None] = Queue()
         self._thread: threading.Thread | None = None
         self._loose: dict[str, Loose] = {}
+        self._is_failing = False
 
     def begin(self, artifact_store: BaseArtifactStore, uri: str, written: dict[str, int], is_last: bool) -> None:
         """Merge these objects as soon as the ones before are done.
@@ -60,8 +65,8 @@ class Compaction:
         self._due.put(_Due(artifact_store, uri, written, is_last))
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="composite-logstore compaction", daemon=True)
-            # Late in a process's exit none can be started any more.
-            with suppress(RuntimeError):
+            # There may be a limit of threads, and late in a process's exit there is none. The next time tries again.
+            with suppress(Exception):
                 thread.start()
                 self._thread = thread
 
@@ -79,14 +84,33 @@ class Compaction:
 
     def _work(self) -> None:
         while (due := self._due.get()) is not None:
-            loose = self._loose.setdefault(due.uri, Loose())
-            loose.written.update(due.written)
-            with suppress(Exception):
+            error: BaseException | None = None
+            try:
+                loose = self._loose.setdefault(due.uri, Loose())
+                loose.written.update(due.written)
                 compact(due.artifact_store, due.uri, loose)
-            if due.is_last:
-                del self._loose[due.uri]
-            self._due.task_done()
+            except (
+                BaseException
+            ) as raised:  # nobody else owns this thread, and whoever waits for it must not wait for ever
+                error = raised
+            finally:
+                if due.is_last:
+                    self._loose.pop(due.uri, None)
+                self._tell(error)
+                self._due.task_done()
         self._due.task_done()
+
+    def _tell(self, error: BaseException | None) -> None:
+        """Warn once when merging begins to fail, and once when it works again. The error's text may hold a secret."""
+        was_failing, self._is_failing = self._is_failing, error is not None
+        with suppress(BaseException):
+            if error is not None and not was_failing:
+                logger.warning(
+                    f"small objects of logs cannot be merged ({type(error).__name__}). The logs are complete; what "
+                    "lists them takes longer, until it works again."
+                )
+            elif error is None and was_failing:
+                logger.warning("small objects of logs are merged again.")
 
 
 @dataclass

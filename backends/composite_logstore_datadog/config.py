@@ -138,7 +138,8 @@ class DatadogChildConfig(ChildConfig):
         """
         try:
             from composite_logstore_datadog.exporter import DatadogExporter
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            # Another ImportError says nothing of what is installed: a library may not be openable just now.
             raise UnavailableError(f"cannot import '{error.name}'; install '{EXTRA}'") from None
         return DatadogExporter(self)
 

@@ -116,7 +116,8 @@ class OtlpChildConfig(ChildConfig):
             from composite_logstore_otlp.exporter import OtlpExporter
 
             return OtlpExporter(self)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            # Another ImportError says nothing of what is installed: a library may not be openable just now.
             raise UnavailableError(f"cannot import '{error.name}'; install '{EXTRA}'") from None
 
     def backend_time(self) -> datetime | None:

@@ -129,7 +129,7 @@ class ChildCheck:
                 self.doing, self.ends_by = what, begin + seconds
             try:
                 found = list(step())
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # Its text may hold a secret.
                 found = [Finding(what, "problem", f"it fails with {type(error).__name__}", "report it as a defect")]
             took = self._clock.now() - begin

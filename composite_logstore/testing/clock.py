@@ -10,10 +10,6 @@ from typing import Any
 from composite_logstore import clock
 
 
-class _Ended(BaseException):
-    """Ends a simulated thread. Not an `Exception`, so that nobody handles it."""
-
-
 class _Task:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +77,7 @@ class SimulatedClock(clock.Clock):
             Whether it is true.
         """
         if self._is_over:
-            raise _Ended
+            raise clock.Ended
         task = self._tasks[threading.get_ident()]
         task.ready = ready
         task.until = None if seconds is None else self._now + seconds
@@ -125,7 +121,7 @@ class SimulatedClock(clock.Clock):
             try:
                 if not self._is_over:
                     run()
-            except _Ended:
+            except clock.Ended:
                 pass
             finally:
                 self._tasks.pop(threading.get_ident(), None)
@@ -145,7 +141,7 @@ class SimulatedClock(clock.Clock):
             successor.turn.release()
             task.turn.acquire()
         if self._is_over:
-            raise _Ended
+            raise clock.Ended
 
     def _next(self) -> _Task:
         """Return the task that goes on now. The test itself goes on when nothing else can."""

@@ -1,0 +1,178 @@
+"""The log store's own threads: they go on whatever they meet, and say so.
+
+Nobody restarts a thread that has ended, so none may end of an exception that nobody foresaw: from a backend, a user's
+logging handler, a full disk, or a mistake in this package.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from typing import TypeAlias
+
+from composite_logstore.backoff import described
+from composite_logstore.clock import Clock, Ended
+
+FIRST_PAUSE_SECONDS = 0.1
+"""How long a thread pauses after its first failure; after each further one twice as long."""
+LONGEST_PAUSE_SECONDS = 30.0
+"""How long it pauses at most."""
+_START_SECONDS = 0.1
+_MOST_STARTS_SECONDS = 10.0
+"""A thread that cannot be started is tried again ten times a second at most, after a hundred times in a row: each try
+costs `emit` some microseconds."""
+_CALM_SECONDS = 60.0
+"""A thread that fails again within this time goes on with its long pauses, and warns of nothing."""
+
+Wait: TypeAlias = Callable[[], object]
+"""Waits until there may be something to do."""
+
+
+def tell(log: Callable[..., None], *what: object) -> None:
+    """Log something, whatever the user's handlers and streams make of it.
+
+    It is logged outside of any ZenML logging context, so it becomes no event. Never call this under a journal's lock:
+    ZenML calls `emit` under a logging handler's lock, so whoever logs while holding the journal's can wait for ever.
+
+    Args:
+        log: A logger's method.
+        what: Its arguments.
+    """
+    with suppress(Exception):
+        contextvars.Context().run(log, *what)
+
+
+class Service:
+    """One thread that does a step, waits until there is more to do, and does the next.
+
+    A step that raises is one of many: after a pause there is another. Creating a service starts nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], Wait | None],
+        clock: Clock,
+        warn: Callable[[str], None],
+        hinder: Callable[[str], None],
+        longest_pause: float = LONGEST_PAUSE_SECONDS,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            name: The thread's name.
+            step: Does what there is to do, and returns how to wait for more; None ends the thread for good.
+            clock: Where time and threads come from.
+            warn: Is told when the thread begins to fail, and when it goes on again.
+            hinder: Is told what keeps the thread from its work, for the accounts of the children concerned.
+            longest_pause: How long to pause between failures at most, in seconds.
+        """
+        self._name = name
+        self._step = step
+        self._clock = clock
+        self._warn = warn
+        self._hinder = hinder
+        self._longest_pause = longest_pause
+        self._starting = threading.Lock()
+        self._is_running = self._has_ended = False
+        self._start_at = -inf
+        self._failures = 0
+        self._is_failing = self._has_warned = False
+        self._failed_at = self._warned_at = -inf
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread is there."""
+        return self._is_running
+
+    def start(self) -> bool:
+        """Have the thread run. Never raises, and warns of nothing: this is part of `emit`.
+
+        Returns:
+            False if no thread can be started; it is tried again at a later call. True if it is there, on its way, or
+            has come to its end.
+        """
+        why = None if self._is_running or self._has_ended else self._why_not_started()
+        if why:
+            with suppress(Exception):
+                self._hinder(f"no thread can be started ({why})")
+        return why is None
+
+    def _why_not_started(self) -> str | None:
+        """Start the thread unless it is there. Returns why it cannot be, empty if that was found out a moment ago."""
+        if self._clock.now() < self._start_at:
+            return ""
+        with self._starting:
+            if not self._is_running:
+                try:
+                    self._clock.start(self._run, self._name)
+                except Exception as error:
+                    # There is a limit of threads, or the interpreter is ending.
+                    earliest = self._clock.now() - _MOST_STARTS_SECONDS
+                    self._start_at = max(self._start_at, earliest) + _START_SECONDS
+                    return described(error)
+        return None
+
+    def _run(self) -> None:
+        # The thread says itself that it runs: a Ctrl-C may come between its start and the next statement.
+        with self._starting:
+            if self._is_running or self._has_ended:
+                return
+            self._is_running = True
+        try:
+            while self._goes_on():
+                pass
+        finally:
+            with self._starting:
+                self._is_running = False
+
+    def _goes_on(self) -> bool:
+        try:
+            wait = self._step()
+            self._has_worked()
+            if wait is None:
+                self._has_ended = True
+                return False
+            wait()
+        except Ended:
+            raise
+        except BaseException as error:  # even a Ctrl-C of its own: nobody else owns this thread
+            self._has_failed(error)
+        return True
+
+    def _has_failed(self, error: BaseException) -> None:
+        pause = self._longest_pause
+        with suppress(Exception):
+            now = self._clock.now()
+            self._failures = 1 if now - self._failed_at > _CALM_SECONDS + self._longest_pause else self._failures + 1
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 1, 30), self._longest_pause)
+            self._failed_at = now
+            was_failing, self._is_failing = self._is_failing, True
+            why = described(error)
+            self._quietly(self._hinder, f"the thread '{self._name}' failed: {why}")
+            if not was_failing and now - self._warned_at > _CALM_SECONDS:
+                self._has_warned, self._warned_at = True, now
+                self._quietly(
+                    self._warn, f"the thread '{self._name}' failed: {why}. It tries again; events wait meanwhile."
+                )
+        # What it holds are the frames of whatever failed.
+        del error
+        try:
+            self._clock.signal().wait(pause)
+        except Exception:
+            time.sleep(pause)
+
+    def _has_worked(self) -> None:
+        self._is_failing = False
+        if self._has_warned:
+            self._has_warned = False
+            self._quietly(self._warn, f"the thread '{self._name}' goes on again.")
+
+    @staticmethod
+    def _quietly(do: Callable[[str], None], text: str) -> None:
+        with suppress(BaseException):
+            do(text)
