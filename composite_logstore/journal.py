@@ -229,7 +229,7 @@ class Journal:
             for delivery in route.latest:
                 for event in run:
                     delivery.update(event)
-            if self._unspooled and self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
+            if self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
                 self.spooling.write_through()
         return True
 
@@ -252,6 +252,9 @@ class Journal:
             self._most_captured = 0
         else:
             self._most_captured = min(MOST_CAPTURED, self._wake_at - number + 1)
+            if self.spooling:
+                # What goes to disk for want of room in memory goes there with this very event.
+                self._most_captured = min(self._most_captured, self.spooling.room)
 
     def drop(self, level: int, progress: bool = False, count: int = 1) -> None:
         """Count events that were lost before they had a number as dropped, for every child that wanted them."""

@@ -199,9 +199,22 @@ class Spooling:
             self.unspooled.popleft()
         return False
 
+    @property
+    def room(self) -> int:
+        """How many more events can come before those in memory go to disk."""
+        return self.most_unspooled + 1 - len(self.unspooled)
+
     def write_through(self) -> None:
-        """Bring the event that has just come to disk."""
-        if self.error is None and self.spool is not None and len(self.unspooled) == 1:
+        """Bring to disk what finds no room in memory, always as many events as it has room for and one more.
+
+        So the events and the time alone say what is on disk when the process is killed, and not how many of them are
+        handed out at a time, which the workers of other children have a part in.
+        """
+        full = self.most_unspooled + 1
+        most = len(self.unspooled) // full * full
+        if not most:
+            return
+        if self.error is None and self.spool is not None and most == 1:
             try:
                 self.spool.append(self.unspooled[0], self._has_room)
                 self.unspooled.popleft()
@@ -211,7 +224,7 @@ class Spooling:
                 return
             except OSError as error:
                 self._failed(error)
-        self.write()
+        self.write(before=self.unspooled[most - 1].number + 1)
 
     def _append(self, event: LogEvent) -> bool:
         # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.

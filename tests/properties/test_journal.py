@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.delivery import Delivery, Export, Wait
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
+from composite_logstore.spooling import SpoolSettings
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.properties.machines import run
 from tests.simulation import assert_accounts_add_up, make_child
@@ -148,3 +155,46 @@ def test_the_journal_under_anything_that_is_logged() -> None:
 @pytest.mark.deep
 def test_the_journal_under_very_much_that_is_logged() -> None:
     run(JournalMachine, 50_000, steps=40)
+
+
+@settings(max_examples=100)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    # None stands for a tick of the spool's thread.
+    happens=st.lists(st.sampled_from(LEVELS) | st.none(), max_size=60),
+    handed_out_after=st.sets(st.integers(0, 59)),
+)
+def test_what_is_on_disk_does_not_depend_on_how_many_events_are_handed_out_at_a_time(
+    sizes: list[int], happens: list[int | None], handed_out_after: set[int]
+) -> None:
+    """The workers of the other children have a part in that."""
+    seldom = on_disk_after(sizes, happens, set())
+    assert on_disk_after(sizes, happens, handed_out_after) == seldom
+    assert on_disk_after(sizes, happens, set(range(60))) == seldom
+
+
+# What is made room for takes longer than what is written.
+@patch("composite_logstore.spool.SEGMENT_BYTES", 8192)
+def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_out_after: set[int]) -> list[int]:
+    """Return the numbers of the events that would survive a sudden death."""
+    with tempfile.TemporaryDirectory() as folder:
+        children = [make_child(f"c{number}", max_queue_size=size) for number, size in enumerate(sizes)]
+        journal = Journal(children, spool=SpoolSettings(Path(folder), False, 100_000_000))
+        spooling = journal.spooling
+        assert spooling is not None
+        journal.hand_out()
+        stream = make_stream()
+        for number, level in enumerate(happens):
+            if level is None:
+                due = spooling.tick(journal.next_number)
+                if due is not None:
+                    spooling.write_due(due)
+            else:
+                journal.append(stream, make_capture(level=level))
+            if number in handed_out_after:
+                journal.hand_out()
+        if spooling.spool is None:
+            return []
+        numbers = [event.number for event in spooling.spool.read(-1, inf)]
+        spooling.give_up_folder()
+        return numbers

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import strategies as st
@@ -339,6 +339,35 @@ def _uuid(number: int) -> Any:
     return UUID(int=number + 1, version=4)
 
 
+Script: TypeAlias = Sequence[tuple[Any, ...]]
+
+
+def crash(name: str, fault: str | None, seconds: float, levels: list[int], again: bool) -> Script:
+    """Return the commands for a crash, `again` in the middle of taking over what the first one left."""
+    script: list[tuple[Any, ...]] = [
+        (World.fail, name, fault),
+        (World.emit, 0, [*levels, logging.ERROR]),
+        (World.advance, seconds),
+        (World.crash,),
+        (World.emit, 0, levels),
+    ]
+    if again:
+        script += [(World.advance, 0.25), (World.crash,), (World.emit, 0, levels)]
+    return script
+
+
+def history_of(child: str, seed: int, durability: str, script: Script, healthy: frozenset[str]) -> list[Any]:
+    """Play a script, in which the children in `healthy` get no faults, and return how one child stood all along."""
+    world = World(seed, durability, healthy)
+    try:
+        for command, *arguments in script:
+            command(world, *arguments)
+            world.note_history()
+        return world.history[child]
+    finally:
+        world.close()
+
+
 class WholeStore(RuleBasedStateMachine):
     world: World | None = None
 
@@ -406,16 +435,8 @@ class WholeStore(RuleBasedStateMachine):
 
     @rule(name=names, fault=faults, seconds=st.sampled_from([0, 0.25, 1.25]), levels=levels, again=st.booleans())
     def crash(self, name: str, fault: str | None, seconds: float, levels: list[int], again: bool) -> None:
-        self.do(World.fail, name, fault)
-        self.do(World.emit, 0, [*levels, logging.ERROR])
-        self.do(World.advance, seconds)
-        self.do(World.crash)
-        self.do(World.emit, 0, levels)
-        if again:
-            # In the middle of taking over what the first one left.
-            self.do(World.advance, 0.25)
-            self.do(World.crash)
-            self.do(World.emit, 0, levels)
+        for command in crash(name, fault, seconds, levels, again):
+            self.do(*command)
 
     @rule(which=st.integers(0, 3), levels=levels)
     def fork(self, which: int, levels: list[int]) -> None:
@@ -453,14 +474,8 @@ class WholeStore(RuleBasedStateMachine):
     def played_again(self, healthy: frozenset[str], compare: str) -> None:
         """No child's history depends on another child's faults."""
         assert self.world is not None
-        world = World(self.seed, self.durability, healthy)
-        try:
-            for command, *arguments in self.script:
-                command(world, *arguments)
-                world.note_history()
-            assert world.history[compare] == self.world.history[compare]
-        finally:
-            world.close()
+        history = history_of(compare, self.seed, self.durability, self.script, healthy)
+        assert history == self.world.history[compare]
 
 
 @pytest.fixture(autouse=True)
@@ -470,6 +485,24 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     # Several of them, and none of megabytes.
     monkeypatch.setattr("composite_logstore.spool.SEGMENT_BYTES", 2048)
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
+
+
+def test_what_is_on_disk_at_a_sudden_death_does_not_depend_on_another_childs_fault() -> None:
+    """Random scripts find it once in some thousand."""
+    script = [
+        *crash("archive", None, 0, [10, 10, 10], again=True),
+        *crash("collector", "slow", 0, [10, 10], again=True),
+        (World.fail, "archive", "slow"),
+        (World.emit, 0, [40, 40, 10, 30, 40, 40, 10, 10, 30, 40, 10, 40]),
+        (World.emit, 0, [10, 20, 20], True),
+        (World.emit_after_the_end, 10),
+        *crash("archive", None, 0, [10], again=False),
+        (World.emit_after_the_end, 10),
+        (World.fail, "archive", None),
+        (World.emit, 0, [10], True),
+    ]
+    with_its_fault = history_of("archive", 273, "spill", script, healthy=frozenset())
+    assert with_its_fault == history_of("archive", 273, "spill", script, healthy=frozenset({"collector", "live"}))
 
 
 @pytest.mark.timeout(900)
