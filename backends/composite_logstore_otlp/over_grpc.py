@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc import StatusCode
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 
 from composite_logstore import RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore_otlp.connection import MAX_RETRY_AFTER_SECONDS
+from composite_logstore_otlp.grpc_guest import check_process, grpc
 
 if TYPE_CHECKING:
     from composite_logstore_otlp.connection import Connection
@@ -26,14 +26,32 @@ _SERVICE = logs_service_pb2.DESCRIPTOR.services_by_name["LogsService"].full_name
 
 _OPTIONS = [
     ("grpc.primary_user_agent", "composite-logstore"),
-    # The delivery alone decides when to try again ...
+    # The delivery alone decides when to try again.
     ("grpc.enable_retries", 0),
-    # ... so when it does, gRPC must not still be waiting for the end of its own backoff, up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 400),
+    # A new channel connects anew. Otherwise all channels of the process to one address share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
     # Not a backoff, but how long connecting may take: with TLS that is four times the way there and back.
     ("grpc.min_reconnect_backoff_ms", 10_000),
+    # Balancers forget a connection that was idle for minutes, and say so to neither side.
+    ("grpc.client_idle_timeout_ms", 60_000),
+    # More frequent pings, or pings without a call, are an attack to servers:
+    # https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md
+    ("grpc.keepalive_time_ms", 300_000),
+    # With it, Linux ends a connection whose other side has acknowledged nothing for so long (TCP_USER_TIMEOUT).
+    ("grpc.keepalive_timeout_ms", 20_000),
 ]
+
+StatusCode = grpc.StatusCode
+
+# After these the connection may be dead though it is open: a balancer or NAT has forgotten it, say. A channel would
+# go on using it, or go on connecting for as long as nobody exports.
+_CONNECTION_IN_DOUBT = {
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.UNAVAILABLE,
+    StatusCode.CANCELLED,
+    StatusCode.UNKNOWN,
+    StatusCode.INTERNAL,
+}
 
 # By the specification: https://opentelemetry.io/docs/specs/otlp/#failures
 # Besides, UNKNOWN and INTERNAL are what a collector that fails, or a proxy before it, answers, like HTTP's
@@ -67,43 +85,31 @@ _TLS_FAILED = re.compile(
     r"handshake failed|security handshaker|SSL_ERROR_SSL|TSI_|verification check failed", re.IGNORECASE
 )
 
-_NAME_UNKNOWN = re.compile(r"errors resolving|(DNS|name) resolution", re.IGNORECASE)
+_Version: TypeAlias = tuple[int, int, int] | None
+"""What tells a file from its successor: when it was written, its size, its inode. None if it cannot be looked at."""
 
 
 class GrpcTransport:
-    """Sends requests over a channel."""
+    """Sends requests over a channel. It is opened for a request, and closed when its connection is in doubt."""
 
     def __init__(self, connection: Connection) -> None:
-        """Prepare the channel.
+        """Read the certificates; the channel is opened with the first request.
 
         Args:
             connection: Where and how to send.
 
         Raises:
-            UnavailableError: A certificate cannot be read.
+            UnavailableError: A certificate cannot be read, or gRPC does not work in this process.
         """
+        check_process()
         self._connection = connection
-        self._credentials: grpc.ChannelCredentials | None = None
-        if connection.secure:
-            self._credentials = grpc.ssl_channel_credentials(
-                _read(connection.certificate_file),
-                # One file may hold both.
-                _read(connection.client_key_file or connection.client_certificate_file),
-                _read(connection.client_certificate_file),
-            )
         self._metadata = tuple(connection.headers.items())
-        self._open()
-
-    def _open(self) -> None:
-        """Make the channel. It connects with the first request."""
-        endpoint = self._connection.endpoint
-        compression = grpc.Compression.Gzip if self._connection.compression == "gzip" else None
-        if self._credentials is not None:
-            self._channel = grpc.secure_channel(endpoint, self._credentials, _OPTIONS, compression)
-        else:
-            self._channel = grpc.insecure_channel(endpoint, _OPTIONS, compression)
-        # Not through the generated stub: it would serialize once more what is serialized already.
-        self._export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{_SERVICE}/Export")
+        self._channel: grpc.Channel | None = None
+        self._credentials: grpc.ChannelCredentials | None = None
+        self._files: tuple[_Version, ...] = ()
+        if connection.secure:
+            self._files = self._versions()
+            self._credentials = self._read_credentials()
 
     def send(self, payload: bytes, timeout_seconds: float) -> bytes:
         """Send a request once.
@@ -121,14 +127,60 @@ class GrpcTransport:
             TooLargeError: The collector takes no requests of that size.
             UnavailableError: Somebody must mend something.
         """
+        check_process()
+        self._renew_credentials()
         try:
             return self._export(payload, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
+            if error.code() in _CONNECTION_IN_DOUBT:
+                self.close()
             raise self._failure(error, len(payload)) from None
 
     def close(self) -> None:
-        """Close the channel."""
-        self._channel.close()
+        """Close the channel, if it is open."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    @property
+    def _export(self) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+        if self._channel is None:
+            endpoint = self._connection.endpoint
+            compression = grpc.Compression.Gzip if self._connection.compression == "gzip" else None
+            if self._credentials is not None:
+                self._channel = grpc.secure_channel(endpoint, self._credentials, _OPTIONS, compression)
+            else:
+                self._channel = grpc.insecure_channel(endpoint, _OPTIONS, compression)
+        # Not through the generated stub: it would serialize once more what is serialized already.
+        return self._channel.unary_unary(f"/{_SERVICE}/Export")
+
+    def _read_credentials(self) -> grpc.ChannelCredentials:
+        connection = self._connection
+        return grpc.ssl_channel_credentials(
+            _read(connection.certificate_file),
+            # One file may hold both.
+            _read(connection.client_key_file or connection.client_certificate_file),
+            _read(connection.client_certificate_file),
+        )
+
+    def _renew_credentials(self) -> None:
+        """Connect anew with certificates that were replaced on disk: a channel keeps those that it was opened with."""
+        if self._credentials is None or self._files == (versions := self._versions()):
+            return
+        try:
+            self._credentials = self._read_credentials()
+        except UnavailableError:
+            # They are being replaced. Until they are there, the connection that is open is as good as it was.
+            if self._channel is None:
+                raise
+        else:
+            self._files = versions
+            self.close()
+
+    def _versions(self) -> tuple[_Version, ...]:
+        connection = self._connection
+        files = (connection.certificate_file, connection.client_key_file, connection.client_certificate_file)
+        return tuple(_version(file) for file in files)
 
     def _failure(self, error: Any, size: int) -> Exception:
         code, details = error.code(), error.details() or ""
@@ -136,11 +188,6 @@ class GrpcTransport:
         answer = f"gRPC {code.name}{': ' if said else ''}{said}"
         if code in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.OUT_OF_RANGE) and _TOO_LARGE.search(details):
             return TooLargeError(answer)
-        if code == StatusCode.UNAVAILABLE and _NAME_UNKNOWN.search(details):
-            # A channel asks for the address again after up to two minutes, and no option shortens that. A new
-            # one asks at once.
-            self._channel.close()
-            self._open()
         if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
             return UnavailableError(f"{answer}; check 'endpoint', 'insecure' and the certificates")
         retry_after = _retry_after(error)
@@ -153,6 +200,14 @@ class GrpcTransport:
         if code in _TO_MEND:
             return UnavailableError(f"{answer}; {_TO_MEND[code]}")
         return RejectedError(answer)
+
+
+def _version(file: str | None) -> _Version:
+    try:
+        status = os.stat(file) if file else None
+    except OSError:
+        return None
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _read(file: str | None) -> bytes | None:
