@@ -14,7 +14,6 @@ import os
 import pickle
 import select
 import struct
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore.backoff import described
+from composite_logstore.clock import Clock
 from composite_logstore.event import Capture, Stream
 from composite_logstore.service import tell
 
@@ -33,6 +33,7 @@ logger = get_logger(__name__)
 _FRAME_BYTES = select.PIPE_BUF
 _PIPE_BYTES = 1024 * 1024
 _PATIENCE_SECONDS = 0.05
+_CLOCK = Clock()
 _MOST_UNFINISHED_BYTES = 256 * 1024 * 1024
 """How much the parent keeps of messages whose end has not come: a forked process may die in the middle of one."""
 
@@ -243,13 +244,13 @@ class Outbox:
         return True
 
     def _has_written_frame(self, frame: bytes, patience: float) -> bool:
-        end = time.monotonic() + patience
+        end = _CLOCK.now() + patience
         while True:
             try:
                 return os.write(self._sending, frame) > 0
             except BlockingIOError:
                 # Other processes take room too.
-                seconds = end - time.monotonic()
+                seconds = end - _CLOCK.now()
                 if seconds <= 0:
                     return False
             poll = select.poll()

@@ -24,6 +24,22 @@ _PROGRAMS = UUID("7c1f0a4e-5a53-4f0e-9d0e-2f6c5c0b6a11")
 _OWN_THREADS = ("composite-logstore ", "fsspecIO")
 
 
+class _NoLock:
+    """What `logging` takes for a handler's lock."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class RecordHandler(logging.Handler):
     """Hands each record to a stream of a writer. Waits for no backend, and raises for no record."""
 
@@ -41,8 +57,11 @@ class RecordHandler(logging.Handler):
         self._found: dict[logging.Logger, tuple[int, int]] = {}
 
     def createLock(self) -> None:
-        """Have no lock: `emit` needs none, and a flush that held one would keep others from logging."""
-        self.lock = None
+        """Have a lock that locks nothing: `emit` needs none, and a flush that held one would keep others from logging.
+
+        None would say so, too, but Python 3.13 enters the lock of each handler without looking.
+        """
+        self.lock = _NoLock()  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Capture a record, unless it is about the delivery of others.

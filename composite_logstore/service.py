@@ -106,15 +106,20 @@ class Service:
         """Start the thread unless it is there. Returns why it cannot be, empty if that was found out a moment ago."""
         if self._clock.now() < self._start_at:
             return ""
-        with self._starting:
+        # Nobody waits for this lock while a thread starts: a signal handler or a finalizer that logs in this very
+        # moment would wait for the code that it has interrupted. Whoever has it starts the thread.
+        if not self._starting.acquire(blocking=False):
+            return None
+        try:
             if not self._is_running:
-                try:
-                    self._clock.start(self._run, self._name)
-                except Exception as error:
-                    # There is a limit of threads, or the interpreter is ending.
-                    earliest = self._clock.now() - _MOST_STARTS_SECONDS
-                    self._start_at = max(self._start_at, earliest) + _START_SECONDS
-                    return described(error)
+                self._clock.start(self._run, self._name)
+        except Exception as error:
+            # There is a limit of threads, or the interpreter is ending.
+            earliest = self._clock.now() - _MOST_STARTS_SECONDS
+            self._start_at = max(self._start_at, earliest) + _START_SECONDS
+            return described(error)
+        finally:
+            self._starting.release()
         return None
 
     def _run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  (see the end of this file)
 import logging
 import os
 import threading
@@ -36,6 +37,8 @@ _LONGEST_WAIT_SECONDS = 3600.0
 
 EXIT_SECONDS = 3.0
 """How long the process's own exit may take: ZenML's local deployer kills after 5 s."""
+_WITH_EXECUTORS_SECONDS = 2.0
+"""How much of it is for what needs an executor. What is logged later still has the rest."""
 
 
 class Writer:
@@ -249,10 +252,12 @@ class Writer:
         if not self._journal.next_number:
             return
         try:
-            left = self._deliver_last(seconds)
+            self._deliver_last(seconds)
         finally:
             # Also after a Ctrl-C: what waits goes to disk.
             is_on_disk = self._settle_down()
+        with self._journal.lock:
+            left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
         if left:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
             if is_on_disk:
@@ -260,19 +265,27 @@ class Writer:
             else:
                 _warn(f"The process ends with events that could not be delivered: {children}.")
 
-    def _deliver_last(self, seconds: float) -> dict[str, int]:
-        """Deliver what can be delivered, and return what is left of it, by child."""
+    def _deliver_last(self, seconds: float) -> None:
+        """Deliver what can be delivered in so many seconds. What one step meets keeps no other from being done."""
         end = self._clock.now() + seconds
-        self.flush(seconds, seconds)
-        self.summaries.wait(end - self._clock.now())
-        self._adoption.stop()
-        for worker in self._workers:
-            worker.stop()
+        steps: list[Callable[[], object]] = [
+            lambda: self.flush(seconds, seconds),
+            lambda: self.summaries.wait(end - self._clock.now()),
+            self._adoption.stop,
+            *(worker.stop for worker in self._workers),
+            lambda: self._wait_for_workers(end),
+        ]
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                tell(logger.debug, "A step of the process's end failed: %s", described(error))
+
+    def _wait_for_workers(self, end: float) -> None:
+        """Wait for who has delivered everything, and yet has to finish something, such as merging objects."""
         with self._journal.lock:
-            # Who has delivered everything may yet have to finish something, such as merging the archive's objects.
             while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
                 self._journal.progress.wait(end - self._clock.now())
-            return {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
 
     def _settle_down(self) -> bool:
         """Bring to disk what is not delivered. Returns whether it is there."""
@@ -374,7 +387,7 @@ def _warn(text: str) -> None:
 
 
 _writers: dict[tuple[UUID, str], Writer] = {}
-_writers_lock = threading.Lock()
+_writers_lock = threading.RLock()  # a signal handler may log, for the first time, while the first writer is made
 
 
 def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
@@ -390,7 +403,7 @@ def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
             # The next writer offers them again.
             with suppress(Exception):
                 _offer_metrics()
-            _writers[key] = Writer(component_id, config)
+            _writers.setdefault(key, Writer(component_id, config))
         return _writers[key]
 
 
@@ -399,8 +412,26 @@ def _offer_metrics() -> None:
     telemetry.observe(lambda: [child for writer in list(_writers.values()) for child in writer.observed()])
 
 
+_seconds_left = EXIT_SECONDS
+
+
+def _deliver_with_executors() -> None:
+    """Deliver what was logged by the end of the main thread, as long as exporters can use executors.
+
+    `concurrent.futures` shuts its executors down before any exit handler runs, and without them s3fs, say, cannot even
+    look up a host.
+    """
+    global _seconds_left
+    began = clock.current.now()
+    end = began + _WITH_EXECUTORS_SECONDS
+    try:
+        _each(lambda writer: writer.flush(seconds := max(0.0, end - clock.current.now()), seconds))
+    finally:
+        _seconds_left = EXIT_SECONDS - (clock.current.now() - began)
+
+
 def _close_all() -> None:
-    end = clock.current.now() + EXIT_SECONDS
+    end = clock.current.now() + _seconds_left
     _each(lambda writer: writer.close(max(0.0, end - clock.current.now())))
 
 
@@ -414,7 +445,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _writers_lock
-    _writers_lock = threading.Lock()
+    _writers_lock = threading.RLock()
     _each(Writer.after_fork_in_child)
 
 
@@ -431,4 +462,8 @@ def _each(do: Callable[[Writer], None]) -> None:
 # is registered with the first of them. Handlers are called the last one first, so ours has to be the later one.
 weakref.finalize(CompositeLogStoreConfig, bool)
 atexit.register(_close_all)
+# Nothing public runs earlier: a thread that waits for the main thread's end is not told of it before the executors are.
+# These handlers are called the last one first as well, and that of `concurrent.futures` is registered on its import.
+with suppress(AttributeError, RuntimeError):
+    threading._register_atexit(_deliver_with_executors)  # type: ignore[attr-defined]
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -135,6 +135,72 @@ def test_what_is_to_be_done_for_a_stream_that_has_ended_is_waited_for_in_these_t
     assert ended.seconds < 8
 
 
+@pytest.mark.parametrize("durability", ["memory", "spill"])
+def test_an_exporter_that_needs_an_executor_has_one(tmp_path: Path, durability: str) -> None:
+    """As s3fs does, to look up a host's name. Executors are gone before the first exit handler runs."""
+    ended = Ended(
+        tmp_path,
+        f"""
+        from concurrent.futures import ThreadPoolExecutor
+        pool = ThreadPoolExecutor(1)
+        class Remote(File):
+            def export(self, batch):
+                try:
+                    return pool.submit(super().export, batch).result()
+                except RuntimeError as error:
+                    raise RetryableError("no executor") from error
+        store = make_store(
+            make_child("remote", Remote(), schedule_delay_millis=60_000),
+            make_child("dead", dead),
+            durability={durability!r},
+            spool_directory=os.path.abspath("spool"),
+        )
+        logs = make_logs(store)
+        origin = store.register_origin("step", logs, {{}})
+        log("a", "b")
+        # Its executor is made later than the log store's handler.
+        threading.Thread(target=lambda: (time.sleep(0.1), log("c"))).start()
+        log("d")
+        print("logged", flush=True)
+        """,
+    )
+    assert ended.code == 0, ended.errors
+    assert ended.delivered[:3] == ["a", "b", "d"]
+    assert ended.seconds < 8
+
+
+@pytest.mark.parametrize("fails", ["Writer.flush", "Summaries.wait", "Adoption.stop", "Worker.stop"])
+def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -> None:
+    """Whatever one of them raises, what is not delivered is on disk, and a line says so."""
+    ended = Ended(
+        tmp_path,
+        f"""
+        from composite_logstore.adoption import Adoption
+        from composite_logstore.summary import Summaries
+        from composite_logstore.worker import Worker
+        from composite_logstore.writer import Writer
+
+        disk = os.path.abspath("spool")
+        for _ in range(2):
+            store = make_store(make_child("dead", dead), durability="spill", spool_directory=disk)
+            origin = store.register_origin("step", make_logs(store), {{}})
+            log("a", "b")
+
+        def fail(*_, **__):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        {fails} = fail
+        print("logged", flush=True)
+        """,
+    )
+    assert ended.code == 0, ended.errors
+    assert (ended.output + ended.errors).count("2 for child 'dead'") == 2
+    segments = list((tmp_path / "spool").glob("*/*/*.log"))
+    assert len(segments) == 2
+    assert all(segment.read_bytes().count(b'"/code/train.py"') == 2 for segment in segments)
+    assert "Traceback" not in ended.errors
+
+
 def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path) -> None:
     ended = Ended(
         tmp_path,

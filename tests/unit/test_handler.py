@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from composite_logstore import CompositeHandler, LogEvent
+from composite_logstore import CompositeHandler, LogEvent, RetryableError
 from composite_logstore.testing import SimulatedBackend
 from tests.simulation import assert_accounts_add_up, make_child
 
@@ -270,3 +272,43 @@ def test_two_handlers_of_one_program_share_one_journal(train: logging.Logger) ->
     other.close()
     assert [event.writer for event in events(backend)] == [events(backend)[0].writer] * 2
     assert len({event.stream.id for event in events(backend)}) == 2
+
+
+def test_whoever_enters_the_lock_of_a_handler_may(train: logging.Logger) -> None:
+    """Python 3.13 does so for each record, without looking whether there is one."""
+    handler = make_handler(make_child("one", SimulatedBackend()))
+    assert handler.lock is not None
+    handler.acquire()
+    with handler.lock, handler.lock:
+        pass
+    handler.release()
+    handler.close()
+
+
+def test_clocks_that_the_program_has_stopped_hold_nothing_up(
+    train: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As freezegun does: in `time`, and in each module that has one of its functions."""
+    names = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns")
+    for name in names:
+        real = getattr(time, name)
+        stopped = real()
+        places = [
+            (module, attribute)
+            for module in list(sys.modules.values())
+            if module is time or getattr(module, "__name__", "").startswith("composite_logstore")
+            for attribute, value in list(vars(module).items())
+            if value is real
+        ]
+        for module, attribute in places:
+            monkeypatch.setattr(module, attribute, lambda stopped=stopped: stopped)
+    dead = SimulatedBackend()
+    dead.fault = RetryableError("connection refused")
+    handler = make_handler(make_child("dead", dead), flush_timeout_millis=50)
+    handler.attach(train)
+    train.error("hello")
+    flush = threading.Thread(target=handler.flush, daemon=True)
+    flush.start()
+    flush.join(20)
+    assert not flush.is_alive()
+    assert handler.stats()["dead"]["pending"] == 1

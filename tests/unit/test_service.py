@@ -346,6 +346,52 @@ def test_a_thread_that_was_ended_by_force_is_started_again(clock: SimulatedClock
     assert len(steps) == 2
 
 
+class _Interrupted(Clock):
+    """A signal handler or a finalizer logs in the middle of the start of a thread."""
+
+    def __init__(self, log: Callable[[], object]) -> None:
+        self._log = log
+
+    def start(self, run: Callable[[], None], name: str) -> None:
+        self._log()
+        super().start(run, name)
+
+
+def test_whoever_logs_while_a_thread_starts_does_not_wait_for_it() -> None:
+    has_run = threading.Event()
+
+    def step() -> None:
+        has_run.set()
+
+    outcomes: list[bool] = []
+    clock = _Interrupted(lambda: outcomes.append(service.start()))
+    service = Service("composite-logstore a", step, clock, print, print)
+    program = threading.Thread(target=lambda: outcomes.append(service.start()), daemon=True)
+    program.start()
+    program.join(10)
+    assert outcomes == [True, True]
+    assert has_run.wait(10)
+
+
+def test_whoever_logs_while_the_first_writer_is_made_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(make_child("a", SimulatedBackend()))
+    made: list[writer.Writer] = []
+
+    class Interrupted(writer.Writer):
+        def _begin(self) -> None:
+            super()._begin()
+            if not made:
+                made.append(self)
+                made.append(writer.writer_of(store.id, store.config))
+
+    monkeypatch.setattr(writer, "Writer", Interrupted)
+    program = threading.Thread(target=lambda: made.append(writer.writer_of(store.id, store.config)), daemon=True)
+    program.start()
+    program.join(10)
+    # All go on with one of them: there is one queue and one order.
+    assert made[1] is made[2]
+
+
 def test_a_thread_that_has_come_to_its_end_is_not_started_again(clock: SimulatedClock) -> None:
     steps: list[None] = []
     service = Service("short", lambda: steps.append(None), clock, lambda text: None, lambda why: None)
