@@ -464,7 +464,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, orjson.dumps(self.state.seen()))
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal():
+            raise ConnectionAbortedError("the client hung up in the middle of the headers")
+        body = self.rfile.read(int(length))
         path = {_INTAKE: "intake", _SEARCH: "search"}.get(urlsplit(self.path).path)
         if self.path == "/control":
             self.state.control(orjson.loads(body))

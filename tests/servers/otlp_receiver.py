@@ -199,8 +199,9 @@ def _handler(receiver: OtlpReceiver) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            payload = self.rfile.read(int(self.headers["Content-Length"]))
-            if len(payload) < int(self.headers["Content-Length"]):
+            length = self.headers.get("Content-Length") or ""
+            payload = self.rfile.read(int(length)) if length.isdecimal() else b""
+            if not length.isdecimal() or len(payload) < int(length):
                 raise ConnectionAbortedError("the client hung up in the middle of a request")
             encoding = self.headers.get("Content-Encoding")
             if encoding == "gzip":

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from composite_logstore import ChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
@@ -17,7 +16,7 @@ from tests.servers.faulty import FAULTS, FaultyProxy
 from tests.servers.otlp_receiver import Answer, OtlpReceiver, Request, decode_request
 from tests.servers.three_backends import Held
 from tests.torture.oracle import NOT_WHOLE
-from tests.torture.programs import Archive
+from tests.torture.programs import FULL, Archive
 
 NONSENSE = {
     "500": Answer(status=500),
@@ -79,31 +78,26 @@ class Backends:
     NAMES = ("archive", "objects", "collector", "live")
     READABLE = ("archive", "objects", "live")
 
-    def __init__(self, folder: Path, streams: Sequence[UUID]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._collector = Collector()
         self._datadog = Datadog(checked=False)
         self._proxies: dict[str, FaultyProxy] = {}
         for name in ("archive", "objects"):
-            (folder / name).mkdir(parents=True)
-            (folder / f"{name} healthy").mkdir()
-            # A file is in its way; or its disk is full.
-            (folder / f"{name} obstructed").touch()
-            (folder / f"{name} full").mkdir()
-            for stream in streams:
-                (folder / f"{name} full" / f"{stream}.log").symlink_to("/dev/full")
+            (folder / name / "healthy").mkdir(parents=True)
+            # Where a folder should be there is a file.
+            (folder / name / "obstructed").touch()
             self._point(name, "healthy")
 
     @classmethod
     @contextmanager
-    def running(cls, folder: Path, streams: Sequence[UUID]) -> Iterator[Backends]:
+    def running(cls, folder: Path) -> Iterator[Backends]:
         """Start those that are servers.
 
         Args:
             folder: Where the archives are to be.
-            streams: The streams that are logged to.
         """
-        backends = cls(folder, streams)
+        backends = cls(folder)
         with ExitStack() as stack:
             collector, datadog = stack.enter_context(backends._collector), stack.enter_context(backends._datadog)
             for name, port in (("collector", collector.http_port), ("live", datadog.port)):
@@ -123,12 +117,14 @@ class Backends:
 
     def faults(self, backend: str) -> Sequence[str]:
         """Return what can be wrong with a backend."""
-        own = {"archive": ("obstructed", "full"), "objects": ("obstructed",), "collector": NONSENSE, "live": REFUSALS}
+        own = {"archive": ("obstructed", FULL), "objects": ("obstructed",), "collector": NONSENSE, "live": REFUSALS}
         return (*own[backend], *(FAULTS if backend in self._proxies else ()))
 
     def fail(self, backend: str, fault: str) -> None:
         """Let something be wrong with a backend of which all is well."""
-        if backend not in self._proxies:
+        if fault == FULL:
+            (self._folder / backend / FULL).touch()
+        elif backend not in self._proxies:
             self._point(backend, fault)
         elif fault in FAULTS:
             self._proxies[backend].fault = fault
@@ -141,6 +137,7 @@ class Backends:
         """Let all be well with a backend."""
         if backend not in self._proxies:
             self._point(backend, "healthy")
+            (self._folder / backend / FULL).unlink(missing_ok=True)
             return
         if self._proxies[backend].fault is not None:
             self._proxies[backend].fault = None
@@ -151,8 +148,8 @@ class Backends:
 
     def _point(self, name: str, where: str) -> None:
         # In one step, for all who are writing there.
-        link = self._folder / f"{name} link"
-        link.symlink_to(self._folder / f"{name} {where}")
+        link = self._folder / name / "new"
+        link.symlink_to(where)
         link.rename(self._folder / name / "logs")
 
     def held(self) -> dict[str, list[Held]]:

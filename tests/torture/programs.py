@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from zenml.artifact_stores import BaseArtifactStore
+from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 
 from composite_logstore import CompositeHandler
-from tests.artifact_stores import FolderArchive
+from tests.artifact_stores import Faulty, FolderArchive
 from tests.crashing import LogStoreSettings, Pipeline, message
 from tests.properties.planted import BUGS, DURABILITY_BUGS
 from tests.simulation import make_logs
@@ -35,8 +36,25 @@ EXIT_CODE = 3
 """That of a process that ends by `os._exit`."""
 
 
+FULL = "full"
+"""The name of the file that says that an archive's disk is full."""
+
+
 class Archive(FolderArchive):
-    """An archive in a folder, which may have several names at once: the old one, and the new one."""
+    """An archive in a folder whose disk may be full. It may have two names at once: the old one, and the new one."""
+
+    def store(self) -> LocalArtifactStore:
+        store = super().store()
+        open_file = store.open
+
+        def open_on_disk(path: str, mode: str = "r") -> Any:
+            if mode.startswith("a") and path.endswith(".log") and Path(self.root, FULL).exists():
+                # A line or a part of one may still find room.
+                return Faulty(path, random.choice([0, 0, 100, 1_000]))
+            return open_file(path, mode)
+
+        store.open = open_on_disk  # type: ignore[method-assign, assignment]
+        return store
 
     def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
         return {}
@@ -130,7 +148,7 @@ class Source:
     def say_accounts(self) -> None:
         """Say how each child stands, in lines so short that none is mixed with what forked processes say."""
         for child, account in self._stats().items():
-            account["last_error"] = None
+            del account["last_error"]
             self._say("account", json.dumps([f"{child} of {self._writer}", account]))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import signal
 import threading
 import time
@@ -42,6 +43,9 @@ ENDING_SECONDS = 40.0
 RECOVERY_SECONDS = 120.0
 """How long the last process may take to deliver what all the others have left."""
 STREAMS = 3
+
+# What is said where something went wrong that nobody foresaw.
+_DEFECT = re.compile(r"(?:.*defect of the backend|the thread '[^']*' failed|Traceback).*")
 
 CHILD: Mapping[str, Any] = {
     "schedule_delay_millis": 100,
@@ -113,7 +117,7 @@ class Torture:
 
     def run(self) -> list[str]:
         """Do it, and return what was wrong, a line for each."""
-        backends = Backends.running(self._folder / "backends", self._streams)
+        backends = Backends.running(self._folder / "backends")
         with Nursery("tests.torture") as self._nursery, backends as self._backends:
             try:
                 self._let_live()
@@ -310,6 +314,9 @@ class Torture:
         threads: dict[str, list[str]] = {}
         for process in self._processes:
             complaints += [f"{process.name}: a thread died: {said.text}" for said in process.said("thread-died")]
+            output = self._output / process.name
+            printed = output.read_text(errors="replace") if output.exists() else ""
+            complaints += [f"{process.name}: {line}" for line in sorted(set(_DEFECT.findall(printed)))]
             stats[process.name] = dict(json.loads(said.text) for said in process.said("account"))
             threads[process.name] = [said.text for said in process.said("thread-missing")]
         damage = self._spool.glob("*/damaged/*")
