@@ -34,6 +34,9 @@ TIMEOUT_SECONDS = 30
 CLOCK_SKEW = timedelta(hours=1)
 """A stream is created at the server's time, its first events at the client's, which may be behind."""
 
+FURTHEST_AHEAD = timedelta(hours=2)
+"""A client's time may be ahead of the server's, too. What is further ahead than this, Datadog does not keep."""
+
 # What Datadog calls ZenML's levels.
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
 _STATUSES: Sequence[tuple[LoggingLevels, Sequence[str]]] = (
@@ -136,10 +139,10 @@ class DatadogReader:
             since, until = token.since, token.until
             if request.direction == "newer":
                 # What was logged since the first page is newer, too.
-                until = request.filter.until or utc_now(tz_aware=True)
+                until = request.filter.until or utc_now(tz_aware=True) + FURTHEST_AHEAD
         else:
             since = request.filter.since or to_utc_timezone(request.logs.created) - CLOCK_SKEW
-            until = request.filter.until or utc_now(tz_aware=True)
+            until = request.filter.until or utc_now(tz_aware=True) + FURTHEST_AHEAD
         if since > until:
             return Page()
         # Datadog keeps milliseconds; what else there is in the first and the last is left out below.

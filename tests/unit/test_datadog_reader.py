@@ -122,7 +122,8 @@ def test_a_first_page(search: Search) -> None:
             "query": f'service:"zenml" AND @zenml.log.id:{LOGS.id}',
             # An hour before the stream was created: the client's clock may be behind the server's.
             "from": "2026-09-21T10:00:00+00:00",
-            "to": "2026-09-21T12:00:00+00:00",
+            # And two hours after now: the client's clock may be ahead of the server's.
+            "to": "2026-09-21T14:00:00+00:00",
         },
         # A few more than wanted, so that the last millisecond is complete.
         "page": {"limit": 100},
@@ -158,16 +159,26 @@ def test_pages_continue_the_same_search(
     before, after = search.bodies
     assert before["filter"]["query"] == after["filter"]["query"]
     assert before["sort"] == after["sort"] == ("timestamp" if direction == "newer" else "-timestamp")
-    begin, end = "2026-09-21T10:00:00+00:00", "2026-09-21T12:00:00+00:00"
+    begin, end = "2026-09-21T10:00:00+00:00", "2026-09-21T14:00:00+00:00"
     assert (before["filter"]["from"], before["filter"]["to"]) == (begin, end)
     # It goes on at the millisecond where the page ended: Datadog's own cursor may stand in its middle.
     if direction == "newer":
         # What has been logged meanwhile is newer, too.
-        later = "2026-09-21T12:01:00+00:00"
+        later = "2026-09-21T14:01:00+00:00"
         assert (after["filter"]["from"], after["filter"]["to"]) == (second.isoformat(), later)
     else:
         assert (after["filter"]["from"], after["filter"]["to"]) == (begin, (second + MILLISECOND).isoformat())
     assert KEY not in token
+
+
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_what_a_clock_ahead_of_the_servers_has_logged_is_shown(
+    search: Search, direction: Literal["newer", "older"]
+) -> None:
+    moment = NOON + timedelta(hours=1, minutes=59)
+    search.finds(make_log(1, moment=moment))
+    assert messages(read(direction)) == ["m1"]
+    assert datetime.fromisoformat(search.bodies[0]["filter"]["to"]) > moment
 
 
 @pytest.mark.parametrize("direction", ["older", "newer"])
