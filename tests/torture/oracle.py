@@ -31,17 +31,22 @@ class End:
     Attributes:
         at: When, in seconds.
         is_sudden: Whether it was killed, or ended itself without ceremony.
-        stops: From when to when it was stopped.
+        pauses: From when to when it was stopped, or the machine had something else to do.
     """
 
     at: float
     is_sudden: bool
-    stops: Sequence[tuple[float, float]] = ()
+    pauses: Sequence[tuple[float, float]] = ()
 
     def ran_since(self, moment: float) -> float:
         """Return how many seconds the process ran between a moment and its end; negative if the moment came later."""
-        stopped = sum(max(0.0, min(end, self.at) - max(begin, moment)) for begin, end in self.stops)
-        return self.at - moment - stopped
+        ran, to = 0.0, self.at
+        # From the last one on; they may overlap.
+        for begin, end in sorted(self.pauses, reverse=True, key=lambda pause: pause[1]):
+            if end > moment:
+                ran += max(0.0, to - end)
+                to = min(to, max(begin, moment))
+        return ran + to - moment
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from tests.torture import stepping
 PROGRAM = "torture"
 """The name of the program whose processes log with a handler."""
 
+_WATCH_SECONDS = 0.05
+
 EXIT_CODE = 3
 """That of a process that ends by `os._exit`."""
 
@@ -160,6 +162,7 @@ def live(pipeline: Pipeline, life: Life) -> None:
     if life.bug:
         PLANTED[life.bug](pytest.MonkeyPatch())
     threading.excepthook = partial(_thread_died, pipeline)
+    threading.Thread(target=_watch_machine, args=(pipeline,), daemon=True).start()
     begin = time.monotonic()
     sources = [Source(pipeline.name, pipeline.log_store, life.with_handler, pipeline)]
     is_over = threading.Event()
@@ -226,6 +229,15 @@ def _live_forked(source: Source, fork: Fork, pipeline: Pipeline) -> None:
         source.log("0", rand.randrange(200))
         time.sleep(rand.uniform(0, 0.04))
     pipeline.say("dying", source.name)
+
+
+def _watch_machine(pipeline: Pipeline) -> None:
+    """Say when the machine has let this process wait: what it promises within a second, it promises while it runs."""
+    while True:
+        begin = time.monotonic()
+        time.sleep(_WATCH_SECONDS)
+        if time.monotonic() - begin > 2 * _WATCH_SECONDS:
+            pipeline.say("waited", str(begin + _WATCH_SECONDS))
 
 
 def _thread_died(pipeline: Pipeline, args: threading.ExceptHookArgs) -> None:

@@ -111,9 +111,22 @@ def test_the_time_in_which_a_process_was_stopped_is_not_part_of_its_last_second(
     assert_found(evidence(HELD[:2], logged=[spilled]), HELD[2].message)
 
 
-def test_the_stop_of_another_moment_is() -> None:
-    assert End(10, True, [(1, 2), (5, 7)]).ran_since(6) == 3
-    assert End(10, True, [(1, 2), (5, 7)]).ran_since(8) == 2
+@pytest.mark.parametrize(
+    ("moment", "pauses", "ran"),
+    [
+        (0, [], 10),
+        (0, [(1, 2), (5, 7)], 7),
+        (6, [(1, 2), (5, 7)], 3),
+        (8, [(1, 2), (5, 7)], 2),
+        (8, [(1, 2), (5, inf)], 0),
+        (0, [(1, 5), (4, 7), (2, 3)], 4),
+        (0, [(1, 7), (2, 7), (2, 3)], 4),
+        (2.5, [(1, 7), (2, 3)], 3),
+        (12, [(1, 2), (5, 7)], -2),
+    ],
+)
+def test_how_long_a_process_ran(moment: float, pauses: list[tuple[float, float]], ran: float) -> None:
+    assert End(10, True, pauses).ran_since(moment) == pytest.approx(ran)
 
 
 def forked(durability: str, end: End) -> Logged:

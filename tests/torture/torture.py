@@ -214,7 +214,7 @@ class Torture:
     def _live_through(self, process: Process, life: Life, rand: random.Random) -> End:
         """Stop the process and let it go on, and kill it or leave it to itself."""
         begin = time.monotonic()
-        stops: list[tuple[float, float]] = []
+        pauses: list[tuple[float, float]] = []
         is_killed = rand.random() < 0.7
         for at in sorted(rand.uniform(0, life.seconds) for _ in range(rand.choice([0, 0, 1, 2]))):
             _sleep_until(begin + at)
@@ -223,13 +223,13 @@ class Torture:
             self.counted["stops"] += 1
             time.sleep(rand.choice([0.05, 0.5, 2.0]))
             if is_killed and rand.random() < 0.4:
-                stops.append((stopped_at, inf))
+                pauses.append((stopped_at, inf))
                 break
-            stops.append((stopped_at, time.monotonic()))
+            pauses.append((stopped_at, time.monotonic()))
             process.send(signal.SIGCONT)
         ended_at = inf
         if is_killed:
-            is_stopped = bool(stops) and stops[-1][1] == inf
+            is_stopped = bool(pauses) and pauses[-1][1] == inf
             if not is_stopped:
                 _sleep_until(begin + rand.uniform(0, life.seconds))
             ended_at = time.monotonic()
@@ -244,7 +244,8 @@ class Torture:
         if code not in how:
             self._complain(process, f"ended with {code}")
         self.counted[how.get(code, "other ends")] += 1
-        return End(ended_at, code != 0, stops)
+        pauses += [(float(said.text), said.time) for said in process.said("waited")]
+        return End(ended_at, code != 0, pauses)
 
     def _wait(self, process: Process, seconds: float = 0) -> int:
         try:
