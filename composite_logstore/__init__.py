@@ -28,16 +28,20 @@ if TYPE_CHECKING:
         UnavailableError,
         shorten,
     )
+    from composite_logstore.bounds import Bounds
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
     from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
+    from composite_logstore.http import AnswerTooLargeError, HttpClient, HttpResponse
     from composite_logstore.log_store import CompositeLogStore
     from composite_logstore.otel import OtelExporter
     from composite_logstore.secrets import has_reference
 
 _HOMES = {
+    "AnswerTooLargeError": "http",
     "BACKFILLED": "backend",
+    "Bounds": "bounds",
     "ChildConfig": "config",
     "CompositeHandler": "handler",
     "CompositeLogStore": "log_store",
@@ -47,6 +51,8 @@ _HOMES = {
     "Event": "backend",
     "ExceptionInfo": "event",
     "Exporter": "backend",
+    "HttpClient": "http",
+    "HttpResponse": "http",
     "LogEvent": "event",
     "OtelExporter": "otel",
     "Page": "backend",
@@ -69,6 +75,8 @@ _HOMES = {
 
 __all__ = [
     "BACKFILLED",
+    "AnswerTooLargeError",
+    "Bounds",
     "ChildConfig",
     "CompositeHandler",
     "CompositeLogStore",
@@ -78,6 +86,8 @@ __all__ = [
     "Event",
     "ExceptionInfo",
     "Exporter",
+    "HttpClient",
+    "HttpResponse",
     "LogEvent",
     "OtelExporter",
     "Page",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import closing
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from zenml import __version__
 
-from composite_logstore import ChildConfig, Secret, UnavailableError, has_reference
+from composite_logstore import Bounds, ChildConfig, Secret, UnavailableError, has_reference
 
 if TYPE_CHECKING:
     from composite_logstore import Exporter, Reader
@@ -27,6 +28,21 @@ _SITE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_date_remapper/
 # It answers 202 to older ones too, and drops them.
 OLDEST_SECONDS = 18 * 3600
+
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def seconds_asked_for(headers: Mapping[str, str]) -> float | None:
+    """Return how long an answer asks to be left alone, if it does, and in numbers that make sense.
+
+    A later reset than in an hour is no number of seconds: some proxies give the time of day.
+
+    https://docs.datadoghq.com/api/latest/rate-limits/
+    """
+    value = (headers.get("Retry-After") or headers.get("X-RateLimit-Reset") or "").strip()
+    seconds = float(value) if _SECONDS.fullmatch(value) else None
+    return seconds if seconds is not None and seconds <= Bounds.WAIT_SECONDS else None
 
 
 class DatadogChildConfig(ChildConfig):
@@ -157,10 +173,10 @@ class DatadogChildConfig(ChildConfig):
 
     def backend_time(self) -> datetime | None:
         """Ask Datadog's intake what time it is. Any answer says it, and none needs a key."""
-        import requests
+        from composite_logstore import HttpClient
 
-        answer = requests.head(self.intake_url, timeout=self.export_timeout_millis / 1000, allow_redirects=False)
-        return parsedate_to_datetime(answer.headers["Date"])
+        with closing(HttpClient()) as client:
+            return client.time_at(self.intake_url, self.export_timeout_millis / 1000)
 
     def check(self) -> None:
         """Check that Datadog's client is installed.

@@ -7,29 +7,31 @@ queries and its errors are those of ZenML's own Datadog store.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import orjson
-import requests
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from urllib3.exceptions import HTTPError
 from zenml.enums import LoggingLevels
 from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.logger import get_logger
 from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone, utc_now
 
-from composite_logstore import Event, Page, PageRequest, ReadEntry
+from composite_logstore import AnswerTooLargeError, Bounds, Event, HttpClient, Page, PageRequest, ReadEntry
+from composite_logstore_datadog.config import seconds_asked_for
 
 if TYPE_CHECKING:
+    from composite_logstore import HttpResponse
     from composite_logstore_datadog.config import DatadogChildConfig
 
 logger = get_logger(__name__)
-
-TIMEOUT_SECONDS = 30
-"""How long Datadog may take to answer; ZenML's own store waits as long."""
 
 CLOCK_SKEW = timedelta(hours=1)
 """A stream is created at the server's time, its first events at the client's, which may be behind."""
@@ -55,8 +57,20 @@ _MARGIN = 50
 """How many more logs are asked for than wanted, so that the last millisecond is mostly complete."""
 
 _NO_EVENT = Event("", -1)
-_MILLISECOND = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_NOTHING = timedelta(0)
+_MILLISECOND = timedelta(milliseconds=1)
+# The last time that is believed; there must be room for a millisecond more.
+_LAST_MICROS = (datetime(9999, 12, 31, tzinfo=timezone.utc) - _EPOCH) // timedelta(microseconds=1)
+
+_SHORTER = 8
+"""How many times fewer logs are asked for when those that came are too large."""
+
+# How an answer can be incomplete that may be whole next time.
+_INCOMPLETE = {"too late": "came too late", "cut": "was cut off"}
+
+_LONGEST_WRITER = 64
+_INT64 = 1 << 63
 
 
 class _Token(BaseModel):
@@ -81,7 +95,7 @@ class _Token(BaseModel):
     direction: Literal["newer", "older"]
     since: AwareDatetime
     until: AwareDatetime
-    edge_millis: int
+    edge_millis: int = Field(ge=0, le=_LAST_MICROS // 1_000)
     edge: dict[str, list[tuple[int, int]]]
     others: list[UUID] = Field(default_factory=list)
 
@@ -102,6 +116,36 @@ class _Found(NamedTuple):
     read: ReadEntry
 
 
+class _Allowance:
+    """What the searches of one page may still take.
+
+    Attributes:
+        seconds: How long the next one may take.
+        max_bytes: The most bytes of its answer.
+        is_left: Whether there may be a next one.
+    """
+
+    def __init__(self) -> None:
+        self._ends_at = time.monotonic() + Bounds.SEARCH_SECONDS
+        self._searches, self._bytes = Bounds.SEARCHES, Bounds.SEARCH_BYTES
+
+    @property
+    def seconds(self) -> float:
+        return self._ends_at - time.monotonic()
+
+    @property
+    def max_bytes(self) -> int:
+        return min(self._bytes, Bounds.PAGE_BYTES)
+
+    @property
+    def is_left(self) -> bool:
+        return self.seconds > 0 and self._searches > 0 and self._bytes > 0
+
+    def take(self, response: HttpResponse) -> None:
+        self._searches -= 1
+        self._bytes -= len(response.body)
+
+
 class DatadogReader:
     """Reads one page with one search, mostly.
 
@@ -119,9 +163,10 @@ class DatadogReader:
         Args:
             config: The child's settings, with secrets resolved and an application key.
         """
+        self._http = HttpClient()
         self._url = config.search_url
         self._service = config.service_name
-        self._headers = {"dd-api-key": config.api_key.get_secret_value()}
+        self._headers = {"Content-Type": "application/json", "dd-api-key": config.api_key.get_secret_value()}
         if config.application_key is not None:
             self._headers["dd-application-key"] = config.application_key.get_secret_value()
 
@@ -180,16 +225,26 @@ class DatadogReader:
     ) -> tuple[list[_Found], bool]:
         """Search until something new is found, and return all of each millisecond or nothing of it.
 
+        Where the bounds are reached before a millisecond comes to its end, what there is of it is returned.
+
         Returns:
             What was found, in Datadog's order, and whether there is no more.
         """
+        page = body["page"]
         found: list[_Found] = []
         cursors: set[str] = set()
-        while True:
-            logs, cursor = self._search(body)
+        allowance = _Allowance()
+        while allowance.is_left:
+            try:
+                logs, cursor = self._search(body, allowance)
+            except AnswerTooLargeError:
+                if page["limit"] == 1 and not found:
+                    raise LogStoreError("Datadog returned a log that is too large to be read.") from None
+                page["limit"] = max(1, page["limit"] // _SHORTER)
+                continue
             found += [_Found(_millis(log), parse(log)) for log in logs]
             # A page that is not full is the last; one that is full may end within a millisecond.
-            is_all = cursor is None or len(logs) < body["page"]["limit"]
+            is_all = cursor is None or len(logs) < page["limit"]
             whole = found if is_all else [item for item in found if item.millis != found[-1].millis]
             fresh = _fresh(whole, token, since, until)
             if fresh or cursor is None or is_all:
@@ -197,34 +252,49 @@ class DatadogReader:
             if cursor in cursors:
                 raise LogStoreError("Datadog returned a continuation token that leads nowhere.")
             cursors.add(cursor)
-            body["page"]["cursor"] = cursor
+            page["cursor"] = cursor
+        if fresh := _fresh(found, token, since, until):
+            return fresh, False
+        raise LogStoreUnavailableError(
+            "Datadog's log search came to no end. Try again later, or ask for a shorter time."
+        )
 
     def close(self) -> None:
-        """Do nothing: no connection is kept."""
+        """Close the connection."""
+        self._http.close()
 
-    def _search(self, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    def _search(self, body: dict[str, Any], allowance: _Allowance) -> tuple[list[dict[str, Any]], str | None]:
         """Return what was found, and Datadog's own cursor if it gives one.
 
         https://docs.datadoghq.com/api/latest/logs/#search-logs-post
+
+        Raises:
+            AnswerTooLargeError: It is too much at once.
+            LogStoreError: As `read` does.
         """
         try:
-            # Datadog's API does not redirect; anything else must not be given the keys.
-            response = requests.post(
-                self._url, headers=self._headers, json=body, timeout=TIMEOUT_SECONDS, allow_redirects=False
+            response = self._http.request(
+                "POST",
+                self._url,
+                headers=self._headers,
+                body=orjson.dumps(body),
+                timeout_seconds=allowance.seconds,
+                max_bytes=allowance.max_bytes,
             )
-        except requests.RequestException as error:
+        except (HTTPError, OSError) as error:
             # Not chained: what `requests` says of a header repeats it.
             logger.debug("Datadog log search failed: %s", type(error).__name__)
             raise LogStoreUnavailableError(
                 f"Could not reach Datadog to read these logs ({type(error).__name__})."
             ) from None
-        if response.status_code != 200:
+        if response.status != 200:
             raise _refusal(response)
-        try:
-            answer = orjson.loads(response.content)
-        except ValueError:
-            raise LogStoreError("Datadog returned a response that could not be read as a log search result.") from None
-        return _parse_answer(answer)
+        allowance.take(response)
+        if response.fault == "too large":
+            raise AnswerTooLargeError
+        if response.fault in _INCOMPLETE:
+            raise LogStoreUnavailableError(f"Datadog's answer {_INCOMPLETE[response.fault]}. Try again later.")
+        return _parse_answer(response, body["page"]["limit"])
 
 
 def build_query(service: str, logs_id: UUID, filter_: LogsEntriesFilter) -> str:
@@ -258,15 +328,17 @@ def parse(log: Mapping[str, Any]) -> ReadEntry:
         id=_id(log, attributes),
         message=_message(fields, attributes),
         name=name,
-        level=_LEVELS.get(str(fields.get("status")).lower(), LoggingLevels.INFO),
+        level=_LEVELS.get((_text(fields.get("status")) or "").lower(), LoggingLevels.INFO),
         timestamp=_timestamp(fields, attributes),
         filename=filename,
         lineno=_integer(_get(attributes, "code.line.number")),
         module=module,
     )
-    writer = _text(_get(attributes, "zenml.log.writer"))
+    writer = _text(_get(attributes, "zenml.log.writer")) or ""
     sequence = _integer(_get(attributes, "zenml.log.sequence"))
-    return ReadEntry(entry, Event(writer, sequence) if writer and sequence is not None else None)
+    if not 0 < len(writer) <= _LONGEST_WRITER or sequence is None or sequence < 0:
+        return ReadEntry(entry, None)
+    return ReadEntry(entry, Event(writer, sequence))
 
 
 def _parse_token(text: str | None) -> _Token | None:
@@ -278,14 +350,13 @@ def _parse_token(text: str | None) -> _Token | None:
         raise ValueError("The token is malformed. Pass it as a page returned it.") from None
 
 
-def _refusal(response: requests.Response) -> LogStoreError:
-    status = response.status_code
+def _refusal(response: HttpResponse) -> LogStoreError:
+    status = response.status
     if status == 429:
-        # https://docs.datadoghq.com/api/latest/rate-limits/
-        seconds = response.headers.get("Retry-After", response.headers.get("X-RateLimit-Reset", ""))
+        seconds = seconds_asked_for(response.headers)
         return LogStoreRateLimitError(
             "Datadog rate limited the log search. Try again later.",
-            retry_after=int(seconds) if seconds.isdecimal() else None,
+            retry_after=None if seconds is None else ceil(seconds),
         )
     if status >= 500:
         return LogStoreUnavailableError("Datadog is temporarily unavailable. Try again later.")
@@ -298,12 +369,16 @@ def _refusal(response: requests.Response) -> LogStoreError:
     return LogStoreError(message)
 
 
-def _parse_answer(answer: Any) -> tuple[list[dict[str, Any]], str | None]:
+def _parse_answer(response: HttpResponse, limit: int) -> tuple[list[dict[str, Any]], str | None]:
     """Return the logs and the cursor of an answer, if it makes sense and is whole."""
+    try:
+        answer = orjson.loads(response.body if response.fault is None else b"")
+    except ValueError:
+        raise LogStoreError("Datadog returned a response that could not be read as a log search result.") from None
     if not isinstance(answer, dict) or "data" not in answer:
         raise LogStoreError("Datadog returned an invalid log search result.")
     logs = answer["data"] or []
-    if not isinstance(logs, list) or not all(isinstance(log, dict) for log in logs):
+    if not isinstance(logs, list) or len(logs) > limit or not all(isinstance(log, dict) for log in logs):
         raise LogStoreError("Datadog returned an invalid log search result.")
     meta = answer.get("meta", {})
     if not isinstance(meta, dict) or not isinstance(meta.get("page", {}), dict):
@@ -328,8 +403,9 @@ def _fresh(found: Sequence[_Found], token: _Token | None, since: datetime, until
     fresh: list[_Found] = []
     for item in found:
         entry, event = item.read
+        # What else there is in the first millisecond and in the last. Differences cannot overflow, as sums can.
         moment = entry.timestamp
-        if moment is not None and (since - _MILLISECOND < moment < since or until < moment < until + _MILLISECOND):
+        if moment is not None and any(_NOTHING < gap < _MILLISECOND for gap in (since - moment, moment - until)):
             continue
         if event is not None:
             if event in known:
@@ -396,10 +472,12 @@ def _text(value: Any) -> str | None:
 
 
 def _integer(value: Any) -> int | None:
+    """Return a whole number of 64 bits, whatever it is written as."""
     try:
-        return int(value) if isinstance(value, str | int | float) else None
+        number = int(value) if isinstance(value, str | int | float) else None
     except (ValueError, OverflowError):
         return None
+    return number if number is not None and -_INT64 <= number < _INT64 else None
 
 
 def _id(log: Mapping[str, Any], attributes: Mapping[str, Any]) -> UUID:
@@ -407,7 +485,11 @@ def _id(log: Mapping[str, Any], attributes: Mapping[str, Any]) -> UUID:
         return UUID(_get(attributes, "log.record.uid"))
     except (ValueError, TypeError, AttributeError):
         # As ZenML's own store does it for the logs that it wrote.
-        own = log.get("id") or orjson.dumps(log).decode()
+        own = _text(log.get("id"))
+        if not own:
+            # What is nested too deep to be encoded again is nobody's log: these are not told apart.
+            with suppress(orjson.JSONEncodeError):
+                own = orjson.dumps(log).decode()
         return uuid5(NAMESPACE_URL, f"https://www.datadoghq.com/logs/{own}")
 
 
@@ -439,7 +521,7 @@ def _micros(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | N
         if isinstance(value, int | float):
             return _integer(value * 1_000)
         try:
-            moment = to_utc_timezone(datetime.fromisoformat(str(value).replace("Z", "+00:00")))
+            moment = to_utc_timezone(datetime.fromisoformat((_text(value) or "").replace("Z", "+00:00")))
         except (ValueError, OverflowError):
             continue
         return (moment - _EPOCH) // timedelta(microseconds=1)
@@ -449,4 +531,5 @@ def _micros(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | N
 def _millis(log: Mapping[str, Any]) -> int:
     """Return the time that Datadog sorts by."""
     fields = _mapping(log.get("attributes"))
-    return (_micros(fields, _mapping(fields.get("attributes"))) or 0) // 1_000
+    micros = _micros(fields, _mapping(fields.get("attributes"))) or 0
+    return min(max(micros, 0), _LAST_MICROS) // 1_000

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -127,19 +127,10 @@ class OtlpChildConfig(ChildConfig):
         connection = Connection.of(self)
         if connection.protocol != HTTP:
             return None
-        import requests
+        from composite_logstore import HttpClient
 
-        with requests.Session() as session:
-            # It needs no key: neither one of 'headers', nor one of a `.netrc` file.
-            session.auth = lambda request: request
-            answer = session.head(
-                connection.endpoint,
-                timeout=self.export_timeout_millis / 1000,
-                verify=connection.certificate_file or True,
-                cert=connection.client_certificate,
-                allow_redirects=False,
-            )
-        return parsedate_to_datetime(answer.headers["Date"])
+        with closing(HttpClient(None, connection.certificate_file, connection.client_certificate)) as client:
+            return client.time_at(connection.endpoint, self.export_timeout_millis / 1000)
 
     def check(self) -> None:
         """Check that the extra is installed and that the certificates are there.

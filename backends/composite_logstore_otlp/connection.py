@@ -22,9 +22,6 @@ from composite_logstore_otlp.config import (
 LOGS_PATH = "/v1/logs"
 MAX_QUOTED_CHARACTERS = 200
 
-MAX_RETRY_AFTER_SECONDS = 3600.0
-"""The longest wait that a collector can ask for: it may be mended much sooner than it believes."""
-
 
 @dataclass(frozen=True)
 class Connection:

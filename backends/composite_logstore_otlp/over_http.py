@@ -7,22 +7,27 @@ import ssl
 import time
 import zlib
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import requests
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
-from requests.exceptions import InvalidHeader, InvalidProxyURL, InvalidURL, RequestException, Timeout
+from requests.exceptions import InvalidHeader, InvalidProxyURL, InvalidURL, Timeout
 from urllib3.exceptions import HTTPError, ReadTimeoutError
-from urllib3.util import Timeout as TotalTimeout
+from urllib3.exceptions import InvalidHeader as InvalidHeaderOfAnswer
 
-from composite_logstore import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore_otlp.connection import MAX_RETRY_AFTER_SECONDS
+from composite_logstore import (
+    AnswerTooLargeError,
+    Bounds,
+    HttpClient,
+    RejectedError,
+    RetryableError,
+    TooLargeError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
+    from composite_logstore import HttpResponse
     from composite_logstore_otlp.connection import Connection
-
-MAX_RESPONSE_BYTES = 64 * 1024
 
 # Their fault is in the request as a whole or in where it went, not in the events: mending it saves them.
 # The specification only says that such a request must not be repeated as it is.
@@ -65,13 +70,11 @@ class HttpTransport:
             connection: Where and how to send.
         """
         self._connection = connection
-        self._session = requests.Session()
-        # Without this, an entry in a `.netrc` file takes the place of the header 'authorization'.
-        self._session.auth = _as_it_is
-        self._session.headers.update({"User-Agent": "composite-logstore", **connection.headers})
-        self._session.headers["Content-Type"] = "application/x-protobuf"
+        self._client = HttpClient(None, connection.certificate_file, connection.client_certificate)
+        self._headers = {"User-Agent": "composite-logstore", **connection.headers}
+        self._headers["Content-Type"] = "application/x-protobuf"
         if connection.compression != "none":
-            self._session.headers["Content-Encoding"] = connection.compression
+            self._headers["Content-Encoding"] = connection.compression
 
     def send(self, payload: bytes, timeout_seconds: float) -> bytes:
         """Send a request once.
@@ -92,28 +95,25 @@ class HttpTransport:
             TooLargeError: The collector takes no requests of that size.
             UnavailableError: Somebody must mend something.
         """
-        # The types of requests know of no total, which requests passes on as it is.
-        timeout: Any = TotalTimeout(total=timeout_seconds)
         try:
-            with self._session.post(
+            response = self._client.request(
+                "POST",
                 self._connection.endpoint,
-                data=self._compress(payload),
-                timeout=timeout,
-                verify=self._connection.certificate_file or True,
-                cert=self._connection.client_certificate,
-                # A redirected POST becomes a GET without a body, whose 200 would be taken for success.
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                body = response.raw.read(MAX_RESPONSE_BYTES, decode_content=True)
-        except (RequestException, HTTPError, OSError) as error:
+                headers=self._headers,
+                body=self._compress(payload),
+                timeout_seconds=timeout_seconds,
+                max_bytes=Bounds.EXPORT_BYTES,
+            )
+        except AnswerTooLargeError:
+            raise UnavailableError("the answer is too large to be a collector's; check 'endpoint'") from None
+        except (HTTPError, OSError) as error:
             # Without its cause, which repeats the URL.
             raise _failure(error, timeout_seconds) from None
-        return self._judge(response, body)
+        return self._judge(response, timeout_seconds)
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
+        self._client.close()
 
     def _compress(self, payload: bytes) -> bytes:
         # Level 6 is zlib's own default; gzip's 9 takes far longer for next to nothing.
@@ -123,28 +123,32 @@ class HttpTransport:
             return zlib.compress(payload)
         return payload
 
-    def _judge(self, response: requests.Response, body: bytes) -> bytes:
-        status = response.status_code
-        content_type = response.headers.get("Content-Type", "").lower()
+    def _judge(self, response: HttpResponse, timeout_seconds: float) -> bytes:
+        status, headers, body, fault = response
+        content_type = headers.get("Content-Type", "").lower()
         if 200 <= status < 300:
             if content_type.startswith("text/html"):
                 raise UnavailableError("a web page answered, and no collector; check 'endpoint'")
+            # Which events it rejected may be in the rest. What is too large or cannot be decoded will be so each time,
+            # and the collector has taken the events all the same.
+            if fault == "too late":
+                raise _late(timeout_seconds)
+            if fault == "cut":
+                raise RetryableError("the collector's answer was cut off")
             return body
         said = self._connection.quote(_message(content_type, body))
         answer = f"the collector answered {status}{': ' if said else ''}{said}"
         if status == 413:
             raise TooLargeError(answer)
+        if status < 200:
+            raise UnavailableError(f"{answer}; check 'endpoint'")
         if status < 400:
             raise UnavailableError(f"{answer} (a redirect); set 'endpoint' to where it leads")
         if status in _TO_MEND:
             raise UnavailableError(f"{answer}; {_TO_MEND[status]}")
         if status in _RETRYABLE or status >= 500:
-            raise RetryableError(answer, _retry_after(response.headers.get("Retry-After")))
+            raise RetryableError(answer, _retry_after(headers.get("Retry-After")))
         raise RejectedError(answer)
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
 
 
 def _message(content_type: str, body: bytes) -> str:
@@ -168,10 +172,10 @@ def _retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value[:100]).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+    return min(max(seconds, 0.0), Bounds.WAIT_SECONDS)
 
 
 def _failure(error: Exception, timeout_seconds: float) -> RetryableError | UnavailableError:
@@ -183,14 +187,19 @@ def _failure(error: Exception, timeout_seconds: float) -> RetryableError | Unava
         )
     if tls is not None and not isinstance(tls, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return UnavailableError(f"TLS fails ({tls.reason or 'no reason given'}); check 'endpoint' and the certificates")
-    if isinstance(error, InvalidURL | InvalidHeader | InvalidProxyURL):
+    answered_badly = _cause(error, InvalidHeaderOfAnswer) is not None
+    if isinstance(error, InvalidURL | InvalidHeader | InvalidProxyURL) and not answered_badly:
         return UnavailableError("'endpoint', 'headers' or the proxy's URL cannot be used; check them")
     if isinstance(error, Timeout | ReadTimeoutError) or _cause(error, TimeoutError):
-        return RetryableError(f"no answer within {timeout_seconds:.1f} seconds")
+        return _late(timeout_seconds)
     system = _cause(error, OSError)
     if system is not None:
         return RetryableError(f"cannot reach the collector: {system.strerror}")
     return RetryableError(f"the connection to the collector failed ({type(error).__name__})")
+
+
+def _late(timeout_seconds: float) -> RetryableError:
+    return RetryableError(f"no answer within {timeout_seconds:.1f} seconds")
 
 
 def _cause(error: BaseException, kind: type[Cause]) -> Cause | None:

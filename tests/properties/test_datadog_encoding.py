@@ -14,7 +14,7 @@ from datadog_api_client.v2.model.http_log import HTTPLog
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from composite_logstore import Event, LogEvent, Stream
+from composite_logstore import Event, HttpResponse, LogEvent, Stream
 from composite_logstore.event import ExceptionInfo, TraceContext, plain_mapping
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import MAX_ENTRY_BYTES, DatadogExporter, _Encoder
@@ -74,11 +74,11 @@ def send(batch: list[LogEvent]) -> tuple[bytes, int]:
 
     def request(method: str, url: str, **arguments: Any) -> Any:
         bodies.append(gzip.decompress(arguments["body"]))
-        return SimpleNamespace(status=202, headers={})
+        return HttpResponse(202, {}, b"", None)
 
     config = DatadogChildConfig(name="live", type="datadog", api_key="test-key")
     exporter = DatadogExporter(config, clock=lambda: NOON / SECOND)
-    exporter._client.rest_client.pool_manager = SimpleNamespace(request=request)
+    exporter._http = SimpleNamespace(request=request)  # type: ignore[assignment]
     shortened = exporter.export(batch)
     (body,) = bodies
     return body, shortened

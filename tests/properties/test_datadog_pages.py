@@ -10,14 +10,13 @@ from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import UUID
 
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zenml.enums import LoggingLevels
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore import Event, LogEvent, PageRequest, Stream
+from composite_logstore import Event, HttpResponse, LogEvent, PageRequest, Stream
 from composite_logstore.testing import make_logs
 from composite_logstore_datadog import reader as reader_module
 from composite_logstore_datadog.config import DatadogChildConfig
@@ -40,16 +39,15 @@ class Datadog:
     def __init__(self) -> None:
         self.state = _State(None, checked=False)
         self.exporter = DatadogExporter(CONFIG)
-        pool = SimpleNamespace(request=self._take)
-        self.exporter._client.rest_client.pool_manager = pool
+        self.exporter._http = SimpleNamespace(request=self._take)  # type: ignore[assignment]
+        self.search = SimpleNamespace(request=self._search, close=lambda: None)
 
     def _take(self, method: str, url: str, **arguments: Any) -> Any:
         self.state.take(gzip.decompress(arguments["body"]))
-        return SimpleNamespace(status=202, headers={})
+        return HttpResponse(202, {}, b"", None)
 
-    def search(self, url: str, **arguments: Any) -> Any:
-        content = self.state.search(orjson.dumps(arguments["json"]))
-        return SimpleNamespace(status_code=200, headers={}, content=content)
+    def _search(self, method: str, url: str, **arguments: Any) -> Any:
+        return HttpResponse(200, {}, self.state.search(arguments["body"]), None)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def datadog() -> Iterator[Datadog]:
     """One with pages so small that most of them end within a millisecond."""
     datadog = Datadog()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader_module.requests, "post", datadog.search)
+        patch.setattr(reader_module, "HttpClient", lambda: datadog.search)
         patch.setattr(reader_module, "_MARGIN", 1)
         patch.setattr(DatadogReader, "max_page_size", 6)
         yield datadog

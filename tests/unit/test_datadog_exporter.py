@@ -6,6 +6,7 @@ import gzip
 import logging
 import ssl
 from collections.abc import Callable, Mapping
+from http.client import BadStatusLine
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,8 @@ from opentelemetry.sdk.resources import Resource
 from zenml.log_stores.datadog.datadog_log_exporter import DatadogLogExporter
 
 from composite_logstore import (
+    AnswerTooLargeError,
+    HttpResponse,
     LogEvent,
     RejectedError,
     RetryableError,
@@ -34,7 +37,7 @@ KEY = "test-key"
 
 
 class Transport:
-    """Stands where urllib3's pool manager is: remembers requests and gives answers."""
+    """Stands where the HTTP client is: remembers requests and gives answers."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -46,9 +49,9 @@ class Transport:
         self.requests.append({"method": method, "url": url, **arguments})
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(status=self.status, headers=urllib3.HTTPHeaderDict(self.headers))
+        return HttpResponse(self.status, urllib3.HTTPHeaderDict(self.headers), b"", None)
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Close nothing."""
 
     @property
@@ -84,7 +87,7 @@ def make(transport: Transport) -> Make:
     def make(now: float = NOON / SECOND, **settings: Any) -> DatadogExporter:
         config = DatadogChildConfig(**{"name": "live", "type": "datadog", "api_key": KEY, **settings})
         exporter = DatadogExporter(config, clock=lambda: now)
-        exporter._client.rest_client.pool_manager = transport
+        exporter._http = transport  # type: ignore[assignment]
         return exporter
 
     return make
@@ -101,9 +104,7 @@ def test_a_batch_is_one_compressed_request(make: Make, transport: Transport) -> 
     assert request["headers"]["Content-Type"] == "application/json"
     assert request["headers"]["Content-Encoding"] == "gzip"
     assert request["headers"]["User-Agent"].startswith("datadog-api-client-python/")
-    assert request["timeout"].total == pytest.approx(4.5)
-    # It neither tries again by itself nor takes the key elsewhere.
-    assert (request["retries"], request["redirect"]) == (False, False)
+    assert request["timeout_seconds"] == pytest.approx(4.5)
     assert [entry["message"] for entry in transport.entries] == ["one", "two"]
 
 
@@ -300,6 +301,11 @@ def test_what_an_answer_means(
         ({"X-RateLimit-Reset": "1790000000"}, None),
         ({"Retry-After": "-1"}, None),
         ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "1_0"}, None),
+        ({"Retry-After": "3 "}, 3),
+        ({"Retry-After": "\u0663"}, None),
+        ({"Retry-After": "9" * 5000}, None),
         ({}, None),
     ],
 )
@@ -333,14 +339,21 @@ def certificate_error(verify_message: str) -> Exception:
             "in time",
         ),
         (refused(), RetryableError, "cannot reach http-intake.logs.datadoghq.com: Connection refused$"),
-        (urllib3.exceptions.ProtocolError("gone"), RetryableError, "cannot reach .*gone"),
+        (urllib3.exceptions.ProtocolError("gone"), RetryableError, "cannot reach .*ProtocolError"),
+        (
+            urllib3.exceptions.ProtocolError("Connection aborted.", BadStatusLine(KEY)),
+            RetryableError,
+            "not HTTP, or is cut off$",
+        ),
+        (urllib3.exceptions.ProtocolError("Connection aborted.", TimeoutError(KEY)), RetryableError, "in time$"),
+        (AnswerTooLargeError(KEY), UnavailableError, "too large to be Datadog's"),
         (
             urllib3.exceptions.ProtocolError("Connection aborted.", ConnectionResetError(104, "reset by peer")),
             RetryableError,
             "cannot reach .*: reset by peer$",
         ),
-        (OSError("no route"), RetryableError, "cannot reach .*no route"),
-        (urllib3.exceptions.SSLError("end of file"), RetryableError, "end of file"),
+        (OSError("no route"), RetryableError, "cannot reach .*OSError"),
+        (urllib3.exceptions.SSLError("end of file"), RetryableError, "cannot reach .*SSLError"),
         (
             urllib3.exceptions.SSLError(certificate_error("Hostname mismatch")),
             UnavailableError,
@@ -352,8 +365,9 @@ def test_what_no_answer_means(
     make: Make, transport: Transport, cause: Exception, error: type[Exception], message: str
 ) -> None:
     transport.error = cause
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         make().export(make_events(["hello"]))
+    assert KEY not in str(caught.value)
 
 
 def at(event: LogEvent, seconds_from_noon: float) -> LogEvent:

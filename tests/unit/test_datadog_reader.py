@@ -17,7 +17,7 @@ from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnav
 from zenml.log_stores.datadog.datadog_log_store import DatadogLogStore
 from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
 
-from composite_logstore import Event, Page, PageRequest
+from composite_logstore import Event, HttpResponse, Page, PageRequest
 from composite_logstore_datadog import reader as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.reader import DatadogReader
@@ -29,19 +29,22 @@ CREATED = datetime(2026, 9, 21, 11)
 
 
 class Search:
-    """Stands where `requests.post` is: remembers requests and gives the answers that it was told."""
+    """Stands where the HTTP client is: remembers requests and gives the answers that it was told."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
         self.answers: list[Any] = []
 
-    def __call__(self, url: str, **arguments: Any) -> Any:
-        self.requests.append({"url": url, **arguments})
+    def request(self, method: str, url: str, **arguments: Any) -> Any:
+        self.requests.append({"url": url, "json": orjson.loads(arguments["body"]), **arguments})
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        status, headers, content = answer
-        return SimpleNamespace(status_code=status, headers=CaseInsensitiveDict(headers), content=content)
+        status, headers, content, *fault = answer
+        return HttpResponse(status, CaseInsensitiveDict(headers), content, *(fault or [None]))
+
+    def close(self) -> None:
+        """Close nothing."""
 
     def finds(self, *logs: Any, after: str | None = None, **meta: Any) -> None:
         page = {"page": {"after": after}} if after else {}
@@ -56,7 +59,7 @@ class Search:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Search:
     search = Search()
-    monkeypatch.setattr(datadog.requests, "post", search)
+    monkeypatch.setattr(datadog, "HttpClient", lambda: search)
     monkeypatch.setattr(datadog, "utc_now", lambda tz_aware: NOON)
     return search
 
@@ -114,9 +117,9 @@ def test_a_first_page(search: Search) -> None:
     page = read(limit=50)
     (request,) = search.requests
     assert request["url"] == "https://api.datadoghq.com/api/v2/logs/events/search"
-    assert request["headers"] == {"dd-api-key": KEY, "dd-application-key": APPLICATION_KEY}
-    assert request["allow_redirects"] is False
-    assert request["timeout"] == 30
+    keys = {"dd-api-key": KEY, "dd-application-key": APPLICATION_KEY}
+    assert request["headers"] == {"Content-Type": "application/json", **keys}
+    assert request["timeout_seconds"] == pytest.approx(30, abs=1)
     assert request["json"] == {
         "filter": {
             "query": f'service:"zenml" AND @zenml.log.id:{LOGS.id}',
@@ -192,7 +195,7 @@ def test_order_within_a_millisecond_is_the_writers_across_pages_too(
 
     rest: dict[str, list[dict[str, Any]]] = {}
 
-    def search(_: Any, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    def search(_: Any, body: dict[str, Any], __: Any) -> tuple[list[dict[str, Any]], str | None]:
         begin, end = (datetime.fromisoformat(body["filter"][key]) for key in ("from", "to"))
         times = [(log["attributes"]["timestamp"], random.random(), log) for log in logs]
         found = [

@@ -1,0 +1,222 @@
+"""What no answer of a backend can do: take memory or time without end, or change what is sent next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+from urllib3.exceptions import HTTPError
+from zenml.exceptions import LogStoreError
+from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
+from zenml.utils.time_utils import utc_now
+
+from composite_logstore import (
+    Bounds,
+    ChildConfig,
+    Exporter,
+    Page,
+    PageRequest,
+    RejectedError,
+    RetryableError,
+    TooLargeError,
+    UnavailableError,
+)
+from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_otlp.config import OtlpChildConfig
+from tests.events import make_events
+from tests.servers.hostile import ANSWERS, BODIES, GRPC_ANSWERS, HEADS, MIB, HostileServer, grpc_answer, plain
+
+KEY = "test-key-12345"
+TIMEOUT_SECONDS = 0.5
+# A busy machine is late itself.
+SLACK_SECONDS = 1.5
+# What lies in this machine's own buffers was sent, but not read.
+BUFFERED_BYTES = 8 * MIB
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[HostileServer]:
+    with HostileServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: HostileServer) -> HostileServer:
+    shared_server.answer = plain()
+    shared_server.requests.clear()
+    shared_server.sent = 0
+    return shared_server
+
+
+def otlp(server: HostileServer) -> ChildConfig:
+    return OtlpChildConfig(
+        name="hostile",
+        type="otlp",
+        endpoint=server.url,
+        headers={"authorization": f"Bearer {KEY}"},  # type: ignore[dict-item]
+        export_timeout_millis=int(TIMEOUT_SECONDS * 1000),
+    )
+
+
+def otlp_over_grpc(server: HostileServer) -> ChildConfig:
+    child = otlp(server)
+    return child.model_copy(update={"protocol": "grpc", "endpoint": f"127.0.0.1:{server.port}", "insecure": True})
+
+
+def datadog(server: HostileServer) -> ChildConfig:
+    return DatadogChildConfig(
+        name="hostile",
+        type="datadog",
+        endpoint=f"{server.url}/api/v2/logs",
+        api_endpoint=server.url,
+        api_key=KEY,  # type: ignore[arg-type]
+        application_key=f"{KEY}-application",  # type: ignore[arg-type]
+        export_timeout_millis=int(TIMEOUT_SECONDS * 1000),
+    )
+
+
+CHILDREN = {"otlp": otlp, "datadog": datadog}
+
+# Of each backend that sends: what it may be answered, and what is an honest answer.
+EXPORTS = {
+    "otlp": (otlp, ANSWERS, plain()),
+    "datadog": (datadog, ANSWERS, plain(b"{}", "202 Accepted")),
+    "otlp over grpc": (otlp_over_grpc, GRPC_ANSWERS, grpc_answer(b"\0\0\0\0\0")),
+}
+
+LOGS = LogsResponse(
+    id=uuid4(), body=LogsResponseBody(created=utc_now(), updated=utc_now(), project_id=uuid4(), source="step")
+)
+
+
+def outcome_of(exporter: Exporter) -> Any:
+    """How an export ended: what it raised, or how many events were shortened."""
+    try:
+        return exporter.export(make_events(["one", "two"], time_unix_nano=time.time_ns()))
+    except (RejectedError, RetryableError, TooLargeError, UnavailableError) as error:
+        return error
+
+
+def read(child: ChildConfig, direction: Any = "older", **filters: Any) -> Page | LogStoreError:
+    reader = child.create_reader()
+    try:
+        return reader.read(PageRequest(LOGS, direction, None, 100, LogsEntriesFilter(**filters)))
+    except LogStoreError as error:
+        return error
+    finally:
+        reader.close()
+
+
+def assert_fit_to_be_shown(text: str) -> None:
+    assert text.isprintable()
+    assert len(text) < 400
+    assert KEY not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [(name, answer) for name, (_, answers, _) in EXPORTS.items() for answer in answers]
+)
+def test_an_export_takes_what_it_may_and_no_more(name: str, answer: str, server: HostileServer) -> None:
+    make, answers, honest = EXPORTS[name]
+    exporter = make(server).create_exporter()
+    server.answer = answers[answer]
+    begin = time.monotonic()
+    outcome = outcome_of(exporter)
+    assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
+    # gRPC answers pings and the like for as long as it waits, and keeps nothing of them.
+    assert server.sent < BUFFERED_BYTES or name == "otlp over grpc"
+    if answer in HEADS or outcome != 0:
+        # No event is lost for it.
+        assert isinstance(outcome, RetryableError | UnavailableError)
+        assert_fit_to_be_shown(str(outcome))
+    if answer in BODIES and name == "datadog":
+        # That it was taken is in the status, and Datadog has nothing else to say.
+        assert outcome == 0
+    server.answer = honest
+    server.hang_up()
+    # That a connection has ended may be noticed with the next request only, and gRPC waits before it makes another.
+    give_up_at = time.monotonic() + 5
+    while outcome_of(exporter) != 0:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+    exporter.close()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_search_takes_what_it_may_and_no_more(
+    answer: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bounds, "SEARCH_SECONDS", TIMEOUT_SECONDS)
+    monkeypatch.setattr(Bounds, "PAGE_BYTES", 4096)
+    server.answer = ANSWERS[answer]
+    begin = time.monotonic()
+    outcome = read(datadog(server))
+    assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
+    assert isinstance(outcome, LogStoreError)
+    assert_fit_to_be_shown(str(outcome))
+    # An answer that is too large is asked for in smaller pieces.
+    assert server.sent < BUFFERED_BYTES
+    assert len(server.requests) <= 4
+    server.answer = plain(orjson.dumps({"data": []}))
+    assert read(datadog(server)) == Page()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", CHILDREN)
+def test_the_time_is_asked_for_within_the_same_bounds(name: str, answer: str, server: HostileServer) -> None:
+    server.answer = ANSWERS[answer]
+    begin = time.monotonic()
+    with suppress(OSError, HTTPError):
+        assert CHILDREN[name](server).backend_time() is None
+    assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
+    assert server.sent < BUFFERED_BYTES
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize("name", CHILDREN)
+def test_no_redirect_is_followed(name: str, status: str, server: HostileServer) -> None:
+    with HostileServer(plain(orjson.dumps({"data": []}))) as elsewhere:
+        server.answer = plain(status=status, headers=f"Location: {elsewhere.url}/api/v2/logs\r\nRefresh: 0\r\n")
+        child = CHILDREN[name](server)
+        exporter = child.create_exporter()
+        assert isinstance(outcome_of(exporter), UnavailableError)
+        exporter.close()
+        if child.readable:
+            assert isinstance(read(child), LogStoreError)
+        child.backend_time()
+        assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_nothing_that_was_answered_comes_back_with_the_next_request(
+    name: str, server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password test-password\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    headers = (
+        'Set-Cookie: a=cookie; Path=/\r\nAlt-Svc: h2=":1"\r\nStrict-Transport-Security: max-age=99\r\n'
+        'WWW-Authenticate: Basic realm=x\r\nETag: "tag"\r\nLink: </>\r\n'
+    )
+    exporter = CHILDREN[name](server).create_exporter()
+    for status in ("200 OK", "401 Unauthorized", "200 OK"):
+        server.answer = plain(orjson.dumps({"data": []}), status, headers)
+        outcome_of(exporter)
+        if CHILDREN[name](server).readable:
+            read(CHILDREN[name](server))
+        CHILDREN[name](server).backend_time()
+    exporter.close()
+    sent: dict[bytes, list[set[bytes]]] = {}
+    for head, _ in server.requests:
+        request, *lines = head.split(b"\r\n")
+        sent.setdefault(request, []).append({line for line in lines if not line.startswith(b"Content-Length")})
+    for each in sent.values():
+        assert len(each) == 3
+        assert each[0] == each[1] == each[2]
+        assert not any(line.lower().startswith(b"cookie") or b"Basic" in line for line in each[0])
