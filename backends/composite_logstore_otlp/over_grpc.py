@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,8 +13,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 
-from composite_logstore import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore_otlp.connection import MAX_RETRY_AFTER_SECONDS
+from composite_logstore import Bounds, RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore_otlp.grpc_guest import check_process, grpc
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 SMALL_REQUEST_BYTES = 1024 * 1024
 """A request that no receiver calls too large."""
 
+# What a server says is looked through no further.
+_MOST_CHARACTERS = 1_000
+
+# The first bytes of gzip. As a message of protobuf it would be a field of a type that does not exist.
+_GZIP = b"\x1f\x8b"
+
 _SERVICE = logs_service_pb2.DESCRIPTOR.services_by_name["LogsService"].full_name
+
+# Not a round number, so that it is not taken for the limit of a collector, which says so in the same words.
+_MAX_MESSAGE_BYTES = Bounds.EXPORT_BYTES + 1
 
 _OPTIONS = [
     ("grpc.primary_user_agent", "composite-logstore"),
@@ -39,6 +48,13 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 300_000),
     # With it, Linux ends a connection whose other side has acknowledged nothing for so long (TCP_USER_TIMEOUT).
     ("grpc.keepalive_timeout_ms", 20_000),
+    # What comes is bounded as it comes, and when it is decompressed, which is done here.
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.per_message_decompression", 0),
+    ("grpc.max_metadata_size", Bounds.HEAD_BYTES // 4),
+    ("grpc.absolute_max_metadata_size", Bounds.HEAD_BYTES),
+    # Nor does a name's TXT record say how to send.
+    ("grpc.service_config_disable_resolution", 1),
 ]
 
 StatusCode = grpc.StatusCode
@@ -79,6 +95,12 @@ _TO_MEND = {
 # How receivers say it: "grpc: received message larger than max" (Go), "gRPC message exceeds maximum size"
 # (Java), "decoded message length too large" (Rust, as OUT_OF_RANGE).
 _TOO_LARGE = re.compile(r"message.*(larger than|exceeds|too large|too long)", re.IGNORECASE | re.DOTALL)
+
+# The same of the collector's answer, which is gRPC's own word and not the collector's, however it puts it.
+_ANSWER_TOO_LARGE = re.compile(
+    rf"CLIENT: received message larger|larger than max \(\d+ vs\. {_MAX_MESSAGE_BYTES}\)|metadata size exceeds",
+    re.IGNORECASE,
+)
 
 # gRPC has no code of its own for it. TSI is its layer for TLS, and so says that a client certificate is wanted.
 _TLS_FAILED = re.compile(
@@ -130,11 +152,12 @@ class GrpcTransport:
         check_process()
         self._renew_credentials()
         try:
-            return self._export(payload, timeout=timeout_seconds, metadata=self._metadata)
+            answer = self._export(payload, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() in _CONNECTION_IN_DOUBT:
                 self.close()
             raise self._failure(error, len(payload)) from None
+        return _decompressed(answer)
 
     def close(self) -> None:
         """Close the channel, if it is open."""
@@ -143,7 +166,8 @@ class GrpcTransport:
             channel.close()
 
     @property
-    def _export(self) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    def _export(self) -> grpc.UnaryUnaryMultiCallable[bytes, bytes | None]:
+        """What sends a request. It returns None where the status comes without a message."""
         if self._channel is None:
             endpoint = self._connection.endpoint
             compression = grpc.Compression.Gzip if self._connection.compression == "gzip" else None
@@ -185,7 +209,10 @@ class GrpcTransport:
     def _failure(self, error: Any, size: int) -> Exception:
         code, details = error.code(), error.details() or ""
         said = self._connection.quote(details)
+        details = details[:_MOST_CHARACTERS]
         answer = f"gRPC {code.name}{': ' if said else ''}{said}"
+        if code == StatusCode.RESOURCE_EXHAUSTED and _ANSWER_TOO_LARGE.search(details):
+            return UnavailableError(f"the answer is too large to be a collector's: {answer}; check 'endpoint'")
         if code in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.OUT_OF_RANGE) and _TOO_LARGE.search(details):
             return TooLargeError(answer)
         if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
@@ -217,6 +244,21 @@ def _read(file: str | None) -> bytes | None:
         raise UnavailableError(f"a certificate cannot be read ({error.strerror})") from None
 
 
+def _decompressed(answer: bytes | None) -> bytes:
+    """Return an answer as it was before it was compressed: whether it was is not told, but no message begins so.
+
+    None at all, and one that takes more than may come, are no answers of OTLP's; the events were taken all the same.
+    """
+    if answer is None or not answer.startswith(_GZIP):
+        return answer or b""
+    decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        message = decoder.decompress(answer, Bounds.EXPORT_BYTES)
+    except zlib.error:
+        return b""
+    return message if decoder.eof else b""
+
+
 def _retry_after(error: Any) -> float | None:
     """Return the seconds to wait that the status comes with.
 
@@ -231,7 +273,7 @@ def _retry_after(error: Any) -> float | None:
                 if detail.Unpack(retry_info):
                     delay = retry_info.retry_delay
                     seconds = float(delay.seconds) + float(delay.nanos) / 1e9
-                    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+                    return min(max(seconds, 0.0), Bounds.WAIT_SECONDS)
         except DecodeError:
             return None
     return None
