@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 
 from composite_logstore.backend import RejectedError, RetryableError
+from composite_logstore.bounds import Bounds
 from composite_logstore.event import name_of, text_of
 
-LONGEST_RETRY_AFTER = 3600.0
+LONGEST_RETRY_AFTER = Bounds.WAIT_SECONDS
 """How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
 
 _MOST_REASONS = 20
