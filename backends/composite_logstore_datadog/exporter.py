@@ -243,13 +243,12 @@ class DatadogExporter:
         if is_late and not isinstance(error, urllib3.exceptions.NewConnectionError):
             return RetryableError(f"{self._host} did not answer in time")
         causes = (error, error.__cause__, *error.args)
-        if any(isinstance(cause, HTTPException) for cause in causes):
-            # Without its text, which repeats what came.
-            return RetryableError(f"what {self._host} answers is not HTTP, or is cut off")
         if any(isinstance(cause, TimeoutError) for cause in causes):
             return RetryableError(f"{self._host} did not answer in time")
         system = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
-        return RetryableError(f"cannot reach {self._host}: {next(system, None) or type(error).__name__}")
+        # Without the text of what is no HTTP, which repeats what came.
+        kind = type(next((cause for cause in causes if isinstance(cause, HTTPException)), error)).__name__
+        return RetryableError(f"cannot reach {self._host}: {next(system, None) or kind}")
 
     def _judge(self, status: int, headers: Any) -> None:
         """Raise what the answer means, if it is not the one hoped for.

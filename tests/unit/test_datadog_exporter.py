@@ -343,7 +343,7 @@ def certificate_error(verify_message: str) -> Exception:
         (
             urllib3.exceptions.ProtocolError("Connection aborted.", BadStatusLine(KEY)),
             RetryableError,
-            "not HTTP, or is cut off$",
+            "cannot reach .*: BadStatusLine$",
         ),
         (urllib3.exceptions.ProtocolError("Connection aborted.", TimeoutError(KEY)), RetryableError, "in time$"),
         (AnswerTooLargeError(KEY), UnavailableError, "too large to be Datadog's"),
