@@ -18,6 +18,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import Action, ChildStats, Delivery, EndStream, Export, Load, State, Wait
 from composite_logstore.journal import Journal, patiently
+from composite_logstore.loading import loading
 from composite_logstore.service import Service, tell
 
 if TYPE_CHECKING:
@@ -202,8 +203,12 @@ class Worker:
         begin = self._clock.now()
         try:
             if self._exporter is None:
-                self._exporter = self._create_exporter()
-            shortened = self._exporter.export(action.batch)
+                with loading():
+                    # The first export imports what was not needed until then.
+                    self._exporter = self._create_exporter()
+                    shortened = self._exporter.export(action.batch)
+            else:
+                shortened = self._exporter.export(action.batch)
         except BaseException as raised:  # whatever a backend raises: nobody else owns this thread
             error = raised
         with suppress(BaseException):

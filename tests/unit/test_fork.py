@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from composite_logstore import CompositeLogStore
+from composite_logstore import CompositeLogStore, loading
 from composite_logstore.testing import SimulatedBackend
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
+from tests.watching import wait_until
 
 
 def log(store: CompositeLogStore, origin: Any, message: str, level: int = logging.INFO) -> None:
@@ -164,3 +170,64 @@ def test_a_forked_process_whose_parent_is_gone_delivers_by_itself() -> None:
         other, sequence, delivered = text.read().split()
     assert other != writer
     assert (sequence, delivered) == ("0", "1")
+
+
+def test_a_fork_waits_while_a_backend_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise the forked process would wait for ever for a thread that it does not have."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import threading\nis_imported = threading.Event()\nis_imported.wait(0.3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    is_importing = threading.Event()
+
+    class Slow(SimulatedBackend):
+        def export(self, batch: Any) -> int:
+            is_importing.set()
+            importlib.import_module("slow_to_import")
+            return super().export(batch)
+
+    store = make_store(make_child("a", Slow(), schedule_delay_millis=0))
+    origin = register(store)
+    log(store, origin, "first")
+    assert is_importing.wait(10)
+    process = os.fork()
+    if process == 0:
+        try:
+            importlib.import_module("slow_to_import")
+        finally:
+            os._exit(0)
+    try:
+        wait_until(lambda: os.waitpid(process, os.WNOHANG) != (0, 0), "the forked process ends", 10)
+    except BaseException:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        raise
+
+
+def test_a_backend_is_loaded_while_another_hangs() -> None:
+    hung, living = SimulatedBackend(), SimulatedBackend()
+    hung.fault = "silent"
+    children = [make_child(name, backend, schedule_delay_millis=0) for name, backend in (("a", hung), ("b", living))]
+    store = make_store(*children)
+    log(store, register(store), "first")
+    wait_until(lambda: living.messages == ["first"], "the other child delivers", 10)
+    hung.fault = None
+
+
+@pytest.mark.parametrize("forks", [1, 3])
+def test_forks_do_not_wait_long_for_a_first_export_that_hangs(monkeypatch: pytest.MonkeyPatch, forks: int) -> None:
+    monkeypatch.setattr(loading, "LONGEST_SECONDS", 0.2)
+    backend = SimulatedBackend()
+    backend.fault = "silent"
+    store = make_store(make_child("a", backend, schedule_delay_millis=0))
+    origin = register(store)
+    log(store, origin, "first")
+    wait_until(lambda: loading._now.began, "the export hangs", 10)
+    begin = time.monotonic()
+    for _ in range(forks):
+        in_fork(lambda: log(store, origin, "forked"))
+    # The bound is for all of them together.
+    assert time.monotonic() - begin < 5
+    backend.fault = None
+    store.flush()
+    assert backend.messages == ["first", *["forked"] * forks]
