@@ -77,7 +77,7 @@ class Service:
         self._warn = warn
         self._hinder = hinder
         self._longest_pause = longest_pause
-        self._starting = threading.Lock()
+        self._entering = threading.Lock()
         self._is_running = self._has_ended = False
         self._start_at = -inf
         self._failures = 0
@@ -106,25 +106,20 @@ class Service:
         """Start the thread unless it is there. Returns why it cannot be, empty if that was found out a moment ago."""
         if self._clock.now() < self._start_at:
             return ""
-        # Nobody waits for this lock while a thread starts: a signal handler or a finalizer that logs in this very
-        # moment would wait for the code that it has interrupted. Whoever has it starts the thread.
-        if not self._starting.acquire(blocking=False):
-            return None
+        # Without a lock: a signal handler or a finalizer that logs while a thread starts would wait for the code that
+        # it has interrupted. Where two start the thread, the second one ends at once.
         try:
-            if not self._is_running:
-                self._clock.start(self._run, self._name)
+            self._clock.start(self._run, self._name)
         except Exception as error:
             # There is a limit of threads, or the interpreter is ending.
             earliest = self._clock.now() - _MOST_STARTS_SECONDS
             self._start_at = max(self._start_at, earliest) + _START_SECONDS
             return described(error)
-        finally:
-            self._starting.release()
         return None
 
     def _run(self) -> None:
         # The thread says itself that it runs: a Ctrl-C may come between its start and the next statement.
-        with self._starting:
+        with self._entering:
             if self._is_running or self._has_ended:
                 return
             self._is_running = True
@@ -132,7 +127,7 @@ class Service:
             while self._goes_on():
                 pass
         finally:
-            with self._starting:
+            with self._entering:
                 self._is_running = False
 
     def _goes_on(self) -> bool:
