@@ -10,7 +10,6 @@ import http.client
 import io
 import socket
 import threading
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from urllib3.util.connection import allowed_gai_family
 
 from composite_logstore.bounds import Bounds
+from composite_logstore.clock import Clock
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Fault: TypeAlias = Literal["too large", "too late", "cut", "undecodable"]
 
 _AT_ONCE_BYTES = 64 * 1024
+_CLOCK = Clock()
 # urllib3 takes no less.
 _SHORTEST_SECONDS = 0.001
 # Either header is recognized: https://docs.python.org/3/library/zlib.html#zlib.decompress
@@ -204,7 +205,7 @@ class _Exchange:
 
     def __init__(self, seconds: float, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._ends_at = time.monotonic() + seconds
+        self._ends_at = _CLOCK.now() + seconds
         self._room = Bounds.HEAD_BYTES
 
     def remaining(self) -> float:
@@ -213,7 +214,7 @@ class _Exchange:
         Raises:
             TimeoutError: None is.
         """
-        seconds = self._ends_at - time.monotonic()
+        seconds = self._ends_at - _CLOCK.now()
         if seconds <= 0:
             raise TimeoutError("the exchange takes too long")
         return seconds
