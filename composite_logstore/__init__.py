@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from composite_logstore.artifact_store import open_artifact_store
+    from composite_logstore.artifact_store import open_artifact_store, open_log_store
     from composite_logstore.backend import (
         BACKFILLED,
         Copier,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from composite_logstore.handler import CompositeHandler
     from composite_logstore.http import AnswerTooLargeError, HttpClient, HttpResponse
     from composite_logstore.log_store import CompositeLogStore
+    from composite_logstore.nesting import nested_in, reading_through
     from composite_logstore.otel import OtelExporter
     from composite_logstore.secrets import has_reference
 
@@ -69,7 +70,10 @@ _HOMES = {
     "TraceContext": "event",
     "UnavailableError": "backend",
     "has_reference": "secrets",
+    "nested_in": "nesting",
     "open_artifact_store": "artifact_store",
+    "open_log_store": "artifact_store",
+    "reading_through": "nesting",
     "shorten": "backend",
 }
 
@@ -104,7 +108,10 @@ __all__ = [
     "TraceContext",
     "UnavailableError",
     "has_reference",
+    "nested_in",
     "open_artifact_store",
+    "open_log_store",
+    "reading_through",
     "shorten",
 ]
 

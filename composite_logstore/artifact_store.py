@@ -1,22 +1,43 @@
-"""Artifact stores beside the active stack's own."""
+"""Components that ZenML has registered, beside the active stack's own."""
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, cast
 
 from zenml.artifacts.utils import instantiate_artifact_store
 from zenml.client import Client
-from zenml.constants import ENV_ZENML_SERVER
+from zenml.enums import StackComponentType
 from zenml.io.filesystem_registry import default_filesystem_registry
-from zenml.stack import Flavor
+from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
+from zenml.stack import Flavor, StackComponent
+
+from composite_logstore.secrets import check_component
+from composite_logstore.server import is_server
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig
+    from zenml.log_stores import BaseLogStore
     from zenml.models import ComponentResponse
 
 _registering = threading.Lock()
+
+
+def open_log_store(model: ComponentResponse) -> BaseLogStore:
+    """Return a log store; that of an artifact store is ZenML's own log store in it.
+
+    Args:
+        model: What ZenML has registered.
+
+    Raises:
+        ImportError: What its flavor needs is not installed.
+        UnavailableError: On ZenML's server, it refers to a secret that its owner may not use.
+        Exception: Whatever it raises itself when it is loaded.
+    """
+    if model.type == StackComponentType.ARTIFACT_STORE:
+        return ArtifactLogStore.from_artifact_store(open_artifact_store(model))
+    check_component(model)
+    return cast("BaseLogStore", StackComponent.from_model(model))
 
 
 def open_artifact_store(model: ComponentResponse) -> BaseArtifactStore:
@@ -34,9 +55,11 @@ def open_artifact_store(model: ComponentResponse) -> BaseArtifactStore:
 
     Raises:
         ImportError: What its flavor needs is not installed.
+        UnavailableError: On ZenML's server, it refers to a secret that its owner may not use.
         Exception: Whatever it raises itself when it is loaded.
     """
-    if ENV_ZENML_SERVER in os.environ:
+    if is_server():
+        check_component(model)
         return instantiate_artifact_store(model)
     active = Client().active_stack.artifact_store
     if model.id == active.id:

@@ -21,7 +21,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from zenml.constants import ENV_ZENML_SERVER
 from zenml.log_stores.base_log_store import BaseLogStoreConfig
 from zenml.logger import get_logger
 from zenml.models.v2.misc.log_models import NamedLoggingLevel
@@ -29,6 +28,7 @@ from zenml.utils.secret_utils import PlainSerializedSecretStr, SecretReference
 
 from composite_logstore import secrets
 from composite_logstore.backend import UnavailableError
+from composite_logstore.server import is_server
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -41,6 +41,9 @@ _LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
 
 BACKENDS = "composite_logstore.backends"
 """The entry-point group: the name is the child's `type`, the value its `ChildConfig`."""
+
+MOST_CHILDREN = 100
+"""How many children a log store may have: each is a thread where events are written, and may be asked for each page."""
 
 Secret = PlainSerializedSecretStr
 """A setting that is shown as asterisks, and stored by ZenML as it was given."""
@@ -284,22 +287,25 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         Where it is loaded, a child of an unknown type must not hide the others.
 
         Raises:
-            ValueError: A child's type is unknown here, which the server need not know, or two write to one place.
+            ValueError: A reference to a secret is where none is resolved; or a child's type is unknown here, which the
+                server need not know, or two write to one place.
         """
         for child in self.children:
-            if ENV_ZENML_SERVER not in os.environ:
-                if isinstance(child, UnknownChild):
-                    raise ValueError(f"child '{child.name}': {_unknown_type(child.type)}")
-                try:
+            try:
+                # On the server, too: not everybody registers with this package.
+                secrets.check(child)
+                if not is_server():
+                    if isinstance(child, UnknownChild):
+                        raise ValueError(_unknown_type(child.type))
                     child.check_registration()
-                except ValueError as error:
-                    raise ValueError(f"child '{child.name}': {error}") from None
+            except ValueError as error:
+                raise ValueError(f"child '{child.name}': {error}") from None
             for field in secrets.clear_text_fields(child):
                 logger.warning(
                     f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
                     f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."
                 )
-        if ENV_ZENML_SERVER not in os.environ and (twice := self.doubled(None)):
+        if not is_server() and (twice := self.doubled(None)):
             raise ValueError(twice)
         return True
 
@@ -328,6 +334,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             raise ValueError("'children' must be a list of children, each with a 'name' and a 'type'")
         if not value:
             raise ValueError("'children' is empty; give at least one child")
+        if len(value) > MOST_CHILDREN:
+            raise ValueError(f"'children' has {len(value)} children; give at most {MOST_CHILDREN}")
         return [_parse_child(number, child) for number, child in enumerate(value, start=1)]
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, model_validator
 
+from composite_logstore import secrets
 from composite_logstore.backend import UnavailableError
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 
@@ -29,6 +30,7 @@ class HandlerConfig(CompositeLogStoreConfig):
             try:
                 if isinstance(child, UnknownChild):
                     child.create_exporter()
+                secrets.check(child)
                 child.check_registration()
             except (ValueError, UnavailableError) as error:
                 raise ValueError(f"child '{child.name}': {error}") from None

@@ -14,7 +14,7 @@ from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
 from zenml.logger import get_logger
 from zenml.stack.stack_validator import StackValidator
 
-from composite_logstore import reading, spooling
+from composite_logstore import nesting, reading, secrets, spooling
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery import ChildStats
 from composite_logstore.event import Stream, note
@@ -229,7 +229,8 @@ class CompositeLogStore(BaseLogStore):
             LogStoreError: The primary, and what there is to fall back on, cannot be read. More exactly a
                 `LogStoreUnavailableError` or a `LogStoreRateLimitError` where it may be tried again.
         """
-        return reading.fetch(self, logs_model, start, limit, before, after, filter_)
+        with nesting.page(self.id):
+            return reading.fetch(self, logs_model, start, limit, before, after, filter_)
 
     # As a component of a stack
 
@@ -253,6 +254,7 @@ class CompositeLogStore(BaseLogStore):
                 try:
                     if isinstance(child, UnknownChild):
                         child.create_exporter()
+                    secrets.check(child)
                     child.check()
                 except Exception as error:
                     return False, f"log store '{self.name}', child '{child.name}': {error}"

@@ -17,13 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from zenml.enums import LoggingLevels
 from zenml.exceptions import (
     DoesNotExistException,
+    IllegalOperationError,
     LogStoreError,
     LogStoreRateLimitError,
     LogStoreUnavailableError,
 )
 from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
-from composite_logstore import clock, missing, secrets
+from composite_logstore import clock, missing, secrets, server
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
 from composite_logstore.backoff import bounded_seconds
 
@@ -38,7 +39,8 @@ REMEMBERED_SECONDS = 30.0
 LONGEST_SECONDS = 10.0
 """How long one page looks for entries before it returns without any, with a cursor to go on from."""
 
-_unreadable: dict[tuple[UUID, str], tuple[float, str]] = {}
+# What one reader may not read another may, and what their errors say is for them.
+_unreadable: dict[tuple[UUID, str, UUID | None], tuple[float, str]] = {}
 _unreadable_lock = threading.Lock()
 
 
@@ -187,6 +189,8 @@ def _read(
         raise
     except Exception as raised:
         error = raised
+        if isinstance(error, IllegalOperationError):
+            error = LogStoreError("ZenML does not let you read what it names")
         if not isinstance(error, LogStoreError):
             error = LogStoreError(f"its reader has a defect: {type(error).__name__}")
         if isinstance(error, LogStoreUnavailableError | LogStoreRateLimitError):
@@ -217,7 +221,7 @@ def _read_page(
     cursor: Cursor | None,
 ) -> LogsEntriesResponse:
     try:
-        reader = secrets.resolve(store.config.child(name)).create_reader()
+        reader = secrets.resolve(store.config.child(name), store.user).create_reader()
     except (UnavailableError, ImportError) as error:
         raise LogStoreUnavailableError(f"Child '{name}' cannot be read: {error}") from error
     try:
@@ -321,7 +325,7 @@ def _sentence(excuses: list[str]) -> str:
 
 def _remembered(store_id: UUID, name: str) -> str | None:
     with _unreadable_lock:
-        until, excuse = _unreadable.get((store_id, name), (0.0, ""))
+        until, excuse = _unreadable.get((store_id, name, server.reader()), (0.0, ""))
         return excuse if clock.current.now() < until else None
 
 
@@ -330,9 +334,9 @@ def _remember(store_id: UUID, name: str, error: LogStoreError) -> None:
     if isinstance(error, LogStoreRateLimitError):
         seconds = bounded_seconds(error.retry_after) or seconds
     with _unreadable_lock:
-        _unreadable[store_id, name] = (clock.current.now() + seconds, str(error))
+        _unreadable[store_id, name, server.reader()] = (clock.current.now() + seconds, str(error))
 
 
 def _forget(store_id: UUID, name: str) -> None:
     with _unreadable_lock:
-        _unreadable.pop((store_id, name), None)
+        _unreadable.pop((store_id, name, server.reader()), None)

@@ -1,20 +1,27 @@
 """References to ZenML secrets inside a child's settings: `{{secret.key}}`, alone or as part of a value.
 
-ZenML resolves a reference only where it is the whole value of a top-level field.
+ZenML resolves a reference only where it is the whole value of a top-level field. Here one is resolved in the fields
+that are meant for secrets, wherever in them it is, and nowhere else: what somebody else reads, such as the host of a
+URL, must not carry one.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
+from uuid import UUID
 
 from pydantic import BaseModel, SecretStr, ValidationError
-from zenml.utils.secret_utils import SecretReference
+from zenml.utils.secret_utils import SecretReference, is_secret_field, is_secret_reference, parse_secret_reference
 
+from composite_logstore import server
 from composite_logstore.backend import UnavailableError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from zenml.models import ComponentResponse
+
     from composite_logstore.config import ChildConfig
 
 Config = TypeVar("Config", bound="ChildConfig")
@@ -29,69 +36,149 @@ def has_reference(value: str | SecretStr) -> bool:
 
 def references(config: BaseModel) -> Iterator[SecretReference]:
     """Yield the references in a child's settings."""
-    for _, value in _texts(config):
-        for match in _REFERENCE.finditer(_revealed(value)):
+    for text in _texts(config):
+        for match in _REFERENCE.finditer(_revealed(text.value)):
             yield SecretReference(match[1], match[2])
 
 
 def clear_text_fields(config: BaseModel) -> Iterator[str]:
     """Yield the fields meant for secrets whose values are written in clear text."""
-    for field, value in _texts(config):
-        if isinstance(value, SecretStr) and not has_reference(value):
-            yield field
+    for text in _texts(config):
+        if isinstance(text.value, SecretStr) and not has_reference(text.value):
+            yield text.place
 
 
-def resolve(config: Config) -> Config:
-    """Return the settings with every reference replaced by what it refers to.
+def check(config: BaseModel) -> None:
+    """Check that every reference is in a field that is meant for secrets.
+
+    That is one of the type `Secret`, in lists and mappings too, or one that was made with ZenML's `SecretField`. Of
+    settings whose backend is not installed here nothing is known.
 
     Raises:
-        UnavailableError: A secret or its key does not exist, or may not be read.
+        ValueError: One is not.
+    """
+    fields = type(config).model_fields
+    for text in _texts(config):
+        if has_reference(text.value) and not text.is_meant and text.place.partition(".")[0] in fields:
+            meant = [f"'{name}'" for name, field in fields.items() if _is_meant(field)]
+            where = f"only in {', '.join(meant)}" if meant else "in no field of this type"
+            raise ValueError(f"'{text.place}': a reference to a secret is resolved {where}; write the value itself")
+
+
+def resolve(config: Config, owner: UUID | None = None) -> Config:
+    """Return the settings with every reference replaced by what it refers to.
+
+    In a pipeline's process that is what ZenML shows to whoever runs it; on ZenML's server, what the settings' owner
+    may use, whoever reads.
+
+    Args:
+        config: The settings.
+        owner: The user who owns the log store whose settings these are.
+
+    Raises:
+        UnavailableError: A secret or its key does not exist, or may not be read, or a reference is in a field that is
+            not meant for secrets.
     """
     if not any(True for _ in references(config)):
         return config
+    try:
+        check(config)
+    except ValueError as error:
+        raise UnavailableError(str(error)) from None
 
     def replace(value: str | SecretStr) -> Any:
-        resolved = _REFERENCE.sub(lambda match: _look_up(match[1], match[2]), _revealed(value))
+        resolved = _REFERENCE.sub(lambda match: _look_up(match[1], match[2], owner), _revealed(value))
         return SecretStr(resolved) if isinstance(value, SecretStr) else resolved
 
+    fields = type(config).model_fields
     values = config.model_dump(exclude_unset=True)
+    values = {name: _map_texts(value, replace) if name in fields else value for name, value in values.items()}
     try:
-        return type(config)(**_map_texts(values, replace))
+        return type(config)(**values)
     except ValidationError as error:
-        fields = ", ".join(sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()}))
-        raise UnavailableError(f"what a secret holds does not fit '{fields}'; correct the secret") from None
+        names = ", ".join(sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()}))
+        raise UnavailableError(f"what a secret holds does not fit '{names}'; correct the secret") from None
 
 
-def _look_up(name: str, key: str) -> str:
-    from zenml.client import Client
+def check_component(model: ComponentResponse) -> None:
+    """Check the secrets in the settings of a component before ZenML loads it on its server.
 
-    try:
-        values = Client().get_secret_by_name_and_private_status(name=name).secret_values
-    except (KeyError, NotImplementedError):
-        raise UnavailableError(f"secret '{name}' does not exist, or may not be read here; create it") from None
+    ZenML reads them itself, and as whoever asks for a page: it would take a private secret of theirs, where the
+    component's owner has written no more than its name.
+
+    Raises:
+        UnavailableError: One of them the component's owner may not use.
+    """
+    if not server.is_server():
+        return
+    for value in model.configuration.values():
+        if is_secret_reference(value):
+            reference = parse_secret_reference(value)
+            _look_up(reference.name, reference.key, model.user_id)
+    # ZenML's way to name a whole secret, which may be a reference itself.
+    name = model.configuration.get("authentication_secret")
+    if isinstance(name, str) and name:
+        if is_secret_reference(name):
+            reference = parse_secret_reference(name)
+            name = _look_up(reference.name, reference.key, model.user_id)
+        _values_of(name, model.user_id)
+
+
+def _look_up(name: str, key: str, owner: UUID | None) -> str:
+    values = _values_of(name, owner)
     if key not in values:
         raise UnavailableError(f"secret '{name}' has no key '{key}'; add it")
     return str(values[key])
+
+
+def _values_of(name: str, owner: UUID | None) -> Mapping[str, str]:
+    from zenml.client import Client
+
+    try:
+        if server.is_server():
+            return server.find_secret(name, owner).secret_values
+        return Client().get_secret_by_name_and_private_status(name=name).secret_values
+    except (KeyError, NotImplementedError):
+        on_server = "it is a private one, and not of the log store's owner"
+        barred = on_server if server.is_server() else "may not be read here"
+        raise UnavailableError(f"secret '{name}' does not exist, or {barred}; create it") from None
 
 
 def _revealed(value: str | SecretStr) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
-def _texts(config: BaseModel) -> Iterator[tuple[str, str | SecretStr]]:
-    """Yield each text in the settings with its place."""
+def _is_meant(field: FieldInfo) -> bool:
+    def has_secrets(annotation: object) -> bool:
+        return annotation is SecretStr or any(map(has_secrets, get_args(annotation)))
 
-    def walk(place: str, value: Any) -> Iterator[tuple[str, str | SecretStr]]:
+    return is_secret_field(field) or has_secrets(field.annotation)
+
+
+class _Text(NamedTuple):
+    """A text in the settings, its place, and whether it is in a field that is meant for secrets."""
+
+    place: str
+    value: str | SecretStr
+    is_meant: bool
+
+
+def _texts(config: BaseModel) -> Iterator[_Text]:
+    """Yield each text in the settings."""
+
+    def walk(place: str, value: Any, is_meant: bool) -> Iterator[_Text]:
         if isinstance(value, str | SecretStr):
-            yield place, value
+            yield _Text(place, value, is_meant or isinstance(value, SecretStr))
         elif isinstance(value, Mapping):
             for key, item in value.items():
-                yield from walk(f"{place}.{key}" if place else str(key), item)
+                yield from walk(f"{place}.{key}", item, is_meant)
         elif isinstance(value, list | tuple):
             for number, item in enumerate(value):
-                yield from walk(f"{place}.{number}", item)
+                yield from walk(f"{place}.{number}", item, is_meant)
 
-    yield from walk("", config.model_dump())
+    fields = type(config).model_fields
+    for name, value in config.model_dump().items():
+        yield from walk(name, value, name in fields and is_secret_field(fields[name]))
 
 
 def _map_texts(value: Any, replace: Callable[[str | SecretStr], Any]) -> Any:

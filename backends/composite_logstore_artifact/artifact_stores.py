@@ -14,7 +14,7 @@ from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
 
-from composite_logstore import open_artifact_store
+from composite_logstore import UnavailableError, open_artifact_store
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -166,6 +166,8 @@ def _load(model: ComponentResponse) -> BaseArtifactStore:
             f"artifact store '{model.name}' cannot be loaded here; install what its flavor '{flavor}' needs "
             f"(`zenml integration install {flavor}`)"
         ) from error
+    except UnavailableError as error:
+        raise ArtifactStoreNotUsableError(f"artifact store '{model.name}': {error}") from error
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         # A local artifact store makes its folder as soon as it is loaded.
         raise ArtifactStoreNotUsableError(

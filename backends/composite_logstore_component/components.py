@@ -3,97 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
-from zenml.log_stores import BaseLogStore
-from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
-from zenml.stack import StackComponent
 
-from composite_logstore import CompositeLogStoreConfig, open_artifact_store
+from composite_logstore import ChildConfig, CompositeLogStoreConfig, UnavailableError, nested_in, open_log_store
 from composite_logstore_component.streams import extends_artifact
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
+    from zenml.log_stores import BaseLogStore
     from zenml.models import ComponentResponse
 
 TYPES = (StackComponentType.LOG_STORE, StackComponentType.ARTIFACT_STORE)
 """What can be a child, by precedence: an artifact store stands for ZenML's own log store in it."""
 
 
+FLAVOR = "composite"
+TYPE = "component"
+
+
 class ComponentError(Exception):
     """A component cannot be used. The message says why, and what to do."""
 
 
-def find_model(name: str) -> ComponentResponse:
+def find(name: str) -> ComponentResponse:
     """Return what ZenML knows of the log store or artifact store with this name or id.
 
     Raises:
-        ComponentError: There is none, or it contains itself.
+        ComponentError: There is none.
+        zenml.exceptions.IllegalOperationError: On ZenML's server, whoever reads may not read it.
     """
-    model = _find(name)
-    _refuse_circles(model, ())
-    return model
-
-
-def load(model: ComponentResponse) -> BaseLogStore:
-    """Return the log store.
-
-    Raises:
-        ComponentError: Its flavor cannot be imported, or its settings cannot be used here.
-    """
-    try:
-        if model.type == StackComponentType.ARTIFACT_STORE:
-            return ArtifactLogStore.from_artifact_store(open_artifact_store(model))
-        return cast(BaseLogStore, StackComponent.from_model(model))
-    except ImportError as error:
-        raise ComponentError(
-            f"'{model.name}' cannot be loaded here; install what its flavor '{model.flavor_name}' needs"
-        ) from error
-    except Exception as error:
-        # Without its text, which may repeat a key.
-        raise ComponentError(
-            f"'{model.name}' cannot be loaded here ({type(error).__name__}); check its settings with `zenml "
-            f"{model.type.value.replace('_', '-')} describe {model.name}`"
-        ) from error
-
-
-def requirements_of(name: str) -> set[str]:
-    """Return what a remote step has to install for the component, as far as it is installed here."""
-    try:
-        store = load(_find(name))
-    except ComponentError:
-        return set()
-    module = type(store).__module__.partition(".")[0]
-    packages = set() if module in ("zenml", "composite_logstore") else set(packages_distributions().get(module, ()))
-    component = store._artifact_store if extends_artifact(store) else store
-    return packages | set(component.requirements)
-
-
-def places_of(model: ComponentResponse, artifact_store: BaseArtifactStore) -> dict[str, str]:
-    """Return the artifact stores that the component writes logs to: a path or an id → its name in an error.
-
-    Args:
-        model: What ZenML knows of the component.
-        artifact_store: That of the stack.
-
-    Raises:
-        ComponentError: It cannot be used.
-    """
-    if model.type == StackComponentType.ARTIFACT_STORE:
-        return {model.configuration.get("path") or str(model.id): f"artifact store '{model.name}'"}
-    config = load(model).config
-    if not isinstance(config, CompositeLogStoreConfig):
-        return {}
-    return {place: label for child in config.enabled_children for place, label in child.places(artifact_store).items()}
-
-
-def _find(name: str) -> ComponentResponse:
     try:
         if ENV_ZENML_SERVER not in os.environ:
             model = _find_by_name(name)
@@ -111,6 +56,92 @@ def _find(name: str) -> ComponentResponse:
     return model
 
 
+def find_model(name: str) -> ComponentResponse:
+    """Return what ZenML knows of the component with this name or id, if it can be used: what `find_all` raises it does.
+
+    Raises:
+        ComponentError: It cannot.
+    """
+    return find_all(name)[0]
+
+
+def find_all(name: str) -> list[ComponentResponse]:
+    """Return the component with this name or id, and all that are nested in it, each once.
+
+    Those that do not exist are left out: these children are unavailable, and say so themselves.
+
+    Raises:
+        ComponentError: There is no such component, it contains itself, or too many are nested in it, or too deeply.
+    """
+    top = find(name)
+    try:
+        return nested_in(top, _below)
+    except ValueError as error:
+        raise ComponentError(str(error)) from None
+
+
+def load(model: ComponentResponse) -> BaseLogStore:
+    """Return the log store.
+
+    Raises:
+        ComponentError: Its flavor cannot be imported, or its settings cannot be used here.
+    """
+    try:
+        return open_log_store(model)
+    except UnavailableError as error:
+        raise ComponentError(f"'{model.name}': {error}") from error
+    except ImportError as error:
+        raise ComponentError(
+            f"'{model.name}' cannot be loaded here; install what its flavor '{model.flavor_name}' needs"
+        ) from error
+    except Exception as error:
+        # Without its text, which may repeat a key.
+        raise ComponentError(
+            f"'{model.name}' cannot be loaded here ({type(error).__name__}); check its settings with `zenml "
+            f"{model.type.value.replace('_', '-')} describe {model.name}`"
+        ) from error
+
+
+def requirements_of(name: str) -> set[str]:
+    """Return what a remote step has to install for the component, as far as it is installed here."""
+    found: set[str] = set()
+    try:
+        for model in find_all(name):
+            store = load(model)
+            if isinstance(store.config, CompositeLogStoreConfig):
+                found.update(*(child.requirements for child in _own_children(store.config)))
+                continue
+            module = type(store).__module__.partition(".")[0]
+            if module not in ("zenml", "composite_logstore"):
+                found.update(packages_distributions().get(module, ()))
+            found.update((store._artifact_store if extends_artifact(store) else store).requirements)
+    except ComponentError:
+        pass
+    return found
+
+
+def places_of(name: str, artifact_store: BaseArtifactStore) -> dict[str, str]:
+    """Return the artifact stores that the component writes logs to: a path or an id → its name in an error.
+
+    Args:
+        name: The component's name or id.
+        artifact_store: That of the stack.
+
+    Raises:
+        ComponentError: It cannot be used.
+    """
+    places: dict[str, str] = {}
+    for model in find_all(name):
+        if model.type == StackComponentType.ARTIFACT_STORE:
+            places[model.configuration.get("path") or str(model.id)] = f"artifact store '{model.name}'"
+        elif model.flavor_name == FLAVOR:
+            config = load(model).config
+            if isinstance(config, CompositeLogStoreConfig):
+                for child in _own_children(config):
+                    places.update(child.places(artifact_store))
+    return places
+
+
 def _find_by_name(name: str) -> ComponentResponse:
     for kind in TYPES:
         try:
@@ -122,6 +153,9 @@ def _find_by_name(name: str) -> ComponentResponse:
 
 def _missing(name: str) -> str:
     """Say that there is no such log store, or that the name is that of something else."""
+    if ENV_ZENML_SERVER in os.environ:
+        # Whoever reads may not be meant to know what else there is.
+        return f"there is no log store '{name}'; name one that `zenml log-store list` shows, or register it"
     others = Client().list_stack_components(id=name) if _uuid(name) else Client().list_stack_components(name=name)
     if others.items:
         return _of_another_type(name, others.items[0].type)
@@ -139,29 +173,17 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-def _refuse_circles(model: ComponentResponse, path: tuple[ComponentResponse, ...]) -> None:
-    """Follow the children of a composite, whatever its own components are.
-
-    Raises:
-        ComponentError: A component contains itself.
-    """
-    if model.flavor_name != "composite":
-        return
-    if model.id in {component.id for component in path}:
-        way = " → ".join(component.name for component in (*path, model))
-        raise ComponentError(
-            f"'{model.name}' contains itself ({way}); take it out of the children of '{path[-1].name}'"
-        )
-    for child in _children(model.configuration):
-        if child.get("type") == "component" and child.get("enabled", True):
+def _below(model: ComponentResponse) -> Iterator[ComponentResponse]:
+    """Yield the components that a composite's enabled children are."""
+    children = model.configuration.get("children") if model.flavor_name == FLAVOR else None
+    for child in children if isinstance(children, list) else ():
+        if isinstance(child, Mapping) and child.get("type") == TYPE and child.get("enabled", True):
             try:
-                component = _find(str(child.get("component")))
+                yield find(str(child.get("component")))
             except ComponentError:
-                # That child is unavailable, and says so itself.
                 continue
-            _refuse_circles(component, (*path, model))
 
 
-def _children(configuration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    children = configuration.get("children")
-    return [child for child in children if isinstance(child, Mapping)] if isinstance(children, list) else []
+def _own_children(config: CompositeLogStoreConfig) -> list[ChildConfig]:
+    """Return the enabled children that are no components themselves."""
+    return [child for child in config.enabled_children if child.type != TYPE]

@@ -64,19 +64,19 @@ class ComponentChildConfig(ChildConfig):
         """
         if artifact_store is None:
             return {}
-        from composite_logstore_component.components import ComponentError, find_model, places_of
+        from composite_logstore_component.components import ComponentError, places_of
 
         try:
-            return places_of(find_model(self.component), artifact_store)
+            return places_of(self.component, artifact_store)
         except ComponentError:
             # That the child is unavailable is said elsewhere.
             return {}
 
     def check_registration(self) -> None:
-        """Check that the component exists, is a log store, and does not contain itself.
+        """Check that the component exists, is a log store, does not contain itself, and is not nested too deeply.
 
         Raises:
-            ValueError: It does not exist, is of another type, or contains itself.
+            ValueError: It is not so.
         """
         from composite_logstore_component.components import ComponentError, find_model
 

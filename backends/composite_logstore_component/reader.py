@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from zenml.constants import LOGS_MAX_ENTRIES_PER_REQUEST
 from zenml.exceptions import DoesNotExistException, LogStoreError, LogStoreUnavailableError
 
-from composite_logstore import Page, PageRequest, ReadEntry
-from composite_logstore_component.components import ComponentError, find_model, load
+from composite_logstore import Page, PageRequest, ReadEntry, reading_through
+from composite_logstore_component.components import ComponentError, find, load
 from composite_logstore_component.streams import as_its_own, extends_artifact
 
 if TYPE_CHECKING:
     from zenml.log_stores import ArtifactLogStore, BaseLogStore
-    from zenml.models import LogsEntriesResponse
+    from zenml.models import ComponentResponse, LogsEntriesResponse
 
 
 class ComponentReader:
@@ -34,6 +34,7 @@ class ComponentReader:
             component: The name or id of the log store.
         """
         self._component = component
+        self._model: ComponentResponse | None = None
         self._store: BaseLogStore | None = None
 
     def read(self, request: PageRequest) -> Page:
@@ -47,29 +48,34 @@ class ComponentReader:
             LogStoreUnavailableError: The log store is not there, or failed.
             LogStoreError: It cannot be read at all.
             DoesNotExistException: It does not have the stream.
+            IllegalOperationError: On ZenML's server, whoever reads may not read the log store.
         """
         try:
-            store = self._store = self._store or load(find_model(self._component))
+            model = self._model = self._model or find(self._component)
+            with reading_through(model.id, model.name):
+                store = self._store = self._store or load(model)
+                return _read(store, request)
         except ComponentError as error:
             raise LogStoreUnavailableError(f"'component' of this child: {error}.") from error
-        try:
-            if extends_artifact(store):
-                return _page_from_start(store, request)
-            return _page(store, request)
-        except (ValueError, LogStoreError, DoesNotExistException):
-            raise
-        except NotImplementedError as error:
-            raise LogStoreError(
-                f"Log store '{store.name}' of flavor '{store.flavor}' cannot be read. Set another child as 'primary'."
-            ) from error
-        except Exception as error:
-            raise LogStoreUnavailableError(f"Log store '{store.name}' raised {type(error).__name__}.") from error
 
     def close(self) -> None:
         """Clean the log store up, unless that would close an artifact store that others use."""
         if self._store is not None and not extends_artifact(self._store):
             self._store.cleanup()
-        self._store = None
+        self._model = self._store = None
+
+
+def _read(store: BaseLogStore, request: PageRequest) -> Page:
+    try:
+        return _page_from_start(store, request) if extends_artifact(store) else _page(store, request)
+    except (ValueError, LogStoreError, DoesNotExistException):
+        raise
+    except NotImplementedError as error:
+        raise LogStoreError(
+            f"Log store '{store.name}' of flavor '{store.flavor}' cannot be read. Set another child as 'primary'."
+        ) from error
+    except Exception as error:
+        raise LogStoreUnavailableError(f"Log store '{store.name}' raised {type(error).__name__}.") from error
 
 
 def _page(store: BaseLogStore, request: PageRequest) -> Page:

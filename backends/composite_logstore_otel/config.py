@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, JsonValue
+from zenml.utils.secret_utils import SecretField
 
 from composite_logstore import ChildConfig, UnavailableError
 
@@ -30,8 +31,8 @@ class OtelChildConfig(ChildConfig):
     default_batch_size: ClassVar[int] = 512
 
     exporter: Text
-    # Any of them may be a key.
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, repr=False)
+    # Any of them may be a key, and so refer to a secret.
+    arguments: dict[str, JsonValue] = SecretField(default_factory=dict, repr=False)
     service_name: Text | None = None
     service_version: Text | None = None
 

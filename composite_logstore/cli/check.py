@@ -148,6 +148,7 @@ class ChildCheck:
         try:
             if isinstance(self.child, UnknownChild):
                 self.child.create_exporter()
+            secrets.check(self.child)
             self.child.check_registration()
             self.child.check()
         except (UnavailableError, ValueError) as error:

@@ -53,6 +53,15 @@ def test_the_defaults_are_those_of_the_reference() -> None:
     assert (child.retry_initial_interval_millis, child.retry_max_interval_millis) == (500, 30000)
 
 
+def test_children_are_bounded_in_number_where_a_log_store_is_loaded_too() -> None:
+    def children(number: int) -> list[dict[str, str]]:
+        return [ARCHIVE, *({**COLLECTOR, "name": f"c{n}"} for n in range(number - 1))]
+
+    assert len(CompositeLogStoreConfig(primary="archive", children=children(100)).children) == 100
+    with pytest.raises(ValueError, match="'children' has 101 children; give at most 100"):
+        CompositeLogStoreConfig(primary="archive", children=children(101))
+
+
 def test_children_may_be_given_as_json_text_as_the_cli_does() -> None:
     config = CompositeLogStoreConfig(
         primary="archive",

@@ -1,0 +1,225 @@
+"""Where references to secrets are resolved, and where they are refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import BaseModel, Field, SecretStr
+from zenml.client import Client
+from zenml.constants import ENV_ZENML_SERVER
+from zenml.utils.secret_utils import SecretField, SecretReference
+
+from composite_logstore import ChildConfig, CompositeHandler, CompositeLogStoreConfig, Secret, UnavailableError, secrets
+from composite_logstore.config import UnknownChild
+from tests.unit.test_config import ARCHIVE, LIVE
+
+VALUE = "v4lue"
+WHOLE, PART = "{{vault.key}}", "Bearer {{ vault.key }}!"
+
+OTLP = {"name": "other", "type": "otlp"}
+DATADOG = {**LIVE, "name": "other"}
+OTEL = {"name": "other", "type": "otel", "exporter": "console"}
+
+# The settings → whether references are resolved there.
+PLACES: list[tuple[dict[str, Any], bool]] = [
+    (DATADOG | {"api_key": WHOLE}, True),
+    (DATADOG | {"api_key": "k-{{vault.key}}"}, True),
+    (DATADOG | {"application_key": WHOLE}, True),
+    (DATADOG | {"site": WHOLE}, False),
+    (DATADOG | {"endpoint": WHOLE}, False),
+    (DATADOG | {"endpoint": "https://{{vault.key}}.example.com/api/v2/logs"}, False),
+    (DATADOG | {"api_endpoint": WHOLE}, False),
+    (DATADOG | {"api_endpoint": "https://example.com/{{vault.key}}"}, False),
+    (DATADOG | {"service_name": WHOLE}, False),
+    (DATADOG | {"service_version": WHOLE}, False),
+    (DATADOG | {"tags": ["env:prod", "key:{{vault.key}}"]}, False),
+    (OTLP | {"headers": {"authorization": PART}}, True),
+    (OTLP | {"headers": {"x-plain": "plain", "authorization": WHOLE}}, True),
+    (OTLP | {"endpoint": WHOLE}, False),
+    (OTLP | {"endpoint": "https://example.com/{{vault.key}}"}, False),
+    (OTLP | {"certificate_file": "/certificates/{{vault.key}}"}, False),
+    (OTLP | {"client_certificate_file": "/a.pem", "client_key_file": WHOLE}, False),
+    (OTLP | {"client_certificate_file": WHOLE}, False),
+    (OTLP | {"service_name": WHOLE}, False),
+    (OTLP | {"service_version": WHOLE}, False),
+    (OTLP | {"resource_attributes": {"owner": PART}}, False),
+    (OTEL | {"arguments": {"formatter": WHOLE}}, True),
+    (OTEL | {"arguments": {"formatter": ["deep", {"down": PART}]}}, True),
+    (OTEL | {"exporter": "package.{{vault.key}}"}, False),
+    (OTEL | {"service_name": WHOLE}, False),
+    (OTEL | {"service_version": WHOLE}, False),
+    ({"name": "other", "type": "artifact", "artifact_store": WHOLE}, False),
+    ({"name": "other", "type": "component", "component": WHOLE}, False),
+]
+
+
+def place_of(settings: dict[str, Any]) -> str:
+    """Return the field with the reference to the vault."""
+    return next(name for name, value in settings.items() if "vault" in str(value))
+
+
+PARAMETERS = [
+    pytest.param(settings, meant, id=f"{settings['type']} {place_of(settings)} {number}")
+    for number, (settings, meant) in enumerate(PLACES)
+]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the secrets that a pipeline's process asks ZenML for."""
+    names: list[str] = []
+
+    class Answer:
+        secret_values: ClassVar = {"key": VALUE, "api_key": "k1", "application_key": "k2"}
+
+    def get(_: Any, name: str) -> Answer:
+        names.append(name)
+        return Answer()
+
+    monkeypatch.setattr(Client, "get_secret_by_name_and_private_status", get)
+    monkeypatch.setattr(Client, "__init__", lambda *_: None)
+    monkeypatch.setattr(Client, "_global_client", None)
+    return names
+
+
+@pytest.fixture(params=[False, True], ids=["client", "server"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param:
+        monkeypatch.setenv(ENV_ZENML_SERVER, "true")
+
+
+def load(settings: dict[str, Any]) -> CompositeLogStoreConfig:
+    return CompositeLogStoreConfig(primary="archive", children=[ARCHIVE, settings])
+
+
+def test_each_text_of_each_backend_is_in_the_table() -> None:
+    from composite_logstore.config import backends
+
+    own = ChildConfig.model_fields.keys()
+    for kind, entry_point in backends().items():
+        if not entry_point.value.startswith("composite_logstore_") or kind == "lines":
+            continue
+        config_class = entry_point.load()
+        texts = {
+            name
+            for name, field in config_class.model_fields.items()
+            if name not in own and any(word in str(field.annotation) for word in ("str", "Secret", "Json"))
+        }
+        # What has a list of words to choose from takes no others.
+        texts -= {"protocol", "compression"}
+        assert texts == {place_of(settings) for settings, _ in PLACES if settings["type"] == kind}, kind
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("settings", "meant"), PARAMETERS)
+def test_a_reference_outside_of_what_is_meant_for_secrets_is_refused_at_registration(
+    settings: dict[str, Any], meant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(settings)
+    monkeypatch.setattr(type(config.child("other")), "check_registration", lambda self: None)
+    if meant:
+        assert config.is_valid
+        return
+    with pytest.raises(ValueError, match=f"child 'other': '{place_of(settings)}") as raised:
+        _ = config.is_valid
+    assert "vault" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("settings", "meant"), PARAMETERS)
+def test_it_is_resolved_where_it_is_meant_and_nowhere_else(
+    settings: dict[str, Any], meant: bool, asked: list[str]
+) -> None:
+    """A log store that was registered before loads all the same, so that its other children can be used."""
+    child = load(settings).child("other")
+    if meant:
+        resolved = secrets.resolve(child)
+        assert not list(secrets.references(resolved))
+        values = str({name: revealed(value) for name, value in resolved.model_dump().items()})
+        assert VALUE in values
+        assert "vault" not in values
+        return
+    with pytest.raises(UnavailableError, match=f"^'{place_of(settings)}") as raised:
+        secrets.resolve(child)
+    assert "vault" not in str(raised.value)
+    assert asked == []
+
+
+def revealed(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, dict):
+        return {name: revealed(item) for name, item in value.items()}
+    return value
+
+
+@pytest.mark.parametrize(("settings", "meant"), PARAMETERS)
+def test_zenml_is_told_of_every_secret(settings: dict[str, Any], meant: bool) -> None:
+    assert SecretReference("vault", "key") in load(settings).required_secrets
+
+
+def test_a_handler_refuses_it_at_once() -> None:
+    with pytest.raises(ValueError, match="child 'other': 'endpoint'"):
+        CompositeHandler("program", [OTLP | {"endpoint": "https://{{vault.key}}"}])
+
+
+def test_settings_whose_backend_is_not_installed_are_left_alone(asked: list[str]) -> None:
+    child = load({"name": "other", "type": "nowhere", "token": WHOLE, "url": WHOLE}).child("other")
+    assert isinstance(child, UnknownChild)
+    secrets.check(child)
+    assert secrets.resolve(child) == child
+    assert asked == []
+
+
+def test_what_a_secret_says_is_not_taken_for_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"outer": SimpleNamespace(secret_values={"key": WHOLE})}
+    monkeypatch.setattr(Client, "get_secret_by_name_and_private_status", lambda _, name: values[name])
+    monkeypatch.setattr(Client, "__init__", lambda *_: None)
+    monkeypatch.setattr(Client, "_global_client", None)
+    child: Any = load(OTLP | {"headers": {"authorization": "{{outer.key}}"}}).child("other")
+    assert secrets.resolve(child).headers["authorization"].get_secret_value() == WHOLE
+
+
+# A backend of somebody else's
+
+
+class Login(BaseModel):
+    user: str
+    password: Secret
+
+
+class TheirConfig(ChildConfig):
+    """The ways in which a backend says that a setting is meant for secrets."""
+
+    host: str = "here"
+    token: Secret | None = None
+    tokens: dict[str, list[Secret]] = Field(default_factory=dict)
+    login: Login | None = None
+    plain_token: str = SecretField(default="")
+    options: dict[str, Any] = SecretField(default_factory=dict)
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("settings", "meant"),
+    [
+        ({"host": WHOLE}, False),
+        ({"token": PART}, True),
+        ({"tokens": {"a": ["x", WHOLE]}}, True),
+        ({"login": {"user": "u", "password": WHOLE}}, True),
+        ({"login": {"user": WHOLE, "password": "p"}}, False),
+        ({"plain_token": PART}, True),
+        ({"options": {"a": [{"b": WHOLE}]}}, True),
+    ],
+)
+def test_a_backend_declares_what_is_meant_for_secrets(settings: dict[str, Any], meant: bool) -> None:
+    child = TheirConfig(name="theirs", type="theirs", **settings)
+    if meant:
+        secrets.check(child)
+        assert not list(secrets.references(secrets.resolve(child)))
+    else:
+        with pytest.raises(ValueError, match="only in 'token', 'tokens', 'plain_token', 'options'"):
+            secrets.check(child)
+        with pytest.raises(UnavailableError):
+            secrets.resolve(child)
