@@ -10,6 +10,7 @@ from collections.abc import MutableMapping
 from composite_logstore.backend import RejectedError, RetryableError
 from composite_logstore.bounds import Bounds
 from composite_logstore.event import name_of, text_of
+from composite_logstore.inert import inert
 
 LONGEST_RETRY_AFTER = Bounds.WAIT_SECONDS
 """How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
@@ -19,8 +20,11 @@ _MOST_CHARACTERS = 2_000
 
 
 def words(error: BaseException) -> str:
-    """Return what an error says, also where saying it raises; of one that repeats a whole request, the beginning."""
-    return text_of(error)[:_MOST_CHARACTERS]
+    """Return what an error says, also where saying it raises; of one that repeats a whole request, the beginning.
+
+    A backend's answer may be in there, so it is one line, and no terminal obeys it.
+    """
+    return inert(text_of(error)[:_MOST_CHARACTERS], "")
 
 
 def described(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from zenml.console import zenml_custom_theme
+
+from composite_logstore.inert import inert, inert_json, paragraph
 
 _UNBOUNDED = 10_000
 
@@ -24,12 +25,12 @@ output_option = click.option(
 )
 
 
-def inert(text: str) -> str:
-    """Return a text that may be anybody's, such as a run's name, with what a terminal or a browser would obey escaped.
+class Failed(click.ClickException):
+    """The command cannot do what it is for. The message says why, and may have anybody's names in it."""
 
-    That is control characters, escape sequences begin with one, and what changes the direction of writing.
-    """
-    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+    def __init__(self, message: str) -> None:
+        """Say why."""
+        super().__init__(paragraph(message))
 
 
 def console(stderr: bool = False) -> Console:
@@ -41,18 +42,28 @@ def console(stderr: bool = False) -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line. What is in it is printed as it is."""
-    console().print(inert(text), style=style, soft_wrap=True, markup=False, highlight=False)
+    """Print a line. What is in it is printed as it is, and obeyed by nobody."""
+    console().print(paragraph(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
 
 def warn(text: str) -> None:
     """Print a line to stderr that tells of trouble."""
-    console(stderr=True).print(inert(text), style="warning", soft_wrap=True, markup=False, highlight=False)
+    console(stderr=True).print(paragraph(text), style="warning", soft_wrap=True, markup=False, highlight=False)
+
+
+def ask(question: str, abort: bool = False) -> bool:
+    """Return whether a question is answered with yes.
+
+    Args:
+        question: The question.
+        abort: Whether a no ends the command.
+    """
+    return click.confirm(paragraph(question), err=True, abort=abort)
 
 
 def say_json(value: Any) -> None:
     """Print a value for programs, on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+    click.echo(inert_json(value))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -68,5 +79,5 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: S
         is_number = column in numbers
         table.add_column(column.upper(), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(inert(cell)) for cell in row))
+        table.add_row(*(Text(inert(cell, "")) for cell in row))
     console().print(table)

@@ -32,6 +32,7 @@ from composite_logstore.cli.stores import (
     nearest,
     streams_of_run,
 )
+from composite_logstore.inert import inert, paragraph
 
 if TYPE_CHECKING:
     from zenml.log_stores import BaseLogStore
@@ -283,6 +284,7 @@ class Readers:
 @click.option("--until", type=Moment(), help="Only what was logged until then.")
 @click.option("--level", type=Level(), help="Only this level and those above it.")
 @click.option("--search", metavar="TEXT", help="Only what has this text; how exactly, the backend decides.")
+@click.option("--raw", "colours", is_flag=True, help="Let messages have the colours that they were logged with.")
 @output_option
 def logs(
     run: str,
@@ -295,25 +297,28 @@ def logs(
     until: datetime | None,
     level: str | None,
     search: str | None,
+    colours: bool,
     output: str,
 ) -> None:
     """Show the logs of the run RUN, given by its name or id, or those of one of its steps.
 
-    They come by time, from the log store that collected them. With '--output json' each is a line of JSON.
+    They come by time, from the log store that collected them. What a terminal would obey is shown, and the further
+    lines of a message are indented. With '--output json' each is a line of JSON.
 
     Exits with 0 if they were shown, with 1 if there are none where they were looked for, with 2 if it was called
     wrongly, with 3 if ZenML or the backend cannot be asked, and with 130 if a Ctrl-C ended it.
     """
     from zenml.models import LogsEntriesFilter
 
+    if colours and output == "json":
+        raise click.UsageError("'--raw' is for people; '--output json' has messages as they were logged.")
     if follow and until:
         raise click.UsageError("'--follow' goes on until the run has ended, and '--until' ends before: give one.")
     wanted = LogsEntriesFilter(search=search, level=level, since=since, until=until)  # type: ignore[arg-type]
     try:
         found = find_run(run)
-        showing = _Showing(
-            found, step, source, Readers(child, find_store(store, "--store") if store else None), wanted, output
-        )
+        readers = Readers(child, find_store(store, "--store") if store else None)
+        showing = _Showing(found, step, source, readers, wanted, output, colours)
         showing.begin()
         if follow and not _has_settled(found):
             showing.follow()
@@ -342,6 +347,7 @@ class _Showing:
         readers: Readers,
         wanted: LogsEntriesFilter,
         output: str,
+        colours: bool,
     ) -> None:
         self._run = run
         self._step = step
@@ -352,6 +358,7 @@ class _Showing:
         self._unread: dict[str, str] = {}
         self._settled: set[UUID] = set()
         self._clock = clock.current
+        self._colours = colours
         self._print = _say_as_json if output == "json" else self._say
 
     def begin(self) -> None:
@@ -468,9 +475,12 @@ class _Showing:
     def _say(self, of: RunStream, entry: LogEntry) -> None:
         level = entry.level.name if entry.level else ""
         time = entry.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if entry.timestamp else ""
-        whose = f" [{of.label}]" if len(self._streams) > 1 else ""
+        whose = f" [{inert(of.label, '')}]" if len(self._streams) > 1 else ""
+        message = paragraph(entry.message, self._colours)
         click.echo(
-            f"{click.style(time, dim=True)} {click.style(f'{level:8}', fg=_COLOURS.get(level))}{whose} {entry.message}"
+            f"{click.style(time, dim=True)} {click.style(f'{level:8}', fg=_COLOURS.get(level))}{whose} {message}",
+            # Those who ask for colours may have them in a pipe, too.
+            color=True if self._colours else None,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import orjson
 
-from composite_logstore.cli.console import output_option, say, say_json, show_table, warn
+from composite_logstore.cli.console import ask, output_option, say, say_json, show_table, warn
 from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stages import (
     EARLIER,
@@ -201,7 +201,7 @@ def _silent(text: str) -> None:
 
 
 def _ask(question: str, yes: bool) -> None:
-    if not yes and not click.confirm(question, err=True):
+    if not yes and not ask(question):
         raise Stopped("the question was answered with no")
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from composite_logstore.cli.console import output_option, say, say_json, warn
+from composite_logstore.cli.console import Failed, ask, output_option, say, say_json, warn
 from composite_logstore.cli.stores import NoAnswer, RegisteredStore, asking_zenml, find_store, in_words, mistake
 
 
@@ -75,15 +75,11 @@ def promote(store: str, child: str, force: bool, yes: bool, output: str) -> None
     if verdict is not None and not verdict.may:
         if output == "json":
             say_json(_as_json(found, before, before, verdict))
-        raise click.ClickException(f"child '{child}' is not made the primary: {verdict.reason}. '--force' does it.")
+        raise Failed(f"child '{child}' is not made the primary: {verdict.reason}. '--force' does it.")
     if config.min_level or config.progress == "latest":
         warn(f"What the 'min_level' or 'progress' of child '{child}' keeps from it will not be shown any more.")
     if not yes:
-        click.confirm(
-            f"Read the logs of log store '{found.name}' from '{child}' and no longer from '{before}'?",
-            abort=True,
-            err=True,
-        )
+        ask(f"Read the logs of log store '{found.name}' from '{child}' and no longer from '{before}'?", abort=True)
     update_settings(found, settings_to_promote(found, child))
     _done(find_store(str(found.store.id)), before, verdict, output)
 

@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from composite_logstore.cli.console import inert
+from composite_logstore.inert import inert
 from composite_logstore.parity import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
 
 _NAMED = 500

@@ -13,7 +13,7 @@ import click
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from composite_logstore.cli.console import console, inert
+from composite_logstore.cli.console import console
 from composite_logstore.cli.moment import Moment
 from composite_logstore.cli.stores import (
     RegisteredStore,
@@ -25,6 +25,7 @@ from composite_logstore.cli.stores import (
     streams_of_run,
 )
 from composite_logstore.config import ChildConfig
+from composite_logstore.inert import inert
 from composite_logstore.spooling import spool_root
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -141,7 +142,7 @@ class Bars(Progress):
 
     def at(self, stream: RunStream) -> None:
         """Say which stream is next."""
-        self.update(self._bar, completed=len(self._runs), description=inert(f"{stream.run_name} {stream.label}"))
+        self.update(self._bar, completed=len(self._runs), description=inert(f"{stream.run_name} {stream.label}", ""))
         self._runs.add(stream.run_id)
 
     def tell(self, number: int) -> None:

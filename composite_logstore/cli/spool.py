@@ -16,12 +16,13 @@ import click
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from composite_logstore.cli.console import console, say, show_table, warn
+from composite_logstore.cli.console import Failed, console, say, show_table, warn
 from composite_logstore.cli.drain import Drain
 from composite_logstore.cli.left import Left, LogStore, Part, children_of, folders, left_in, registered
 from composite_logstore.cli.stores import mistake, nearest
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats
+from composite_logstore.inert import inert
 from composite_logstore.spool import Spool, damaged, left_behind
 
 Why = Callable[[Left, Part | None], str]
@@ -197,7 +198,7 @@ def drain(component: tuple[str, ...], children: tuple[str, ...], to: str | None)
         raise click.UsageError("'--to' needs '--child': say whose part is to be delivered through it.")
     here = _look_around()
     if not here.zenml_answers:
-        raise click.ClickException("draining needs ZenML, which has the children's settings and secrets.")
+        raise Failed("draining needs ZenML, which has the children's settings and secrets.")
     chosen = _choose(here, component, children)
     # A log store may have more than one folder.
     stores = {store.id: store for store in chosen.values()}
@@ -285,7 +286,7 @@ class _Bars(Progress):
         def show(accounts: dict[str, ChildStats]) -> None:
             for child, account in accounts.items():
                 if child not in self._shown:
-                    self._shown[child] = self.add_task(f"{store.label}: {child}", total=account.accepted)
+                    self._shown[child] = self.add_task(inert(f"{store.label}: {child}", ""), total=account.accepted)
                 self.update(self._shown[child], completed=account.accepted - account.pending)
 
         return show

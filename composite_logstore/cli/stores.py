@@ -14,8 +14,9 @@ from uuid import UUID
 
 import click
 
-from composite_logstore.cli.console import inert
+from composite_logstore.cli.console import Failed
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.inert import paragraph
 
 if TYPE_CHECKING:
     from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse, StepRunResponse
@@ -29,14 +30,10 @@ _RUNS_PER_PAGE = 50
 _STEPS_PER_PAGE = 100
 
 
-class NoAnswer(click.ClickException):
+class NoAnswer(Failed):
     """There is no answer, neither a good nor a bad one: ZenML, or a backend, could not be asked."""
 
     exit_code = 3
-
-    def __init__(self, message: str) -> None:
-        """Say why."""
-        super().__init__(inert(message))
 
 
 def mistake(what: str, text: str) -> click.BadParameter:
@@ -46,7 +43,7 @@ def mistake(what: str, text: str) -> click.BadParameter:
         what: The argument or option, as it is called in the usage.
         text: What is wrong with it, and what would be right.
     """
-    return click.BadParameter(inert(text), param_hint=f"'{what}'")
+    return click.BadParameter(paragraph(text), param_hint=f"'{what}'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
