@@ -15,11 +15,16 @@ from uuid import UUID
 
 from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 
+from composite_logstore import clock
+
 if TYPE_CHECKING:
     from zenml.models import ComponentResponse
 
 DEEPEST = 4
 """How many log stores deep a log store may be nested."""
+
+LONGEST_SECONDS = 60.0
+"""For how long other children are asked for a page in the place of those that cannot be read."""
 
 MOST = 20
 """How many log stores may be nested in one, in all: for one page at most so many are read through."""
@@ -65,11 +70,13 @@ class _Page:
     """What is read through for one page.
 
     Attributes:
+        began: When it was asked for, in seconds by the clock that never goes back.
         path: The ids of the log stores that are being read, each through the one before.
         known: The ids of all that have been.
         failed: The id of one that could not be read → whether it may be later: nobody else asks it for this page.
     """
 
+    began: float
     path: list[UUID]
     known: set[UUID] = field(default_factory=set)
     failed: dict[UUID, bool] = field(default_factory=dict)
@@ -85,12 +92,18 @@ def page(store_id: UUID) -> Iterator[_Page]:
     if current is not None:
         yield current
         return
-    current = _Page([store_id])
+    current = _Page(clock.current.now(), [store_id])
     token = _page.set(current)
     try:
         yield current
     finally:
         _page.reset(token)
+
+
+def may_go_on() -> bool:
+    """Return whether there is time left to ask another child for the page that is being read."""
+    current = _page.get()
+    return current is None or clock.current.now() - current.began < LONGEST_SECONDS
 
 
 @contextmanager

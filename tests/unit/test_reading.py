@@ -586,3 +586,25 @@ class TestMissingWithoutOrder:
         is_limited = True
         assert len(store.fetch(logs).items) == 200
         assert len(requests) == 2
+
+
+def test_children_that_take_long_to_fail_do_not_keep_a_page_waiting_without_end() -> None:
+    """Each may take half a minute, and a log store may have a hundred."""
+    with SimulatedClock() as clock:
+
+        class Slow(SimulatedBackend):
+            @property
+            def fault(self) -> Any:
+                clock.advance(30)
+                return LogStoreUnavailableError("no route")
+
+            @fault.setter
+            def fault(self, fault: Any) -> None:
+                pass
+
+        names = [f"c{number}" for number in range(20)]
+        store = make_store(*(make_child(name, Slow()) for name in names), fetch_fallback=names[1:])
+        begin = clock.now()
+        with pytest.raises(LogStoreUnavailableError, match="was not asked"):
+            store.fetch(make_logs(store))
+        assert 60 <= clock.now() - begin <= 90
