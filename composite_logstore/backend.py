@@ -27,15 +27,20 @@ class ExportError(Exception):
 class RetryableError(ExportError):
     """The backend did not take the batch this time; the same batch may be taken later."""
 
-    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_seconds: float | None = None, smaller_may_pass: bool = False) -> None:
         """Say what happened.
 
         Args:
             message: What happened.
             retry_after_seconds: When the backend asks to be tried again, if it says so.
+            smaller_may_pass: Whether the size of the batch may be the cause: the export timed out, or broke off while
+                it sent or waited. Leave it out for what has certainly nothing to do with size, such as a connection
+                that is refused. If it happens again, fewer events are tried; where `retry_after_seconds` is given,
+                they are not.
         """
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.smaller_may_pass = smaller_may_pass
 
 
 class RejectedError(ExportError):

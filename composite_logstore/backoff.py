@@ -50,6 +50,25 @@ def retry_after(error: BaseException) -> float | None:
     return bounded_seconds(getattr(error, "retry_after_seconds", None)) if isinstance(error, RetryableError) else None
 
 
+def may_be_size(error: BaseException, was_late: bool) -> bool:
+    """Say whether a batch may be too large, since its export raised something that is neither a refusal nor says so.
+
+    Args:
+        error: What it raised.
+        was_late: Whether it took longer than an export may.
+    """
+    if isinstance(error, RetryableError):
+        # Whoever asks for a pause has another reason than the size of this batch.
+        return retry_after(error) is None and (was_late or getattr(error, "smaller_may_pass", False) is True)
+    # Nobody knows what it means, but for what is over before anything is sent.
+    return not isinstance(error, ImportError | ConnectionRefusedError)
+
+
+def is_judged(error: BaseException) -> bool:
+    """Say whether an export's error tells of a look at each event: it says how many are rejected."""
+    return isinstance(error, RejectedError) and isinstance(getattr(error, "count", None), int)
+
+
 def rejections(error: BaseException, batch: int) -> int | None:
     """Return how many events of a batch were rejected.
 
@@ -60,9 +79,8 @@ def rejections(error: BaseException, batch: int) -> int | None:
     Returns:
         None if it is not known which are at fault, so that the batch has to be split.
     """
-    count = getattr(error, "count", None) if isinstance(error, RejectedError) else None
-    if isinstance(count, int):
-        return at_most(batch, count)
+    if is_judged(error):
+        return at_most(batch, getattr(error, "count", None))
     return 1 if batch == 1 else None
 
 

@@ -19,7 +19,17 @@ from typing import TypeAlias
 from uuid import UUID
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.backoff import at_most, count_reason, described, rejections, retry_after, words
+from composite_logstore.backoff import (
+    at_most,
+    count_reason,
+    described,
+    is_judged,
+    may_be_size,
+    rejections,
+    retry_after,
+    words,
+)
+from composite_logstore.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream, total_size
 
@@ -38,8 +48,11 @@ class Outcome(Enum):
     """What can happen to an export, as far as the state is concerned."""
 
     ANSWERED = "the backend took the batch, or said which of its events it will never take"
+    TOO_LARGE = "the batch has too many events or bytes for one request"
+    REJECTED_ALL = "the backend has rejected so many events in a row, one by one, that they cannot be at fault"
     FAILED = "the backend did not take the batch this time"
-    FAILED_LONG = "the same, and the wait between retries has grown to its longest"
+    BROKEN_OFF = "the same: the export timed out or broke off so often that the batch may be too large"
+    FAILED_LONG = "either, and the wait between retries has grown to its longest"
     REFUSED = "the backend can take nothing until somebody mends something"
     OVERDUE = "the export has not returned within export_timeout_millis"
     GIVEN_UP = "a flush saw no progress for flush_timeout_millis"
@@ -47,19 +60,28 @@ class Outcome(Enum):
 
 TRANSITIONS: dict[tuple[State, Outcome], State] = {
     (State.HEALTHY, Outcome.ANSWERED): State.HEALTHY,
+    (State.HEALTHY, Outcome.TOO_LARGE): State.HEALTHY,
+    (State.HEALTHY, Outcome.REJECTED_ALL): State.UNAVAILABLE,
     (State.HEALTHY, Outcome.FAILED): State.RETRYING,
+    (State.HEALTHY, Outcome.BROKEN_OFF): State.RETRYING,
     (State.HEALTHY, Outcome.FAILED_LONG): State.UNAVAILABLE,
     (State.HEALTHY, Outcome.REFUSED): State.UNAVAILABLE,
     (State.HEALTHY, Outcome.OVERDUE): State.UNAVAILABLE,
     (State.HEALTHY, Outcome.GIVEN_UP): State.UNAVAILABLE,
     (State.RETRYING, Outcome.ANSWERED): State.HEALTHY,
+    (State.RETRYING, Outcome.TOO_LARGE): State.HEALTHY,
+    (State.RETRYING, Outcome.REJECTED_ALL): State.UNAVAILABLE,
     (State.RETRYING, Outcome.FAILED): State.RETRYING,
+    (State.RETRYING, Outcome.BROKEN_OFF): State.RETRYING,
     (State.RETRYING, Outcome.FAILED_LONG): State.UNAVAILABLE,
     (State.RETRYING, Outcome.REFUSED): State.UNAVAILABLE,
     (State.RETRYING, Outcome.OVERDUE): State.UNAVAILABLE,
     (State.RETRYING, Outcome.GIVEN_UP): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.ANSWERED): State.HEALTHY,
+    (State.UNAVAILABLE, Outcome.TOO_LARGE): State.HEALTHY,
+    (State.UNAVAILABLE, Outcome.REJECTED_ALL): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.FAILED): State.UNAVAILABLE,
+    (State.UNAVAILABLE, Outcome.BROKEN_OFF): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.FAILED_LONG): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.REFUSED): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.OVERDUE): State.UNAVAILABLE,
@@ -195,6 +217,7 @@ class Delivery:
         self._accepted = accepted
         self._rand = rand
         self._batch_size = config.batch_size
+        self._size = BatchSize(config.batch_size)
         self.batch_bytes = config.max_batch_bytes
         self.delay = config.schedule_delay_millis / 1000
         self._timeout = config.export_timeout_millis / 1000
@@ -205,11 +228,15 @@ class Delivery:
         self.updates_in_spool: set[int] = set()
         # How many of those that gave way in a full queue are not in the spool after all.
         self._lost = 0
-        # What was taken from the queue and is not yet settled: a batch, or the pieces of one that was too large.
+        # What was taken from the queue and is not yet settled: a batch, or the pieces of one with an event at fault.
         self._batches: deque[list[LogEvent]] = deque()
+        # How many events of the first of them are being exported, or were last.
+        self._exporting = 0
         self._exporting_since: float | None = None
         self._waiting_since: float | None = None
         self._failures = 0
+        # How many events were rejected, each by itself, since the backend last took one.
+        self._rejected_in_a_row = 0
         self._retry_at = -inf
         self._due_before = 0
         self._ended: deque[tuple[int, Stream]] = deque()
@@ -252,7 +279,8 @@ class Delivery:
             self.taken = batch[-1].number
             self._waiting_since = now
         self._exporting_since = now
-        return Export(self._batches[0])
+        self._exporting = min(len(self._batches[0]), 1 if self._is_probing else self._size.limit)
+        return Export(self._batches[0][: self._exporting])
 
     def loaded(self, events: list[LogEvent], there: int) -> None:
         """Take what was read from the spool.
@@ -358,9 +386,19 @@ class Delivery:
 
     # What happened
 
-    def exported(self, shortened: int = 0) -> None:
-        """The backend took the batch."""
-        self._settle(rejected=0, shortened=shortened)
+    def exported(self, shortened: int = 0, now: float = -inf) -> None:
+        """The backend took the batch.
+
+        Args:
+            shortened: How many of its events had to be shortened.
+            now: The time in seconds, if it is to be seen whether the export took too long.
+        """
+        if self._is_overdue(now):
+            # A smaller one would have been in time.
+            self._size.broken_off(self._exporting)
+        else:
+            self._size.taken(self._exporting)
+        self._settle(0, shortened)
 
     def failed(self, error: BaseException, now: float) -> None:
         """The export raised.
@@ -369,38 +407,65 @@ class Delivery:
             error: What it raised.
             now: The time in seconds.
         """
-        batch = self._batches[0]
-        self._exporting_since = None
         if isinstance(error, RetryableError | RejectedError | TooLargeError | UnavailableError):
-            self._last_error = words(error)
+            reason = words(error)
         else:
             # A file that cannot be opened, or no memory, may be the machine's fault.
             is_defect = not isinstance(error, OSError | ImportError | MemoryError)
-            self._last_error = f"{'defect of the backend: ' if is_defect else ''}{described(error)}"
+            reason = f"{'defect of the backend: ' if is_defect else ''}{described(error)}"
+        self._last_error = reason
         if isinstance(error, RejectedError | TooLargeError):
-            count = rejections(error, len(batch))
-            if count is None:
-                self._split()
+            rejected = rejections(error, self._exporting)
+            if rejected is not None:
+                self._reject(rejected, error, reason, now)
+            elif isinstance(error, TooLargeError):
+                self._size.too_large(self._exporting)
+                self._over(Outcome.TOO_LARGE)
             else:
-                count_reason(self._reasons, self._last_error, count)
-                self._settle(count, getattr(error, "shortened", 0))
-            return
-        if isinstance(error, UnavailableError):
+                self._split()
+        elif isinstance(error, UnavailableError):
             self._retry_at = now + self._jittered(self._longest_wait)
-            self._enter(Outcome.REFUSED)
-            return
-        # 64 doublings are more than any interval has room for.
-        wait = min(self._first_wait * 2 ** min(self._failures, 64), self._longest_wait)
+            self._over(Outcome.REFUSED)
+        else:
+            self._retry_later(error, now)
+
+    def _reject(self, rejected: int, error: BaseException, reason: str, now: float) -> None:
+        """The backend will never take so many of the events. Of one that refuses them all they are not at fault."""
+        count_reason(self._reasons, reason, rejected)
+        outcome = Outcome.ANSWERED
+        if not is_judged(error):
+            self._rejected_in_a_row += rejected
+            if self._is_probing:
+                outcome = Outcome.REJECTED_ALL
+                self._last_error = f"the last {self._rejected_in_a_row} events were rejected: {reason}"
+        elif rejected < self._exporting:
+            self._size.taken(self._exporting)
+        self._settle(rejected, getattr(error, "shortened", 0), outcome)
+        if outcome is Outcome.REJECTED_ALL:
+            self._retry_at = now + self._jittered(self._wait_after(self._rejected_in_a_row - MOST_REJECTED))
+
+    def _retry_later(self, error: BaseException, now: float) -> None:
+        """The backend did not take the batch this time."""
+        wait = self._wait_after(self._failures)
         self._failures += 1
         asked_for = retry_after(error)
         # One that asks to be tried again at once, and again, would otherwise be asked without end.
         shortest = self._jittered(self._first_wait)
         self._retry_at = now + (self._jittered(wait) if asked_for is None else max(asked_for, shortest))
-        self._enter(Outcome.FAILED_LONG if wait >= self._longest_wait else Outcome.FAILED)
+        is_smaller = may_be_size(error, self._is_overdue(now)) and self._size.broken_off(self._exporting)
+        if wait >= self._longest_wait:
+            self._over(Outcome.FAILED_LONG)
+        else:
+            self._over(Outcome.BROKEN_OFF if is_smaller else Outcome.FAILED)
+
+    def _wait_after(self, failures: int) -> float:
+        """Return how long to wait after so many failures in a row, in seconds."""
+        # 64 doublings are more than any interval has room for.
+        return min(self._first_wait * 2.0 ** min(failures, 64), self._longest_wait)
 
     def watch(self, now: float) -> None:
         """Notice that an export has been under way for too long. It cannot be stopped, only waited for."""
-        if self._exporting_since is not None and now - self._exporting_since > self._timeout:
+        if self._is_overdue(now):
             if self.state is not State.UNAVAILABLE:
                 self._last_error = f"an export has not returned within {self._timeout:g} s"
             self._enter(Outcome.OVERDUE)
@@ -444,6 +509,15 @@ class Delivery:
         """How many events wait, or are being exported."""
         return self._in_memory + self._in_spool
 
+    def _is_overdue(self, now: float) -> bool:
+        """Say whether an export is under way, and takes longer than it may."""
+        return self._exporting_since is not None and now - self._exporting_since > self._timeout
+
+    @property
+    def _is_probing(self) -> bool:
+        """Whether the backend rejects everything, so that single events find out when it takes some again."""
+        return self._rejected_in_a_row >= MOST_REJECTED
+
     @property
     def _in_memory(self) -> int:
         return len(self.queue) + sum(map(len, self._batches))
@@ -474,21 +548,32 @@ class Delivery:
             last_error=self._last_error,
         )
 
-    def _settle(self, rejected: int, shortened: int) -> None:
-        batch = self._batches.popleft()
-        self._delivered += len(batch) - rejected
+    def _settle(self, rejected: int, shortened: int, outcome: Outcome = Outcome.ANSWERED) -> None:
+        taken = self._exporting - rejected
+        self._delivered += taken
         self._rejected += rejected
-        self._shortened += at_most(len(batch) - rejected, shortened)
-        self._exporting_since = None
+        self._shortened += at_most(taken, shortened)
+        if taken:
+            self._rejected_in_a_row = 0
+        rest = self._batches.popleft()[self._exporting :]
+        if rest:
+            self._batches.appendleft(rest)
         self._failures = 0
         self._retry_at = -inf
-        self._enter(Outcome.ANSWERED)
+        self._over(outcome)
 
     def _split(self) -> None:
+        """Try the halves each by itself: in one of them there is an event at fault."""
         batch = self._batches.popleft()
-        middle = len(batch) // 2
-        self._batches.extendleft((batch[middle:], batch[:middle]))
-        self._enter(Outcome.ANSWERED)
+        middle, end = self._exporting // 2, self._exporting
+        pieces = (batch[end:], batch[middle:end], batch[:middle])
+        self._batches.extendleft(piece for piece in pieces if piece)
+        self._over(Outcome.ANSWERED)
+
+    def _over(self, outcome: Outcome) -> None:
+        """Note that the export is over."""
+        self._exporting_since = None
+        self._enter(outcome)
 
     def _enter(self, outcome: Outcome) -> None:
         self.state = TRANSITIONS[self.state, outcome]

@@ -107,10 +107,12 @@ class OtelExporter:
                 result = self._exporter.export(records)
         except Exception as error:
             # Its text may hold a secret that is not known here.
-            raise RetryableError(f"the exporter raised {type(error).__name__}{self._listener.reason}") from error
+            words = f"the exporter raised {type(error).__name__}{self._listener.reason}"
+            raise RetryableError(words, smaller_may_pass=True) from error
         # By its name: exporters still use the enumeration under its earlier name, which is another one.
         if getattr(result, "name", None) != "SUCCESS":
-            raise RetryableError(f"the exporter reports a failure{self._listener.reason}")
+            # It may be anything, size too.
+            raise RetryableError(f"the exporter reports a failure{self._listener.reason}", smaller_may_pass=True)
         return shortened
 
     def end_stream(self, stream: Stream) -> None:

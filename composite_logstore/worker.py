@@ -219,7 +219,7 @@ class Worker:
 
         def conclude() -> None:
             if error is None:
-                self._delivery.exported(shortened)
+                self._delivery.exported(shortened, end)
                 self._delivery.set_delay(delay_millis)
             else:
                 self._delivery.failed(error, end)

@@ -19,7 +19,15 @@ from uuid import UUID
 import orjson
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
-from composite_logstore import LogEvent, RejectedError, RetryableError, Scanned, Stream, UnavailableError
+from composite_logstore import (
+    LogEvent,
+    RejectedError,
+    RetryableError,
+    Scanned,
+    Stream,
+    TooLargeError,
+    UnavailableError,
+)
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,
@@ -428,6 +436,8 @@ def _timestamp(time_unix_nano: int) -> datetime | None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+# Throttled, as s3fs has it, or not even connected.
+_NOT_FOR_SIZE = {errno.EBUSY, errno.ECONNREFUSED}
 # What no retry mends: s3fs has no other name for a malformed request, a bucket of another region, and so on.
 _MISTAKES = {
     errno.EINVAL,
@@ -458,14 +468,27 @@ def _translated(error: Exception, artifact_store: BaseArtifactStore | None) -> E
         return UnavailableError(f"{name} refuses access; check its credentials, and that they may write to its path")
     if isinstance(error, FileNotFoundError) or getattr(error, "status_code", None) == 404:
         return UnavailableError(f"the bucket or folder of {name} does not exist; create it, or correct its path")
+    if _is_too_large(error):
+        return TooLargeError(f"{name} takes no object of that size")
     if isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else kind
         if error.errno in _FULL:
             return RetryableError(f"{name} is full; free some space")
         if error.errno in _MISTAKES:
             return UnavailableError(f"{name} cannot be written to: {reason}; check its path and settings")
-        return RetryableError(f"{name} did not take it: {reason}")
+        return RetryableError(f"{name} did not take it: {reason}", smaller_may_pass=error.errno not in _NOT_FOR_SIZE)
     if type(error).__module__ == "builtins":
         return None
-    # A client library's own kind of error: not connected, timed out.
-    return RetryableError(f"{name} did not take it: {kind}")
+    # A client library's own kind of error: not connected, timed out, broken off. It says one for the other.
+    return RetryableError(f"{name} did not take it: {kind}", smaller_may_pass=True)
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Return whether the error says that the object is too large, whichever client library raised it."""
+    # A proxy's status is not among those that s3fs knows; it is in what botocore raised.
+    response = getattr(error.__cause__, "response", None)
+    metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
+    statuses = [getattr(error, "status_code", None), getattr(error, "code", None)]
+    if isinstance(metadata, dict):
+        statuses.append(metadata.get("HTTPStatusCode"))
+    return 413 in statuses or (isinstance(error, OSError) and error.errno == errno.EMSGSIZE)

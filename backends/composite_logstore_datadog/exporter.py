@@ -238,17 +238,23 @@ class DatadogExporter:
                     f"the certificate of {self._host} cannot be trusted ({reason.verify_message}); "
                     "check 'endpoint' and 'site', or name the authority that signed it in REQUESTS_CA_BUNDLE"
                 )
+        # Before there is a connection, the size of the request does not matter.
+        smaller_may_pass = not isinstance(
+            error,
+            urllib3.exceptions.ConnectTimeoutError
+            | urllib3.exceptions.NewConnectionError
+            | urllib3.exceptions.ProxyError,
+        )
+        causes = [error, error.__cause__, *error.args]
         # A connection that is refused, and a host without address, count as timeouts there.
-        is_late = isinstance(error, urllib3.exceptions.TimeoutError)
+        is_late = any(isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes)
         if is_late and not isinstance(error, urllib3.exceptions.NewConnectionError):
-            return RetryableError(f"{self._host} did not answer in time")
-        causes = (error, error.__cause__, *error.args)
-        if any(isinstance(cause, TimeoutError) for cause in causes):
-            return RetryableError(f"{self._host} did not answer in time")
+            return RetryableError(f"{self._host} did not answer in time", smaller_may_pass=smaller_may_pass)
         system = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
         # Without the text of what is no HTTP, which repeats what came.
         kind = type(next((cause for cause in causes if isinstance(cause, HTTPException)), error)).__name__
-        return RetryableError(f"cannot reach {self._host}: {next(system, None) or kind}")
+        words = f"cannot reach {self._host}: {next(system, None) or kind}"
+        return RetryableError(words, smaller_may_pass=smaller_may_pass)
 
     def _judge(self, status: int, headers: Any) -> None:
         """Raise what the answer means, if it is not the one hoped for.
@@ -266,7 +272,8 @@ class DatadogExporter:
         if status == 413:
             raise TooLargeError("Datadog refuses the request as too large (413)")
         if status in (408, 429) or status >= 500:
-            raise RetryableError(f"Datadog answers {status}", seconds_asked_for(headers))
+            # A proxy answers so, too, when it has waited for too long for the request or for Datadog's answer.
+            raise RetryableError(f"Datadog answers {status}", seconds_asked_for(headers), smaller_may_pass=True)
         raise UnavailableError(
             f"{self._host} answers {status}, as Datadog's log intake never does; check 'endpoint' and 'site'"
         )

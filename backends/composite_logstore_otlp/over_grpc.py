@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 
 from composite_logstore import Bounds, RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore_otlp.grpc_guest import check_process, grpc
+from composite_logstore_otlp.statuses import error_of, says_too_large
 
 if TYPE_CHECKING:
     from composite_logstore_otlp.connection import Connection
@@ -92,9 +93,10 @@ _TO_MEND = {
     StatusCode.FAILED_PRECONDITION: "check your account there",
 }
 
-# How receivers say it: "grpc: received message larger than max" (Go), "gRPC message exceeds maximum size"
-# (Java), "decoded message length too large" (Rust, as OUT_OF_RANGE).
-_TOO_LARGE = re.compile(r"message.*(larger than|exceeds|too large|too long)", re.IGNORECASE | re.DOTALL)
+# How gRPC passes on what a proxy before the collector answers, which does not speak gRPC.
+_HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})")
+
+_NOT_CONNECTED = re.compile(r"failed to connect to all addresses|errors resolving|(DNS|name) resolution", re.IGNORECASE)
 
 # The same of the collector's answer, which is gRPC's own word and not the collector's, however it puts it.
 _ANSWER_TOO_LARGE = re.compile(
@@ -211,19 +213,21 @@ class GrpcTransport:
         said = self._connection.quote(details)
         details = details[:_MOST_CHARACTERS]
         answer = f"gRPC {code.name}{': ' if said else ''}{said}"
+        retry_after = _retry_after(error)
         if code == StatusCode.RESOURCE_EXHAUSTED and _ANSWER_TOO_LARGE.search(details):
             return UnavailableError(f"the answer is too large to be a collector's: {answer}; check 'endpoint'")
-        if code in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.OUT_OF_RANGE) and _TOO_LARGE.search(details):
+        if code in _RETRYABLE | {StatusCode.RESOURCE_EXHAUSTED} and retry_after is None and says_too_large(details):
             return TooLargeError(answer)
+        if (status := _HTTP_STATUS.search(details)) and (meaning := error_of(int(status[1]), answer, retry_after)):
+            return meaning
         if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
             return UnavailableError(f"{answer}; check 'endpoint', 'insecure' and the certificates")
-        retry_after = _retry_after(error)
         if code == StatusCode.RESOURCE_EXHAUSTED and retry_after is None and size > SMALL_REQUEST_BYTES:
             # Without a RetryInfo it is no call to wait but a limit: of a request's size, perhaps. If it is
             # still there for a small request it is another one, and has nothing to do with the events.
             return TooLargeError(answer)
         if code == StatusCode.RESOURCE_EXHAUSTED or code in _RETRYABLE:
-            return RetryableError(answer, retry_after)
+            return RetryableError(answer, retry_after, smaller_may_pass=not _NOT_CONNECTED.search(details))
         if code in _TO_MEND:
             return UnavailableError(f"{answer}; {_TO_MEND[code]}")
         return RejectedError(answer)

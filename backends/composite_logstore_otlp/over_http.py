@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from requests.exceptions import InvalidHeader, InvalidProxyURL, InvalidURL, Timeout
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationValueError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+)
 from urllib3.exceptions import InvalidHeader as InvalidHeaderOfAnswer
 
 from composite_logstore import (
@@ -24,38 +31,14 @@ from composite_logstore import (
     TooLargeError,
     UnavailableError,
 )
+from composite_logstore_otlp.statuses import error_of, says_too_large
 
 if TYPE_CHECKING:
     from composite_logstore import HttpResponse
     from composite_logstore_otlp.connection import Connection
 
-# Their fault is in the request as a whole or in where it went, not in the events: mending it saves them.
-# The specification only says that such a request must not be repeated as it is.
-# https://opentelemetry.io/docs/specs/otlp/#failures-1
-_TO_MEND = {
-    401: "check the credentials in 'headers'",
-    402: "check your account there",
-    403: "check the credentials in 'headers', and what they permit",
-    404: "check 'endpoint': there is nothing at its path",
-    405: "check 'endpoint': there is no OTLP receiver at its path",
-    406: "check 'endpoint' and 'protocol'",
-    407: "a proxy wants credentials",
-    410: "check 'endpoint': there is nothing at its path any more",
-    411: "check the proxy before the collector",
-    415: "check 'protocol' and 'compression': the collector does not take this kind of request",
-    421: "check 'endpoint'",
-    426: "check 'endpoint' and 'protocol'",
-    431: "make 'headers' shorter",
-    451: "check 'endpoint'",
-    501: "check 'endpoint': there is no OTLP receiver at its path",
-    505: "check 'endpoint': there is no OTLP receiver at its path",
-    511: "the network wants you to log in",
-}
-
-# 429, 502, 503 and 504 by the specification, which has all others given up. But a request that timed out
-# or came too early (408, 425) is by their own definition to be repeated, and a collector that fails with any
-# other 5xx may be mended before the queue is full: giving up would lose the events for certain.
-_RETRYABLE = {408, 425, 429}
+# Before there is a connection, the size of the request does not matter.
+_NOT_CONNECTED: tuple[type[HTTPError], ...] = (NewConnectionError, ConnectTimeoutError, ProxyError, LocationValueError)
 
 Cause = TypeVar("Cause", bound=BaseException)
 
@@ -134,21 +117,15 @@ class HttpTransport:
             if fault == "too late":
                 raise _late(timeout_seconds)
             if fault == "cut":
-                raise RetryableError("the collector's answer was cut off")
+                raise RetryableError("the collector's answer was cut off", smaller_may_pass=True)
             return body
         said = self._connection.quote(_message(content_type, body))
         answer = f"the collector answered {status}{': ' if said else ''}{said}"
-        if status == 413:
+        retry_after_seconds = _retry_after(headers.get("Retry-After"))
+        error = error_of(status, answer, retry_after_seconds)
+        if (error is None or status >= 500) and retry_after_seconds is None and says_too_large(said):
             raise TooLargeError(answer)
-        if status < 200:
-            raise UnavailableError(f"{answer}; check 'endpoint'")
-        if status < 400:
-            raise UnavailableError(f"{answer} (a redirect); set 'endpoint' to where it leads")
-        if status in _TO_MEND:
-            raise UnavailableError(f"{answer}; {_TO_MEND[status]}")
-        if status in _RETRYABLE or status >= 500:
-            raise RetryableError(answer, _retry_after(headers.get("Retry-After")))
-        raise RejectedError(answer)
+        raise error or RejectedError(answer)
 
 
 def _message(content_type: str, body: bytes) -> str:
@@ -190,16 +167,18 @@ def _failure(error: Exception, timeout_seconds: float) -> RetryableError | Unava
     answered_badly = _cause(error, InvalidHeaderOfAnswer) is not None
     if isinstance(error, InvalidURL | InvalidHeader | InvalidProxyURL) and not answered_badly:
         return UnavailableError("'endpoint', 'headers' or the proxy's URL cannot be used; check them")
+    smaller_may_pass = not any(_cause(error, kind) for kind in _NOT_CONNECTED)
     if isinstance(error, Timeout | ReadTimeoutError) or _cause(error, TimeoutError):
-        return _late(timeout_seconds)
+        return _late(timeout_seconds, smaller_may_pass)
     system = _cause(error, OSError)
+    words = f"the connection to the collector failed ({type(error).__name__})"
     if system is not None:
-        return RetryableError(f"cannot reach the collector: {system.strerror}")
-    return RetryableError(f"the connection to the collector failed ({type(error).__name__})")
+        words = f"cannot reach the collector: {system.strerror}"
+    return RetryableError(words, smaller_may_pass=smaller_may_pass)
 
 
-def _late(timeout_seconds: float) -> RetryableError:
-    return RetryableError(f"no answer within {timeout_seconds:.1f} seconds")
+def _late(timeout_seconds: float, smaller_may_pass: bool = True) -> RetryableError:
+    return RetryableError(f"no answer within {timeout_seconds:.1f} seconds", smaller_may_pass=smaller_may_pass)
 
 
 def _cause(error: BaseException, kind: type[Cause]) -> Cause | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from composite_logstore.backend import RetryableError
+from composite_logstore.batch_size import BatchSize
 from composite_logstore.delivery import Delivery, State, Wait
 from composite_logstore.spool import Spool
 from composite_logstore.spooling import Spooling
@@ -16,8 +17,8 @@ NOTE = Spool.settle
 SETTLE, FAILED, NEXT = Delivery._settle, Delivery.failed, Delivery.next
 
 
-def acknowledges_one_too_many(delivery: Delivery, rejected: int, shortened: int) -> None:
-    SETTLE(delivery, rejected, shortened)
+def acknowledges_one_too_many(delivery: Delivery, *arguments: Any) -> None:
+    SETTLE(delivery, *arguments)
     if delivery.queue:
         delivery.queue.popleft()
         delivery._delivered += 1
@@ -31,6 +32,12 @@ def loses_a_retry(delivery: Delivery, error: BaseException, now: float) -> None:
 
 def never_comes_back(delivery: Delivery, now: float) -> Any:
     return Wait(60) if delivery.state is State.UNAVAILABLE else NEXT(delivery, now)
+
+
+def takes_a_refusal_for_size(delivery: Delivery, error: BaseException, now: float) -> None:
+    FAILED(delivery, error, now)
+    if isinstance(error, RetryableError):
+        delivery._size.too_large(delivery._exporting)
 
 
 def notes_one_too_many(spool: Spool, child: str, before: float) -> None:
@@ -55,6 +62,16 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "one too many is acknowledged": lambda patch: patch.setattr(Delivery, "_settle", acknowledges_one_too_many),
     "a retry is lost": lambda patch: patch.setattr(Delivery, "failed", loses_a_retry),
     "a child never comes back": lambda patch: patch.setattr(Delivery, "next", never_comes_back),
+}
+
+POLICY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "what breaks off is never made smaller": lambda patch: patch.setattr(BatchSize, "broken_off", lambda *_: False),
+    "what breaks off is tried too often": lambda patch: patch.setattr("composite_logstore.batch_size._ATTEMPTS", 4),
+    "batches do not grow again": lambda patch: patch.setattr(BatchSize, "taken", lambda *_: None),
+    "what is refused is made smaller": lambda patch: patch.setattr(Delivery, "failed", takes_a_refusal_for_size),
+    "who rejects everything gets no rest": lambda patch: patch.setattr(
+        "composite_logstore.delivery.MOST_REJECTED", 10**9
+    ),
 }
 
 DURABILITY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

@@ -20,7 +20,7 @@ from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
 from tests.events import make_capture, make_stream
 from tests.properties.machines import assert_found, run
-from tests.properties.planted import BUGS
+from tests.properties.planted import BUGS, POLICY_BUGS
 from tests.properties.transitions import Watched
 from tests.simulation import assert_accounts_add_up, make_child
 
@@ -36,15 +36,40 @@ CHILDREN: dict[str, dict[str, Any]] = {
         "retry_max_interval_millis": 5000,
     },
 }
-FAULTS = ["refuse", "busy", "unavailable", "reject one", "reject all", "too large", "defect", "lose the answer", "hang"]
+FAULTS = [
+    "refuse",
+    "busy",
+    "unavailable",
+    "reject one",
+    "reject all",
+    "too large",
+    "nothing fits",
+    "defect",
+    "lose the answer",
+    "break off",
+    "hang",
+]
 names = st.sampled_from(sorted(CHILDREN))
 
 
 class Simulated:
-    """A backend: what it holds, what is wrong with it, and an export that it has not answered."""
+    """A backend: what it holds, what is wrong with it, and an export that it has not answered.
+
+    Attributes:
+        fits: How many events get through to it at once, whatever else is wrong, and whether it says so.
+        broken_off: How many events had each export since the last that ended otherwise than by breaking off.
+        rejected_in_a_row: How many events it has rejected, each by itself, since it took one.
+        again: The batch that is to come next.
+        asked_at: When the last export began.
+    """
 
     def __init__(self) -> None:
         self.fault: str | None = None
+        self.fits = (inf, False)
+        self.broken_off: list[int] = []
+        self.rejected_in_a_row = 0
+        self.again: list[LogEvent] | None = None
+        self.asked_at = -inf
         self.holds: list[LogEvent] = []
         self.rejected: set[int] = set()
         self.unanswered: list[LogEvent] | None = None
@@ -52,6 +77,9 @@ class Simulated:
         self.ended: list[Stream] = []
 
     def export(self, batch: list[LogEvent]) -> None:
+        most, says_so = self.fits
+        if len(batch) > most:
+            raise TooLargeError("fewer") if says_so else RetryableError("connection reset", smaller_may_pass=True)
         match self.fault:
             case None:
                 self.holds += batch
@@ -73,10 +101,16 @@ class Simulated:
                 if len(batch) > 1:
                     raise TooLargeError("one at a time")
                 self.holds += batch
+            case "nothing fits":
+                if len(batch) == 1:
+                    self.rejected.add(batch[0].number)
+                raise TooLargeError("no body, please")
             case "lose the answer":
                 self.holds += batch
                 self.copies_allowed = True
-                raise RetryableError("connection reset")
+                raise RetryableError("connection reset", smaller_may_pass=True)
+            case "break off":
+                raise RetryableError("no answer within 10 seconds", smaller_may_pass=True)
             case _:
                 raise TypeError("a defect")
 
@@ -85,7 +119,8 @@ class Deliveries(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.journal = Journal([make_child(name, **config) for name, config in CHILDREN.items()])
+        self.configs = {name: make_child(name, **config) for name, config in CHILDREN.items()}
+        self.journal = Journal(list(self.configs.values()))
         self.deliveries = {delivery.name: delivery for delivery in self.journal.deliveries}
         self.backends = {name: Simulated() for name in CHILDREN}
         self.streams = [make_stream(), make_stream()]
@@ -127,6 +162,7 @@ class Deliveries(RuleBasedStateMachine):
             assert all(event.stream is not action.stream for event in waiting(delivery))
         if not isinstance(action, Export):
             return
+        self.look_at(name, backend, action.batch)
         if backend.fault == "hang":
             backend.unanswered = action.batch
             return
@@ -139,13 +175,45 @@ class Deliveries(RuleBasedStateMachine):
             batch, backend.unanswered = backend.unanswered, None
             self.answer(self.deliveries[name], backend, batch)
 
+    def look_at(self, name: str, backend: Simulated, batch: list[LogEvent]) -> None:
+        """Check that a batch is of the size that it should be, and comes when it should."""
+        config = self.configs[name]
+        assert len(batch) <= config.batch_size
+        assert backend.again in (None, batch)
+        if backend.rejected_in_a_row >= 10:
+            assert len(batch) == 1
+            assert self.now - backend.asked_at >= config.retry_initial_interval_millis / 2000
+        if backend.broken_off[-1:] > [1]:
+            # Once may be chance.
+            assert len(batch) < backend.broken_off[-1] or len(backend.broken_off) == 1
+        backend.asked_at = self.now
+
     def answer(self, delivery: Delivery, backend: Simulated, batch: list[LogEvent]) -> None:
+        is_late = self.now - backend.asked_at > 10
+        rejected = len(backend.rejected)
+        error: Exception | None = None
         try:
             backend.export(batch)
-        except Exception as error:
+        except Exception as raised:
+            error = raised
             delivery.failed(error, self.now)
         else:
-            delivery.exported()
+            delivery.exported(0, self.now)
+        may_be_size = (
+            error.retry_after_seconds is None and (error.smaller_may_pass or is_late)
+            if isinstance(error, RetryableError)
+            else isinstance(error, TypeError)
+        )
+        is_the_same = isinstance(error, RetryableError | UnavailableError) and not may_be_size
+        backend.again = batch if is_the_same else None
+        if may_be_size:
+            backend.broken_off.append(len(batch))
+        elif not is_the_same:
+            backend.broken_off.clear()
+        if error is None or backend.fault == "reject one":
+            backend.rejected_in_a_row = 0
+        else:
+            backend.rejected_in_a_row += len(backend.rejected) - rejected
 
     @rule(seconds=st.sampled_from([0.25, 0.5, 1, 5, 40, 3600]))
     def time_passes(self, seconds: float) -> None:
@@ -174,6 +242,23 @@ class Deliveries(RuleBasedStateMachine):
             self.now += 4
             self.work(name)
             self.watch()
+
+    @rule(name=names, fits=st.sampled_from([inf, 1, 2, 3]), says_so=st.booleans())
+    def let_through(self, name: str, fits: float, says_so: bool) -> None:
+        """A proxy before the backend, or the link to it, or its own speed, has a bound."""
+        self.backends[name].fits = fits, says_so
+
+    @rule(name=names, fault=st.sampled_from(["reject all", "nothing fits"]), before=st.sampled_from([None, *FAULTS]))
+    def reject_everything(self, name: str, fault: str, before: str | None) -> None:
+        """A missing tenant, a wrong route: what comes is refused for days, with something else in between."""
+        for fault_now, rounds in ((fault, 3), (before, 1), (fault, 6)):
+            self.backends[name].fault = fault_now
+            self.answer_at_last(name)
+            for _ in range(rounds):
+                self.emit(0, [40, 40, 40])
+                for _ in range(6):
+                    self.work(name)
+                self.now += 1
 
     @rule()
     def watch(self) -> None:
@@ -255,8 +340,25 @@ class Deliveries(RuleBasedStateMachine):
             assert stats.pending == 0
             assert stats.state == "healthy" or not backend.holds
             assert backend.ended == self.ended
+            self.let_grow(name)
         self.accounts_add_up()
         self.each_child_has_its_events_in_order_and_every_gap_is_counted()
+
+    def let_grow(self, name: str) -> None:
+        """When nothing bounds batches any more, they soon have as many events as are set."""
+        backend, most = self.backends[name], self.configs[name].batch_size
+        backend.fits = inf, False
+        sizes: list[int] = []
+        for _ in range(12):
+            self.emit(0, [40] * most)
+            for _ in range(2 * most):
+                self.now += 60
+                held = len(backend.holds)
+                self.work(name)
+                sizes += [len(backend.holds) - held] if len(backend.holds) > held else []
+                if self.deliveries[name].oldest == inf:
+                    break
+        assert sizes[-1:] == [most]
 
 
 def waiting(delivery: Delivery) -> list[LogEvent]:
@@ -272,7 +374,7 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
 def test_deliveries_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(Deliveries, 700, steps=60)
+    run(Deliveries, 450, steps=60)
     missed = TRANSITIONS.keys() - transitions.taken.keys()
     transitions.report(record_property)
     assert not missed
@@ -283,6 +385,6 @@ def test_deliveries_under_very_many_sequences_of_faults() -> None:
     run(Deliveries, 50_000, steps=60)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", [*BUGS, *POLICY_BUGS])
 def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     assert_found(bug, monkeypatch, Deliveries, 1000, steps=60)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
@@ -16,7 +16,7 @@ from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, parse_log_entry, prepare_logs_uri
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore import PageRequest, RetryableError, Stream, UnavailableError
+from composite_logstore import PageRequest, RetryableError, Stream, TooLargeError, UnavailableError
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -445,6 +445,50 @@ def test_errors_say_what_to_do_and_repeat_no_text(
 
     assert words in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+class ProxyAnswer(Exception):
+    """As botocore raises it, and s3fs passes it on in another."""
+
+    response: ClassVar[dict[str, Any]] = {"Error": {"Code": "413"}, "ResponseMetadata": {"HTTPStatusCode": 413}}
+
+
+class PayloadTooLarge(Exception):
+    status_code = 413
+
+
+def from_proxy() -> OSError:
+    error = OSError(errno.EIO, "secret")
+    error.__cause__ = ProxyAnswer()
+    return error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMSGSIZE, "secret"), PayloadTooLarge("secret"), from_proxy()])
+def test_an_object_that_is_too_large(tmp_path: Path, error: Exception) -> None:
+    (tmp_path / "logs").mkdir()
+
+    with pytest.raises(TooLargeError, match="'archive' takes no object of that size"):
+        exporter_to(with_faults(local_store(tmp_path), [error])).export(make_events(["a"]))
+
+
+@pytest.mark.parametrize(
+    ("error", "smaller_may_pass"),
+    [
+        (TimeoutError("secret"), True),
+        (ConnectionResetError(errno.ECONNRESET, "secret"), True),
+        (NotConnected("secret"), True),
+        (OSError(errno.EBUSY, "SlowDown"), False),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "secret"), False),
+        (OSError(errno.ENOSPC, "secret"), False),
+    ],
+)
+def test_what_may_be_about_size(tmp_path: Path, error: Exception, smaller_may_pass: bool) -> None:
+    (tmp_path / "logs").mkdir()
+
+    with pytest.raises(RetryableError) as raised:
+        exporter_to(with_faults(local_store(tmp_path), [error])).export(make_events(["a"]))
+
+    assert raised.value.smaller_may_pass is smaller_may_pass
 
 
 def test_a_defect_stays_what_it_is(tmp_path: Path) -> None:

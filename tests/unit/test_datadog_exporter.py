@@ -352,6 +352,11 @@ def certificate_error(verify_message: str) -> Exception:
             RetryableError,
             "cannot reach .*: reset by peer$",
         ),
+        (
+            urllib3.exceptions.ProtocolError("Connection aborted.", TimeoutError("timed out")),
+            RetryableError,
+            "did not answer in time",
+        ),
         (OSError("no route"), RetryableError, "cannot reach .*OSError"),
         (urllib3.exceptions.SSLError("end of file"), RetryableError, "cannot reach .*SSLError"),
         (
@@ -368,6 +373,17 @@ def test_what_no_answer_means(
     with pytest.raises(error, match=message) as caught:
         make().export(make_events(["hello"]))
     assert KEY not in str(caught.value)
+    # Before there is a connection, the size of a request does not matter.
+    is_connected = not isinstance(cause, urllib3.exceptions.ConnectTimeoutError | urllib3.exceptions.NewConnectionError)
+    assert getattr(caught.value, "smaller_may_pass", is_connected) is is_connected
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_an_answer_that_may_be_about_size(make: Make, transport: Transport, status: int) -> None:
+    transport.status = status
+    with pytest.raises(RetryableError) as caught:
+        make().export(make_events(["hello"]))
+    assert caught.value.smaller_may_pass
 
 
 def at(event: LogEvent, seconds_from_noon: float) -> LogEvent:

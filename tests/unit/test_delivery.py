@@ -210,6 +210,201 @@ def test_a_single_event_that_is_too_large_is_rejected() -> None:
     assert account(delivery)["rejected_reasons"] == {"1 MB at most": 1}
 
 
+# Size, and what is rejected
+
+
+def meet(delivery: Delivery, backend: Callable[[list[LogEvent]], None], seconds: float, now: float = 0.0) -> list[int]:
+    """Let a worker work for so long, and return how many events each export had."""
+    end, sizes = now + seconds, []
+    while now < end:
+        action = delivery.next(now)
+        if isinstance(action, Export):
+            sizes.append(len(action.batch))
+            try:
+                backend(action.batch)
+            except Exception as error:
+                delivery.failed(error, now)
+            else:
+                delivery.exported(now=now)
+        elif isinstance(action, Wait) and action.seconds is not None:
+            now += action.seconds
+        else:
+            break
+    return sizes
+
+
+BROKEN_OFF = RetryableError("no answer within 0.9 seconds", smaller_may_pass=True)
+
+
+def takes(most: int, taken: list[LogEvent], error: Exception = BROKEN_OFF) -> Callable[[list[LogEvent]], None]:
+    def backend(batch: list[LogEvent]) -> None:
+        if len(batch) > most:
+            raise error
+        taken.extend(batch)
+
+    return backend
+
+
+@pytest.mark.parametrize("most", [1, 7, 300, 999])
+@pytest.mark.parametrize("error", [BROKEN_OFF, TooLargeError("1 MiB at most"), TimeoutError("not translated")])
+def test_a_batch_that_does_not_get_through_is_tried_in_halves_until_one_does(most: int, error: Exception) -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 3000)
+    taken: list[LogEvent] = []
+    sizes = meet(delivery, takes(most, taken, error), seconds=10_000_000)
+    assert taken == events
+    assert account(delivery) | {"state": "healthy", "delivered": 3000, "rejected": 0} == account(delivery)
+    # However few get through at once, most exports do.
+    too_large = [size for size in sizes if size > most]
+    assert len(too_large) <= 12 + len(sizes) / 7
+
+
+def test_a_batch_that_is_tried_in_halves_waits_between_the_tries() -> None:
+    delivery = make_delivery()
+    offer(delivery, 1000)
+    now = 0.0
+    for size, wait in [(1000, 0.5), (1000, 1), (500, 2), (250, 4)]:
+        action = delivery.next(now)
+        assert isinstance(action, Export)
+        assert len(action.batch) == size
+        delivery.failed(BROKEN_OFF, now)
+        assert delivery.next(now) == Wait(wait)
+        assert delivery.state is State.RETRYING
+        now += wait
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RetryableError("connection refused"),
+        RetryableError("slow down", retry_after_seconds=7, smaller_may_pass=True),
+        UnavailableError("the key is wrong"),
+    ],
+)
+def test_what_has_nothing_to_do_with_size_leaves_the_batch_as_it_is(error: Exception) -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 1000)
+    for now in range(0, 1000, 100):
+        assert delivery.next(now) == Export(events)
+        delivery.failed(error, now)
+
+
+def test_after_an_outage_batches_grow_to_what_they_were() -> None:
+    delivery = make_delivery()
+    offer(delivery, 20_000)
+    taken: list[LogEvent] = []
+    outage = meet(delivery, takes(0, taken), seconds=3600)
+    assert outage[-1] == 1
+    # An hour of silence is no more requests than before.
+    assert len(outage) < 130
+    after = meet(delivery, takes(1000, taken), seconds=40, now=3600)
+    assert len(taken) == 20_000
+    # 20 would have been the fewest.
+    assert after[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert after[12:] == [1000] * 18
+
+
+@pytest.mark.parametrize("ends", ["well", "refused", "at once"])
+def test_an_export_that_returns_too_late_counts_like_one_that_breaks_off(ends: str) -> None:
+    delivery = make_delivery(export_timeout_millis=10_000, schedule_delay_millis=1_000)
+    offer(delivery, 3_000)
+    sizes, now = [], 0.0
+    for _ in range(3):
+        action = delivery.next(now)
+        assert isinstance(action, Export)
+        sizes.append(len(action.batch))
+        now += 10.5 if ends != "at once" else 9.5
+        if ends == "refused":
+            delivery.failed(RetryableError("connection refused"), now)
+        else:
+            delivery.exported(0, now)
+        now += 60
+    assert sizes == ([1000] * 3 if ends == "at once" else [1000, 1000, 500])
+
+
+def rejects_all(batch: list[LogEvent]) -> None:
+    raise RejectedError("no tenant")
+
+
+def test_a_backend_that_rejects_everything_is_probed_with_single_events_at_the_pace_of_retries() -> None:
+    delivery = make_delivery()
+    offer(delivery, 5000)
+    sizes = meet(delivery, rejects_all, seconds=3600)
+    stats = account(delivery)
+    # An hour has 120 times 30 seconds.
+    assert len(sizes) < 160
+    assert stats["state"] == "unavailable"
+    assert stats["rejected"] < 140
+    assert stats["rejected_reasons"] == {"no tenant": stats["rejected"]}
+    assert stats["pending"] == 5000 - stats["rejected"]
+    assert "no tenant" in stats["last_error"]
+    assert sizes[-100:] == [1] * 100
+
+    # As soon as it takes one, there are batches again.
+    rejected = stats["rejected"]
+    sizes = meet(delivery, takes(1000, []), seconds=60, now=3600)
+    stats = account(delivery)
+    assert stats | {"state": "healthy", "rejected": rejected, "delivered": 5000 - rejected} == stats
+    assert len(sizes) < 30
+
+
+def test_one_too_large_after_the_other_is_a_backend_that_rejects_everything() -> None:
+    """As behind a proxy that lets no body through, however small."""
+    delivery = make_delivery()
+    offer(delivery, 1000)
+    sizes = meet(delivery, takes(0, [], TooLargeError("413")), seconds=600)
+    assert len(sizes) < 60
+    assert account(delivery) | {"state": "unavailable", "delivered": 0} == account(delivery)
+    assert account(delivery)["rejected"] < 40
+
+
+@pytest.mark.parametrize("place", [0, 1, 499, 500, 999])
+def test_one_bad_record_in_good_ones_costs_a_few_requests_and_no_time(place: int) -> None:
+    delivery = make_delivery()
+    events = offer(delivery, 1000)
+
+    def backend(batch: list[LogEvent]) -> None:
+        if events[place] in batch:
+            raise RejectedError("bad request")
+
+    now, requests = 0.0, 0
+    while isinstance(action := delivery.next(now), Export):
+        requests += 1
+        try:
+            backend(action.batch)
+        except RejectedError as error:
+            delivery.failed(error, now)
+        else:
+            delivery.exported()
+        assert delivery.state is State.HEALTHY
+    assert requests <= 2 * 10 + 1
+    assert account(delivery) | {"delivered": 999, "rejected": 1} == account(delivery)
+
+
+def test_bad_records_that_others_come_between_are_each_at_fault() -> None:
+    delivery = make_delivery()
+    offer(delivery, 1000)
+
+    def backend(batch: list[LogEvent]) -> None:
+        if any(event.number % 10 for event in batch):
+            raise RejectedError("bad request")
+
+    export_all(delivery, backend)
+    assert account(delivery) | {"state": "healthy", "delivered": 100, "rejected": 900} == account(delivery)
+
+
+def test_a_backend_that_says_how_many_it_rejects_has_looked_at_each() -> None:
+    """What is too old for it is no reason to keep what is not from it."""
+    delivery = make_delivery()
+    offer(delivery, 5000)
+
+    def backend(batch: list[LogEvent]) -> None:
+        raise RejectedError("too old", count=len(batch))
+
+    export_all(delivery, backend)
+    assert account(delivery) | {"state": "healthy", "rejected": 5000, "pending": 0} == account(delivery)
+
+
 @pytest.mark.parametrize("error", [TypeError("oops"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
 def test_anything_else_is_a_defect_of_the_backend_and_retried(error: BaseException) -> None:
     delivery = make_delivery()

@@ -89,7 +89,7 @@ class TestHttp:
             ((200, 202, 204), int),
             ((300, 301, 302, 303, 304, 307, 308), UnavailableError),
             ((400, 409, 418, 422), RejectedError),
-            ((401, 402, 403, 404, 405, 406, 407, 410, 411, 415, 421, 426, 431, 451), UnavailableError),
+            ((401, 402, 403, 404, 405, 406, 407, 410, 411, 414, 415, 421, 426, 431, 451, 494), UnavailableError),
             ((408, 425, 429), RetryableError),
             ((413,), TooLargeError),
             ((500, 502, 503, 504, 520, 599), RetryableError),
@@ -180,6 +180,32 @@ class TestHttp:
         assert isinstance(outcome_of(over_http), RetryableError)
         assert len(receiver.requests) == 2
         assert outcome_of(over_http) == 0
+
+    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+    def test_a_status_that_may_be_about_size(
+        self, receiver: OtlpReceiver, over_http: OtlpExporter, status: int
+    ) -> None:
+        """A proxy that waits for too long, for the request or for the collector, answers with some of these."""
+        receiver.answers.append(Answer(status))
+        assert outcome_of(over_http).smaller_may_pass
+
+    @pytest.mark.parametrize(
+        ("status", "words", "outcome"),
+        [
+            (400, "http: request body too large", TooLargeError),
+            (400, "Maximum request body size 1048576 exceeded, actual body size 2000000", TooLargeError),
+            (400, "Request payload size exceeds the limit: 4194304 bytes.", TooLargeError),
+            (500, "code = ResourceExhausted desc = grpc: received message larger than max (5 vs. 4)", TooLargeError),
+            (400, "the time of message 7 is in the future", RejectedError),
+            (500, "the request took too long", RetryableError),
+            (429, "Ingestion rate limit exceeded (limit: 4194304 bytes/sec), reduce log volume", RetryableError),
+        ],
+    )
+    def test_words_about_size(
+        self, receiver: OtlpReceiver, over_http: OtlpExporter, status: int, words: str, outcome: type
+    ) -> None:
+        receiver.answers.append(Answer(status, {"Content-Type": "text/plain"}, words.encode()))
+        assert type(outcome_of(over_http)) is outcome
 
     def test_path_and_headers(self, receiver: OtlpReceiver) -> None:
         exporter = make_exporter(receiver, "http/protobuf", headers={"Authorization": "Bearer test-key\n", "X-A": "b"})
@@ -309,6 +335,28 @@ class TestGrpc:
         receiver.answers.append(Answer(code=code, details=details))
         assert isinstance(outcome_of(over_grpc), TooLargeError)
 
+    @pytest.mark.parametrize(
+        ("code", "details", "outcome"),
+        [
+            (StatusCode.UNKNOWN, "Received http2 header with status: 413", TooLargeError),
+            (StatusCode.UNKNOWN, "Payload Too Large", TooLargeError),
+            (StatusCode.INTERNAL, "Received message exceeds the maximum configured message size.", TooLargeError),
+            (StatusCode.UNKNOWN, "Received http2 header with status: 302", UnavailableError),
+            (StatusCode.UNKNOWN, "Received http2 header with status: 431", UnavailableError),
+            (StatusCode.UNAVAILABLE, "Received http2 header with status: 502", RetryableError),
+            (StatusCode.INTERNAL, "Received http2 header with status: 400", RetryableError),
+            (StatusCode.RESOURCE_EXHAUSTED, "message rate exceeds 1000 per second", RetryableError),
+            (StatusCode.RESOURCE_EXHAUSTED, "quota exceeded: request of 4000 bytes", RetryableError),
+        ],
+    )
+    def test_what_a_proxy_says(
+        self, receiver: OtlpReceiver, over_grpc: OtlpExporter, code: StatusCode, details: str, outcome: type
+    ) -> None:
+        receiver.answers.append(Answer(code=code, details=details))
+        result = outcome_of(over_grpc)
+        assert type(result) is outcome
+        assert outcome is not RetryableError or result.smaller_may_pass
+
     def test_a_large_request_that_exhausts_something_is_split(
         self, receiver: OtlpReceiver, over_grpc: OtlpExporter
     ) -> None:
@@ -378,6 +426,10 @@ class TestBoth:
         # Before the delivery itself takes the child for one that is stuck, after one second.
         assert 0.8 < time.monotonic() - before < 1.0
 
+    def test_a_connection_that_ends_without_an_answer(self, receiver: OtlpReceiver, over_http: OtlpExporter) -> None:
+        receiver.answers.append(Answer(hang_up=True))
+        assert outcome_of(over_http).smaller_may_pass
+
     @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
     def test_nobody_there(self, receiver: OtlpReceiver, protocol: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -386,6 +438,7 @@ class TestBoth:
         result = outcome_of(exporter)
         assert isinstance(result, RetryableError)
         assert "Connection refused" in str(result)
+        assert not result.smaller_may_pass
         exporter.close()
 
     @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -393,7 +446,9 @@ class TestBoth:
         # Too long a name to ask a server for.
         nobody = f"http://{'x' * 64}.invalid:4318"
         exporter = make_exporter(receiver, protocol, endpoint=nobody, insecure=None, export_timeout_millis=3_000)
-        assert isinstance(outcome_of(exporter), RetryableError)
+        result = outcome_of(exporter)
+        assert isinstance(result, RetryableError)
+        assert not result.smaller_may_pass
         exporter.close()
 
     @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
