@@ -41,62 +41,11 @@ def make_exporter(port: int, **settings: Any) -> OtlpExporter:
     return exporter
 
 
-class DeadProxy:
-    """Passes connections on, until those that are there are forgotten: they stay open, and nothing passes any more.
-
-    Attributes:
-        port: Where it listens.
-        connections: How many it has accepted.
-    """
-
-    def __init__(self, target: int) -> None:
-        self.connections = 0
-        self._target = target
-        self._forgotten = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-
-    def __enter__(self) -> DeadProxy:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def forget(self) -> None:
-        """Pass nothing on any more over the connections that there are."""
-        self._forgotten.set()
-        self._forgotten = threading.Event()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            server = socket.create_connection(("127.0.0.1", self._target))
-            for source, target in ((client, server), (server, client)):
-                threading.Thread(target=_pass, args=(source, target, self._forgotten), daemon=True).start()
-
-
-def _pass(source: socket.socket, target: socket.socket, forgotten: threading.Event) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            if forgotten.is_set():
-                # What comes is still read, as by a box that drops packets, and never answered.
-                continue
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-
-
 def test_a_connection_that_is_open_and_dead_costs_one_export(receiver: OtlpReceiver) -> None:
-    with DeadProxy(receiver.grpc_port) as proxy:
+    with FaultyProxy(receiver.grpc_port) as proxy:
         exporter = make_exporter(proxy.port)
         exporter.export(make_events(["before"]))
-        proxy.forget()
+        proxy.fault = "dead"
         with pytest.raises(RetryableError):
             exporter.export(make_events(["lost"]))
         exporter.export(make_events(["after"]))
@@ -105,7 +54,7 @@ def test_a_connection_that_is_open_and_dead_costs_one_export(receiver: OtlpRecei
 
 
 def test_two_children_do_not_share_a_connection(receiver: OtlpReceiver) -> None:
-    with DeadProxy(receiver.grpc_port) as proxy:
+    with FaultyProxy(receiver.grpc_port) as proxy:
         exporters = [make_exporter(proxy.port) for _ in range(2)]
         for exporter in exporters:
             exporter.export(make_events(["one"]))

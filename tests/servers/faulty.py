@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 
-FAULTS = ("refused", "silent", "late", "reset", "cut", "trickle", "far")
+FAULTS = ("refused", "silent", "late", "reset", "cut", "trickle", "far", "narrow", "dead")
 """What can be wrong.
 
 - `refused`: nobody listens.
@@ -19,10 +19,14 @@ FAULTS = ("refused", "silent", "late", "reset", "cut", "trickle", "far")
 - `cut`: the server takes the request; its answer ends after `kept_bytes`.
 - `trickle`: the server takes the request; its answer comes in single bytes, `trickle_seconds` apart.
 - `far`: nothing is wrong, but all that the server says takes `far_seconds` to arrive.
+- `narrow`: nothing is wrong, but only `bytes_per_second` of what the client says get through.
+- `dead`: the connections that there are stay open, and nothing passes any more, as after a NAT or a balancer has
+  forgotten them. New ones are well.
 """
 
 _RESET_AFTER_BYTES = 1_000
 _POLL_SECONDS = 0.02
+_NARROW_BYTES = 4_096
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS_FRAME = 1
 _RST_STREAM_FRAME = 3
@@ -31,26 +35,32 @@ _RST_STREAM_FRAME = 3
 class FaultyProxy:
     """Passes connections to a loopback port on to another one, until `fault` says otherwise.
 
-    Whenever `fault` is set, the connections that there are end with a reset: a fault holds for new ones.
+    Whenever `fault` is set, the connections that there are end with a reset, since a fault holds for new ones; but for
+    `dead`, which is about those that there are.
 
     Attributes:
         port: Where it listens; it stays the same.
+        connections: How many it has accepted.
         lost: How many answers may not have come through, or too late, after the server had been asked.
         late_seconds: How late an answer comes.
         kept_bytes: How much there is of an answer that is cut.
         trickle_seconds: How far apart the bytes of an answer come.
         far_seconds: How long the way is.
+        bytes_per_second: How wide it is.
     """
 
     def __init__(self, port: int) -> None:
+        self.connections = 0
         self.lost = 0
         self.late_seconds = 1.0
         self.kept_bytes = 10
         self.trickle_seconds = 0.05
         self.far_seconds = 0.5
+        self.bytes_per_second = 100_000
         self._target = port
         self._fault: str | None = None
         self._over = threading.Event()
+        self._forgotten = threading.Event()
         self._threads: list[threading.Thread] = []
         # While nobody listens, the port is held by a socket that does not.
         self._socket = _bound(0)
@@ -64,6 +74,11 @@ class FaultyProxy:
     @fault.setter
     def fault(self, fault: str | None) -> None:
         assert fault is None or fault in FAULTS, fault
+        if fault == "dead":
+            self._fault = fault
+            self._forgotten.set()
+            self._forgotten = threading.Event()
+            return
         self._stop()
         self._fault = fault
         self._start()
@@ -79,6 +94,9 @@ class FaultyProxy:
     def _start(self) -> None:
         self._over = threading.Event()
         if self._fault != "refused":
+            if self._fault == "narrow":
+                # What the system takes in advance counts as passed to the client.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW_BYTES)
             self._socket.listen(16)
             self._run(self._accept, self._socket, self._over)
 
@@ -98,6 +116,7 @@ class FaultyProxy:
         while not over.is_set():
             if select.select([listener], [], [], _POLL_SECONDS)[0]:
                 client, _ = listener.accept()
+                self.connections += 1
                 self._run(self._serve, client, over)
 
     def _serve(self, client: socket.socket, over: threading.Event) -> None:
@@ -111,17 +130,25 @@ class FaultyProxy:
             with socket.create_connection(("127.0.0.1", self._target)) as server:
                 for end in (client, server):
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if not _Connection(self, client, server, over).pass_on():
+                if not _Connection(self, client, server, over, self._forgotten).pass_on():
                     # It ends as its server, or its client, has ended it.
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
 
 
 class _Connection:
-    def __init__(self, proxy: FaultyProxy, client: socket.socket, server: socket.socket, over: threading.Event) -> None:
+    def __init__(
+        self,
+        proxy: FaultyProxy,
+        client: socket.socket,
+        server: socket.socket,
+        over: threading.Event,
+        forgotten: threading.Event,
+    ) -> None:
         self._proxy = proxy
         self._client = client
         self._server = server
         self._over = over
+        self._forgotten = forgotten
         self._asked = 0
         self._is_waiting = False
         self._is_http2 = False
@@ -138,7 +165,8 @@ class _Connection:
                         data = end.recv(65_536)
                         if not data:
                             return False
-                        if pass_on(data):
+                        # A box that drops packets does not keep anybody from sending them.
+                        if not self._forgotten.is_set() and pass_on(data):
                             return self._proxy.fault == "reset"
             return True
         finally:
@@ -150,6 +178,8 @@ class _Connection:
             self._is_http2 = self._asking.is_looked_at = data.startswith(_HTTP2_PREFACE)
         # A client of HTTP/2 that waits no longer keeps the connection.
         self._proxy.lost += _RST_STREAM_FRAME in self._asking.kinds(data)
+        if self._proxy.fault == "narrow":
+            self._over.wait(len(data) / self._proxy.bytes_per_second)
         room = _RESET_AFTER_BYTES - self._asked
         self._asked += len(data)
         if self._proxy.fault == "reset" and len(data) > room:
