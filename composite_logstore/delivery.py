@@ -661,13 +661,14 @@ class Flush:
             if delivery.settled > settled:
                 since = now
                 self._progress[name] = (delivery.settled, now)
+            left = since + self._timeout - now
             if delivery.oldest >= self._before or delivery.state is State.UNAVAILABLE:
                 del self._waiting[name]
-            elif now - since >= self._timeout:
+            elif left <= 0:
                 delivery.give_up()
                 del self._waiting[name]
             else:
-                seconds = min(seconds, since + self._timeout - now)
+                seconds = min(seconds, left)
         if not self._waiting or now >= self._end:
             return 0.0
         return min(seconds, self._end - now)

@@ -528,6 +528,20 @@ class TestFlush:
         assert flush.wait(5) == 0
         assert delivery.state is State.UNAVAILABLE
 
+    @pytest.mark.parametrize("begin", [1000.0, 1000.1, 2.0**20 + 0.7, 86_400.3])
+    @pytest.mark.parametrize("timeout", [0.1, 0.3, 0.7, 5.0])
+    def test_when_it_is_over_the_child_is_given_up_whatever_sums_of_seconds_come_to(
+        self, begin: float, timeout: float
+    ) -> None:
+        delivery = make_delivery()
+        offer(delivery, 1)
+        flush = Flush([delivery], 100, begin, timeout, limit=30)
+        now = begin
+        while (seconds := flush.wait(now)) > 0:
+            now += seconds
+        assert delivery.state is State.UNAVAILABLE
+        assert now - begin == pytest.approx(timeout)
+
     def test_the_next_one_does_not_wait_for_it_again(self) -> None:
         delivery = make_delivery()
         offer(delivery, 1)
