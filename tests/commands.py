@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.zenml_server import ZenML
 
 # What a line has is a command, or something to be done with ZenML's client.
@@ -141,7 +142,7 @@ class Commands:
         self._process.communicate()
 
 
-def wait_until(happens: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(happens: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait for something that another process brings about."""
     deadline = time.monotonic() + seconds
     while not happens():

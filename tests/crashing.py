@@ -35,6 +35,7 @@ from zenml.client import Client
 from zenml.zen_stores.sql_zen_store import SqlZenStore
 
 from composite_logstore import ChildConfig, CompositeLogStore
+from tests.patience import PATIENCE_SECONDS
 from tests.simulation import make_logs, make_store
 from tests.watching import wait_until
 
@@ -172,7 +173,7 @@ class Process:
         """The names of the events for which `emit` has returned."""
         return self.said("emitted")
 
-    def wait_until_said(self, what: str, times: int = 1, seconds: float = 60) -> bool:
+    def wait_until_said(self, what: str, times: int = 1, seconds: float = PATIENCE_SECONDS) -> bool:
         """Wait until it has said something so often, or has ended, and return whether it has said it."""
         with self._new:
             self._new.wait_for(lambda: self._is_over or len(self._said.get(what, [])) >= times, seconds)
@@ -205,7 +206,7 @@ class Process:
             if self._status is None:
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait until it and all that it has forked have ended; return its exit code, or minus the signal."""
         with self._new:
             assert self._new.wait_for(lambda: self._is_over, seconds), f"process {self.name} does not end"

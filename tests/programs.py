@@ -1,7 +1,7 @@
 """Programs that start at once: a process that has imported ZenML forks for each, and each is itself otherwise.
 
-To import ZenML takes seconds, more than most of its commands. What is run is the same: the same arguments, directory,
-streams and exit code, in a process of its own.
+To import ZenML takes seconds, more than most of its commands. What is run is the same: the same arguments, environment,
+directory, streams and exit code, in a process of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(program, arguments):
 
 def serve(asked):
     content, streams, _, _ = socket.recv_fds(asked, 1 << 20, 3)
-    program, directory, *arguments = json.loads(content)
+    program, directory, environment, *arguments = json.loads(content)
     worker = os.fork()
     if worker:
         _, status = os.waitpid(worker, 0)
@@ -48,6 +48,8 @@ def serve(asked):
     for place, stream in enumerate(streams):
         os.dup2(stream, place)
     os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         run(program, arguments)
     finally:
@@ -74,7 +76,7 @@ import json, os, socket, sys
 
 asking = socket.socket(socket.AF_UNIX)
 asking.connect({address!r})
-content = json.dumps([os.path.basename(sys.argv[0]), os.getcwd(), *sys.argv[1:]]).encode()
+content = json.dumps([os.path.basename(sys.argv[0]), os.getcwd(), dict(os.environ), *sys.argv[1:]]).encode()
 socket.send_fds(asking, [content], [0, 1, 2])
 answer = asking.recv(1)
 sys.exit(answer[0] if answer else 1)
@@ -92,7 +94,7 @@ class Programs:
         """Start the process, and wait until it has imported everything.
 
         Args:
-            env: The environment of all programs.
+            env: The environment in which that process imports ZenML.
             directory: Where it works.
         """
         # The path of a socket has to be short.

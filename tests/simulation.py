@@ -32,7 +32,7 @@ def make_store(
         config=CompositeLogStoreConfig(
             primary=primary or children[0].name,
             children=list(children),
-            **{"flush_timeout_millis": 200, "flush_limit_millis": 2000, "durability": "memory", **settings},
+            **{"flush_timeout_millis": 60_000, "flush_limit_millis": 60_000, "durability": "memory", **settings},
         ),
         flavor="composite",
         type=StackComponentType.LOG_STORE,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from zenml.models import LogEntry, LogsResponse
 
 from composite_logstore import CompositeLogStore
+from tests.patience import PATIENCE_SECONDS
 from tests.simulation import assert_accounts_add_up
 
 
@@ -35,7 +36,7 @@ def accounts_watched(store: CompositeLogStore, child: str) -> Iterator[list[str]
         watching.result()
 
 
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"it never happens that {what}"

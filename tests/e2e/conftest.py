@@ -31,7 +31,7 @@ def datadog() -> Iterator[Datadog]:
 @pytest.fixture(scope="session")
 def zenml(tmp_path_factory: pytest.TempPathFactory, collector: Collector, datadog: Datadog) -> Iterator[ZenML]:
     """A ZenML with its server, and an active stack whose log store `logs` has three children."""
-    zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml")
+    zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml", at_once=True)
     with zenml:
         register_three_children(zenml, collector, datadog)
         yield zenml
@@ -40,14 +40,18 @@ def zenml(tmp_path_factory: pytest.TempPathFactory, collector: Collector, datado
 def register_three_children(zenml: ZenML, collector: Collector, datadog: Datadog) -> None:
     """Register everything with the real CLI, and make the stack `three` the active one."""
     keys = {"api_key": "{{datadog.api_key}}", "application_key": "{{datadog.application_key}}"}
+    # All three backends are well: however slow the machine is, no export is overdue, and what is logged is there when
+    # a run has ended.
+    patient = {"export_timeout_millis": 100_000}
     children = [
-        {"name": "archive", "type": "artifact"},
-        {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint},
-        {"name": "live", "type": "datadog", **datadog.settings, **keys},
+        {"name": "archive", "type": "artifact", **patient},
+        {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint, **patient},
+        {"name": "live", "type": "datadog", **datadog.settings, **keys, **patient},
     ]
     zenml.cli("secret", "create", "datadog", f"--api_key={API_KEY}", f"--application_key={APPLICATION_KEY}")
     zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
-    settings = ("--primary=archive", f"--children={json.dumps(children)}")
+    patience = ("--flush_timeout_millis=100000", "--flush_limit_millis=100000")
+    settings = ("--primary=archive", f"--children={json.dumps(children)}", *patience)
     zenml.cli("log-store", "register", "logs", "--flavor", "composite", *settings)
     zenml.cli("stack", "register", "three", "-o", "default", "-a", "default", "--log_store", "logs", "--set")
 

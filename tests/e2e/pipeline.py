@@ -102,11 +102,11 @@ def wait_for_test(place: str) -> None:
         store = Client().active_stack.log_store
         assert isinstance(store, CompositeLogStore)
         if place == "middle":
-            store.writer.flush(timeout=10, limit=10)
+            store.writer.flush(timeout=100, limit=100)
         written = DIRECTORY / f"{place}.part"
         written.write_text(str(store.stats()["collector"]["delivered"]))
         written.rename(DIRECTORY / place)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (DIRECTORY / f"{place}-go").exists() and time.monotonic() < end:
             time.sleep(0.02)
 
@@ -158,7 +158,7 @@ if __name__ == "__main__":
     assert isinstance(store, CompositeLogStore)
     stats = [store.stats()]
     wait_for_test("end")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while any(child["pending"] for child in store.stats().values()) and time.monotonic() < end:
         time.sleep(0.1)
     stats.append(store.stats())

@@ -189,10 +189,17 @@ def test_update_refuses(mistake: str, registered: str) -> None:
     assert Client().get_stack_component(StackComponentType.LOG_STORE, registered).configuration == before
 
 
-def test_cli_itself_refuses_and_shows_no_key(tmp_path: Path) -> None:
-    """The same once more through the command as people run it, on a terminal of the usual width."""
-    zenml = ZenML(tmp_path / "zenml")
+@pytest.fixture
+def zenml(tmp_path: Path) -> Iterator[ZenML]:
+    """A ZenML of its own, on a terminal of the usual width."""
+    zenml = ZenML(tmp_path / "zenml", at_once=True)
     zenml.env["COLUMNS"] = "80"
+    yield zenml
+    zenml.stop()
+
+
+def test_cli_itself_refuses_and_shows_no_key(zenml: ZenML) -> None:
+    """The same once more in processes of their own, as people run it."""
     zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
 
     def refused(*arguments: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tests.servers.collector import Collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY
 from tests.servers.otlp_receiver import Record
 from tests.servers.zenml_server import ZenML
+from tests.watching import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -26,9 +26,11 @@ LINES = 2500
 
 
 @pytest.fixture(scope="module", params=["archive", "live"])
-def primary(request: pytest.FixtureRequest, zenml: ZenML) -> str:
+def primary(request: pytest.FixtureRequest, zenml: ZenML, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The child that answers, in the component that is registered."""
-    zenml.cli("log-store", "update", "logs", f"--primary={request.param}")
+    # What another test's runs may have left is not for this one to deliver, and to account for.
+    spool = tmp_path_factory.mktemp("spool")
+    zenml.cli("log-store", "update", "logs", f"--primary={request.param}", f"--spool_directory={spool}")
     return str(request.param)
 
 
@@ -41,13 +43,13 @@ def run(primary: str, zenml: ZenML, tmp_path_factory: pytest.TempPathFactory) ->
 
 def received(collector: Collector, run: Run, source: str, count: int) -> list[Record]:
     """Return what the collector has of a stream, as soon as it has so many records."""
-    end = time.monotonic() + 20
-    while True:
+
+    def records() -> list[Record]:
         logs_id = run.streams[source]["id"]
-        records = [record for record in collector.records() if record.attributes["zenml.log.id"] == logs_id]
-        if len(records) >= count or time.monotonic() > end:
-            return records
-        time.sleep(0.2)
+        return [record for record in collector.records() if record.attributes["zenml.log.id"] == logs_id]
+
+    wait_until(lambda: len(records()) >= count, f"the collector has {count} records of the stream")
+    return records()
 
 
 @pytest.mark.parametrize("start", ["oldest", "newest"])
@@ -166,7 +168,7 @@ def test_step_shows_the_accounts(run: Run) -> None:
     metadata = step["metadata"]["run_metadata"]
     for child in ("archive", "collector", "live"):
         account = metadata[f"log_store.{child}"]
-        assert account["state"] == "healthy"
+        assert account["state"] == "healthy", account
         # What ZenML asked for before the last flush has given way to what was true after it.
         assert (account["as_of"], account["pending"]) == ("the last flush", 0)
         assert account["delivered"] == run.report["stats"][0][child]["delivered"]
@@ -206,23 +208,23 @@ def test_collector_killed_in_the_middle_of_a_step(zenml: ZenML, collector: Colle
         {"name": "archive", "type": "artifact"},
         {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint},
     ]
-    settings = ("--primary=archive", f"--children={json.dumps(children)}", "--flush_timeout_millis=1500")
+    settings = ("--primary=archive", f"--children={json.dumps(children)}", "--flush_timeout_millis=3000")
     zenml.cli("log-store", "update", "logs", *settings)
     before = len(collector.records())
     program = zenml.popen(str(PIPELINE), str(tmp_path), str(LINES), "pause")
     try:
-        wait_for(tmp_path / "middle")
+        wait_until((tmp_path / "middle").exists, "the step is in its middle")
         # A collector that is killed loses what it has taken and not yet passed on: that is not our test.
         delivered = int((tmp_path / "middle").read_text())
         assert delivered > LINES / 2
         assert len(collector.wait_for_records(before + delivered)) == before + delivered
         collector.kill()
         (tmp_path / "middle-go").touch()
-        wait_for(tmp_path / "end")
+        wait_until((tmp_path / "end").exists, "the run has ended")
         # The run has ended, and its process waits: what the collector missed is still to be delivered.
         collector.start()
         (tmp_path / "end-go").touch()
-        output, _ = program.communicate(timeout=60)
+        output, _ = program.communicate(timeout=120)
     finally:
         if program.poll() is None:
             program.kill()
@@ -230,7 +232,8 @@ def test_collector_killed_in_the_middle_of_a_step(zenml: ZenML, collector: Colle
     assert program.returncode == 0, output
     run = Run.read(zenml, tmp_path)
     assert len(run.report["flushes"]) == 1
-    assert 0.5 < run.report["flushes"][0] < 1.5 + 0.3
+    # It waits for the dead child no longer than that, and not as long as it may for one that is well.
+    assert 0.5 < run.report["flushes"][0] < 3 + 3
     at_end, after_return = run.report["stats"]
     assert_balanced(at_end)
     assert_balanced(after_return)
@@ -244,10 +247,3 @@ def test_collector_killed_in_the_middle_of_a_step(zenml: ZenML, collector: Colle
         assert_equal(entries, run.said(source))
         records = received(collector, run, source, len(entries))
         assert [record.attributes["log.record.uid"] for record in records] == [entry["id"] for entry in entries]
-
-
-def wait_for(file: Path) -> None:
-    end = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < end, f"{file.name} does not appear"
-        time.sleep(0.02)

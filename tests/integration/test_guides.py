@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import Programs
 from tests.servers.collector import start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.faulty import FaultyProxy
@@ -41,14 +40,13 @@ class Reader:
         self.zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
         self.directory = directory
         self._there = there
-        self._programs = Programs(self.zenml.env, directory)
-        self.env = {**self.zenml.env, "PATH": f"{self._programs.folder}:{self.zenml.env['PATH']}"}
+        self.env = {**self.zenml.env, "PATH": f"{self.zenml.programs.folder}:{self.zenml.env['PATH']}"}
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._programs.close()
+        self.zenml.stop()
 
     def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
         """Do what a page says: write its files, run its commands, and compare what they print.

@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.otlp_receiver import Record
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 30.0
 
 
 class Collector:
@@ -70,7 +70,7 @@ class Collector:
             self._process = subprocess.Popen(
                 self.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         for port in (self.http_port, self.grpc_port):
             while not _accepts(port):
                 if self._process.poll() is not None or time.monotonic() > deadline:
@@ -93,7 +93,7 @@ class Collector:
         """Every record it has received, in the order in which it received them."""
         return self.parse(self.output())
 
-    def wait_for_records(self, count: int, timeout_seconds: float = 20.0) -> list[Record]:
+    def wait_for_records(self, count: int, timeout_seconds: float = PATIENCE_SECONDS) -> list[Record]:
         """Every record, as soon as there are so many; fewer if that takes too long."""
         deadline = time.monotonic() + timeout_seconds
         while len(records := self.records()) < count and time.monotonic() < deadline:

@@ -162,7 +162,7 @@ class Datadog:
 
     def control(self, **settings: Any) -> None:
         """Change how it behaves from now on."""
-        requests.post(self.url + "/control", json=settings, timeout=10).raise_for_status()
+        requests.post(self.url + "/control", json=settings, timeout=60).raise_for_status()
 
     def seen(self) -> dict[str, Any]:
         """Return what it has seen.

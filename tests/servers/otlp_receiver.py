@@ -11,7 +11,6 @@ import gzip
 import json
 import sys
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -129,6 +128,7 @@ class OtlpReceiver:
         self.judge: Callable[[list[Record]], Answer] | None = None
         self._print_records = print_records
         self._records: list[Record] = []
+        self._over = threading.Event()
         self._lock = threading.Lock()
         self._http = _HttpServer(("127.0.0.1", http_port), _handler(self))
         self._grpc = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
@@ -152,6 +152,7 @@ class OtlpReceiver:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         self._http.shutdown()
         self._http.server_close()
         self._grpc.stop(0).wait()
@@ -173,7 +174,7 @@ class OtlpReceiver:
                 self._records += records
                 if self._print_records:
                     print("".join(json.dumps(record) + "\n" for record in records), end="", flush=True)
-        time.sleep(answer.delay_seconds)
+        self._over.wait(answer.delay_seconds)
         return answer
 
     def _answer_grpc(self, payload: bytes, context: grpc.ServicerContext) -> bytes:

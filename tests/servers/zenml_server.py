@@ -14,6 +14,8 @@ from typing import Any
 
 import requests
 
+from tests.programs import Programs
+
 _NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -33,18 +35,22 @@ class ZenML:
         session: For requests to it. ZenML's local server asks for no login.
     """
 
-    def __init__(self, directory: Path, python: str = sys.executable) -> None:
+    def __init__(self, directory: Path, python: str = sys.executable, at_once: bool = False) -> None:
         """Prepare.
 
         Args:
             directory: An empty directory, to be removed by whoever made it.
             python: The interpreter of the environment to use.
+            at_once: Whether what `cli` and `python` run starts at once, as `tests.programs` does it. It pays where
+                there are three of them.
         """
         self.directory = directory
         self.url = ""
         self.session = requests.Session()
         self.session.trust_env = False
         self._python = Path(python)
+        self._at_once = at_once
+        self._programs: Programs | None = None
         self._pid: int | None = None
         (directory / "home").mkdir(parents=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
@@ -73,11 +79,21 @@ class ZenML:
             fails: Whether it has to fail.
             timeout: How long it may take, in seconds.
         """
-        return self._run([str(self._python.with_name("zenml")), *arguments], fails, timeout)
+        return self._run([self._program("zenml"), *arguments], fails, timeout)
 
     def python(self, *arguments: str, fails: bool = False, timeout: float = 180) -> str:
         """Run a Python program and return all that it printed. The arguments are those of `cli`."""
-        return self._run([str(self._python), *arguments], fails, timeout)
+        return self._run([self._program("python"), *arguments], fails, timeout)
+
+    def _program(self, name: str) -> str:
+        return str(self.programs.folder / name) if self._at_once else str(self._python.with_name(name))
+
+    @property
+    def programs(self) -> Programs:
+        """Programs that start at once. The first time they take as long as any."""
+        if self._programs is None:
+            self._programs = Programs(self.env, self.directory)
+        return self._programs
 
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a Python program and return the process, with its output in a pipe."""
@@ -146,6 +162,9 @@ class ZenML:
     def stop(self) -> None:
         """Stop the server, and wait until it has ended."""
         self.session.close()
+        if self._programs is not None:
+            self._programs.close()
+            self._programs = None
         if self._pid is None:
             return
         pid, self._pid = self._pid, None

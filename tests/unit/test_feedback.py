@@ -11,7 +11,7 @@ import pytest
 from zenml.utils.logging_utils import LoggingContext
 
 from composite_logstore import CompositeLogStore, LogEvent, RetryableError
-from composite_logstore.testing import SimulatedBackend
+from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import make_child, make_logs, make_store
 
 
@@ -52,16 +52,17 @@ def test_what_backends_log_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_warning_that_a_flush_gives_in_a_step_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    living, dead, hung = SimulatedBackend(), SimulatedBackend(), SimulatedBackend()
-    dead.fault = RetryableError("connection refused")
-    hung.fault = "silent"
-    store = make_store(
-        make_child("living", living), make_child("dead", dead), make_child("hung", hung), flush_timeout_millis=50
-    )
-    with context(store, monkeypatch):
-        logging.getLogger("train").warning("step")
+    with SimulatedClock():
+        living, dead, hung = SimulatedBackend(), SimulatedBackend(), SimulatedBackend()
+        dead.fault = RetryableError("connection refused")
+        hung.fault = "silent"
+        store = make_store(
+            make_child("living", living), make_child("dead", dead), make_child("hung", hung), flush_timeout_millis=50
+        )
+        with context(store, monkeypatch):
+            logging.getLogger("train").warning("step")
+            store.flush()
+            store.flush()
+        hung.fault = None
         store.flush()
-        store.flush()
-    hung.fault = None
-    store.flush()
     assert living.messages == ["step"]

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from composite_logstore import CompositeHandler, LogEvent, RetryableError
-from composite_logstore.testing import SimulatedBackend
+from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import assert_accounts_add_up, make_child
 
 
@@ -27,7 +27,7 @@ def train() -> Iterator[logging.Logger]:
 
 
 def make_handler(*children: Any, **settings: Any) -> CompositeHandler:
-    settings = {"durability": "memory", "flush_timeout_millis": 200, **settings}
+    settings = {"durability": "memory", "flush_timeout_millis": 60_000, **settings}
     return CompositeHandler(program=f"program-{uuid4()}", children=children, **settings)
 
 
@@ -72,14 +72,15 @@ def test_records_carry_the_program_its_attributes_and_their_stream(train: loggin
 
 
 def test_a_child_that_fails_costs_the_program_and_the_other_children_nothing(train: logging.Logger) -> None:
-    living, hung = SimulatedBackend(), SimulatedBackend()
-    hung.fault = "silent"
-    handler = make_handler(make_child("living", living), make_child("hung", hung), flush_timeout_millis=50)
-    handler.attach(train)
-    train.error("hello")
-    handler.flush()
-    stats = handler.stats()
-    hung.fault = None
+    with SimulatedClock():
+        living, hung = SimulatedBackend(), SimulatedBackend()
+        hung.fault = "silent"
+        handler = make_handler(make_child("living", living), make_child("hung", hung), flush_timeout_millis=50)
+        handler.attach(train)
+        train.error("hello")
+        handler.flush()
+        stats = handler.stats()
+        hung.fault = None
     assert (stats["living"]["delivered"], stats["hung"]["pending"]) == (1, 1)
 
 

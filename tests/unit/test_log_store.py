@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from composite_logstore import CompositeLogStore, RejectedError, RetryableError, UnavailableError, summary
+from composite_logstore import CompositeLogStore, RejectedError, RetryableError, summary
 from composite_logstore.log_store import CompositeLogStoreOrigin
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore.writer import Writer
@@ -26,13 +26,6 @@ def log(store: CompositeLogStore, origin: Any, *messages: str, level: int = logg
 def register(store: CompositeLogStore, source: str = "step", **metadata: Any) -> Any:
     logs = make_logs(store, source)
     return store.register_origin(str(logs.id), logs, metadata)
-
-
-def join_worker(name: str) -> None:
-    for thread in threading.enumerate():
-        if thread.name == f"composite-logstore {name}":
-            thread.join(5)
-            assert not thread.is_alive()
 
 
 def test_every_record_reaches_every_child_in_order() -> None:
@@ -57,37 +50,41 @@ def test_a_disabled_child_gets_nothing_and_is_not_in_the_stats() -> None:
 
 
 def test_a_dead_child_costs_its_sibling_nothing_and_the_flush_its_timeout_once() -> None:
-    dead, living = SimulatedBackend(), SimulatedBackend()
-    dead.fault = RetryableError("connection refused")
-    store = make_store(make_child("living", living), make_child("dead", dead), flush_timeout_millis=300)
-    for expected in (0.3, 0.0):
-        origin = register(store)
-        log(store, origin, "hello")
-        begin = time.monotonic()
-        store.deregister_origin(origin)
-        assert expected <= time.monotonic() - begin < expected + 0.25
-    assert living.messages == ["hello", "hello"]
-    assert store.stats()["dead"]["pending"] == 2
-    assert store.stats()["dead"]["state"] == "unavailable"
-    assert_accounts_add_up(store.stats())
+    with SimulatedClock() as clock:
+        dead, living = SimulatedBackend(), SimulatedBackend()
+        dead.fault = RetryableError("connection refused")
+        store = make_store(make_child("living", living), make_child("dead", dead), flush_timeout_millis=300)
+        took = []
+        for _ in range(2):
+            origin = register(store)
+            log(store, origin, "hello")
+            begin = clock.now()
+            store.deregister_origin(origin)
+            took.append(round(clock.now() - begin, 6))
+        assert took == [0.3, 0]
+        assert living.messages == ["hello", "hello"]
+        assert store.stats()["dead"]["pending"] == 2
+        assert store.stats()["dead"]["state"] == "unavailable"
+        assert_accounts_add_up(store.stats())
 
 
 def test_a_child_that_hangs_holds_up_nobody() -> None:
-    hung, living = SimulatedBackend(), SimulatedBackend()
-    hung.fault = "silent"
-    store = make_store(make_child("living", living), make_child("hung", hung), flush_timeout_millis=100)
-    origin = register(store)
-    log(store, origin, "one")
-    assert hung.entered.wait(5)
-    log(store, origin, "two")
-    store.deregister_origin(origin)
-    assert living.messages == ["one", "two"]
-    assert_accounts_add_up(store.stats())
-    assert store.stats()["hung"]["state"] == "unavailable"
-    hung.fault = None
-    hung.wait_for(2)
-    assert hung.messages == ["one", "two"]
-    assert_accounts_add_up(store.stats())
+    with SimulatedClock():
+        hung, living = SimulatedBackend(), SimulatedBackend()
+        hung.fault = "silent"
+        store = make_store(make_child("living", living), make_child("hung", hung), flush_timeout_millis=100)
+        origin = register(store)
+        log(store, origin, "one")
+        assert hung.entered.wait(60)
+        log(store, origin, "two")
+        store.deregister_origin(origin)
+        assert living.messages == ["one", "two"]
+        assert_accounts_add_up(store.stats())
+        assert store.stats()["hung"]["state"] == "unavailable"
+        hung.fault = None
+        hung.wait_for(2)
+        assert hung.messages == ["one", "two"]
+        assert_accounts_add_up(store.stats())
 
 
 def test_what_a_child_missed_arrives_in_order_when_it_is_back() -> None:
@@ -207,11 +204,11 @@ def test_an_origin_can_be_used_after_it_was_deregistered_and_after_cleanup() -> 
 def test_a_flush_that_does_not_block_returns_at_once_and_delivers_all_the_same() -> None:
     backend = SimulatedBackend()
     backend.fault = "silent"
-    store = make_store(make_child("a", backend, schedule_delay_millis=60_000), flush_timeout_millis=5000)
+    store = make_store(make_child("a", backend, schedule_delay_millis=60_000))
     origin = register(store)
     log(store, origin, "hello")
     store.deregister_origin(origin, blocking=False)
-    assert backend.entered.wait(5)
+    assert backend.entered.wait(60)
     backend.fault = None
     store.flush()
     assert backend.messages == ["hello"]
@@ -220,16 +217,16 @@ def test_a_flush_that_does_not_block_returns_at_once_and_delivers_all_the_same()
 def test_the_stores_lock_is_free_while_it_flushes() -> None:
     backend = SimulatedBackend()
     backend.fault = "silent"
-    store = make_store(make_child("a", backend), flush_timeout_millis=5000, flush_limit_millis=5000)
+    store = make_store(make_child("a", backend), flush_timeout_millis=60_000)
     origin = register(store)
     log(store, origin, "hello")
     ending = threading.Thread(target=store.deregister_origin, args=(origin,))
     ending.start()
-    assert backend.entered.wait(5)
+    assert backend.entered.wait(60)
     other = register(store)
     log(store, other, "from another step")
     backend.fault = None
-    ending.join(5)
+    ending.join(60)
     assert not ending.is_alive()
 
 
@@ -267,17 +264,18 @@ def test_emit_never_raises() -> None:
     store.emit(None, logging.makeLogRecord({}))  # type: ignore[arg-type]
 
 
-def test_an_exporter_that_cannot_be_created_makes_an_unavailable_child(caplog: pytest.LogCaptureFixture) -> None:
-    child = make_child("a")
-    type(child).backends.pop("a")
-    living = SimulatedBackend()
-    store = make_store(make_child("living", living), child, flush_timeout_millis=100)
-    origin = register(store)
-    log(store, origin, "hello")
-    store.deregister_origin(origin)
-    assert living.messages == ["hello"]
-    assert store.stats()["a"]["state"] == "unavailable"
-    assert "KeyError" in store.stats()["a"]["last_error"]
+def test_an_exporter_that_cannot_be_created_makes_an_unavailable_child() -> None:
+    with SimulatedClock():
+        child = make_child("a")
+        type(child).backends.pop("a")
+        living = SimulatedBackend()
+        store = make_store(make_child("living", living), child)
+        origin = register(store)
+        log(store, origin, "hello")
+        store.deregister_origin(origin)
+        assert living.messages == ["hello"]
+        assert store.stats()["a"]["state"] == "unavailable"
+        assert "KeyError" in store.stats()["a"]["last_error"]
 
 
 def test_two_instances_of_one_component_share_one_writer() -> None:
@@ -304,27 +302,30 @@ def test_building_a_store_starts_nothing() -> None:
 
 
 def test_the_process_exit_is_bounded_and_says_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    dead, living = SimulatedBackend(), SimulatedBackend()
-    dead.fault = UnavailableError("no such bucket")
-    store = make_store(make_child("living", living), make_child("dead", dead))
-    origin = register(store)
-    log(store, origin, *"abc")
-    begin = time.monotonic()
-    with caplog.at_level(logging.WARNING):
-        store.writer.close(1.0)
-    assert time.monotonic() - begin < 1.5
-    assert living.messages == list("abc")
-    assert "3 for child 'dead'" in caplog.text
+    with SimulatedClock() as clock:
+        silent, living = SimulatedBackend(), SimulatedBackend()
+        silent.fault = "silent"
+        store = make_store(make_child("living", living), make_child("silent", silent))
+        origin = register(store)
+        log(store, origin, *"abc")
+        begin = clock.now()
+        with caplog.at_level(logging.WARNING):
+            store.writer.close(1.0)
+        assert round(clock.now() - begin, 6) == 1
+        assert living.messages == list("abc")
+        assert "3 for child 'silent'" in caplog.text
 
 
 def test_workers_end_and_exporters_are_closed_when_a_writer_is_closed() -> None:
-    backend = SimulatedBackend()
-    store = make_store(make_child("closing", backend))
-    origin = register(store)
-    log(store, origin, "hello")
-    store.writer.close(1.0)
-    join_worker("closing")
-    assert backend.closed == 1
+    with SimulatedClock() as clock:
+        backend = SimulatedBackend()
+        store = make_store(make_child("closing", backend))
+        origin = register(store)
+        log(store, origin, "hello")
+        store.writer.close(1.0)
+        clock.advance(0)
+        assert clock.threads == []
+        assert backend.closed == 1
 
 
 def step() -> Any:
@@ -360,17 +361,17 @@ def test_after_the_last_flush_the_summary_is_published_once_more_for_every_step(
     for info in steps:
         assert store.get_step_run_metadata(info)["log_store.a"]["pending"] == 1  # type: ignore[call-overload, index]
     store.deregister_origin(inner, blocking)
-    store.writer.summaries.wait(5)
+    store.writer.summaries.wait(60)
     assert published == []
     store.deregister_origin(outer, blocking)
-    store.writer.summaries.wait(5)
+    store.writer.summaries.wait(60)
     ((component, of, metadata),) = published
     assert (component, of) == (store.id, {info.step_run_id for info in steps})
     account = metadata["log_store.a"]
     assert (account["as_of"], account["delivered"], account["pending"]) == ("the last flush", 1, 0)
     # Of a later run in this process only the later steps.
     store.deregister_origin(register(store), blocking)
-    store.writer.summaries.wait(5)
+    store.writer.summaries.wait(60)
     assert len(published) == 1
 
 
@@ -380,7 +381,7 @@ def test_a_summary_that_cannot_be_published_holds_up_nobody(monkeypatch: pytest.
 
     def hang(*_: Any) -> None:
         tries.append(None)
-        is_over.wait(30)
+        is_over.wait(60)
         raise ConnectionError("there is no server")
 
     monkeypatch.setattr(summary, "_publish", hang)
@@ -391,10 +392,10 @@ def test_a_summary_that_cannot_be_published_holds_up_nobody(monkeypatch: pytest.
         store.get_step_run_metadata(step())
         start = time.monotonic()
         store.deregister_origin(origin)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
     wait_until(lambda: len(tries) == 1, "the first is being published")
     is_over.set()
-    store.writer.summaries.wait(5)
+    store.writer.summaries.wait(60)
     # All that came meanwhile is one more.
     assert len(tries) == 2
 
