@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from composite_logstore.artifact_store import open_artifact_store, open_log_store
     from composite_logstore.backend import (
         BACKFILLED,
+        UNENCODABLE,
         Copier,
         Event,
         Exporter,
@@ -68,6 +69,7 @@ _HOMES = {
     "Stream": "event",
     "TooLargeError": "backend",
     "TraceContext": "event",
+    "UNENCODABLE": "backend",
     "UnavailableError": "backend",
     "has_reference": "secrets",
     "nested_in": "nesting",
@@ -79,6 +81,7 @@ _HOMES = {
 
 __all__ = [
     "BACKFILLED",
+    "UNENCODABLE",
     "AnswerTooLargeError",
     "Bounds",
     "ChildConfig",

@@ -68,6 +68,14 @@ class UnavailableError(ExportError):
     """Nothing is wrong with the events, but the backend cannot take any: a wrong key, a missing bucket."""
 
 
+UNENCODABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What encoding an event may raise because of the event: one from another program's archive, say, which is copied.
+
+Whatever was logged here can be encoded. No later try would change it, so raise `RejectedError` then. Anything else,
+such as `MemoryError`, is not the event's fault.
+"""
+
+
 class Exporter(Protocol):
     """The write port: takes a child's events to its backend. Used by one thread alone.
 

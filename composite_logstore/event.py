@@ -5,26 +5,43 @@ from __future__ import annotations
 import logging
 import reprlib
 import sys
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from itertools import repeat
-from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from itertools import islice, repeat
+from operator import index, itemgetter
+from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 from uuid import UUID
 
 from opentelemetry.context import get_current
-from opentelemetry.trace import Span, get_current_span
+from opentelemetry.trace import get_current_span
+
+from composite_logstore.backend import shorten
 
 Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """A value that every backend can encode."""
 
+MOST_BYTES = 16 * 1024 * 1024
+"""The most bytes of each text of an event, and of its attributes together; longer ones say how much they lack."""
+
+MOST_NAME_BYTES = 4096
+"""The most bytes of what names a record's place: its level, logger, file and function."""
+
 _INT64 = 1 << 63
+_INT32 = 1 << 31
 _DEEPEST = 8
 _MOST_VALUES = 10_000
+# What an attribute counts besides its text, and a value within one, so that there is a bound for their number too.
+_VALUE_BYTES = 64
+_ITEM_BYTES = 8
+# A text of fewer characters cannot have too many bytes.
+_LONG = MOST_BYTES // 4
+# In seconds since the epoch: what 64 bits can hold in nanoseconds. A later time is not in seconds, or none at all.
+_LATEST = (1 << 63) // 1_000_000_000
 _ABBREVIATED = reprlib.Repr()
 _ABBREVIATED.maxlevel = 2
 
@@ -75,7 +92,7 @@ class Stream:
     @property
     def attributes(self) -> dict[str, Plain]:
         """What is true of every event of the stream, as known now."""
-        return plain_mapping(dict(self.metadata))
+        return plain_mapping(self.metadata)
 
 
 Note: TypeAlias = tuple[Any, ...]
@@ -249,31 +266,67 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
         record: The record.
         metadata: What ZenML gives to `emit` beside the record.
     """
-    fields = record.__dict__
-    # Whoever adds something makes the dictionary longer. Formatters add a message and a time.
-    has_extra = (
-        len(fields) != _RECORD_LENGTH and len(fields) - ("message" in fields) - ("asctime" in fields) != _RECORD_LENGTH
-    )
     try:
-        message = record.getMessage()
+        fields = record.__dict__
+        # Whoever adds something makes the dictionary longer. Formatters add a message and a time.
+        has_extra = (
+            len(fields) != _RECORD_LENGTH
+            and len(fields) - ("message" in fields) - ("asctime" in fields) != _RECORD_LENGTH
+        )
+        try:
+            message = record.getMessage()
+        except Exception:
+            message = _unformatted(record)
+        return (
+            record.created,
+            record.levelno,
+            record.levelname,
+            message,
+            record.name,
+            record.pathname,
+            record.lineno,
+            record.funcName,
+            _exception(record.exc_info) if record.exc_info else None,
+            # Without a span the context is empty, nearly always.
+            _trace() if get_current() else None,
+            _extra(fields) if has_extra else _NOTHING,
+            plain_mapping(metadata) if metadata else _NOTHING,
+        )
     except Exception:
-        # The arguments do not match the format: better both of them than neither.
-        message = f"{text_of(record.msg)} {text_of(record.args)}"
+        return _noted_with_care(record, metadata)
+
+
+def _noted_with_care(record: logging.LogRecord, metadata: Any) -> Note:
+    """Take down a record some part of which cannot be read: what can be."""
+
+    def part(read: Callable[[], Any], otherwise: Any = None) -> Any:
+        try:
+            return read()
+        except Exception:
+            return otherwise
+
+    names = ("created", "levelno", "levelname", "name", "pathname", "lineno", "funcName")
+    created, level, level_name, *rest = [part(lambda name=name: getattr(record, name)) for name in names]  # type: ignore[misc]
+    message = part(lambda: record.getMessage())
+    if message is None:
+        message = part(lambda: _unformatted(record), part(lambda: text_of(record.msg), _UNREADABLE))
     return (
-        record.created,
-        record.levelno,
-        record.levelname,
+        created,
+        level,
+        level_name,
         message,
-        record.name,
-        record.pathname,
-        record.lineno,
-        record.funcName or "",
-        _exception(record.exc_info) if record.exc_info else None,
-        # Without a span the context is empty, nearly always.
-        _trace(get_current_span()) if get_current() else None,
-        _extra(fields) if has_extra else _NOTHING,
-        plain_mapping(metadata) if metadata else _NOTHING,
+        *rest,
+        # What is being handled here is no exception of the record's.
+        part(lambda: _exception(record.exc_info) if isinstance(record.exc_info, tuple | BaseException) else None),
+        part(_trace),
+        part(lambda: _extra(vars(record)), {"…": _UNREADABLE}),
+        plain_mapping(metadata),
     )
+
+
+def _unformatted(record: logging.LogRecord) -> str:
+    """Return the message of a record whose arguments do not match the format: better both of them than neither."""
+    return f"{text_of(record.msg)} {text_of(record.args)}"
 
 
 def numbered(said: Note | Capture, stream: Stream, writer: str, number: int, sequence: int) -> LogEvent:
@@ -292,18 +345,30 @@ def numbered(said: Note | Capture, stream: Stream, writer: str, number: int, seq
         return event
     created, level, level_name, message, logger_name, file, line, function, exception, trace, extra, metadata = said
     try:
-        place = _places[level, level_name, logger_name, file, line, function]
-    except Exception:
-        place = _place(level, level_name, logger_name, file, line, function)
-    level, level_name, logger_name, file, line, function, is_printed = place
-    try:
-        # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
-        time_unix_nano = round(created * 1e6) * 1000
-    except Exception:
-        # It is no time. Better the time of now than no event.
-        time_unix_nano = time.time_ns()
-    if type(message) is not str or not message.isascii():
-        message = text_of(message)
+        try:
+            place = _places[level, level_name, logger_name, file, line, function]
+        except Exception:
+            place = _place(level, level_name, logger_name, file, line, function)
+        level, level_name, logger_name, file, line, function, is_printed = place
+        if type(created) is float and 0.0 <= created < _LATEST:
+            # A float holds the time to a fraction of a microsecond; what looks like nanoseconds in it is noise.
+            time_unix_nano = round(created * 1e6) * 1000
+        else:
+            time_unix_nano = _time(created)
+        if type(message) is not str or not message.isascii():
+            message = text_of(message)
+        if len(message) > _LONG:
+            message = shorten(message, MOST_BYTES)
+        if trace is not None:
+            trace = _checked(trace)
+    except BaseException as error:
+        if not isinstance(error, Exception) and threading.current_thread() is threading.main_thread():
+            # A Ctrl-C, or what a signal handler raises.
+            raise
+        # A part of it raises what nobody handles. It must not hold up what comes after it.
+        place = _place(None, None, None, None, None, None)
+        level, level_name, logger_name, file, line, function, is_printed = place
+        time_unix_nano, message, trace = time.time_ns(), _UNREADABLE, None
     progress = False
     if is_printed:
         progress = "\r" in message and "\r" in message.replace("\r\n", "\n")
@@ -359,31 +424,78 @@ _MOST_PLACES = 10_000
 
 def _place(level: Any, level_name: Any, logger_name: Any, file: Any, line: Any, function: Any) -> _Place:
     """Return where a record comes from, and remember it: a program has many records of few places."""
+    key = (level, level_name, logger_name, file, line, function)
+    name, path = _name(logger_name), _name(file)
     place = (
-        level if isinstance(level, int) else 0,
-        text_of(level_name or ""),
-        text_of(logger_name or ""),
-        text_of(file or ""),
-        line or 0,
-        text_of(function or ""),
+        _whole(level, -_INT32, _INT32 - 1),
+        _name(level_name),
+        name,
+        path,
+        _whole(line, 0, _INT32 - 1),
+        _name(function),
         # ZenML makes a record of each `write` to stdout and stderr.
-        logger_name in ("stdout", "stderr") and not file,
+        name in ("stdout", "stderr") and not path,
     )
-    # What cannot be a key is not remembered.
-    with suppress(Exception):
+    # What is as it should be: nothing else is kept alive by it, or asked whether it equals something.
+    if all(plain is given or given is None for plain, given in zip(place, key, strict=False)):
         if len(_places) >= _MOST_PLACES:
             _places.clear()
-        _places[level, level_name, logger_name, file, line, function] = place
+        _places[key] = place
     return place
 
 
-def _trace(span: Span) -> TraceContext | None:
-    context = span.get_span_context()
-    return TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None
+def _name(value: Any) -> str:
+    return "" if value is None else shorten(text_of(value), MOST_NAME_BYTES)
+
+
+def _whole(value: Any, lowest: int, highest: int) -> int:
+    """Return a number as an ordinary integer within bounds, 0 if it is none."""
+    if type(value) is int and lowest <= value <= highest:
+        return value
+    try:
+        number = int(value) if isinstance(value, float) else index(value)
+        # A subclass may have anything for its own `__int__`.
+        return max(lowest, min(int.__add__(number, 0), highest))
+    except Exception:
+        return 0
+
+
+def _time(created: Any) -> int:
+    """Return a record's time in nanoseconds since the epoch: that of now, if it has none. Its unit is not guessed."""
+    try:
+        if isinstance(created, SupportsFloat) and not isinstance(created, bool):
+            seconds = float(created)
+            if 0 <= seconds < _LATEST:
+                return round(seconds * 1e6) * 1000
+    except Exception:
+        # Whatever it is, it is no number.
+        pass
+    return time.time_ns()
+
+
+def _trace() -> TraceContext | None:
+    """Return what is current in the words of whoever made the span. `numbered` looks whether it makes sense."""
+    try:
+        context = get_current_span().get_span_context()
+        return TraceContext(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None
+    except Exception:
+        return None
+
+
+def _checked(trace: TraceContext) -> TraceContext | None:
+    """Return the span's context as W3C's Trace Context has it, None if it is none.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header-field-values
+    """
+    trace_id, span_id = _whole(trace.trace_id, 0, 1 << 128), _whole(trace.span_id, 0, 1 << 64)
+    if not 0 < trace_id < 1 << 128 or not 0 < span_id < 1 << 64:
+        return None
+    return TraceContext(trace_id, span_id, _whole(trace.flags, 0, 0xFF))
 
 
 _NOTHING: Mapping[str, Plain] = {}
 _NOWHERE = Stream(UUID(int=0), {})
+_UNREADABLE = "<a record that cannot be read>"
 
 
 def _extra(fields: dict[str, Any]) -> Mapping[str, Plain]:
@@ -391,25 +503,118 @@ def _extra(fields: dict[str, Any]) -> Mapping[str, Plain]:
 
 
 def _exception(exc_info: Any) -> ExceptionInfo | None:
+    if isinstance(exc_info, BaseException):
+        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
     try:
         kind, value, _ = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
-        if kind is None:
-            return None
-        # As ZenML's and OpenTelemetry's own handlers have it: the first argument is the message.
-        message = text_of(value.args[0]) if value is not None and value.args else ""
-        stacktrace = "".join(traceback.format_exception(kind, value, None if value is None else value.__traceback__))
-        return ExceptionInfo(kind.__name__, message, _text(stacktrace))
     except Exception:
         return ExceptionInfo("Exception", "", "")
+    if kind is None:
+        return None
+    message = stacktrace = ""
+    with suppress(Exception):
+        # As ZenML's and OpenTelemetry's own handlers have it: the first argument is the message.
+        message = text_of(value.args[0]) if value is not None and value.args else ""
+    with suppress(Exception):
+        stacktrace = "".join(traceback.format_exception(kind, value, None if value is None else value.__traceback__))
+    return ExceptionInfo(
+        shorten(name_of(kind), MOST_NAME_BYTES) if isinstance(kind, type) else "Exception",
+        shorten(message, MOST_BYTES),
+        shorten(_text(stacktrace), MOST_BYTES),
+    )
 
 
 def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
-    """Return the mapping with text as keys and values that every backend can encode."""
-    return {text_of(key): plain(value) for key, value in values.items()}
+    """Return the mapping with text as keys and values that every backend can encode. Never raises.
+
+    Together they have `MOST_BYTES` at most: what is larger is shortened, the largest values first.
+
+    Args:
+        values: The mapping. It may change meanwhile; what is none has nothing.
+    """
+    mapping: dict[str, Plain] = {}
+    size = 0
+    for key, value in _items(values):
+        if type(key) is not str or not key.isascii():
+            key = text_of(key)
+        kind = type(value)
+        if kind is str:
+            if not value.isascii():
+                value = _text(value)
+            size += len(value)
+        elif not (value is None or kind is float or kind is bool or (kind is int and -_INT64 <= value < _INT64)):
+            value = plain(value)
+            size += _size(value)
+        size += len(key)
+        mapping[key] = value
+    if size + _VALUE_BYTES * len(mapping) > MOST_BYTES:
+        return _shortened(mapping, MOST_BYTES)
+    return mapping
+
+
+def _items(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    try:
+        # Of a dictionary that is done in one step, whoever changes it meanwhile.
+        return (
+            list(values.items()) if type(values) is dict else list(islice(values.items(), MOST_BYTES // _VALUE_BYTES))
+        )
+    except Exception:
+        return []
+
+
+def _size(value: Plain) -> int:
+    """Return about how many characters a value has, in all that it consists of."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(_size, value)) + _ITEM_BYTES * len(value)
+    if isinstance(value, dict):
+        return sum(map(len, value)) + sum(map(_size, value.values())) + _ITEM_BYTES * len(value)
+    return 0
+
+
+def _shortened(mapping: Mapping[str, Plain], most_bytes: int) -> dict[str, Plain]:
+    """Return a mapping that is too large within its bounds: what one value leaves of its share, the others have."""
+    kept = dict(islice(mapping.items(), most_bytes // (2 * _VALUE_BYTES)))
+    room = most_bytes - _VALUE_BYTES * len(kept)
+    fitting: dict[str, tuple[str, Plain]] = {}
+    for place, (size, name) in enumerate(sorted((len(name) + _size(value), name) for name, value in kept.items())):
+        share = room // (len(kept) - place)
+        value = kept[name]
+        fitting[name] = name, value
+        if size > share:
+            short = shorten(name, share // 2)
+            text = shorten(value if isinstance(value, str) else str(value), share - len(short))
+            fitting[name] = short, text
+            size = len(short) + len(text)
+        room -= size
+    shortened = dict(fitting[name] for name in kept)
+    if len(mapping) > len(kept):
+        shortened["…"] = f"… [shortened by {len(mapping) - len(kept)} values]"
+    return shortened
+
+
+def abridged(event: LogEvent, most_bytes: int) -> LogEvent:
+    """Return an event each text of which has so many bytes at most, and its attributes together."""
+    error = event.exception
+    if error is not None:
+        message, stacktrace = (shorten(text, most_bytes) for text in (error.message, error.stacktrace))
+        error = error._replace(message=message, stacktrace=stacktrace)
+    return event._replace(
+        message=shorten(event.message, most_bytes),
+        exception=error,
+        attributes=_fitting(event.attributes, most_bytes),
+        metadata=_fitting(event.metadata, most_bytes),
+    )
+
+
+def _fitting(mapping: Mapping[str, Plain], most_bytes: int) -> Mapping[str, Plain]:
+    size = _size(dict(mapping))
+    return _shortened(mapping, most_bytes) if size > most_bytes else mapping
 
 
 def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Plain:
-    """Return a value that every backend can encode, as near to the given one as can be.
+    """Return a value that every backend can encode, as near to the given one as can be. Never raises.
 
     Integers beyond 64 bits become text, since OTLP has none; objects of unknown types become what `str`
     makes of them. There is no end of paths through objects that refer to each other, so what is nested
@@ -421,25 +626,30 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
         room: Has an item for each value that there may still be.
     """
     try:
+        # A subclass may have anything for its own `__str__`, `__int__` and so on.
         if isinstance(value, str):
             return _text(str(value.value) if hasattr(value, "value") else str(value))
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
-            return int(value) if -_INT64 <= value < _INT64 else text_of(value)
+            number = int.__add__(value, 0)
+            return number if -_INT64 <= number < _INT64 else text_of(number)
         if isinstance(value, float):
-            return float(value)
-        if isinstance(value, bytes | bytearray):
-            return bytes(value).decode("utf-8", "backslashreplace")
+            return float.__float__(value)
+        if isinstance(value, bytes):
+            return bytes.decode(value, "utf-8", "backslashreplace")
+        if isinstance(value, bytearray):
+            return bytearray.decode(value, "utf-8", "backslashreplace")
         is_mapping = isinstance(value, Mapping)
         if not is_mapping and not isinstance(value, list | tuple | set | frozenset | deque):
             return text_of(value)
         if depth == _DEEPEST:
             return _text(_ABBREVIATED.repr(value))
         room = room or repeat(None, _MOST_VALUES)
-        items = list(value.items() if is_mapping else value)
+        # It may go on without end.
+        items = list(islice(value.items() if is_mapping else value, _MOST_VALUES + 1))
         taken = [item for _, item in zip(room, items, strict=False)]
-        mark = f"… [shortened by {len(items) - len(taken)} values]"
+        mark = f"… [shortened by {max(len(items), len(value)) - len(taken)} values]"
         if is_mapping:
             mapping = {text_of(key): plain(item, depth + 1, room) for key, item in taken}
             return mapping if len(taken) == len(items) else {**mapping, "…": mark}
@@ -470,6 +680,9 @@ _name_of: Callable[[type], str] = vars(type)["__name__"].__get__
 
 def _text(text: str) -> str:
     """Return the text without lone surrogates, which neither JSON nor protobuf can hold."""
+    if type(text) is not str:
+        # A subclass may have anything for its own methods.
+        text = "".join((text,))
     if text.isascii():
         return text
     try:

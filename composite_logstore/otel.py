@@ -18,7 +18,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from pydantic import SecretStr
 
-from composite_logstore.backend import RetryableError, TooLargeError, shorten
+from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableError, TooLargeError, shorten
 from composite_logstore.event import LogEvent, Plain, Stream
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class OtelExporter:
 
         Raises:
             RetryableError: The exporter reports a failure, or raises.
+            RejectedError: An event cannot be encoded.
             TooLargeError: There are more events, or more bytes, than can be passed on at once.
         """
         if self._max_batch_size is not None and len(batch) > self._max_batch_size:
@@ -96,12 +97,17 @@ class OtelExporter:
         for event in batch:
             if event.stream not in streams:
                 streams[event.stream] = self.attributes_of(event.stream)
-            content = _content(event, streams[event.stream])
+            try:
+                content = _content(event, streams[event.stream])
+                record = self._record(event, content)
+            except UNENCODABLE as error:
+                # Of another program. No later try would change that.
+                raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
             shortened += content.is_shortened
             size += content.size
             if size > MAX_BATCH_BYTES and len(batch) > 1:
                 raise TooLargeError(f"the batch is larger than {MAX_BATCH_BYTES} bytes")
-            records.append(self._record(event, content))
+            records.append(record)
         try:
             with self._listener:
                 result = self._exporter.export(records)

@@ -35,7 +35,8 @@ from uuid import UUID
 
 import orjson
 
-from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore.backoff import described
+from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext, plain_mapping
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 LINE_BYTES = 64 * 1024 * 1024
@@ -73,7 +74,11 @@ class SpoolFullError(OSError):
     """There is no room: neither within `spool_max_bytes` nor by giving up what is oldest."""
 
 
-class EventTooLongError(ValueError):
+class UnstorableEventError(ValueError):
+    """An event cannot be written, whatever there is room for."""
+
+
+class EventTooLongError(UnstorableEventError):
     """An event has more bytes than a line may have."""
 
 
@@ -237,6 +242,7 @@ class Spool:
         Raises:
             OSError: There is no room on the disk, or `room` says no.
             EventTooLongError: There is no room in any line.
+            UnstorableEventError: It has something in it that no line can say.
         """
         stream = event.stream
         name = self._current.get(stream)
@@ -245,7 +251,10 @@ class Spool:
             name = str(stream.id)
             self._streams[name] = stream
             self._write_stream(stream, event.number, room)
-        payload = _encode(event, name)
+        try:
+            payload = _encode(event, name)
+        except Exception as error:
+            raise UnstorableEventError(described(error)) from error
         line = b"%08x %b\n" % (zlib.crc32(payload), payload)
         end = self._end + len(line)
         if self._map is None or end > self._room:
@@ -263,7 +272,7 @@ class Spool:
         Raises:
             OSError: There is no room.
         """
-        for stream in [stream for stream, written in self._written.items() if written != stream.metadata]:
+        for stream in [stream for stream, written in self._written.items() if _differs(written, stream.metadata)]:
             self._write_stream(stream, int(self.last), room)
 
     def _write_stream(self, stream: Stream, number: int, room: Callable[[int], bool]) -> None:
@@ -706,6 +715,14 @@ def _mapped_position(path: Path) -> mmap.mmap:
         return mmap.mmap(file, _POSITION_BYTES)
     finally:
         os.close(file)
+
+
+def _differs(written: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    try:
+        return bool(written != metadata)
+    except Exception:
+        # An array, say, that cannot tell whether it equals another one.
+        return orjson.dumps(plain_mapping(written)) != orjson.dumps(plain_mapping(metadata))
 
 
 def _line(payload: bytes) -> bytes:

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
+from composite_logstore.backoff import described
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import Delivery, Load
-from composite_logstore.event import LogEvent
-from composite_logstore.spool import SEGMENT_BYTES, Cursor, EventTooLongError, Spool, SpoolFullError
+from composite_logstore.event import LogEvent, abridged
+from composite_logstore.spool import (
+    LINE_BYTES,
+    SEGMENT_BYTES,
+    Cursor,
+    EventTooLongError,
+    Spool,
+    SpoolFullError,
+    UnstorableEventError,
+)
 
 TICK_SECONDS = 0.1
 _TICKS = 8
@@ -69,9 +78,9 @@ def check(settings: SpoolSettings) -> None:
     Spool.create(settings.component, f"check-{os.getpid()}", []).close()
 
 
-def in_words(error: OSError, settings: SpoolSettings) -> str:
+def in_words(error: Exception, settings: SpoolSettings) -> str:
     """Say what keeps events from going to disk, and what mends it."""
-    why = error.strerror or str(error)
+    why = (error.strerror or str(error)) if isinstance(error, OSError) else described(error)
     if isinstance(error, SpoolFullError):
         fix = "raise 'spool_max_bytes', or have its backends take what waits there"
     else:
@@ -144,6 +153,7 @@ class Spooling:
         most_unspooled: How many there may be at any time.
         spool: The folder; None before there was something to write.
         error: Why events do not get to disk, None if they do.
+        unstorable: Why an event cannot be written at all, None if that has not happened.
         others: What else of the log store's this process has on disk, oldest first.
     """
 
@@ -162,7 +172,8 @@ class Spooling:
         self._is_write_ahead = settings.write_ahead
         self._may_try = True
         self.spool: Spool | None = None
-        self.error: OSError | None = None
+        self.error: Exception | None = None
+        self.unstorable: Exception | None = None
         self.others: Sequence[GivesUp] = ()
         self._deliveries = deliveries
         self._component = settings.component
@@ -216,13 +227,10 @@ class Spooling:
             return
         if self.error is None and self.spool is not None and most == 1:
             try:
-                self.spool.append(self.unspooled[0], self._has_room)
+                self._store(self.spool, self.unspooled[0])
                 self.unspooled.popleft()
                 return
-            except EventTooLongError:
-                self.unspooled.popleft()
-                return
-            except OSError as error:
+            except Exception as error:
                 self._failed(error)
         self.write(before=self.unspooled[most - 1].number + 1)
 
@@ -231,15 +239,24 @@ class Spooling:
         if self.error is not None and not self._may_try:
             return False
         try:
-            self._folder().append(event, self._has_room)
+            self._store(self._folder(), event)
             self.error = None
-        except EventTooLongError:
-            pass
-        except OSError as error:
+        except Exception as error:
             self._failed(error)
         return self.error is None
 
-    def _failed(self, error: OSError) -> None:
+    def _store(self, spool: Spool, event: LogEvent) -> None:
+        """Write an event; what no line can hold, as much of it as one can. None holds up those behind it."""
+        try:
+            try:
+                spool.append(event, self._has_room)
+            except EventTooLongError:
+                spool.append(abridged(event, LINE_BYTES // 64), self._has_room)
+        except UnstorableEventError as error:
+            # It waits in memory alone.
+            self.unstorable = error
+
+    def _failed(self, error: Exception) -> None:
         self.error = error
         self._may_try = False
         if isinstance(error, FileNotFoundError):

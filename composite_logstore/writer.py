@@ -77,7 +77,8 @@ class Writer:
         self._keeper = self._service("composite-logstore spool", self._keep, TICK_SECONDS)
         self._keeper_due = self._clock.signal()
         self._seen = -1
-        self._spool_error: OSError | None = None
+        self._spool_error: Exception | None = None
+        self._has_told_of_unstorable = False
         self._adoption = Adoption(self._component_id, children, self._clock, _warn, self._hindered)
         if self._journal.spooling:
             self._journal.spooling.others = self._adoption.journals
@@ -210,11 +211,14 @@ class Writer:
                     break
             # Others who wait for the lock come first.
             time.sleep(0)
-        self._report_spool(spooling.error)
+        self._report_spool(spooling.error, spooling.unstorable)
         return is_idle
 
-    def _report_spool(self, error: OSError | None) -> None:
-        """Warn once when events get no longer to disk, and once when they do again."""
+    def _report_spool(self, error: Exception | None, unstorable: Exception | None) -> None:
+        """Warn once when events get no longer to disk, and once when they do again; and once of one that never can."""
+        if unstorable is not None and not self._has_told_of_unstorable:
+            self._has_told_of_unstorable = True
+            _warn(f"an event cannot be brought to disk, and waits in memory alone: {unstorable}.")
         if self._spool is not None and bool(error) != bool(self._spool_error):
             if error:
                 _warn(f"{in_words(error, self._spool)}. Until then events wait in memory alone.")

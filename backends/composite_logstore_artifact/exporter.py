@@ -20,6 +20,7 @@ import orjson
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import (
+    UNENCODABLE,
     LogEvent,
     RejectedError,
     RetryableError,
@@ -124,6 +125,7 @@ class ArtifactExporter:
 
         Raises:
             RetryableError: The artifact store did not take it this time.
+            RejectedError: An event cannot be encoded.
             UnavailableError: There is no such artifact store, it lacks what it needs, or it refuses access.
         """
         streams: dict[UUID, list[LogEvent]] = {}
@@ -342,6 +344,9 @@ def encode(event: LogEvent) -> bytes:
     """Return the event as a line: ZenML's `LogEntry` as JSON, and what else there is to know.
 
     ZenML's readers ignore the keys that they do not know. What is empty is left out.
+
+    Raises:
+        RejectedError: It has something in it that JSON cannot say.
     """
     if event.is_ordinary:
         try:
@@ -349,7 +354,11 @@ def encode(event: LogEvent) -> bytes:
         except (orjson.JSONEncodeError, OverflowError, OSError, ValueError):
             # It is less ordinary than it seems.
             pass
-    return _encode_any(event)
+    try:
+        return _encode_any(event)
+    except UNENCODABLE as error:
+        # Of another program. No later try would change that.
+        raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
 
 
 def _encode_ordinary(event: LogEvent) -> bytes:
@@ -455,6 +464,8 @@ def _translated(error: Exception, artifact_store: BaseArtifactStore | None) -> E
 
     The error's own text may hold a secret: it is not repeated.
     """
+    if isinstance(error, RejectedError):
+        return None
     if isinstance(error, ArtifactStoreNotFoundError):
         return UnavailableError(f"{error}, or set 'artifact_store' of this child")
     if isinstance(error, ArtifactStoreNotUsableError):

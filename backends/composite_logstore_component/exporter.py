@@ -9,7 +9,7 @@ from uuid import UUID
 
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
-from composite_logstore import LogEvent, OtelExporter, RetryableError, Stream
+from composite_logstore import UNENCODABLE, LogEvent, OtelExporter, RejectedError, RetryableError, Stream
 from composite_logstore_component.components import ComponentError, find_model, load
 from composite_logstore_component.streams import describe, extends_artifact, extends_otel
 
@@ -92,13 +92,17 @@ class EmittingExporter:
 
         Raises:
             RetryableError: The log store raised.
+            RejectedError: No record can say what an event says.
         """
         try:
             for event in batch:
                 if event.number > self._emitted.get(event.writer, -1):
-                    self._store.emit(self._origin(event.stream), _record(event), _metadata(event))
+                    record, metadata = _said(event)
+                    self._store.emit(self._origin(event.stream), record, metadata)
                     self._emitted[event.writer] = event.number
             self._store.flush(blocking=True)
+        except RejectedError:
+            raise
         except Exception as error:
             # Without its text, which may repeat a key.
             raise RetryableError(f"log store '{self._store.name}' raised {type(error).__name__}") from error
@@ -126,6 +130,14 @@ class EmittingExporter:
         for key, value in stream.attributes.items():
             origin.metadata.setdefault(key, value)
         return origin
+
+
+def _said(event: LogEvent) -> tuple[logging.LogRecord, dict[str, object]]:
+    try:
+        return _record(event), _metadata(event)
+    except UNENCODABLE as error:
+        # Of another program. No later try would change that.
+        raise RejectedError(f"an event cannot be made a record ({type(error).__name__})") from error
 
 
 def _record(event: LogEvent) -> logging.LogRecord:

@@ -26,6 +26,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector
 from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy
 
 from composite_logstore import (
+    UNENCODABLE,
     AnswerTooLargeError,
     Bounds,
     HttpClient,
@@ -169,21 +170,26 @@ class DatadogExporter:
         encoders: dict[Stream, _Encoder] = {}
         entries: list[bytes] = []
         size = 1
-        shortened = too_old = too_new = 0
+        shortened = too_old = too_new = unencodable = 0
         for event in batch:
-            if event.time_unix_nano < oldest:
-                too_old += 1
+            try:
+                if event.time_unix_nano < oldest:
+                    too_old += 1
+                    continue
+                if event.time_unix_nano > newest:
+                    too_new += 1
+                    continue
+                encoder = encoders.get(event.stream)
+                if encoder is None:
+                    encoder = encoders[event.stream] = _Encoder(event.stream, self._common)
+                entry = encoder.encode(event)
+                if len(entry) > MAX_ENTRY_BYTES:
+                    entry = _shortened(encoder.entry(event))
+                    shortened += 1
+            except UNENCODABLE:
+                # An event that another program has written, in an archive say. No later try would change that.
+                unencodable += 1
                 continue
-            if event.time_unix_nano > newest:
-                too_new += 1
-                continue
-            encoder = encoders.get(event.stream)
-            if encoder is None:
-                encoder = encoders[event.stream] = _Encoder(event.stream, self._common)
-            entry = encoder.encode(event)
-            if len(entry) > MAX_ENTRY_BYTES:
-                entry = _shortened(encoder.entry(event))
-                shortened += 1
             entries.append(entry)
             size += len(entry) + 1
             if size > MAX_REQUEST_BYTES or len(entries) > MAX_REQUEST_ENTRIES:
@@ -192,9 +198,14 @@ class DatadogExporter:
                 )
         if entries:
             self._send(entries)
-        if too_old or too_new:
-            reasons = ["older than 18 hours"] * bool(too_old) + ["more than 2 hours ahead"] * bool(too_new)
-            raise RejectedError(" or ".join(reasons), count=too_old + too_new, shortened=shortened)
+        refused = {
+            "older than 18 hours": too_old,
+            "more than 2 hours ahead": too_new,
+            "of something that JSON cannot say": unencodable,
+        }
+        if any(refused.values()):
+            reasons = [reason for reason, number in refused.items() if number]
+            raise RejectedError(" or ".join(reasons), count=sum(refused.values()), shortened=shortened)
         return shortened
 
     def end_stream(self, stream: Stream) -> None:

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from zenml import __version__ as zenml_version
 
-from composite_logstore import RejectedError
+from composite_logstore import UNENCODABLE, RejectedError
 from composite_logstore_otlp.config import GRPC
 from composite_logstore_otlp.connection import Connection
 from composite_logstore_otlp.encoding import encode_request, encode_resource
@@ -87,8 +87,9 @@ class OtlpExporter:
         deadline = time.monotonic() + self._timeout_seconds
         try:
             payload, shortened = encode_request(batch, self._resource, self._max_bytes)
-        except (ValueError, TypeError) as error:
-            # Text that is not Unicode, or a time before 1970. No later try would change that.
+        except UNENCODABLE as error:
+            # Of an event that another program has written, in an archive say: text that is not Unicode, or a time
+            # before 1970. No later try would change that.
             raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
         # Half of the time is for sending in any case, or an event that takes long to encode would block the child.
         remaining = max(deadline - time.monotonic(), self._timeout_seconds / 2)

@@ -1,0 +1,232 @@
+"""Any record whatsoever between ordinary ones: every backend can encode what is numbered, and nothing is held up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
+from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
+
+from benchmarks.stores import make
+from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, Stream
+from composite_logstore.event import capture, note, numbered
+from composite_logstore.fork import Outbox
+from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from composite_logstore_artifact import exporter as archive
+from composite_logstore_artifact.lines import event_of
+from composite_logstore_component import exporter as component
+from composite_logstore_datadog import exporter as datadog
+from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_otlp.encoding import encode_request, encode_resource
+from composite_logstore_otlp.exporter import MAX_GRPC_REQUEST_BYTES, MAX_HTTP_REQUEST_BYTES
+from tests.events import WRITER
+from tests.hostile import VALUES, assert_plain, make_record, records, values
+from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
+
+EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> list[LogEvent]:
+    """Events of records whatsoever, of streams whatsoever."""
+    streams = [Stream(uuid4(), {"given": VALUES[draw(values)]()}) for _ in range(2)]
+    events = []
+    for number in range(draw(st.integers(1, 3))):
+        metadata = {"given": VALUES[draw(values)]()} if draw(st.booleans()) else None
+        said = note(draw(records()), metadata)
+        events.append(numbered(said, draw(st.sampled_from(streams)), WRITER, number, number))
+    return events
+
+
+class _Encoding(LogRecordExporter):
+    """An exporter of the SDK that does no more than encode: for OTLP, and for the console."""
+
+    def __init__(self) -> None:
+        self.encoded: list[Any] = []
+
+    def export(self, batch: Any) -> LogRecordExportResult:
+        self.encoded.append(encode_logs(batch))
+        for record in batch:
+            ConsoleLogRecordExporter(formatter=lambda one: one.to_json()).formatter(record)
+        return LogRecordExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        pass
+
+
+class _EncodingLogStore(OtelLogStore):
+    """ZenML's own log store over it."""
+
+    def get_exporter(self) -> LogRecordExporter:
+        return _Encoding()
+
+
+class _Recorded:
+    """Stands for any log store of ZenML that formats records."""
+
+    name = "recorded"
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def register_origin(self, name: str, logs: Any, metadata: dict[str, Any]) -> Any:
+        return type("Origin", (), {"metadata": metadata})()
+
+    def emit(self, origin: Any, record: logging.LogRecord, metadata: Any) -> None:
+        self.lines.append(logging.Formatter("%(asctime)s %(levelname)s %(message)s").format(record))
+
+    def flush(self, blocking: bool = True) -> None:
+        pass
+
+
+@EXAMPLES
+@given(batch=batches())
+def test_every_backend_encodes_every_numbered_event(batch: list[LogEvent]) -> None:
+    for event in batch:
+        assert_plain(event)
+    check_archive(batch)
+    check_otlp(batch)
+    check_datadog(batch)
+    check_otel(batch)
+    check_component(batch)
+
+
+def check_archive(batch: list[LogEvent]) -> None:
+    for event in batch:
+        line = archive.encode(event)
+        assert line.count(b"\n") == 1
+        found = event_of(line[:-1], event.stream)
+        assert found is not None
+        assert found[1:6] == event[1:6]
+    archive._Lines(WRITER, batch, archive.encode, archive._number_of, archive.summarize_events).summary  # noqa: B018
+
+
+def check_otlp(batch: list[LogEvent]) -> None:
+    resource = encode_resource({})
+    for most in (MAX_HTTP_REQUEST_BYTES, MAX_GRPC_REQUEST_BYTES):
+        payload, _ = encode_request(batch, resource, most)
+        (resource_logs,) = ExportLogsServiceRequest.FromString(payload).resource_logs
+        assert sum(len(scope.log_records) for scope in resource_logs.scope_logs) == len(batch)
+
+
+def check_datadog(batch: list[LogEvent]) -> None:
+    config = DatadogChildConfig(name="live", type="datadog", api_key="k" * 32)
+    for event in batch:
+        encoder = datadog._Encoder(event.stream, {"service": config.service_name})
+        encoded = encoder.encode(event)
+        assert isinstance(orjson.loads(encoded), dict)
+        assert len(datadog._shortened(encoder.entry(event))) <= datadog.MAX_ENTRY_BYTES
+
+
+def check_otel(batch: list[LogEvent]) -> None:
+    encoding = _Encoding()
+    assert OtelExporter(encoding, {"service.name": "train"}).export(batch) <= len(batch)
+    assert len(encoding.encoded) == 1
+
+
+def check_component(batch: list[LogEvent]) -> None:
+    recorded = _Recorded()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(component, "describe", lambda stream, store: None)
+        component.EmittingExporter(recorded).export(batch)  # type: ignore[arg-type]
+    assert len(recorded.lines) == len(batch)
+    store = make_component()
+    component.OtelStoreExporter(store).export(batch)
+
+
+def make_component() -> _EncodingLogStore:
+    store = make(_EncodingLogStore, OtelLogStoreConfig(endpoint="http://127.0.0.1:1/v1/logs"))
+    assert isinstance(store, _EncodingLogStore)
+    return store
+
+
+@contextmanager
+def machine() -> Iterator[tuple[SimulatedClock, str]]:
+    with SimulatedClock() as clock, tempfile.TemporaryDirectory(prefix="composite-logstore-tests-") as disk:
+        try:
+            yield clock, disk
+        finally:
+            process_dies(clock)
+
+
+ids = st.sampled_from(["memory", "spill", "write_ahead"])
+ways = st.sampled_from(["here", "through a fork", "killed"])
+
+
+@EXAMPLES
+@given(odd=st.lists(records(), min_size=1, max_size=4), durability=ids, way=ways, metadata=values, small=st.booleans())
+def test_what_is_odd_holds_up_nothing(
+    odd: list[logging.LogRecord], durability: str, way: str, metadata: str, small: bool
+) -> None:
+    with machine() as (clock, disk):
+        id = uuid4()
+        backend = SimulatedBackend()
+
+        def start() -> tuple[CompositeLogStore, Any]:
+            child = make_child("a", backend, **({"max_queue_size": 2} if small and durability != "memory" else {}))
+            store = make_store(child, id=id, durability=durability, spool_directory=disk)
+            logs = make_logs(store)
+            return store, store.register_origin(str(logs.id), logs, {"given": VALUES[metadata]()})
+
+        backend.fault = "refused" if way == "killed" else None
+        store, origin = start()
+        emit: Callable[..., None] = store.emit
+        if way == "through a fork":
+            store.writer.before_fork()
+            inbox = store.writer._inbox
+            assert inbox is not None
+            outbox = Outbox(inbox._sending, inbox._losing)
+
+            def send(origin: Any, record: logging.LogRecord, metadata: Any = None) -> None:
+                outbox.send(origin.stream, True, capture(record, metadata))
+
+            emit = send
+
+        ordinary = []
+        for number, record in enumerate(odd):
+            ordinary.append(f"ordinary {number}")
+            emit(origin, make_record(ordinary[-1]))
+            emit(origin, record, {"given": VALUES[metadata]()})
+        ordinary.append("the last")
+        emit(origin, make_record("the last"))
+        store.flush()
+        clock.advance(2)
+        if way == "killed" and durability != "memory":
+            process_dies(clock)
+            backend.fault = None
+            store, origin = start()
+            store.emit(origin, make_record("after"))
+            ordinary.append("after")
+        backend.fault = None
+        clock.advance(120)
+        stats = store.stats()
+        assert_accounts_add_up(stats)
+        assert (stats["a"]["pending"], stats["a"]["dropped"], stats["a"]["rejected"]) == (0, 0, 0)
+        expected = 2 * len(odd) + 1 + ("after" in ordinary)
+        assert len(backend.received) == stats["a"]["delivered"] == expected
+        messages = [event.message for event in backend.received]
+        assert set(ordinary) <= set(messages)
+        for event in backend.received:
+            assert_plain(event)
+        if way == "through a fork":
+            _close(store)
+
+
+def _close(store: CompositeLogStore) -> None:
+    inbox = store.writer._inbox
+    assert inbox is not None
+    for end in (inbox._messages, inbox._sending, inbox._losses, inbox._losing):
+        os.close(end)
+    store.writer._inbox = None
