@@ -238,7 +238,9 @@ class DatadogReader:
             try:
                 logs, cursor = self._search(body, allowance)
             except AnswerTooLargeError:
-                if page["limit"] == 1 and not found:
+                if page["limit"] == 1:
+                    if found:
+                        break
                     raise LogStoreError("Datadog returned a log that is too large to be read.") from None
                 page["limit"] = max(1, page["limit"] // _SHORTER)
                 continue

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from itertools import count
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,7 +20,7 @@ from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnav
 from zenml.log_stores.datadog.datadog_log_store import DatadogLogStore
 from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
 
-from composite_logstore import Event, HttpResponse, Page, PageRequest
+from composite_logstore import Bounds, Event, HttpResponse, Page, PageRequest
 from composite_logstore_datadog import reader as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.reader import DatadogReader
@@ -40,6 +43,8 @@ class Search:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
+        if callable(answer):
+            answer = answer()
         status, headers, content, *fault = answer
         return HttpResponse(status, CaseInsensitiveDict(headers), content, *(fault or [None]))
 
@@ -468,3 +473,99 @@ def test_rate_limits(search: Search, headers: dict[str, str], seconds: int | Non
 def test_an_empty_page_is_the_end(search: Search, content: bytes) -> None:
     search.answers = [(200, {}, content)]
     assert read() == Page()
+
+
+# What is answered without end, or makes no sense
+
+
+def full_pages(search: Search, logs: Callable[[int], dict[str, Any]], pages: int = 10_000) -> None:
+    """Answer each search with as many logs as it asked for, and with a cursor that leads on."""
+    numbers = count()
+
+    def answer() -> tuple[int, dict[str, str], bytes]:
+        limit = search.bodies[-1]["page"]["limit"]
+        found = [logs(next(numbers)) for _ in range(limit)]
+        meta = {"status": "done", "page": {"after": f"c{len(search.requests)}"}}
+        return 200, {}, orjson.dumps({"data": found, "meta": meta})
+
+    search.answers = [answer] * pages
+
+
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_a_search_whose_cursor_never_ends_is_given_up(
+    search: Search, direction: Literal["newer", "older"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bounds, "SEARCHES", 5)
+    search.finds(make_log(0), make_log(1, moment=NOON + (MILLISECOND if direction == "newer" else -MILLISECOND)))
+    token = getattr(read(direction, limit=1), direction)
+    # What was shown is all that comes, again and again.
+    full_pages(search, lambda _: make_log(0))
+    search.requests.clear()
+    with pytest.raises(LogStoreUnavailableError, match="no end"):
+        read(direction, token, limit=1)
+    assert len(search.requests) == 5
+
+
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_a_millisecond_that_never_ends_comes_in_pieces(
+    search: Search, direction: Literal["newer", "older"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bounds, "SEARCHES", 3)
+    full_pages(search, make_log)
+    page = read(direction, limit=100)
+    assert (len(search.requests), len(page.entries)) == (3, 100)
+    token = getattr(page, direction)
+    assert token is not None
+    # It goes on with those that were not shown, as long as Datadog shows any.
+    following = read(direction, token, limit=100)
+    assert len(search.requests) == 6
+    assert not set(messages(page)) & set(messages(following))
+
+
+@pytest.mark.parametrize(("bound", "most"), [("SEARCH_BYTES", 50_000), ("SEARCH_SECONDS", 0.2)])
+def test_the_searches_of_a_page_have_a_bound_together(
+    search: Search, bound: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bounds, bound, most)
+    monkeypatch.setattr(Bounds, "SEARCHES", 10_000)
+    full_pages(search, make_log)
+    begin = time.monotonic()
+    assert len(read(limit=10).entries) == 10
+    assert time.monotonic() - begin < 5
+    assert len(search.requests) < 2_000
+    asked = [(request["timeout_seconds"], request["max_bytes"]) for request in search.requests]
+    assert asked == sorted(asked, reverse=True)
+
+
+def test_fewer_logs_are_asked_for_where_they_are_too_large(search: Search) -> None:
+    search.answers = [(200, {}, b"", "too large")] * 3
+    search.finds(make_log(2, moment=NOON + MILLISECOND), after="c")
+    search.finds(make_log(1), after="d")
+    page = read(limit=1_000)
+    assert [body["page"]["limit"] for body in search.bodies] == [1_000, 125, 15, 1, 1]
+    assert messages(page) == ["m2"]
+    assert page.older is not None
+
+
+def test_one_log_that_is_too_large_is_an_error(search: Search) -> None:
+    search.answers = [(200, {}, b"x" * 1000, "too large")] * 10
+    with pytest.raises(LogStoreError, match="too large"):
+        read(limit=1_000)
+    assert len(search.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("too late", LogStoreUnavailableError), ("cut", LogStoreUnavailableError), ("undecodable", LogStoreError)],
+)
+def test_an_answer_that_is_not_whole_is_an_error(search: Search, fault: str, error: type[Exception]) -> None:
+    search.answers = [(200, {}, b'{"data": []}', fault)]
+    with pytest.raises(error) as caught:
+        read()
+    assert type(caught.value) is error
+
+
+def test_more_logs_than_were_asked_for_are_an_error(search: Search) -> None:
+    search.finds(*({} for _ in range(101)))
+    with pytest.raises(LogStoreError, match="invalid"):
+        read(limit=50)
