@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Scanner,
         TooLargeError,
         UnavailableError,
+        quote,
         shorten,
     )
     from composite_logstore.bounds import Bounds
@@ -75,6 +76,7 @@ _HOMES = {
     "nested_in": "nesting",
     "open_artifact_store": "artifact_store",
     "open_log_store": "artifact_store",
+    "quote": "backend",
     "reading_through": "nesting",
     "shorten": "backend",
 }
@@ -114,6 +116,7 @@ __all__ = [
     "nested_in",
     "open_artifact_store",
     "open_log_store",
+    "quote",
     "reading_through",
     "shorten",
 ]

@@ -6,9 +6,13 @@ A backend is a package with a `ChildConfig` (see `config.py`), named in the entr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import SecretStr
+
+from composite_logstore.bounds import Bounds
 
 if TYPE_CHECKING:
     from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
@@ -293,3 +297,40 @@ def shorten(text: str, max_bytes: int) -> str:
 
 
 _MARK = "… [shortened by {} bytes]"
+
+_LOOKED_AT_CHARACTERS = 64 * 1024
+_SHORTEST_KEY = 6
+
+
+def quote(text: str, hidden: object = None, most: int = Bounds.TEXT_CHARACTERS) -> str:
+    """Return what somebody else says in a form that can be shown: one short line without control characters or keys.
+
+    Args:
+        text: What is said, by a backend or a library.
+        hidden: What must not be shown: texts, secrets, and mappings and lists of these. Of a text with spaces in it,
+            such as `Bearer …`, no word is shown either. A text of a few characters is no key.
+        most: The most characters of the line.
+    """
+    words = "".join(character if character.isprintable() else " " for character in text[:_LOOKED_AT_CHARACTERS]).split()
+    if len(text) > _LOOKED_AT_CHARACTERS:
+        # It may be the beginning of a key.
+        words = words[:-1]
+    line = " ".join(words)
+    keys = {key for part in _texts(hidden) for key in (part, *part.split()) if len(key) >= _SHORTEST_KEY}
+    # The longest first: one may be a part of another.
+    for key in sorted(keys, key=len, reverse=True):
+        line = line.replace(key, "***")
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

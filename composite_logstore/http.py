@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.auth import HTTPBasicAuth
 from requests.utils import get_auth_from_url
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -90,7 +91,7 @@ class HttpClient:
         self._client_certificate = client_certificate
         self._session = requests.Session()
         self._session.headers["Accept-Encoding"] = "gzip"
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        _keep_nothing(self._session)
         for prefix in ("https://", "http://"):
             self._session.mount(prefix, _Adapter())
         if pool_manager is not None:
@@ -149,14 +150,11 @@ class HttpClient:
                 preload_content=False,
                 decode_content=False,
             )
-        user, password = get_auth_from_url(url)
         response: urllib3.BaseHTTPResponse = self._session.request(
             method,
             url,
             data=body,
             headers=headers,
-            # Where nothing is given, `requests` looks into `.netrc`.
-            auth=(user, password) if user or password else _as_it_is,
             timeout=timeout,  # type: ignore[arg-type]  # passed on to urllib3 as it is
             verify=self._verify,
             cert=self._client_certificate,
@@ -192,8 +190,33 @@ class HttpClient:
             self._pool_manager.clear()
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
+def bound(session: requests.Session) -> None:
+    """Bound the answers to a session of somebody else's code, and have it keep nothing of them.
+
+    It gets each answer as one that has come already, with a body of at most `Bounds.EXPORT_BYTES`. It does not repeat a
+    request by itself any more, whatever an answer asks for, and a redirect is an error, not a success.
+
+    Args:
+        session: The session. Adapters of kinds of their own are left as they are.
+    """
+    _keep_nothing(session)
+    session.max_redirects = 0
+    session.headers["Accept-Encoding"] = "gzip"
+    for prefix, adapter in list(session.adapters.items()):
+        if type(adapter) is HTTPAdapter:
+            session.mount(prefix, _GuestAdapter())
+
+
+def _keep_nothing(session: requests.Session) -> None:
+    """Have neither an answer nor a `.netrc` file change what the session sends."""
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    # Where there is none, `requests` looks for one in `.netrc`.
+    session.auth = session.auth or _of_the_url
+
+
+def _of_the_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    user, password = get_auth_from_url(request.url or "")
+    return HTTPBasicAuth(user, password)(request) if user or password else request
 
 
 class _Exchange:
@@ -293,6 +316,9 @@ class _Response(http.client.HTTPResponse):
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
         if self._of_exchange is not None:
+            # urllib3 would log what cannot be parsed, line by line. It is nobody's to see.
+            self.headers.defects.clear()
+            self.headers.set_payload("")
             self._of_exchange.make_room()
 
 
@@ -371,6 +397,37 @@ class _Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **options)
         _bound(manager)
         return manager
+
+
+class _GuestAdapter(_Adapter):
+    """For code that reads answers by itself, without bounds: what it gets has been read already."""
+
+    def send(
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, *args: Any, **options: Any
+    ) -> requests.Response:
+        with _exchange(_seconds(timeout), Bounds.EXPORT_BYTES) as exchange:
+            answer = super().send(request, True, timeout, *args, **options)
+            status, _, body, fault = _received(answer.raw, exchange)
+        if fault == "too late":
+            raise requests.ReadTimeout("the answer came too late", request=request)
+        if fault == "cut":
+            raise requests.ConnectionError("the answer was cut off", request=request)
+        if not 200 <= status < 300 and status < 400:
+            # To many an exporter all below 400 is success.
+            raise requests.RequestException(f"the answer is {status}, which is neither success nor failure")
+        answer.headers.pop("Content-Encoding", None)
+        # Without its encoding, which is undone.
+        answer.raw = urllib3.HTTPResponse(io.BytesIO(body), None, status, preload_content=False)
+        return answer
+
+
+def _seconds(timeout: Any) -> float:
+    """Return how long an exchange may take, of what code of others says of it: `requests` takes many things."""
+    if isinstance(timeout, urllib3.Timeout):
+        timeout = timeout.total if timeout.total is not None else (timeout.connect_timeout, timeout.read_timeout)
+    parts = timeout if isinstance(timeout, tuple) else (timeout,)
+    numbers = [part for part in parts if isinstance(part, int | float) and part > 0]
+    return sum(numbers) if len(numbers) == len(parts) else Bounds.GUEST_SECONDS
 
 
 def _received(response: Any, exchange: _Exchange) -> HttpResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -16,10 +16,10 @@ from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-from pydantic import SecretStr
 
-from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableError, TooLargeError, shorten
+from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableError, TooLargeError, quote, shorten
 from composite_logstore.event import LogEvent, Plain, Stream
+from composite_logstore.http import bound
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -36,12 +36,12 @@ _SCOPE = InstrumentationScope("composite_logstore")
 
 _MAX_TEXT_BYTES = 64 * 1024
 _MOST_BYTES_A_CHARACTER = 12
-_MAX_REASON_CHARACTERS = 500
 
 
 class OtelExporter:
     """Exports through one of the SDK's exporters.
 
+    Answers to it are bounded where it sends with a session of `requests` of its own. What else it does is its affair.
     Such an exporter says success or failure, and no more: a failure is always tried again. Why it failed is
     taken from what it logs meanwhile, which would otherwise be repeated with each try.
     """
@@ -68,6 +68,7 @@ class OtelExporter:
             # It looks for more in threads, and a process that is at its end cannot start any.
             self._resource = Resource(dict(resource))
         self._max_batch_size = max_batch_size
+        _bound_sessions(exporter)
         self._listener = _Listener(exporter, hidden)
         self._is_open = True
 
@@ -148,6 +149,15 @@ class OtelExporter:
         return ReadableLogRecord(record, self._resource, _SCOPE)
 
 
+def _bound_sessions(exporter: LogRecordExporter) -> None:
+    """Bound the answers to an exporter that sends with `requests`, as OpenTelemetry's own and ZenML's do."""
+    import requests
+
+    for value in vars(exporter).values():
+        if isinstance(value, requests.Session):
+            bound(value)
+
+
 class _Content(NamedTuple):
     body: str
     attributes: dict[str, Plain]
@@ -182,20 +192,6 @@ def _size(body: str, attributes: Mapping[str, Plain]) -> int:
     return len(json.dumps([body, attributes]))
 
 
-def _texts(value: object) -> Iterator[str]:
-    """Yield each text in a value. A key is one without the `Bearer` before it, too."""
-    if isinstance(value, SecretStr):
-        yield from _texts(value.get_secret_value())
-    elif isinstance(value, str):
-        yield from (value, *value.split())
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
 class _Listener(logging.Filter):
     """Listens to what an exporter warns of in the thread that uses it, and keeps it from being logged."""
 
@@ -204,7 +200,7 @@ class _Listener(logging.Filter):
         # Each module of the SDK and of its exporters logs under its own name, and so does what many send with.
         modules = {kind.__module__ for kind in type(exporter).__mro__} | {"urllib3.connectionpool"}
         self._loggers = [logging.getLogger(module) for module in modules]
-        self._hidden = sorted({text for text in _texts(hidden) if len(text) >= 6}, key=len, reverse=True)
+        self._hidden = hidden
         self._thread: int | None = None
         self._said = ""
 
@@ -225,8 +221,5 @@ class _Listener(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.thread != self._thread or record.levelno < logging.WARNING:
             return True
-        text = record.getMessage()
-        for hidden in self._hidden:
-            text = text.replace(hidden, "***")
-        self._said = " ".join(text.split())[:_MAX_REASON_CHARACTERS]
+        self._said = quote(record.getMessage(), self._hidden)
         return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from composite_logstore import UnavailableError
+from composite_logstore import UnavailableError, quote
 from composite_logstore_otlp.config import (
     FILES,
     GRPC,
@@ -20,7 +20,6 @@ from composite_logstore_otlp.config import (
 )
 
 LOGS_PATH = "/v1/logs"
-MAX_QUOTED_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,8 @@ class Connection:
         return (certificate, key) if certificate and key else certificate
 
     def quote(self, text: str) -> str:
-        """Return what a server said in a form that can be shown: one short line without any key."""
-        for value in self.headers.values():
-            # A server may repeat the key alone, without the `Bearer` before it.
-            for part in (value, *value.split()):
-                if len(part) >= 6:
-                    text = text.replace(part, "***")
-        printable = (character if character.isprintable() else " " for character in text[:10_000])
-        line = " ".join("".join(printable).split())
-        return line if len(line) <= MAX_QUOTED_CHARACTERS else line[: MAX_QUOTED_CHARACTERS - 1] + "…"
+        """Return what a server said in a form that can be shown: it may repeat a key."""
+        return quote(text, self.headers)
 
 
 def _connection(config: OtlpChildConfig) -> Connection:

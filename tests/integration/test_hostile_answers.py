@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import orjson
 import pytest
+import trustme
 from urllib3.exceptions import HTTPError
 from zenml.exceptions import LogStoreError
 from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
@@ -28,9 +32,11 @@ from composite_logstore import (
     UnavailableError,
 )
 from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_otel.config import OtelChildConfig
 from composite_logstore_otlp.config import OtlpChildConfig
 from tests.events import make_events
 from tests.servers.hostile import ANSWERS, BODIES, GRPC_ANSWERS, HEADS, MIB, HostileServer, grpc_answer, plain
+from tests.servers.tls_proxy import TlsProxy
 
 KEY = "test-key-12345"
 TIMEOUT_SECONDS = 0.5
@@ -81,12 +87,31 @@ def datadog(server: HostileServer) -> ChildConfig:
     )
 
 
+def of_the_sdk(server: HostileServer) -> ChildConfig:
+    return through("otlp_proto_http", server, timeout=TIMEOUT_SECONDS, headers={"key": KEY})
+
+
+def of_zenml(server: HostileServer) -> ChildConfig:
+    name = "zenml.log_stores.datadog.datadog_log_exporter.DatadogLogExporter"
+    return through(name, server, timeout=TIMEOUT_SECONDS, headers={"DD-API-KEY": KEY})
+
+
+def through(exporter: str, server: HostileServer, **arguments: Any) -> ChildConfig:
+    return OtelChildConfig(
+        name="hostile", type="otel", exporter=exporter, arguments={"endpoint": f"{server.url}/v1/logs", **arguments}
+    )
+
+
 CHILDREN = {"otlp": otlp, "datadog": datadog}
+# Exporters of others, which answer nothing but success and failure.
+GUESTS = {"otel with the SDK's exporter": of_the_sdk, "otel with ZenML's exporter": of_zenml}
+EVERYBODY = {**CHILDREN, **GUESTS}
 
 # Of each backend that sends: what it may be answered, and what is an honest answer.
 EXPORTS = {
     "otlp": (otlp, ANSWERS, plain()),
     "datadog": (datadog, ANSWERS, plain(b"{}", "202 Accepted")),
+    **{name: (make, ANSWERS, plain()) for name, make in GUESTS.items()},
     "otlp over grpc": (otlp_over_grpc, GRPC_ANSWERS, grpc_answer(b"\0\0\0\0\0")),
 }
 
@@ -128,7 +153,8 @@ def test_an_export_takes_what_it_may_and_no_more(name: str, answer: str, server:
     server.answer = answers[answer]
     begin = time.monotonic()
     outcome = outcome_of(exporter)
-    assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
+    # The SDK's exporter sends once more where a connection ends.
+    assert time.monotonic() - begin < 2 * TIMEOUT_SECONDS + SLACK_SECONDS
     # gRPC answers pings and the like for as long as it waits, and keeps nothing of them.
     assert server.sent < BUFFERED_BYTES or name == "otlp over grpc"
     if answer in HEADS or outcome != 0:
@@ -179,13 +205,13 @@ def test_the_time_is_asked_for_within_the_same_bounds(name: str, answer: str, se
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
-@pytest.mark.parametrize("name", CHILDREN)
+@pytest.mark.parametrize("name", EVERYBODY)
 def test_no_redirect_is_followed(name: str, status: str, server: HostileServer) -> None:
     with HostileServer(plain(orjson.dumps({"data": []}))) as elsewhere:
         server.answer = plain(status=status, headers=f"Location: {elsewhere.url}/api/v2/logs\r\nRefresh: 0\r\n")
-        child = CHILDREN[name](server)
+        child = EVERYBODY[name](server)
         exporter = child.create_exporter()
-        assert isinstance(outcome_of(exporter), UnavailableError)
+        assert isinstance(outcome_of(exporter), RetryableError if name in GUESTS else UnavailableError)
         exporter.close()
         if child.readable:
             assert isinstance(read(child), LogStoreError)
@@ -193,7 +219,7 @@ def test_no_redirect_is_followed(name: str, status: str, server: HostileServer) 
         assert elsewhere.requests == []
 
 
-@pytest.mark.parametrize("name", CHILDREN)
+@pytest.mark.parametrize("name", EVERYBODY)
 def test_nothing_that_was_answered_comes_back_with_the_next_request(
     name: str, server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,13 +230,13 @@ def test_nothing_that_was_answered_comes_back_with_the_next_request(
         'Set-Cookie: a=cookie; Path=/\r\nAlt-Svc: h2=":1"\r\nStrict-Transport-Security: max-age=99\r\n'
         'WWW-Authenticate: Basic realm=x\r\nETag: "tag"\r\nLink: </>\r\n'
     )
-    exporter = CHILDREN[name](server).create_exporter()
+    exporter = EVERYBODY[name](server).create_exporter()
     for status in ("200 OK", "401 Unauthorized", "200 OK"):
         server.answer = plain(orjson.dumps({"data": []}), status, headers)
         outcome_of(exporter)
-        if CHILDREN[name](server).readable:
-            read(CHILDREN[name](server))
-        CHILDREN[name](server).backend_time()
+        if EVERYBODY[name](server).readable:
+            read(EVERYBODY[name](server))
+        EVERYBODY[name](server).backend_time()
     exporter.close()
     sent: dict[bytes, list[set[bytes]]] = {}
     for head, _ in server.requests:
@@ -220,3 +246,107 @@ def test_nothing_that_was_answered_comes_back_with_the_next_request(
         assert len(each) == 3
         assert each[0] == each[1] == each[2]
         assert not any(line.lower().startswith(b"cookie") or b"Basic" in line for line in each[0])
+
+
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_the_proxy_of_the_environment_is_used(
+    name: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HostileServer(plain(orjson.dumps({"data": []}))) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "")
+        child = EVERYBODY[name](server)
+        exporter = child.create_exporter()
+        assert outcome_of(exporter) == 0
+        exporter.close()
+        if child.readable:
+            assert read(child) == Page()
+        child.backend_time()
+        assert proxy.requests
+        for head, _ in proxy.requests:
+            assert head.split()[1].startswith(server.url.encode())
+            assert b"\r\nproxy-authorization: basic " in head.lower()
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("answer", HEADS)
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_proxy_is_trusted_no_more(
+    name: str, answer: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it may be spoken through with TLS is its own answer."""
+    monkeypatch.setenv("https_proxy", server.url)
+    monkeypatch.setenv("no_proxy", "")
+    url = "https://127.0.0.1:9/api/v2/logs"
+    exporter = CHILDREN[name](server).model_copy(update={"endpoint": url}).create_exporter()
+    server.answer = ANSWERS[answer]
+    begin = time.monotonic()
+    outcome = outcome_of(exporter)
+    exporter.close()
+    assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
+    assert server.sent < BUFFERED_BYTES
+    assert [head.split()[0] for head, _ in server.requests] == [b"CONNECT"]
+    assert isinstance(outcome, RetryableError | UnavailableError)
+    assert_fit_to_be_shown(str(outcome))
+
+
+@pytest.mark.parametrize("answer", ["headers that trickle", "hints without end", "a body that trickles", "a gzip bomb"])
+@pytest.mark.parametrize("name", CHILDREN)
+def test_the_bounds_hold_within_tls(
+    name: str, answer: str, server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    # As it is set for all programs of a machine.
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    server.answer = ANSWERS[answer]
+    with TlsProxy(context, server.port) as proxy:
+        url = f"https://127.0.0.1:{proxy.port}/api/v2/logs"
+        exporter = CHILDREN[name](server).model_copy(update={"endpoint": url}).create_exporter()
+        begin = time.monotonic()
+        outcome = outcome_of(exporter)
+        assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
+        exporter.close()
+    assert len(server.requests) == 1
+    if answer in HEADS or outcome != 0:
+        assert isinstance(outcome, RetryableError | UnavailableError)
+
+
+def test_a_process_does_not_grow(server: HostileServer) -> None:
+    """Measured where nothing else takes memory."""
+    names = ["a body without end", "a gzip bomb", "a bomb within a bomb", "large headers"]
+    server.answer = plain(orjson.dumps({"data": []}))
+    with ExitStack() as stack:
+        hostile = [stack.enter_context(HostileServer(ANSWERS[name])) for name in names]
+        program = [sys.executable, "-c", _MEASURE, server.url, *(other.url for other in hostile)]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split()
+    assert len(lines) == len(names) * (len(EVERYBODY) + 1)
+    # A body without end had 64 MiB, a bomb has 512 MiB.
+    assert max(map(int, lines)) < 24 * 1024
+
+
+_MEASURE = """
+import resource, sys
+from types import SimpleNamespace
+from tests.integration.test_hostile_answers import EVERYBODY, datadog, outcome_of, read
+
+def act(url):
+    server = SimpleNamespace(url=url, port=0)
+    yield read(datadog(server))
+    for make in EVERYBODY.values():
+        exporter = make(server).create_exporter()
+        yield outcome_of(exporter)
+        exporter.close()
+
+honest, *hostile = sys.argv[1:]
+# What all of them import.
+list(act(honest))
+for url in hostile:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in act(url):
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
