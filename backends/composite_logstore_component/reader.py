@@ -89,7 +89,12 @@ def _page(store: BaseLogStore, request: PageRequest) -> Page:
         after=request.token if is_newer else None,
         filter_=request.filter,
     )
-    return Page(_entries(found), found.before, found.after)
+    entries = _entries(found)
+    tokens = (found.before, found.after)
+    if len(entries) > request.limit or not all(token is None or isinstance(token, str) for token in tokens):
+        # Cut to what was asked for, it would leave entries out: its cursors lead on behind all of them.
+        raise LogStoreError(f"Log store '{store.name}' returned a page that it was not asked for.")
+    return Page(entries, *tokens)
 
 
 def _page_from_start(store: ArtifactLogStore, request: PageRequest) -> Page:
