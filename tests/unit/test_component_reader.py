@@ -20,6 +20,7 @@ LOGS = LogsResponse(id=uuid4(), body=BODY)
 
 def read(found: Any, limit: int = 2) -> Page:
     reader = ComponentReader("theirs")
+    reader._model = SimpleNamespace(id=uuid4(), name="theirs")  # type: ignore[assignment]
     reader._store = SimpleNamespace(  # type: ignore[assignment]
         id=uuid4(), name="theirs", flavor="own", fetch=lambda *_, **__: found, cleanup=lambda: None
     )
