@@ -127,7 +127,6 @@ class Torture:
                     self._recover(with_handler)
                 evidence = self._evidence()
             finally:
-                self._is_over.set()
                 for process in self._processes:
                     process.kill_group()
         self.figures = self._in_figures(evidence)
@@ -139,10 +138,12 @@ class Torture:
             parts = [pool.submit(self._fail_backends), pool.submit(self._destroy)]
             parts += [pool.submit(self._start_and_end, numbers) for _ in range(AT_ONCE)]
             end = time.monotonic() + self._seconds
-            # If one part fails, the others have no longer a meaning.
-            while time.monotonic() < end and not any(part.done() for part in parts):
-                time.sleep(0.1)
-            self._is_over.set()
+            try:
+                # If one part fails, the others have no longer a meaning.
+                while time.monotonic() < end and not any(part.done() for part in parts):
+                    time.sleep(0.1)
+            finally:
+                self._is_over.set()
         for part in parts:
             part.result()
 
