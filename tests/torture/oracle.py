@@ -234,6 +234,8 @@ def _out_of_order(where: str, entries: Iterable[tuple[str, str]]) -> Iterable[st
     for what, place in (("writer", _writer_and_number), ("thread", _thread_and_number)):
         last: dict[str, tuple[int, str]] = defaultdict(lambda: (-1, ""))
         for id, name in entries:
+            if name.startswith(NOT_WHOLE):
+                continue
             whose, number = place(id, name)
             if number < last[whose][0]:
                 yield f"{where}: {name} comes after {last[whose][1]} of the same {what}"

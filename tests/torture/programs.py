@@ -51,8 +51,8 @@ class Archive(FolderArchive):
 
         def open_on_disk(path: str, mode: str = "r") -> Any:
             if mode.startswith("a") and path.endswith(".log") and Path(self.root, FULL).exists():
-                # A line or a part of one may still find room.
-                return Faulty(path, random.choice([0, 0, 100, 1_000]))
+                # Now and then somebody makes room for a part of a line.
+                return Faulty(path, random.choice([0] * 9 + [random.randrange(1_000)]))
             return open_file(path, mode)
 
         store.open = open_on_disk  # type: ignore[method-assign, assignment]

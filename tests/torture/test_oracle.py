@@ -203,7 +203,8 @@ def test_what_nobody_logged_is_found() -> None:
     assert judge(evidence(logged=[known])) == []
     assert_found(evidence(logged=[logged(emitted=logged().emitted[:-2])]), "never logged")
     cut = HELD[-1]._replace(message=f"{NOT_WHOLE} p0/0/19 5 xx")
-    assert_found(evidence([*HELD[:-1], cut], shown=HELD), NOT_WHOLE)
+    assert_found(evidence([*HELD[:-1], cut], shown=HELD), "collector", NOT_WHOLE)
+    assert_found(evidence(shown=[*HELD[:-1], cut]), "archive", NOT_WHOLE)
 
 
 @pytest.mark.parametrize("change", [{"accepted": 4}, {"pending": 0}, {"delivered": 4, "pending": -1}])

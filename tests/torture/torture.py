@@ -389,4 +389,6 @@ def _entries(store: CompositeLogStore, logs: Any, start: str) -> list[tuple[str,
         page = store.fetch(logs, **{onward: cursor})
         pages.append(page.items)
     in_order = pages if start == "oldest" else reversed(pages)
-    return [(str(entry.id), name_in(entry.message)) for items in in_order for entry in items]
+    entries = [entry for items in in_order for entry in items]
+    # The first character of a line, where the disk had no room for the second, is a line of plain text to whoever reads.
+    return [(str(entry.id), name_in(entry.message)) for entry in entries if entry.message != "{"]
