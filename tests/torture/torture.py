@@ -390,5 +390,5 @@ def _entries(store: CompositeLogStore, logs: Any, start: str) -> list[tuple[str,
         pages.append(page.items)
     in_order = pages if start == "oldest" else reversed(pages)
     entries = [entry for items in in_order for entry in items]
-    # The first character of a line, where the disk had no room for the second, is a line of plain text to whoever reads.
+    # Of a line that a full disk has cut after its first character nobody can tell that it is no plain text.
     return [(str(entry.id), name_in(entry.message)) for entry in entries if entry.message != "{"]
