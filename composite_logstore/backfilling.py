@@ -31,7 +31,8 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.backoff import count_reason, rejections, retry_after, words
+from composite_logstore.backoff import count_reason, is_judged, may_be_size, rejections, retry_after, words
+from composite_logstore.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.event import Stream
 from composite_logstore.parity import Holding
 from composite_logstore.runs import Runs
@@ -289,11 +290,12 @@ class Backfill:
         config = secrets.resolve(target)
         self._exporter: Exporter = config.create_exporter()
         # Nobody waits for a copy: fuller batches than live ones cost less.
-        self._batch_size = target.max_export_batch_size or min(
-            target.max_batch_size, _LARGER * target.default_batch_size
-        )
+        batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)
         if rate:
-            self._batch_size = max(1, min(self._batch_size, int(rate)))
+            batch_size = max(1, min(batch_size, int(rate)))
+        self._size = BatchSize(batch_size)
+        # How many events were rejected, each by itself, since the child last took one.
+        self._rejected_in_a_row = 0
         # What both have in the same format need not be understood, if all of it is meant for the child.
         self._copier: Copier | None = None
         if (
@@ -438,7 +440,7 @@ class Backfill:
                 elif is_in_order:
                     event = event._replace(metadata={**event.metadata, BACKFILLED: True})
                 length = 512 + len(event.message)
-                if batch is None or len(batch.records) >= self._batch_size or batch.size + length > most:
+                if batch is None or len(batch.records) >= self._size.limit or batch.size + length > most:
                     batch = self._batch_for(stream, writer, False, 1, length, result)
                 batch.size += length
                 self._waiting_size += length
@@ -467,7 +469,7 @@ class Backfill:
     def _add_scanned(self, chunk: Scanned, stream: Stream, result: Copied) -> None:
         """Have records exported as they are, in pieces that the child takes."""
         count, length = len(chunk.contents), sum(map(len, chunk.contents))
-        most = max(1, min(self._batch_size, count * self._target.max_batch_bytes // max(1, length)))
+        most = max(1, min(self._size.limit, count * self._target.max_batch_bytes // max(1, length)))
         for begin in range(0, count, most):
             contents = chunk.contents[begin : begin + most]
             length = sum(map(len, contents))
@@ -486,7 +488,7 @@ class Backfill:
             self._send(max(self._waiting, key=lambda writer: self._waiting[writer].size), result)
         batch = self._waiting.get(writer)
         if batch is not None:
-            is_full = len(batch.records) + count > self._batch_size or batch.size + length > most
+            is_full = len(batch.records) + count > self._size.limit or batch.size + length > most
             if is_full or batch.is_scanned != is_scanned:
                 self._send(writer, result)
                 batch = None
@@ -535,18 +537,21 @@ class Backfill:
         count = len(batch.records)
         seconds = self._target.retry_initial_interval_millis / 1000
         give_up_at = self._clock() + GIVE_UP_SECONDS
-        while True:
+        while count <= self._size.limit:
             try:
                 self._deliver(batch)
             except (RejectedError, TooLargeError) as error:
                 rejected = rejections(error, count)
                 if rejected is None:
-                    self._export_halves(batch, result)
-                    return
+                    if isinstance(error, TooLargeError):
+                        self._size.too_large(count)
+                    break
                 result.add(Copied(copied=count - rejected, rejected={words(error): rejected}))
-                if isinstance(error, TooLargeError):
+                if not is_judged(error):
+                    self._rejected_alone(error)
                     return
-                break
+                self._note(batch)
+                return
             except UnavailableError as error:
                 raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {words(error)}") from error
             except Exception as error:
@@ -554,13 +559,33 @@ class Backfill:
                 why = words(error) if is_known else f"its exporter raised {type(error).__name__}"
                 # One that asks to be tried again at once, and again, would otherwise be asked without end.
                 wanted = max(retry_after(error) or 0.0, seconds)
-                if self._clock() + wanted > give_up_at:
+                is_smaller = may_be_size(error, was_late=False) and self._size.broken_off(count)
+                if not is_smaller and self._clock() + wanted > give_up_at:
                     raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
                 self._sleep(wanted)
                 seconds = min(2 * seconds, self._target.retry_max_interval_millis / 1000)
             else:
                 result.copied += count
-                break
+                self._rejected_in_a_row = 0
+                self._size.taken(count)
+                self._note(batch)
+                return
+        for half in batch.halves():
+            self._export(half, result)
+
+    def _rejected_alone(self, error: BaseException) -> None:
+        """Count an event that was refused by itself. A child that refuses all of them is at fault, and not they.
+
+        Raises:
+            BackfillStoppedError: It refuses all of them.
+        """
+        self._rejected_in_a_row += 1
+        if self._rejected_in_a_row >= MOST_REJECTED:
+            raise BackfillStoppedError(
+                f"child '{self._target.name}' takes no events: the last {MOST_REJECTED} were rejected: {words(error)}"
+            )
+
+    def _note(self, batch: _Batch) -> None:
         self._ledger.note(str(batch.stream.id), batch.writer, batch.sequences)
 
     def _deliver(self, batch: _Batch) -> None:
@@ -569,10 +594,6 @@ class Backfill:
             self._copier.export_scanned(batch.stream, scanned)
         else:
             self._exporter.export(batch.records)
-
-    def _export_halves(self, batch: _Batch, result: Copied) -> None:
-        for half in batch.halves():
-            self._export(half, result)
 
 
 def _created(logs: LogsResponse) -> int:

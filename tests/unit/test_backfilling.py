@@ -19,6 +19,7 @@ from composite_logstore import (
     LogEvent,
     PageRequest,
     RejectedError,
+    RetryableError,
     Stream,
     TooLargeError,
     UnavailableError,
@@ -205,6 +206,46 @@ def test_what_is_refused_is_counted_and_what_is_too_large_is_split(tmp_path: Pat
     result = copy(a, b, stream, tmp_path)
     assert (result.copied, result.rejected) == (19, {"no sevens": 1})
     assert len(backend.received) == 19
+
+
+@pytest.mark.parametrize("error", [RetryableError("no answer", smaller_may_pass=True), TimeoutError("no answer")])
+def test_a_batch_that_breaks_off_is_copied_in_halves_and_the_next_ones_are_smaller(
+    tmp_path: Path, error: Exception
+) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only", max_export_batch_size=100)
+    events = make_events([str(number) for number in range(1000)], stream)
+    write(a, events)
+    cut: list[int] = []
+
+    class Narrow(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            if len(batch) > 30:
+                cut.append(len(batch))
+                raise error
+            return super().export(batch)
+
+    backend = BACKENDS["b"] = Narrow()
+    waited: list[float] = []
+    result = copy(a, b, stream, tmp_path, clock=lambda: sum(waited), sleep=waited.append)
+    assert result.copied == 1000
+    assert [event.uid for event in backend.received] == [event.uid for event in events]
+    assert cut[:3] == [100, 100, 50]
+    assert len(cut) < 15
+
+
+def test_a_child_that_rejects_everything_stops_the_copy(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only")
+    write(a, make_events([str(number) for number in range(1000)], stream))
+    backend = BACKENDS["b"] = SimulatedBackend()
+    backend.fault = "rejects all"
+    with pytest.raises(BackfillStoppedError, match="child 'b' takes no events: the last 10 were rejected: bad request"):
+        copy(a, b, stream, tmp_path)
+    assert backend.exports < 60
+    # They were not at fault: when the child is mended, they are copied as well.
+    backend.fault = None
+    assert copy(a, b, stream, tmp_path).copied == 1000
 
 
 def test_what_is_too_old_or_not_meant_for_a_child_is_left_out(tmp_path: Path) -> None:
