@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter
 
-from composite_logstore import Page, PageRequest, RetryableError, Stream, UnavailableError, missing
+from composite_logstore import Page, PageRequest, RetryableError, Stream, TooLargeError, UnavailableError, missing
 from composite_logstore_artifact import artifact_stores, compaction
 from composite_logstore_artifact import exporter as exporter_module
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -23,6 +24,7 @@ from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import make_logs
 from tests.events import make_events, make_stream
+from tests.servers.reverse_proxy import ReverseProxy
 from tests.servers.s3 import S3Server, s3_server
 from tests.simulation import make_logs as make_store_logs
 from tests.simulation import make_store
@@ -448,3 +450,22 @@ def test_a_server_that_is_not_there() -> None:
             exporter_to(store).export(make_events(["a"]))
         with pytest.raises(LogStoreUnavailableError, match="could not be read"):
             read(store, make_stream())
+
+
+@pytest.mark.parametrize(("cut", "is_known"), [("413", True), ("408", False), ("resets", False)])
+def test_an_object_that_a_proxy_does_not_let_through_is_written_in_halves(
+    server: S3Server, cut: str, is_known: bool
+) -> None:
+    with ReverseProxy(int(server.endpoint.rpartition(":")[2])) as proxy:
+        behind = replace(server, endpoint=f"http://127.0.0.1:{proxy.port}")
+        store = behind.artifact_store(config_kwargs={"retries": {"max_attempts": 0}})
+        exporter = exporter_to(store)
+        events = make_events([f"{number} {Random(number).randbytes(2_000).hex()}" for number in range(20)])
+        proxy.most_bytes, proxy.cut = 60_000, cut
+        with pytest.raises(TooLargeError if is_known else RetryableError) as raised:
+            exporter.export(events)
+        assert is_known or raised.value.smaller_may_pass
+        exporter.export(events[:10])
+        exporter.export(events[10:])
+        exporter.close()
+    assert messages(read(server.artifact_store(), events[0].stream)) == [event.message for event in events]

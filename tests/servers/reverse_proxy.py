@@ -123,9 +123,12 @@ class _Http1:
             method, path, _ = request.split(" ")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             length = int(headers.get("content-length", 0))
-            if headers.pop("expect", None) and not self._proxy.is_too_large(length):
+            is_awaited = headers.pop("expect", None) is not None
+            if is_awaited and not self._proxy.is_too_large(length):
                 self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            while len(rest) < length and not self._proxy.is_too_large(len(rest)):
+                is_awaited = False
+            # Of one that waits to be told to go on, no more comes.
+            while not is_awaited and len(rest) < length and not self._proxy.is_too_large(len(rest)):
                 data = self._client.recv(65_536)
                 if not data:
                     return
