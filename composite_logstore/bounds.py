@@ -18,7 +18,6 @@ class Bounds:
         SEARCHES: How many searches one page takes.
         SEARCH_SECONDS: How long all searches that one page takes may take.
         OBJECTS: How many objects of one stream an artifact store lists.
-        OBJECT_BYTES: Of one object there.
         INDEX_BYTES: Of what is known of an archive, in the file beside it.
         STORE_SECONDS: How long an artifact store may take for one request of a reader.
         GUEST_SECONDS: How long an answer may take where code of others sends the request, and sets no time.
@@ -33,7 +32,6 @@ class Bounds:
     SEARCHES: ClassVar[int] = 100
     SEARCH_SECONDS: ClassVar[float] = 30.0
     OBJECTS: ClassVar[int] = 100_000
-    OBJECT_BYTES: ClassVar[int] = 1 << 50
     INDEX_BYTES: ClassVar[int] = 64 * _MIB
     STORE_SECONDS: ClassVar[float] = 60.0
     GUEST_SECONDS: ClassVar[float] = 60.0

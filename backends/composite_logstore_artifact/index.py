@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from composite_logstore import Bounds
 from composite_logstore_artifact.lines import Summary
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def load(artifact_store: BaseArtifactStore, uri: str, read: Callable[[int, int],
     """
     try:
         with artifact_store.open(index_uri(uri), "rb") as file:
-            lines = file.read().split(b"\n")
+            # Of one that is larger than it can be, the beginning: what is not known is read.
+            lines = file.read(Bounds.INDEX_BYTES).split(b"\n")
     except OSError:
         return []
     chunks: list[Chunk] = []

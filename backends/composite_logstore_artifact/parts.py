@@ -12,6 +12,8 @@ from contextlib import closing
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from composite_logstore import Bounds
+
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
@@ -55,7 +57,7 @@ class Part(ABC):
             return fetched[begin - fetched_from : end - fetched_from]
         content = self._read(begin, end)
         if len(content) != end - begin:
-            raise OSError("it became shorter while it was read")
+            raise OSError("it is not as large as it was")
         return content
 
     def fetch(self, begin: int, end: int) -> None:
@@ -114,7 +116,7 @@ class _Object(Part):
         return self._size
 
     def _read(self, begin: int, end: int) -> bytes:
-        content: bytes = self._filesystem.cat_file(self.path, start=begin, end=end)
+        content: bytes = self._filesystem.cat_file(self.path, start=begin, end=end, **_in_time(self._filesystem))
         return content
 
 
@@ -134,6 +136,15 @@ class Archive(NamedTuple):
     parts: list[Part]
 
 
+class ListingError(OSError):
+    """What an artifact store lists is more than it can have, or makes no sense."""
+
+
+def _in_time(filesystem: Any) -> dict[str, float]:
+    """Return the argument that ends a request in time, if the filesystem knows it: asynchronous ones of `fsspec` do."""
+    return {"timeout": Bounds.STORE_SECONDS} if getattr(filesystem, "async_impl", False) is True else {}
+
+
 def open_archive(artifact_store: BaseArtifactStore, uri: str) -> Archive | None:
     """Return what there is of a stream now, None if there is nothing."""
     filesystem = getattr(artifact_store, "filesystem", None)
@@ -144,10 +155,12 @@ def open_archive(artifact_store: BaseArtifactStore, uri: str) -> Archive | None:
         path = filesystem._strip_protocol(uri)
         filesystem.invalidate_cache(path)
         try:
-            found = filesystem.ls(path, detail=True)
+            found = filesystem.ls(path, detail=True, **_in_time(filesystem))
         except FileNotFoundError:
             return None
         files = {info["name"]: info["size"] for info in found if info["type"] == "file"}
+        if len(files) > Bounds.OBJECTS or not all(isinstance(size, int) and size >= 0 for size in files.values()):
+            raise ListingError
         if list(files) == [path]:
             return Archive(artifact_store, uri, False, [_Object(filesystem, path, "", files[path])])
         parts = [_Object(filesystem, path, os.path.basename(path), size) for path, size in sorted(files.items())]
@@ -174,9 +187,11 @@ def contents_of(archive: Archive, parts: Sequence[Part]) -> list[bytes]:
     if len(objects) == len(parts):
         paths, sizes = [part.path for part in objects], [part.size for part in objects]
         filesystem = archive.artifact_store.filesystem  # type: ignore[attr-defined]
-        contents: list[bytes] = filesystem.cat_ranges(paths, [0] * len(paths), sizes, on_error="raise")
+        contents: list[bytes] = filesystem.cat_ranges(
+            paths, [0] * len(paths), sizes, on_error="raise", **_in_time(filesystem)
+        )
         if list(map(len, contents)) != sizes:
-            raise OSError("it became shorter while it was read")
+            raise OSError("it is not as large as it was")
         return contents
     contents = []
     for part in parts:
