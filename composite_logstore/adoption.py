@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from uuid import UUID
@@ -14,6 +17,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats, Delivery, Load
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.private_folder import UntrustedError, shown
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool import Cursor, Damage, Spool, left_behind
 from composite_logstore.spooling import give_up_oldest, next_batch
@@ -66,13 +70,16 @@ class AdoptedJournal:
         # A progress bar → the second and the number of its last update: of each second the last one counts.
         latest: dict[tuple[UUID, str], tuple[int, int]] = {}
         last = -1
-        for item in self.spool.scan():
+        for place, item in enumerate(self.spool.scan()):
+            if place % _AT_A_TIME == 0:
+                # There may be much to count, and others who wait for the interpreter have less to do.
+                time.sleep(0)
             wanting = [delivery for delivery in self.deliveries if last + 1 >= settled[delivery.name]]
             if isinstance(item, Damage):
                 for delivery in wanting:
                     # Nobody knows for whom it was: better one too many than a loss in silence.
-                    self._accepted[delivery.name] += 1
-                    lost[delivery.name] += 1
+                    self._accepted[delivery.name] += item.lines
+                    lost[delivery.name] += item.lines
                 continue
             last = item.number
             streams.add(item.stream)
@@ -130,8 +137,13 @@ class AdoptedJournal:
         return is_given_up
 
 
-_MOST_JOURNALS = 200
-"""How many dead processes' journals are open at once: each needs a file descriptor."""
+_MOST_JOURNALS = 100
+"""How many dead processes' journals are open at once: each needs two file descriptors."""
+_AGAIN_SECONDS = 60.0
+"""When to try again what could not be taken over."""
+_AT_A_TIME = 50
+_MOST_NAMED = 3
+"""How many damaged files one warning names."""
 
 
 class Adoption:
@@ -169,12 +181,12 @@ class Adoption:
         self._lock = threading.Lock()
         self._workers: dict[str, tuple[AdoptedJournal, Worker]] = {}
         self._settled: dict[str, ChildStats] = {}
+        self._told_of: set[Path] = set()
         self._due = clock.signal()
         self._service = Service("composite-logstore adoption", self._step, clock, warn, hinder)
         self._component = Path()
-        # What is still to be looked at; None where that has to be found out. No folder is looked at twice.
-        self._folders: Iterator[Path] | None = None
-        self._seen: set[Path] = set()
+        # What is to be looked at, and when: the log store's folder first, which says what else there is.
+        self._waiting: deque[tuple[float, Path]] | None = None
         self._is_stopping = False
 
     def start(self, component: Path) -> None:
@@ -184,33 +196,37 @@ class Adoption:
             component: The folder of the log store.
         """
         self._component = component
+        if self._waiting is None:
+            self._waiting = deque([(-inf, component)])
         self._service.start()
 
     def _step(self) -> Wait | None:
-        folder = None
-        while len(self.journals) < _MOST_JOURNALS and not self._is_stopping:
-            folder = self._next_folder()
-            if folder is None:
-                break
-            self._adopt(folder)
-        if not self._is_stopping:
-            self._get_on()
-        if self._is_stopping or (folder is None and not self.journals):
+        """Take over what there is, as far as there is room for it, and return how to wait for more."""
+        waiting = self._waiting or deque()
+        while waiting and self._has_room(waiting[0][0]):
+            _, folder = waiting[0]
+            try:
+                if folder == self._component:
+                    found = left_behind(folder)
+                else:
+                    found = []
+                    self._adopt(folder)
+            except Exception as error:  # whatever is in there, the others are not to suffer from it
+                self._tell_of(folder, error)
+                waiting.append((self._clock.now() + _AGAIN_SECONDS, folder))
+            else:
+                waiting.extend((-inf, one) for one in found)
+            waiting.popleft()
+        if self._is_stopping:
             return None
-        return self._due.wait
+        self._get_on()
+        if not (waiting or self.journals):
+            return None
+        is_full = not waiting or len(self.journals) >= _MOST_JOURNALS
+        return partial(self._due.wait, None if is_full else max(0.0, waiting[0][0] - self._clock.now()))
 
-    def _next_folder(self) -> Path | None:
-        # Forgotten first: if looking for folders fails in the middle, it begins anew.
-        folders, self._folders = self._folders, None
-        if folders is None:
-            folders = left_behind(self._component)
-        for folder in folders:
-            if folder not in self._seen:
-                self._seen.add(folder)
-                self._folders = folders
-                return folder
-        self._folders = iter(())
-        return None
+    def _has_room(self, earliest: float) -> bool:
+        return len(self.journals) < _MOST_JOURNALS and not self._is_stopping and self._clock.now() >= earliest
 
     def stop(self) -> None:
         """Begin nothing more. What is left stays for the next process."""
@@ -229,24 +245,29 @@ class Adoption:
         return stats
 
     def _adopt(self, folder: Path) -> None:
-        spool = None
-        try:
-            spool = Spool.adopt(folder)
-            if spool is None:
-                return
-            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
-        except Exception as error:
-            why = getattr(error, "strerror", None) or described(error)
-            self._warn(f"the spool {folder} cannot be read, and is left alone: {why}.")
-            if spool is not None:
-                spool.abandon()
+        spool = Spool.adopt(folder)
+        if spool is None:
             return
-        told = spool.set_aside()
+        try:
+            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
+            told = spool.set_aside()
+        except BaseException:
+            spool.abandon()
+            raise
         if told:
             self._warn(f"{_in_words(told)} What is intact is delivered; what is damaged counts as dropped.")
         with self._lock:
             self.journals.append(journal)
         self._get_on()
+
+    def _tell_of(self, folder: Path, error: Exception) -> None:
+        """Say once of each folder that it cannot be read."""
+        if folder in self._told_of:
+            return
+        self._told_of.add(folder)
+        why = getattr(error, "strerror", None) or described(error)
+        fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
+        self._warn(f"the spool {shown(folder)} cannot be read, and is left alone: {why}{fix}.")
 
     def _get_on(self) -> None:
         """Have each child work at the oldest journal that has something for it, and let go of those without."""
@@ -282,9 +303,12 @@ def _in_words(told: Iterable[tuple[Damage, Path]]) -> str:
     for damage, aside in told:
         files.setdefault(damage.path, []).append((damage, aside))
     parts = []
-    for path, damages in files.items():
+    for path, damages in list(files.items())[:_MOST_NAMED]:
         first, aside = damages[0]
-        kept = "" if aside == path else f", kept in {aside}"
-        number = "" if first.length is None or not first.length else f"{len(damages)} pieces of "
-        parts.append(f"{number}the spool's file {path} cannot be read ({first.why}){kept}")
+        kept = "" if aside == path else f", kept in {shown(aside)}"
+        pieces = sum(damage.lines for damage, _ in damages)
+        number = "" if first.length is None or not first.length else f"{pieces} pieces of "
+        parts.append(f"{number}the spool's file {shown(path)} cannot be read ({first.why}){kept}")
+    if len(files) > _MOST_NAMED:
+        parts.append(f"{len(files) - _MOST_NAMED} more files beside it cannot be read")
     return "; ".join(parts) + "."

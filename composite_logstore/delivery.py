@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 from math import inf
 from typing import TypeAlias
 from uuid import UUID
@@ -498,6 +498,10 @@ class Delivery:
         if self._in_spool:
             return self.taken + 1
         return self.queue[0].number if self.queue else inf
+
+    def in_memory(self) -> Iterator[LogEvent]:
+        """Yield the events that are not settled, but for those that wait on disk alone."""
+        return chain(*self._batches, self.queue)
 
     @property
     def settled(self) -> int:

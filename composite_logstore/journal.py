@@ -25,7 +25,8 @@ MOST_CAPTURED = 512
 """How many records may wait for their number. The last of them waits for it: less than a millisecond."""
 
 _PATIENCE = 100
-"""How often a lock that is not free is asked for again, a millisecond later each time."""
+_PATIENCE_SECONDS = 0.1
+"""How often a lock that is not free is asked for again, a millisecond later each time, and for how long at most."""
 
 _append: Callable[[Any, Any], None] = deque.append
 _extend: Callable[[Any, Any], None] = deque.extend
@@ -44,11 +45,14 @@ def patiently(lock: threading.RLock) -> Iterator[None]:
     Whoever waits for a lock gets it as soon as it is released, and only then begins to wait for the interpreter's own.
     `emit` would have to wait for both. Should the lock not be free for long, it is waited for all the same.
     """
+    is_held = lock.acquire(blocking=False)
+    end = time.monotonic() + _PATIENCE_SECONDS
     for _ in range(_PATIENCE):
-        if lock.acquire(blocking=False):
+        if is_held or time.monotonic() > end:
             break
         time.sleep(0.001)
-    else:
+        is_held = lock.acquire(blocking=False)
+    if not is_held:
         lock.acquire()
     try:
         yield
@@ -113,7 +117,7 @@ class Journal:
         self._captured: deque[tuple[Stream, Note | Capture]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
         self._deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
-        self.spooling = spool and Spooling(spool, self.writer, self._deliveries)
+        self.spooling = spool and Spooling(spool, self.writer, self._deliveries, clock)
         # Without a spool nothing is ever added to it.
         self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
         self._cursors: dict[str, Cursor] = {}
@@ -199,6 +203,8 @@ class Journal:
             if self._next_number > self._wake_at:
                 self.wakes_wanted += 1
                 self._wake_at = inf
+            if self.spooling:
+                self.spooling.hurry(self._next_number)
             self._look_ahead(self._next_number)
 
     def _hand_out(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections import deque
 from collections.abc import Sequence
 from math import inf
@@ -12,9 +13,11 @@ from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from composite_logstore.backoff import described
+from composite_logstore.clock import Clock
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import Delivery, Load
 from composite_logstore.event import LogEvent, abridged
+from composite_logstore.private_folder import UntrustedError
 from composite_logstore.spool import (
     LINE_BYTES,
     SEGMENT_BYTES,
@@ -22,14 +25,28 @@ from composite_logstore.spool import (
     EventTooLongError,
     Spool,
     SpoolFullError,
+    Standing,
     UnstorableEventError,
+    bytes_used,
 )
 
 TICK_SECONDS = 0.1
 _TICKS = 8
-"""With `spill` an event goes to disk after so many ticks, so within a second, unless all children have it."""
+"""With `spill` an event that is as old as so many ticks goes to disk, unless all children have it. It is then there
+within a second. Its age is measured: a tick may take longer."""
+_LATE_SECONDS = 0.9
+"""If one that is so old is not there, whoever hands out events brings it there."""
+_STEPS = 2
+_STEPS_TO_FOLDER = 30
+_LEAST_SECONDS = 0.2
+_SHORTEST_SECONDS = 0.005
 _MOST_AT_ONCE = 200
 """How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
+_MOST_WHEN_LATE = 2_000
+"""How many others do at a time: more than they hand out, so that what is late becomes less."""
+_KNOWN_SECONDS = 5.0
+_PARTS = 16
+_NO_SPARE_SECONDS = 1.0
 
 
 class SpoolSettings(NamedTuple):
@@ -74,14 +91,16 @@ def check(settings: SpoolSettings) -> None:
     Raises:
         OSError: They cannot.
     """
-    # A name that no writer has.
-    Spool.create(settings.component, f"check-{os.getpid()}", []).close()
+    # Nobody takes that for a writer's, and should this process die now it is cleared away.
+    Spool.create(settings.component, f".hidden-check-{secrets.token_hex(4)}", []).close()
 
 
 def in_words(error: Exception, settings: SpoolSettings) -> str:
     """Say what keeps events from going to disk, and what mends it."""
     why = (error.strerror or str(error)) if isinstance(error, OSError) else described(error)
-    if isinstance(error, SpoolFullError):
+    if isinstance(error, UntrustedError):
+        fix = error.fix or f"see who has made {error.filename}, and remove it"
+    elif isinstance(error, SpoolFullError):
         fix = "raise 'spool_max_bytes', or have its backends take what waits there"
     else:
         fix = "make room there, or set 'spool_directory' to a folder that can be written and locked"
@@ -145,6 +164,138 @@ def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: 
     return True
 
 
+class Space:
+    """How many bytes a log store has on this machine, all its processes together, and may have.
+
+    To look at the folders of hundreds of processes takes time, which nobody is to wait for under the journal's lock. So
+    it is done now and then without it, and a process may then take a sixteenth of what is free: if 16 processes do so
+    at once, there is room for all. Where little is free, each looks each time. The first segment may come before the
+    first look.
+    """
+
+    def __init__(self, component: Path, max_bytes: int, clock: Clock) -> None:
+        """Begin with nothing known.
+
+        Args:
+            component: The folder of the log store.
+            max_bytes: How many bytes there may be.
+            clock: Where time comes from.
+        """
+        self._component = component
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._part = SEGMENT_BYTES
+        self._until = -inf
+        self.is_exceeded = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody has looked of late."""
+        return self._clock.now() < self._until
+
+    def look(self, size: int = 0) -> bool:
+        """Look how many bytes there are.
+
+        Args:
+            size: How many are to be taken in addition.
+
+        Returns:
+            Whether there may be so many.
+
+        Raises:
+            OSError: It cannot be known how many there are.
+        """
+        free = self._max_bytes - bytes_used(self._component) - size
+        self._part = free // _PARTS if free >= _PARTS * SEGMENT_BYTES else -1
+        self._until = self._clock.now() + _KNOWN_SECONDS
+        self.is_exceeded = free < 0
+        return free >= 0
+
+    def take(self, size: int) -> bool:
+        """Take so many bytes more, if there may be so many.
+
+        Args:
+            size: The number of bytes; 0 to find out whether there are too many by now.
+
+        Returns:
+            Whether there may be.
+
+        Raises:
+            OSError: It cannot be known how many there are.
+        """
+        if size > self._part:
+            return self.look(size)
+        self._part -= size
+        return True
+
+
+class Ages:
+    """How old the events are that wait, at most. It has no clock.
+
+    The time of each event is not known, as `emit` is not to pay for that. What is known is which number the next event
+    had at some times: an event is no older than the last of these times at which it was yet to come.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing that waits."""
+        # Times, and the number that was yet to come then. Infinity stands for the time at which it will come.
+        self._known: deque[tuple[float, int]] = deque([(inf, 0)])
+        self.due = 0
+
+    def rest(self, next_number: int) -> None:
+        """Note that nothing waits: nothing is known of the time until `woken`, or an event comes.
+
+        Args:
+            next_number: The number that the next event will have.
+        """
+        self._known = deque([(inf, next_number)])
+
+    def woken(self, now: float) -> None:
+        """Note that the first event has just come. Needs no lock.
+
+        Args:
+            now: The time in seconds.
+        """
+        known = self._known
+        if known[0][0] == inf:
+            known[0] = now, known[0][1]
+
+    def note(self, next_number: int, now: float) -> None:
+        """Note which events have come by now.
+
+        Args:
+            next_number: The number that the next event will have.
+            now: The time in seconds.
+        """
+        if next_number > self._known[0][1]:
+            self.woken(now)
+        if now - self._known[-1][0] >= TICK_SECONDS / 2:
+            self._known.append((now, next_number))
+
+    def older_than(self, seconds: float, next_number: int, now: float) -> int:
+        """Return the number below which all may be so old.
+
+        Args:
+            seconds: How old.
+            next_number: The number that the next event will have.
+            now: The time in seconds.
+        """
+        while self._known[0][0] <= now - seconds:
+            self._known.popleft()
+            if not self._known:
+                self._known.append((now, next_number))
+            self.due = self._known[0][1]
+        return self.due
+
+    def oldest(self, now: float) -> float:
+        """Return how old the oldest may be that is not older than was asked for last, in seconds.
+
+        Args:
+            now: The time in seconds.
+        """
+        return now - self._known[0][0]
+
+
 class Spooling:
     """Brings a journal's events to disk, as `durability` says. The journal's lock guards every call.
 
@@ -157,13 +308,14 @@ class Spooling:
         others: What else of the log store's this process has on disk, oldest first.
     """
 
-    def __init__(self, settings: SpoolSettings, writer: str, deliveries: Sequence[Delivery]):
+    def __init__(self, settings: SpoolSettings, writer: str, deliveries: Sequence[Delivery], clock: Clock):
         """Begin with nothing; no folder is made.
 
         Args:
             settings: Where and how.
             writer: The writer's name.
             deliveries: The deliveries that read from the spool.
+            clock: Where time comes from.
         """
         self.unspooled: deque[LogEvent] = deque()
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
@@ -171,6 +323,7 @@ class Spooling:
         self._most_waiting = smallest - 1
         self._is_write_ahead = settings.write_ahead
         self._may_try = True
+        self._is_writing = False
         self.spool: Spool | None = None
         self.error: Exception | None = None
         self.unstorable: Exception | None = None
@@ -178,9 +331,71 @@ class Spooling:
         self._deliveries = deliveries
         self._component = settings.component
         self._writer = writer
-        self._max_bytes = settings.max_bytes
-        # The number that the next event had, at each of the last ticks.
-        self._ticks: deque[int] = deque(maxlen=_TICKS)
+        self._clock = clock
+        self._space = Space(settings.component, settings.max_bytes, clock)
+        self._no_spare_until = -inf
+        self._ages = Ages()
+        self._due = 0
+        self._next_tick = inf
+        self._lateness = 0.0
+
+    # What is due
+
+    def woken(self) -> None:
+        """Note that the first event since a `rest` has come. Without the lock."""
+        self._ages.woken(self._clock.now())
+
+    def rest(self, next_number: int) -> None:
+        """Note that nothing waits.
+
+        Args:
+            next_number: The number that the next event will have.
+        """
+        self._ages.rest(next_number)
+        self._next_tick = inf
+
+    def hurry(self, next_number: int) -> None:
+        """Bring events to disk that should be there, should the keeper be late.
+
+        Args:
+            next_number: The number that the next event will have.
+        """
+        if self.unspooled and self._ages.oldest(self._clock.now()) >= _LATE_SECONDS:
+            self.tick(next_number)
+            self.write(self._due, _MOST_WHEN_LATE)
+
+    def tick(self, next_number: int) -> float:
+        """Find out which events have waited in memory long enough.
+
+        Args:
+            next_number: The number that the next event will have.
+
+        Returns:
+            After how many seconds to do so again.
+        """
+        now = self._clock.now()
+        late = max(0.0, now - self._next_tick)
+        self._lateness = max(late, 0.99 * self._lateness)
+        # As late as one tick came the next one may come, and each step that gives up the interpreter lock takes as
+        # long.
+        steps = _STEPS if self.spool is not None else _STEPS_TO_FOLDER
+        seconds = max(_LEAST_SECONDS, _TICKS * TICK_SECONDS - steps * self._lateness)
+        self._ages.note(next_number, now)
+        self._due = max(self._due, self._ages.older_than(seconds, next_number, now))
+        wait = min(max(_SHORTEST_SECONDS, seconds - self._ages.oldest(now)), TICK_SECONDS)
+        self._next_tick = now + wait
+        return wait
+
+    def write_due(self) -> bool:
+        """Bring a few of the events that are due to disk.
+
+        Returns:
+            Whether there are more.
+        """
+        # With `write_ahead` what waits has been due since it came.
+        return self.write(inf if self._is_write_ahead else self._due, _MOST_AT_ONCE)
+
+    # To disk
 
     def write(self, before: float = inf, most: float = inf) -> bool:
         """Bring the events whose numbers are below `before` to disk, but for those that all children have.
@@ -194,6 +409,16 @@ class Spooling:
         Returns:
             Whether there are more of them.
         """
+        if self._is_writing:
+            # A signal handler has logged, and what it interrupts goes on with its event.
+            return False
+        self._is_writing = True
+        try:
+            return self._write(before, most)
+        finally:
+            self._is_writing = False
+
+    def _write(self, before: float, most: float) -> bool:
         # With `write_ahead` it has just come, so nobody has it.
         settled = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
         written = 0
@@ -201,7 +426,11 @@ class Spooling:
             if written >= most:
                 return True
             if self.unspooled[0].number >= settled:
+                spool = self.spool
                 if not self._append(self.unspooled[0]):
+                    if spool is not None and self.spool is None:
+                        # The folder was gone. What was in it comes first now, in a new one.
+                        continue
                     # As long as the queues have them all, there may yet be room for them.
                     while len(self.unspooled) > self._most_waiting:
                         self.unspooled.popleft()
@@ -225,14 +454,18 @@ class Spooling:
         most = len(self.unspooled) // full * full
         if not most:
             return
-        if self.error is None and self.spool is not None and most == 1:
+        before = self.unspooled[most - 1].number + 1
+        if most == 1 and self.error is None and self.spool is not None and not self._is_writing:
+            self._is_writing = True
             try:
                 self._store(self.spool, self.unspooled[0])
                 self.unspooled.popleft()
-                return
             except Exception as error:
                 self._failed(error)
-        self.write(before=self.unspooled[most - 1].number + 1)
+            finally:
+                self._is_writing = False
+        if self.unspooled:
+            self.write(before)
 
     def _append(self, event: LogEvent) -> bool:
         # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.
@@ -258,64 +491,91 @@ class Spooling:
 
     def _failed(self, error: Exception) -> None:
         self.error = error
-        self._may_try = False
-        if isinstance(error, FileNotFoundError):
+        # Whatever the error says: whether the folder is still there is a thing to be looked at.
+        is_gone = self.spool is not None and self.spool.standing() is Standing.GONE
+        self._may_try = is_gone
+        if is_gone:
             self.give_up_folder()
-
-    def tick(self, next_number: int) -> float | None:
-        """Say below which number events have waited in memory long enough. Called every tick.
-
-        Args:
-            next_number: The number that the next event will have.
-
-        Returns:
-            The number; None if nothing waits.
-        """
-        due = self._ticks[0] if len(self._ticks) == _TICKS else -inf
-        self._ticks.append(next_number)
-        if not self.unspooled:
-            self._ticks.clear()
-            return None
-        return due
-
-    def write_due(self, due: float) -> bool:
-        """Bring a few of the events that are due to disk.
-
-        Args:
-            due: The number below which they are due.
-
-        Returns:
-            Whether there are more.
-        """
-        return self.write(before=due, most=_MOST_AT_ONCE)
 
     def try_again(self) -> None:
         """Let the next event find out whether there is room again."""
         self._may_try = True
 
-    def keep_house(self) -> bool:
-        """Do what would make `emit` wait if it were done under the journal's lock.
+    # The folder
 
-        Returns:
-            Whether the folder is still there.
-        """
+    def keep_house(self) -> None:
+        """Do what would make others wait if it were done under the journal's lock: so without it."""
         spool = self.spool
         if spool is None:
-            return True
+            return
         spool.tidy()
-        if not spool.folder.exists():
-            return False
-        # If there is no room, the next event makes some, or says so.
-        if spool.needs_spare and _used(self._component) + SEGMENT_BYTES <= self._max_bytes:
+        if spool.needs_spare and self._clock.now() >= self._no_spare_until:
             with contextlib.suppress(OSError):
-                spool.prepare()
-        return True
+                if (self._space.is_known or self._space.look()) and self._space.take(SEGMENT_BYTES):
+                    spool.prepare()
+                    return
+            # The next event makes room, or says that there is none.
+            self._no_spare_until = self._clock.now() + _NO_SPARE_SECONDS
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether events wait in the folder, or may wait there."""
+        return self.spool is not None and any(delivery.oldest < inf for delivery in self._deliveries)
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether there is more on disk than there may be. Without the lock."""
+        return self._space.is_exceeded
+
+    def make_room(self) -> None:
+        """Have the oldest make room, if there is more on disk than there may be."""
+        with contextlib.suppress(OSError):
+            self._has_room(0)
+
+    def standing(self) -> Standing:
+        """Look whether others have taken away the folder, or something in it. Without the lock."""
+        spool = self.spool
+        return Standing.IN_PLACE if spool is None else spool.standing()
+
+    def mend(self, standing: Standing) -> None:
+        """Make again what others have taken away, so that what was on disk is there again.
+
+        Args:
+            standing: What `standing` has found.
+        """
+        if self.spool is None or standing is Standing.IN_PLACE:
+            return
+        is_ours = standing is Standing.CHANGED
+        # What cannot be mended now may be at the next tick.
+        with contextlib.suppress(OSError):
+            is_ours = is_ours and self.spool.mend(self._between)
+        if not is_ours:
+            self.give_up_folder()
+
+    def _in_memory(self) -> dict[int, LogEvent]:
+        """Return the events that some child has yet to deliver, by their numbers, as far as they are in memory."""
+        found: dict[int, LogEvent] = {}
+        # A child that wants a progress bar's latest update alone has it at another level.
+        for delivery in sorted(self._deliveries, key=lambda delivery: not delivery.is_thinned):
+            found.update((event.number, event) for event in delivery.in_memory())
+        return found
+
+    def _between(self, first: int, last: float) -> list[LogEvent]:
+        return [event for number, event in sorted(self._in_memory().items()) if first <= number <= last]
 
     def give_up_folder(self) -> None:
-        """Let go of a folder that somebody has taken away. The next event gets a new one."""
-        if self.spool is not None:
-            self.spool.abandon()
-            self.spool = None
+        """Let go of a folder that others have taken away. What was in it, and is in memory, goes to a new one."""
+        if self.spool is None:
+            return
+        spool, self.spool = self.spool, None
+        held = self._in_memory()
+        held.update((event.number, event) for event in spool.in_use())
+        spool.abandon()
+        before = self.unspooled[0].number if self.unspooled else inf
+        again = [held[number] for number in sorted(held, reverse=True) if number < before]
+        self.unspooled.extendleft(again)
+        if again:
+            self._due = max(self._due, again[0].number + 1)
 
     def refresh(self) -> None:
         """Write the attributes of streams anew, if ZenML has added to them since."""
@@ -358,7 +618,7 @@ class Spooling:
 
     def _has_room(self, size: int) -> bool:
         """Say whether the spool may grow by so many bytes, after the oldest has made room where it can."""
-        while _used(self._component) + size > self._max_bytes:
+        while not self._space.take(size):
             if not any(part.give_up_oldest() for part in (*self.others, self)):
                 return False
         return True
@@ -367,15 +627,3 @@ class Spooling:
         """See `GivesUp`."""
         # With `write_ahead` nothing may count as pending that would not survive the process.
         return self.spool is not None and give_up_oldest(self.spool, self._deliveries, self._is_write_ahead)
-
-
-def _used(component: Path) -> int:
-    used = 0
-    # The folders of writers, not what is damaged and can no longer give way.
-    for path in component.glob(f"{'?' * 15}/*"):
-        try:
-            used += path.stat().st_size
-        except OSError:
-            # Gone since.
-            continue
-    return used

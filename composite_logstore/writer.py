@@ -26,7 +26,8 @@ from composite_logstore.event import Capture, Note, Stream, captured
 from composite_logstore.fork import Inbox, Loss, Message, Outbox, ParentGoneError
 from composite_logstore.journal import Journal, patiently
 from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
-from composite_logstore.spooling import TICK_SECONDS, Spooling, in_words, spool_settings
+from composite_logstore.spool import Standing
+from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
 from composite_logstore.summary import Summaries
 from composite_logstore.telemetry import Observed
 from composite_logstore.worker import Worker
@@ -34,6 +35,8 @@ from composite_logstore.worker import Worker
 logger = get_logger(__name__)
 
 _LONGEST_WAIT_SECONDS = 3600.0
+_LOOK_SECONDS = 1.0
+"""How often to look after the spool's folder while nothing is logged, and events wait there."""
 
 EXIT_SECONDS = 3.0
 """How long the process's own exit may take: ZenML's local deployer kills after 5 s."""
@@ -76,6 +79,8 @@ class Writer:
         self._journal = Journal(children, self._clock, self._spool)
         self._keeper = self._service("composite-logstore spool", self._keep, TICK_SECONDS)
         self._keeper_due = self._clock.signal()
+        self._housekeeper = self._service("composite-logstore housekeeping", self._keep_house)
+        self._housework_due = self._clock.signal()
         self._seen = -1
         self._spool_error: Exception | None = None
         self._has_told_of_unstorable = False
@@ -163,16 +168,17 @@ class Writer:
 
     def _wake_keeper(self) -> bool:
         """Have the spool's thread look at what there is. Returns whether it is there, or on its way."""
-        if self._spool is None:
+        spooling = self._journal.spooling
+        if spooling is None:
             return True
+        spooling.woken()
         self._keeper_due.set()
         if self._keeper.start():
             return True
         # Nobody brings to disk what has waited for long, so nothing waits.
         with suppress(Exception), self._journal.lock:
             self._journal.hand_out()
-            if self._journal.spooling is not None:
-                self._journal.spooling.write()
+            spooling.write()
         return False
 
     def _keep(self) -> Wait | None:
@@ -181,38 +187,49 @@ class Writer:
         if self._spool is None or spooling is None:
             return None
         self._adoption.start(self._spool.component)
-        is_there = True
-        try:
-            is_there = spooling.keep_house()
-        finally:
-            # Whatever becomes of the house, events go to disk.
-            is_idle = self._spill(spooling, is_there)
-        if is_idle:
-            return self._keeper_due.wait
-        # A signal of its own, which nobody gives: an event does not make the time pass faster.
-        return partial(self._clock.signal().wait, TICK_SECONDS)
-
-    def _spill(self, spooling: Spooling, is_there: bool) -> bool:
-        """Bring to disk what has waited long enough. Returns whether nothing waits any more."""
         with patiently(self._journal.lock):
-            if not is_there:
-                spooling.give_up_folder()
             spooling.try_again()
+            number = self._journal.next_number
+            seconds = spooling.tick(number)
+            is_idle = not spooling.unspooled and self._seen == number and not self._journal.wake_after(1)
+            self._seen = number
+            if is_idle:
+                spooling.rest(number)
+            # What is due comes first: all else may take its time.
+            is_more = spooling.write_due()
             spooling.refresh()
             spooling.settle()
-            due = spooling.tick(self._journal.next_number)
-            is_idle = due is None and self._seen == self._journal.next_number
-            self._seen = self._journal.next_number
-            if is_idle:
-                is_idle = not self._journal.wake_after(1)
-        while due is not None:
-            with patiently(self._journal.lock):
-                if not spooling.write_due(due):
-                    break
+            is_needed = spooling.is_needed
+        while is_more:
             # Others who wait for the lock come first.
             time.sleep(0)
+            with patiently(self._journal.lock):
+                is_more = spooling.write_due()
         self._report_spool(spooling.error, spooling.unstorable)
-        return is_idle
+        if spooling.spool is not None:
+            self._housework_due.set()
+            if not self._housekeeper.start():
+                self._keep_house()
+        if is_idle:
+            return partial(self._keeper_due.wait, _LOOK_SECONDS if is_needed else None)
+        # A signal of its own, which nobody gives: an event does not make the time pass faster.
+        return partial(self._clock.signal().wait, seconds)
+
+    def _keep_house(self) -> Wait:
+        """Do what the disk may take long for, so that no event has to wait for it."""
+        spooling = self._journal.spooling
+        if spooling is not None:
+            spooling.keep_house()
+            if spooling.needs_room:
+                with patiently(self._journal.lock):
+                    spooling.make_room()
+            standing = spooling.standing()
+            if standing is not Standing.IN_PLACE:
+                with patiently(self._journal.lock):
+                    spooling.mend(standing)
+                # What is to be written again waits for nothing.
+                self._keeper_due.set()
+        return self._housework_due.wait
 
     def _report_spool(self, error: Exception | None, unstorable: Exception | None) -> None:
         """Warn once when events get no longer to disk, and once when they do again; and once of one that never can."""

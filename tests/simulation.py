@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -65,3 +67,35 @@ def assert_accounts_add_up(stats: dict[str, dict[str, Any]]) -> None:
         assert child["accepted"] == parts, f"{name}: {child}"
         assert all(child[key] >= 0 for key in ("delivered", "rejected", "dropped", "pending")), f"{name}: {child}"
         assert sum(child["rejected_reasons"].values()) == child["rejected"]
+
+
+class Machine:
+    """A machine with a disk, on which one process of a log store runs after another."""
+
+    def __init__(self, clock: SimulatedClock, disk: Path, durability: str, **children: dict[str, Any]) -> None:
+        self.clock = clock
+        self.disk = disk
+        self.id: UUID = uuid4()
+        self.durability = durability
+        self.children = children
+        self.backends = {name: SimulatedBackend() for name in children}
+        self.logs = None
+
+    def start(self, **settings: Any) -> CompositeLogStore:
+        self.store = make_store(
+            *(make_child(name, self.backends[name], **child) for name, child in self.children.items()),
+            id=self.id,
+            durability=self.durability,
+            spool_directory=str(self.disk),
+            **{"flush_timeout_millis": 5_000, "flush_limit_millis": 30_000, **settings},
+        )
+        self.origin = self.store.register_origin("step", make_logs(self.store), {})
+        return self.store
+
+    def log(self, *messages: str) -> None:
+        for message in messages:
+            self.store.emit(self.origin, logging.LogRecord("train", 20, "/code/train.py", 1, message, (), None))
+
+    def die(self) -> None:
+        """Kill the process."""
+        process_dies(self.clock)

@@ -68,9 +68,11 @@ class Drain:
             spool = Spool.adopt(folder)
             if spool is not None:
                 self._deliver(spool, tell)
-        except OSError as error:
+        except Exception as error:  # whatever is in there, the others are not to suffer from it
+            # Of what is no error of the system's, its words may hold what was logged.
+            why = (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
             for name in self._children:
-                self.errors[folder, name] = f"the folder cannot be used: {error.strerror or error}"
+                self.errors[folder, name] = f"the folder cannot be used: {why}"
 
     def _deliver(self, spool: Spool, tell: Tell) -> None:
         for name in set(children_of(spool, self.store)) - set(spool.children):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -14,6 +12,7 @@ from uuid import UUID
 
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
 from composite_logstore.event import LogEvent
+from composite_logstore.private_folder import UntrustedError
 from composite_logstore.spool import Damage, Spool, is_alive, left_behind
 from composite_logstore.spooling import spool_folder, spool_root
 
@@ -191,16 +190,29 @@ class Left:
 def left_in(home: Path, store: LogStore) -> Iterator[Left]:
     """Yield what is left in the folder of a log store, those first that were made first."""
     try:
-        os.listdir(home)
-    except FileNotFoundError:
-        return
+        found = left_behind(home)
     except OSError as error:
-        yield Left(store, home, barred=_in_words(error, home), is_readable=False)
+        yield Left(store, home, barred=_in_words(error), is_readable=False)
         return
-    for folder in left_behind(home):
-        # It may be settled, and gone since.
-        with suppress(FileNotFoundError):
-            yield _look(Left(store, home, folder.name, unattended=_unattended(store, home)))
+    for folder in found:
+        left = Left(store, home, folder.name, unattended=_unattended(store, home))
+        try:
+            _look(left)
+        except Exception as error:  # whatever is in there, the others are not to suffer from it
+            if not os.path.lexists(folder):
+                # It is settled, and gone since.
+                continue
+            left.barred = _in_words(error)
+            left.is_readable = False
+        yield left
+
+
+def processes_in(home: Path) -> list[Path]:
+    """Return the folders of a log store's processes; none if that cannot be known, as `left_in` then says."""
+    try:
+        return left_behind(home)
+    except OSError:
+        return []
 
 
 def children_of(spool: Spool, store: LogStore) -> list[str]:
@@ -208,16 +220,9 @@ def children_of(spool: Spool, store: LogStore) -> list[str]:
     return spool.children or sorted(child.name for child in store.children.values() if child.enabled)
 
 
-def _look(left: Left) -> Left:
-    try:
-        is_in_use = is_alive(left.folder)
-        spool = Spool.look(left.folder)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        left.barred = _in_words(error, left.folder)
-        left.is_readable = False
-        return left
+def _look(left: Left) -> None:
+    is_in_use = is_alive(left.folder)
+    spool = Spool.look(left.folder)
     if is_in_use:
         left.barred = "in use by a running process"
     configs = left.store.children
@@ -229,8 +234,7 @@ def _look(left: Left) -> Left:
                 part.count(item)
     left.bytes = spool.size
     # What a running process is just writing looks damaged.
-    left.damaged = 0 if is_in_use else len(spool.damage)
-    return left
+    left.damaged = 0 if is_in_use else sum(damage.lines for damage in spool.damage)
 
 
 def _unattended(store: LogStore, folder: Path) -> str:
@@ -254,10 +258,8 @@ def _why(store: LogStore, child: str) -> str:
     return _NOT_DELIVERED
 
 
-def _in_words(error: OSError, folder: Path) -> str:
-    whose = ""
-    # Neither need the folder be visible, nor its owner have a name.
-    with suppress(OSError, KeyError):
-        if (owner := folder.stat().st_uid) != os.geteuid():
-            whose = f"; it belongs to user '{pwd.getpwuid(owner).pw_name}'"
-    return f"cannot be read: {error.strerror or error}{whose}"
+def _in_words(error: Exception) -> str:
+    # Of what is no error of the system's, its words may hold what was logged.
+    why = (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
+    fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
+    return f"cannot be read: {why}{fix}"

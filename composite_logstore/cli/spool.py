@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections import Counter
@@ -18,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from composite_logstore.cli.console import Failed, console, say, show_table, warn
 from composite_logstore.cli.drain import Drain
-from composite_logstore.cli.left import Left, LogStore, Part, children_of, folders, left_in, registered
+from composite_logstore.cli.left import Left, LogStore, Part, children_of, folders, left_in, processes_in, registered
 from composite_logstore.cli.stores import mistake, nearest
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import ChildStats
 from composite_logstore.inert import inert
-from composite_logstore.spool import Spool, damaged, left_behind
+from composite_logstore.spool import Spool, damaged, remove_damaged
 
 Why = Callable[[Left, Part | None], str]
 
@@ -85,7 +84,7 @@ def _choose(here: Here, components: Sequence[str], children: Sequence[str]) -> d
 def _children_in(home: Path) -> set[str]:
     """Return the names of the children that something may be left for."""
     names = set()
-    for folder in left_behind(home):
+    for folder in processes_in(home):
         with suppress(OSError):
             names.update(Spool.look(folder).children)
     return names
@@ -140,10 +139,17 @@ def _say_what_is_aside(homes: Iterable[Path]) -> list[Path]:
     pieces = []
     for home in homes:
         if files := damaged(home):
-            size = decimal(sum(file.stat().st_size for file in files))
+            size = decimal(sum(map(_size, files)))
             say(f"Could not be read, and is kept aside: {_number(len(files), 'file')} ({size}) in {files[0].parent}")
             pieces += files
     return pieces
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _end(chosen: Mapping[Path, LogStore], children: Sequence[str], why: Why) -> None:
@@ -207,7 +213,7 @@ def drain(component: tuple[str, ...], children: tuple[str, ...], to: str | None)
     try:
         with _Bars() as bars:
             for home, store in chosen.items():
-                for folder in left_behind(home):
+                for folder in processes_in(home):
                     drains[store.id].deliver(folder, bars.of(store))
     except KeyboardInterrupt:
         is_interrupted = True
@@ -330,11 +336,7 @@ def purge(component: tuple[str, ...], children: tuple[str, ...], yes: bool) -> N
 
 def _delete(piece: Path) -> None:
     try:
-        # Where a file should have been there may have been a folder.
-        if piece.is_dir():
-            shutil.rmtree(piece)
-        else:
-            piece.unlink(missing_ok=True)
+        remove_damaged(piece.parent.parent, piece.name)
     except OSError as error:
         warn(f"{piece} cannot be deleted: {error.strerror or error}")
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from composite_logstore.clock import Clock
 from composite_logstore.delivery import Delivery, Export, Wait
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.journal import Journal
-from composite_logstore.spooling import SpoolSettings
+from composite_logstore.spooling import TICK_SECONDS, SpoolSettings
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.properties.machines import run
 from tests.simulation import assert_accounts_add_up, make_child
@@ -173,22 +174,32 @@ def test_what_is_on_disk_does_not_depend_on_how_many_events_are_handed_out_at_a_
     assert on_disk_after(sizes, happens, set(range(60))) == seldom
 
 
+class Stopped(Clock):
+    """A clock that somebody else moves."""
+
+    seconds = 1000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+
 # What is made room for takes longer than what is written.
 @patch("composite_logstore.spool.SEGMENT_BYTES", 8192)
 def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_out_after: set[int]) -> list[int]:
     """Return the numbers of the events that would survive a sudden death."""
     with tempfile.TemporaryDirectory() as folder:
         children = [make_child(f"c{number}", max_queue_size=size) for number, size in enumerate(sizes)]
-        journal = Journal(children, spool=SpoolSettings(Path(folder), False, 100_000_000))
+        clock = Stopped()
+        journal = Journal(children, clock, SpoolSettings(Path(folder), False, 100_000_000))
         spooling = journal.spooling
         assert spooling is not None
         journal.hand_out()
         stream = make_stream()
         for number, level in enumerate(happens):
             if level is None:
-                due = spooling.tick(journal.next_number)
-                if due is not None:
-                    spooling.write_due(due)
+                clock.seconds += TICK_SECONDS
+                spooling.tick(journal.next_number)
+                spooling.write_due()
             else:
                 journal.append(stream, make_capture(level=level))
             if number in handed_out_after:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
 
+import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from composite_logstore.event import LogEvent
+from composite_logstore.adoption import AdoptedJournal
+from composite_logstore.clock import Clock
+from composite_logstore.delivery import Load
+from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore.spool import Damage, Spool
 from tests.events import WRITER, make_events, make_stream
+from tests.simulation import make_child
 
 places = st.floats(0, 1, exclude_max=True)
 cuts = st.tuples(st.just("cut"), places, st.just(b""))
@@ -86,3 +93,165 @@ def test_what_is_intact_is_read_and_nothing_else(
         assert [item.number for item in again.scan() if isinstance(item, LogEvent)] == [item.number for item in read]
         assert not [item for item in again.damage if isinstance(item, Damage) and item.why != "zeros"]
         again.abandon()
+
+
+# Lines that nobody has written, with right checksums
+
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=20)
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=10), inner, max_size=5)
+)
+odd_numbers = st.sampled_from([-1, True, False, 0.0, 2**62, 2**62 - 1, 2**63, 2**64 - 1, "1", None, [1]])
+odd_texts = st.sampled_from(["", "\0", "stream", "00000000-0000-0000-0000-000000000000", WRITER, 0, None, [], {}])
+nested = st.integers(2, 200_000).map(lambda depth: b"[" * depth + b"]" * depth)
+
+
+def deep(value: Any, depth: int) -> Any:
+    for _ in range(depth):
+        value = {"a": [value]}
+    return value
+
+
+@st.composite
+def changed_events(draw: st.DrawFn) -> Any:
+    """An event's line in which some fields are anything."""
+    value: list[Any] = orjson.loads(ORDINARY)
+    for _ in range(draw(st.integers(0, 2))):
+        field = draw(st.integers(0, len(value) - 1))
+        value[field] = draw(values | odd_numbers | odd_texts | st.integers(1, 120).map(lambda depth: deep(1, depth)))
+    size = draw(st.sampled_from([len(value)] * 6 + [0, 1, len(value) - 1, len(value) + 1]))
+    return (value * 2)[:size]
+
+
+@st.composite
+def changed_streams(draw: st.DrawFn) -> Any:
+    """A stream's line, or a segment's first one, in which some fields are anything."""
+    line = draw(
+        st.sampled_from(
+            [
+                {"stream": str(make_stream().id), "artifact_store_id": None, "attributes": {"a": 1}},
+                {"format": 1},
+                {"format": 1, "positions": ["a.settled"]},
+            ]
+        )
+    )
+    keys = st.sampled_from(["stream", "artifact_store_id", "attributes", "format", "positions", "x"])
+    return {**line, **draw(st.dictionaries(keys, values | odd_texts, max_size=2))}
+
+
+def with_checksum(payload: bytes) -> bytes:
+    return b"%08x %b\n" % (zlib.crc32(payload), payload)
+
+
+planted_lines = (
+    (values | changed_events() | changed_streams()).map(orjson.dumps) | nested | st.binary(max_size=100)
+).map(lambda payload: with_checksum(payload.replace(b"\n", b" ")))
+
+ORDINARY = b""
+
+
+def _remember_an_ordinary_line() -> None:
+    global ORDINARY
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool.create(Path(folder), WRITER, ["a"])
+        event = make_events(["planted"], first=3)[0]._replace(
+            number=2**61,
+            exception=ExceptionInfo("ValueError", "broken", "Traceback"),
+            trace=TraceContext(1, 2, 1),
+            attributes={"loss": 0.5},
+        )
+        spool.append(event, lambda size: True)
+        spool.abandon()
+        (segment,) = spool.folder.glob("*.log")
+        ORDINARY = segment.read_bytes().splitlines()[-1][9:]
+
+
+_remember_an_ordinary_line()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    number=st.integers(1, 8),
+    planted=st.lists(st.tuples(st.integers(0, 20), planted_lines), min_size=1, max_size=4),
+    at=st.sampled_from(["among the lines", "a file of its own", "a file behind"]),
+)
+def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
+    number: int, planted: list[tuple[int, bytes]], at: str
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        component = Path(directory)
+        stream = make_stream()
+        folders = []
+        for writer in (WRITER, "f" * 15):
+            spool = Spool.create(component, writer, ["a"])
+            # Between any two numbers there are some that nobody has.
+            events = [
+                make_events([f"intact {place}"], stream, first=place, writer=writer)[0]._replace(number=100 * place)
+                for place in range(number)
+            ]
+            for event in events:
+                spool.append(event, lambda size: True)
+            spool.abandon()
+            folders.append(spool.folder)
+        (segment,) = folders[0].glob("*.log")
+        lines = segment.read_bytes().splitlines(keepends=True)
+        shaped = [line for _, line in planted if number_of(line) is not None]
+        # What has an event's shape and might be the next one cannot be told from one.
+        likely = [line for line in shaped if (number_of(line) or 0) < 100 * number]
+        for place, line in planted:
+            if line not in shaped[1:] and line not in likely:
+                if at == "among the lines":
+                    lines.insert(1 + place % len(lines), line)
+                else:
+                    name = f"{50 if at == 'a file of its own' else 10**12:020d}.log"
+                    with (folders[0] / name).open("ab") as file:
+                        (folders[0] / name).chmod(0o600)
+                        file.write(line)
+        segment.write_bytes(b"".join(lines))
+
+        for folder in folders:
+            found = Spool.adopt(folder)
+            assert found is not None
+            journal = AdoptedJournal(found, {"a": make_child("a")}, Clock())
+            found.set_aside()
+            (delivery,) = journal.deliveries
+            read: list[LogEvent] = []
+            while batch := journal.load(delivery, load_after(read)):
+                read += batch
+            intact = [event.message for event in read if event.message.startswith("intact")]
+            assert intact == [f"intact {place}" for place in range(number)]
+            assert delivery.stats().accepted == delivery.stats().pending + delivery.stats().dropped
+            for event in read:
+                assert_can_be_encoded(event)
+            found.abandon()
+
+
+def number_of(line: bytes) -> int | None:
+    """Return the number of the event that a line has, None if it has not the shape of one."""
+    with tempfile.TemporaryDirectory() as directory:
+        spool = Spool.create(Path(directory), WRITER, ["a"])
+        (spool.folder / f"{0:020d}.log").write_bytes(line)
+        (spool.folder / f"{0:020d}.log").chmod(0o600)
+        spool.abandon()
+        found = Spool.adopt(spool.folder)
+        assert found is not None
+        numbers = [item.number for item in found.scan() if isinstance(item, LogEvent)]
+        found.abandon()
+        return numbers[0] if numbers else None
+
+
+def load_after(read: list[LogEvent]) -> Load:
+    return Load(read[-1].number if read else -1, 5, 5)
+
+
+def assert_can_be_encoded(event: LogEvent) -> None:
+    """What backends do with an event."""
+    assert event.uid.count("-") == 4
+    assert len(event.uid) == 36
+    orjson.dumps([event.details, event.text, event.severity_number, event.time_unix_nano, event.stream.attributes])
+    assert event.size > 0
+    if event.trace:
+        event.trace.trace_id.to_bytes(16, "big")
+        event.trace.span_id.to_bytes(8, "big")

@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from uuid import UUID, uuid4
 
 import pytest
 from zenml.stack import Stack
 
-from composite_logstore import CompositeLogStore, writer
+from composite_logstore import writer
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
-from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
-
-SETTINGS = {"flush_timeout_millis": 5_000, "flush_limit_millis": 30_000}
+from tests.simulation import Machine, assert_accounts_add_up, make_child, make_store
 
 
 @pytest.fixture
@@ -32,38 +29,6 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
     monkeypatch.setattr(writer.logger, "warning", told.append)
     return told
-
-
-class Machine:
-    """A machine with a disk, on which one process of a log store runs after another."""
-
-    def __init__(self, clock: SimulatedClock, disk: Path, durability: str, **children: dict[str, Any]) -> None:
-        self.clock = clock
-        self.disk = disk
-        self.id: UUID = uuid4()
-        self.durability = durability
-        self.children = children
-        self.backends = {name: SimulatedBackend() for name in children}
-        self.logs = None
-
-    def start(self, **settings: Any) -> CompositeLogStore:
-        self.store = make_store(
-            *(make_child(name, self.backends[name], **child) for name, child in self.children.items()),
-            id=self.id,
-            durability=self.durability,
-            spool_directory=str(self.disk),
-            **{**SETTINGS, **settings},
-        )
-        self.origin = self.store.register_origin("step", make_logs(self.store), {})
-        return self.store
-
-    def log(self, *messages: str) -> None:
-        for message in messages:
-            self.store.emit(self.origin, logging.LogRecord("train", 20, "/code/train.py", 1, message, (), None))
-
-    def die(self) -> None:
-        """Kill the process."""
-        process_dies(self.clock)
 
 
 def test_with_write_ahead_an_event_is_on_disk_before_emit_returns(tmp_path: Path, clock: SimulatedClock) -> None:

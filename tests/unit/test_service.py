@@ -59,7 +59,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "what a worker concludes": (Delivery, "exported", "composite-logstore a"),
     "what a worker notes": (Journal, "settled", "composite-logstore a"),
     "what a worker hands out": (worker.Worker, "_next", "composite-logstore a"),
-    "the keeper's house": (Spooling, "keep_house", "composite-logstore spool"),
+    "the house": (Spooling, "keep_house", "composite-logstore housekeeping"),
     "the keeper's streams": (Spooling, "refresh", "composite-logstore spool"),
     "the keeper's positions": (Spooling, "settle", "composite-logstore spool"),
     "the keeper's ticks": (Spooling, "tick", "composite-logstore spool"),
@@ -165,7 +165,7 @@ def test_a_thread_goes_on_whatever_it_meets_and_says_so_once(
 
 
 @errors
-@pytest.mark.parametrize("place", ["the keeper's house"])
+@pytest.mark.parametrize("place", ["the house"])
 def test_events_go_to_disk_whatever_becomes_of_the_house(
     place: str, error: BaseException, tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
