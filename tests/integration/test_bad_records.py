@@ -18,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from zenml.client import Client
 from zenml.enums import StackComponentType
-from zenml.models import LogEntry
+from zenml.models import LogEntry, LogsResponse
 
 from composite_logstore import ChildConfig, CompositeLogStore
 from composite_logstore.event import plain
@@ -287,8 +287,18 @@ def deliver(
         receiver.records(),
         [count for request in receiver.requests for count in dropped_attributes(request.payload)],
         datadog.seen()["entries"],
-        list(from_live.fetch(logs, start="oldest", limit=total + 1).items),
+        all_entries(from_live, logs),
     )
+
+
+def all_entries(store: CompositeLogStore, logs: LogsResponse) -> list[LogEntry]:
+    """Read page after page: records of megabytes come few at a time."""
+    page = store.fetch(logs, start="oldest", limit=1_000)
+    entries = list(page.items)
+    while page.items and page.after is not None:
+        page = store.fetch(logs, after=page.after)
+        entries += page.items
+    return entries
 
 
 def dropped_attributes(payload: bytes) -> list[int]:
