@@ -112,11 +112,27 @@ class Exporter(Protocol):
         """Release connections and files. Called once, last."""
 
 
+_MOST_NUMBERS = 1 << 62
+_LONGEST_WRITER = 64
+
+
 class Event(NamedTuple):
-    """Where an entry comes from, so that a copy is known as one and order can be restored."""
+    """Where an entry comes from, so that a duplicate is known as one and order can be restored."""
 
     writer: str
     sequence: int
+
+    @classmethod
+    def of(cls, writer: Any, sequence: Any) -> Event | None:
+        """Return which event a record is by what it says of itself, None if no writer can have said that.
+
+        Args:
+            writer: What it says of its writer, of whatever type. Ours have 15 hexadecimal digits.
+            sequence: What it says of its number, the same.
+        """
+        if type(writer) is str and type(sequence) is int and 0 <= sequence < _MOST_NUMBERS:
+            return cls(writer, sequence) if 0 < len(writer) <= _LONGEST_WRITER and writer.isascii() else None
+        return None
 
 
 class ReadEntry(NamedTuple):
@@ -124,7 +140,7 @@ class ReadEntry(NamedTuple):
 
     Attributes:
         entry: What ZenML shows. Its `id` is the event's `log.record.uid`.
-        event: Which event it is, unless another program wrote it.
+        event: Which event it is, unless another program wrote it. `Event.of` makes it of what a backend says.
     """
 
     entry: LogEntry
@@ -176,8 +192,8 @@ class Reader(Protocol):
 
     Attributes:
         max_page_size: The most entries of one page.
-        in_order: Whether the entries of one writer always come in the order of their sequence. Then
-            copies can be dropped across pages.
+        in_order: Whether the entries of one writer come in the order of their sequence, but for what was
+            sent again, and for clocks that went back.
     """
 
     max_page_size: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import reprlib
 import sys
 import threading
@@ -239,9 +241,14 @@ class LogEvent(NamedTuple):
         return f"{self.message}\n{error.type}: {error.message}\n{error.stacktrace}".rstrip()
 
 
+_WRITER = re.compile(r"[0-9a-f]{15}")
+
+
 @lru_cache(maxsize=1_000)
 def _uid_of(writer: str) -> str:
-    """Return what the UUIDs of all of a writer's events begin with."""
+    """Return what the UUIDs of all of a writer's events begin with, also if a backend has given it an odd name."""
+    if not _WRITER.fullmatch(writer):
+        writer = hashlib.sha256(writer.encode("utf-8", "replace")).hexdigest()[:15]
     return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-"
 
 

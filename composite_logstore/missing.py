@@ -1,22 +1,26 @@
-"""What a page lacks: the entry that says where a child has lost events, so that a hole is never silent.
+"""What a page lacks: the entry that says where a child has lost events, so that a gap is never silent.
 
 A writer numbers the events of each stream without gaps, and a child gets them in that order. So what is missing
-before an event that is there will not come any more, once the stream has ended.
+before an event that is there will not come any more, once the stream has ended. It may still be elsewhere in the
+child, and is called lost only if it was looked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from zenml.client import Client
 from zenml.enums import LoggingLevels
-from zenml.exceptions import LogStoreError
 from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader
+from composite_logstore import clock
+from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader, Scanner
+from composite_logstore.cursor import Direction, SeenEvents
+from composite_logstore.runs import Runs
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -27,29 +31,47 @@ INDEXED_AFTER = timedelta(minutes=10)
 """How old events have to be, before a backend without order must show them."""
 
 MOST = 20
-"""How many holes of a page are told one by one."""
+"""How many gaps of a page are told one by one."""
+
+LONGEST_LOOK_SECONDS = 2.0
+"""How long a stream is looked through for what a page seems to lack."""
 
 _NEARBY = timedelta(seconds=5)
 # A backend may allow few searches: Datadog 300 in an hour.
 _MOST_LOOKS = 3
 
 
-class Hole(NamedTuple):
-    """Events of one writer that are not there.
+class Gap(NamedTuple):
+    """Events of one writer, one after the other, that are not there.
 
     Attributes:
         place: How many of the page's entries come before it.
         writer: The writer.
         first: The sequence number of the first that is missing.
         last: That of the last.
-        number: How many are missing.
     """
 
     place: int
     writer: str
     first: int
     last: int
-    number: int
+
+    @property
+    def number(self) -> int:
+        """How many are missing."""
+        return self.last - self.first + 1
+
+
+class Missing(NamedTuple):
+    """What is known of the gaps of a page.
+
+    Attributes:
+        gaps: Those that the child was asked for once more, and has nothing of.
+        unchecked: Those that it was not asked for, since that would take too long. They may be elsewhere in it.
+    """
+
+    gaps: Sequence[Gap] = ()
+    unchecked: Sequence[Gap] = ()
 
 
 def takes_all(child: ChildConfig, filter_: LogsEntriesFilter) -> bool:
@@ -61,32 +83,33 @@ def takes_all(child: ChildConfig, filter_: LogsEntriesFilter) -> bool:
     )
 
 
-def find_holes(
-    entries: Sequence[ReadEntry], older: Mapping[str, int], newer: Mapping[str, int], from_the_start: bool
-) -> list[Hole]:
-    """Return what is missing between the entries of a page, and between the page and its neighbours.
+def find_gaps(entries: Sequence[ReadEntry], seen: SeenEvents, direction: Direction, reaches_oldest: bool) -> list[Gap]:
+    """Return the gaps between events that were returned, both of which are known only with this page.
+
+    So each is found once, whichever the direction and in whatever order events come.
 
     Args:
-        entries: Oldest first, without copies.
-        older: A writer → its last sequence number on the older pages, as far as these are known.
-        newer: A writer → its first sequence number on the newer pages, as far as these are known.
-        from_the_start: Whether the writers that `older` does not have begin on this page, or later.
+        entries: The page's, oldest first, without duplicates.
+        seen: Which events were returned, on this page and on those before it.
+        direction: The way in which the pages go.
+        reaches_oldest: Whether the page, or one before it, begins with the stream's oldest entry.
     """
-    holes: list[Hole] = []
-    sequences: dict[str, list[tuple[int, int]]] = {}
-    for place, read in enumerate(entries):
-        if read.event is not None:
-            sequences.setdefault(read.event.writer, []).append((read.event.sequence, place))
-    for writer in sequences.keys() | newer.keys():
-        on_page = sorted(sequences.get(writer, []))
-        if writer in newer:
-            on_page.append((newer[writer], len(entries)))
-        last = older.get(writer, -1 if from_the_start else None)
-        for sequence, place in on_page:
-            if last is not None and sequence > last + 1:
-                holes.append(Hole(place, writer, last + 1, sequence - 1, sequence - last - 1))
-            last = sequence if last is None else max(last, sequence)
-    return sorted(holes)
+    broken = {writer: runs for writer, runs in seen.items() if runs.count > 1 or (reaches_oldest and 0 not in runs)}
+    places_of: dict[str, dict[int, int]] = {writer: {} for writer in broken}
+    for place, read in enumerate(entries if broken else ()):
+        if read.event is not None and read.event.writer in broken:
+            places_of[read.event.writer][read.event.sequence] = place
+    gaps: list[Gap] = []
+    for writer, runs in broken.items():
+        places = places_of[writer]
+        # What comes before the first event is known from the beginning, or else at the end.
+        before = -1 if reaches_oldest else None
+        is_new = direction == "older"
+        for first, last in runs:
+            if before is not None and first > before + 1 and (is_new or first in places):
+                gaps.append(Gap(places.get(first, len(entries)), writer, before + 1, first - 1))
+            before, is_new = last, last in places
+    return sorted(gaps)
 
 
 def is_finished(logs: LogsResponse) -> bool:
@@ -106,89 +129,147 @@ def is_finished(logs: LogsResponse) -> bool:
         return False
 
 
-def confirmed(holes: Sequence[Hole], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse) -> list[Hole]:
-    """Return the holes that are there, where the reader does not promise a writer's order.
+def looked_for(
+    gaps: Sequence[Gap], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse, give_up_at: float
+) -> Missing:
+    """Look for what seems to be missing, since it may be elsewhere, and return what is then known.
 
-    It sorts by time, which need not be the order of the numbers: what seems to be missing may be on another
-    page. And what was sent a moment ago may not have been indexed.
+    Of a gap of which something is found, the rest is one between what is found and its neighbours: it is told on the
+    page that has these.
+
+    Args:
+        gaps: What seems to be missing.
+        entries: The page's.
+        reader: What has read the page.
+        logs: The stream.
+        give_up_at: Until when to look, by the clock that never goes back.
     """
-    if reader.in_order:
-        return list(holes)
-    times = [read.entry.timestamp for read in entries if read.entry.timestamp]
+    try:
+        if isinstance(reader, Scanner):
+            return _looked_through(gaps, reader, logs, min(give_up_at, clock.current.now() + LONGEST_LOOK_SECONDS))
+        if reader.in_order:
+            return Missing(gaps)
+        return _looked_around(gaps, entries, reader, logs, give_up_at)
+    except Exception:
+        # The page is there. What it lacks is said when it can be found out.
+        return Missing()
+
+
+def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give_up_at: float) -> Missing:
+    """Look through the whole stream: what was copied there later is at its end, and clocks go back."""
+    there = {gap.writer: Runs() for gap in gaps}
+    is_whole = True
+    for chunk in scanner.scan(logs):
+        runs = there.get(chunk.writer)
+        if runs is not None:
+            if isinstance(chunk.sequences, range):
+                runs.add(chunk.sequences[0], chunk.sequences[-1])
+            else:
+                for sequence in chunk.sequences:
+                    runs.add(sequence, sequence)
+        if clock.current.now() >= give_up_at:
+            is_whole = False
+            break
+    left = [gap for gap in gaps if not there[gap.writer].touches(gap.first, gap.last)]
+    return Missing(left) if is_whole else Missing((), left)
+
+
+def _looked_around(
+    gaps: Sequence[Gap], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse, give_up_at: float
+) -> Missing:
+    """Look around each gap, where the reader sorts by time: that need not be the order of the numbers.
+
+    What was sent a moment ago may not have been indexed.
+    """
+    times = [time for time in map(_time_of, entries) if time is not None]
     if not times or max(times) > datetime.now(timezone.utc) - INDEXED_AFTER:
-        return []
-    found: set[Event] = set()
+        return Missing()
+    found: dict[str, Runs] = {}
     looks = 0
-    for since, until in _windows(holes, entries):
+    checked: set[Gap] = set()
+    for since, until, around in _windows(gaps, entries):
         token: str | None = None
-        while looks < _MOST_LOOKS:
+        while looks < _MOST_LOOKS and clock.current.now() < give_up_at:
             looks += 1
             filter_ = LogsEntriesFilter(since=since, until=until)
-            try:
-                page = reader.read(PageRequest(logs, "newer", token, reader.max_page_size, filter_))
-            except LogStoreError:
-                # The page is there. What it lacks is said when it can be found out.
-                return []
-            found.update(read.event for read in page.entries if read.event is not None)
-            if page.newer is None or not page.entries:
+            # Towards older ones a reader knows where there is no more: what is newer may still come.
+            page = reader.read(PageRequest(logs, "older", token, reader.max_page_size, filter_))
+            for read in page.entries:
+                if read.event is not None and (event := Event.of(*read.event)):
+                    found.setdefault(event.writer, Runs()).add(event.sequence, event.sequence)
+            before, token = token, page.older
+            if token in (None, before):
+                checked.update(around)
                 break
-            token = page.newer
-    there = [_without(hole, found) for hole in holes]
-    return [hole for hole in there if hole.number]
+    left = [gap for gap in gaps if gap.writer not in found or not found[gap.writer].touches(gap.first, gap.last)]
+    return Missing([gap for gap in left if gap in checked], [gap for gap in left if gap not in checked])
 
 
-def _windows(holes: Sequence[Hole], entries: Sequence[ReadEntry]) -> Iterator[tuple[datetime, datetime]]:
-    """Yield the times to look through for what is missing: around the neighbours of each hole."""
-    since = until = None
-    for hole in holes:
-        around = [read.entry.timestamp for read in entries[max(0, hole.place - 1) : hole.place + 1]]
+def _windows(gaps: Sequence[Gap], entries: Sequence[ReadEntry]) -> Iterator[tuple[datetime, datetime, list[Gap]]]:
+    """Yield the times to look through for what is missing: around the neighbours of each gap."""
+    windows: list[tuple[datetime, datetime, list[Gap]]] = []
+    for gap in gaps:
+        around = map(_time_of, entries[max(0, gap.place - 1) : gap.place + 1])
         times = [time for time in around if time is not None]
         if not times:
             continue
         begin, end = min(times) - _NEARBY, max(times) + _NEARBY
-        if since is not None and until is not None and since <= begin <= until:
-            until = max(until, end)
-            continue
-        if since is not None and until is not None:
-            yield since, until
-        since, until = begin, end
-    if since is not None and until is not None:
-        yield since, until
+        if windows and windows[-1][0] <= begin <= windows[-1][1]:
+            since, until, of_window = windows.pop()
+            windows.append((since, max(until, end), [*of_window, gap]))
+        else:
+            windows.append((begin, end, [gap]))
+    return iter(windows)
 
 
-def _without(hole: Hole, found: Iterable[Event]) -> Hole:
-    """Return what of a hole is one."""
-    there = sum(event.writer == hole.writer and hole.first <= event.sequence <= hole.last for event in found)
-    return hole._replace(number=hole.number - there)
+def _time_of(read: ReadEntry) -> datetime | None:
+    try:
+        return to_utc_timezone(read.entry.timestamp) if read.entry.timestamp else None
+    except OverflowError:
+        return None
 
 
-def with_notices(entries: Sequence[ReadEntry], holes: Sequence[Hole], child: str, logs: LogsResponse) -> list[LogEntry]:
+def with_notices(entries: Sequence[ReadEntry], found: Missing, child: str, logs: LogsResponse) -> list[LogEntry]:
     """Return the entries, with one that says what is missing wherever something is."""
     shown = [read.entry for read in entries]
-    if len(holes) > MOST:
-        total = sum(hole.number for hole in holes)
+    notices: list[LogEntry] = []
+    if found.unchecked:
+        first = found.unchecked[0]
         text = (
-            f"Child '{child}' lacks {total} entries of this page in {len(holes)} places, the first between "
-            f"{_between(holes[0])}."
+            f"{_total(found.unchecked)} not on this page, the first between {_between(first)}. Whether child "
+            f"'{child}' has them elsewhere was not checked: that would take too long."
         )
-        return [_notice(text, holes[0], shown, child, logs), *shown]
-    for hole in reversed(holes):
-        entry = "entry" if hole.number == 1 else "entries"
-        text = f"Child '{child}' lacks {hole.number} {entry} here, between {_between(hole)}."
-        shown.insert(hole.place, _notice(text, hole, shown, child, logs))
-    return shown
+        notices.append(_notice(text, first, shown, child, logs))
+    if len(found.gaps) > MOST:
+        first = found.gaps[0]
+        text = (
+            f"Child '{child}' lacks {sum(gap.number for gap in found.gaps)} entries of this page in "
+            f"{len(found.gaps)} places, the first between {_between(first)}."
+        )
+        return [_notice(text, first, shown, child, logs), *notices, *shown]
+    for gap in reversed(found.gaps):
+        entry = "entry" if gap.number == 1 else "entries"
+        text = f"Child '{child}' lacks {gap.number} {entry} here, between {_between(gap)}."
+        shown.insert(gap.place, _notice(text, gap, shown, child, logs))
+    return [*notices, *shown]
 
 
-def _between(hole: Hole) -> str:
-    before = hole.first - 1 if hole.first else "the beginning"
-    return f"{before} and {hole.last + 1} of writer {hole.writer}"
+def _total(gaps: Sequence[Gap]) -> str:
+    number = sum(gap.number for gap in gaps)
+    places = f" in {len(gaps)} places" if len(gaps) > 1 else ""
+    return f"{number} {'entry is' if number == 1 else 'entries are'}{places}"
 
 
-def _notice(text: str, hole: Hole, entries: Sequence[LogEntry], child: str, logs: LogsResponse) -> LogEntry:
-    nearest = entries[min(hole.place, len(entries) - 1)] if entries else None
+def _between(gap: Gap) -> str:
+    before = gap.first - 1 if gap.first else "the beginning"
+    return f"{before} and {gap.last + 1} of writer {gap.writer}"
+
+
+def _notice(text: str, gap: Gap, entries: Sequence[LogEntry], child: str, logs: LogsResponse) -> LogEntry:
+    nearest = entries[min(gap.place, len(entries) - 1)] if entries else None
     return LogEntry(
         # The same each time that the page is read.
-        id=uuid5(NAMESPACE_URL, f"composite-logstore/{logs.id}/{child}/{hole.writer}/{hole.first}/{hole.last}"),
+        id=uuid5(NAMESPACE_URL, f"composite-logstore/{logs.id}/{child}/{gap.writer}/{gap.first}/{gap.last}"),
         name="composite_logstore",
         level=LoggingLevels.WARNING,
         timestamp=nearest.timestamp if nearest else None,

@@ -1,19 +1,17 @@
 """Reading: `fetch()` answered from the primary, or from what there is to fall back on, page by page.
 
-Here are the checks of ZenML's page contract, the cursors, and the dropping of copies. A backend's reader
-knows its own tokens alone.
+Here are the checks of ZenML's page contract, and the dropping of duplicates. A backend's reader knows its own
+tokens alone.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import operator
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
 from zenml.enums import LoggingLevels
 from zenml.exceptions import (
     DoesNotExistException,
@@ -27,6 +25,8 @@ from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 from composite_logstore import clock, missing, nesting, secrets, server
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
 from composite_logstore.backoff import bounded_seconds
+from composite_logstore.cursor import Cursor, Direction, SeenEvents, within_bounds
+from composite_logstore.runs import Runs
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -39,49 +39,12 @@ REMEMBERED_SECONDS = 30.0
 LONGEST_SECONDS = 10.0
 """How long one page looks for entries before it returns without any, with a cursor to go on from."""
 
+LONGEST_SEARCH = 2_000
+"""In characters: each cursor repeats what is searched for."""
+
 # What one reader may not read another may, and what their errors say is for them.
 _unreadable: dict[tuple[UUID, str, UUID | None], tuple[float, str]] = {}
 _unreadable_lock = threading.Lock()
-
-
-class Cursor(BaseModel):
-    """Where a page ended, and everything that its continuation has to agree with.
-
-    Attributes:
-        child: The child that made it: its token means nothing to another.
-        seen: A writer → the last sequence number returned in the direction. A redelivery repeats a
-            contiguous run, so this is enough to drop what arrived twice.
-        from_oldest: Whether all pages since the oldest entry came before, so that `seen` has every writer.
-    """
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    version: Literal[1] = 1
-    log_store_id: UUID
-    logs_id: UUID
-    child: str
-    direction: Literal["newer", "older"]
-    limit: int = Field(gt=0)
-    filter: LogsEntriesFilter
-    token: str
-    seen: dict[str, int]
-    from_oldest: bool = False
-
-    def encode(self) -> str:
-        """Return the cursor as ZenML passes it on, safe in a URL."""
-        return base64.urlsafe_b64encode(self.model_dump_json(exclude_none=True).encode()).decode("ascii")
-
-    @classmethod
-    def decode(cls, text: str) -> Cursor:
-        """Return the cursor that was encoded.
-
-        Raises:
-            ValueError: It is malformed.
-        """
-        try:
-            return cls.model_validate_json(base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True))
-        except (binascii.Error, UnicodeError, ValueError):
-            raise ValueError("The cursor is malformed. Pass `before` or `after` as a page returned it.") from None
 
 
 def fetch(
@@ -103,12 +66,28 @@ def fetch(
         raise ValueError("Pass only one of `before` and `after`.")
     if start not in (None, "oldest", "newest"):
         raise ValueError("`start` must be `oldest` or `newest`.")
+    if filter_ is not None and not isinstance(filter_, LogsEntriesFilter):
+        raise ValueError("`filter_` must be a `LogsEntriesFilter`.")
+    if filter_ is not None and filter_.search and len(filter_.search) > LONGEST_SEARCH:
+        raise ValueError(f"`search` must have at most {LONGEST_SEARCH} characters.")
+    size = None if limit is None else _page_size(store, limit)
     text = before if before is not None else after
     if text is not None:
-        cursor = _checked(Cursor.decode(text), store, logs, start, limit, before is not None, filter_)
+        cursor = _checked(Cursor.decode(text), store, logs, start, size, before is not None, filter_)
         return _read(store, logs, cursor.child, cursor.direction, cursor.limit, cursor.filter, cursor)
-    direction: Literal["newer", "older"] = "newer" if start == "oldest" else "older"
-    return _read_first(store, logs, direction, store.resolve_limit(limit), filter_ or LogsEntriesFilter())
+    direction: Direction = "newer" if start == "oldest" else "older"
+    return _read_first(store, logs, direction, size or store.resolve_limit(None), filter_ or LogsEntriesFilter())
+
+
+def _page_size(store: CompositeLogStore, limit: Any) -> int:
+    """Return how many entries a page has at most, whatever was asked for."""
+    try:
+        number = operator.index(limit)
+    except TypeError:
+        number = 0
+    if isinstance(limit, bool) or number <= 0:
+        raise ValueError("`limit` must be a positive integer.")
+    return store.resolve_limit(number)
 
 
 def _checked(
@@ -120,15 +99,22 @@ def _checked(
     is_before: bool,
     filter_: LogsEntriesFilter | None,
 ) -> Cursor:
-    """Return the cursor if it belongs here and the other arguments agree with it."""
+    """Return the cursor if a page of this stream can have given it, and the other arguments agree with it."""
     direction = "older" if is_before else "newer"
     if (cursor.log_store_id, cursor.logs_id, cursor.direction) != (store.id, logs.id, direction):
         raise ValueError("The cursor is not one for this log store, stream and direction.")
     if cursor.child not in {child.name for child in store.config.enabled_children}:
         raise ValueError(f"The cursor was made by child '{cursor.child}', which is no longer there. Begin anew.")
+    if cursor.child not in _read_children(store):
+        raise ValueError(
+            f"The cursor was made by child '{cursor.child}', which is neither 'primary' nor in 'fetch_fallback'. "
+            f"Begin anew."
+        )
+    if _page_size(store, cursor.limit) != cursor.limit or len(cursor.filter.search or "") > LONGEST_SEARCH:
+        raise ValueError("The cursor is malformed: no page has such a `limit` or `search`. Begin anew.")
     if start is not None and (start == "oldest") != (direction == "newer"):
         raise ValueError("`start` conflicts with the cursor.")
-    if limit is not None and store.resolve_limit(limit) != cursor.limit:
+    if limit is not None and limit != cursor.limit:
         raise ValueError("`limit` conflicts with the cursor.")
     for name, value in (filter_ or LogsEntriesFilter()).model_dump(exclude_none=True).items():
         if value != getattr(cursor.filter, name):
@@ -136,15 +122,20 @@ def _checked(
     return cursor
 
 
+def _read_children(store: CompositeLogStore) -> list[str]:
+    """Return the names of the children that answer `fetch()`, in the order in which they are asked."""
+    return [store.config.primary, *store.config.fetch_fallback]
+
+
 def _read_first(
     store: CompositeLogStore,
     logs: LogsResponse,
-    direction: Literal["newer", "older"],
+    direction: Direction,
     limit: int,
     filter_: LogsEntriesFilter,
 ) -> LogsEntriesResponse:
     """Read a first page from the primary, or from the first child that answers in its place."""
-    names = [store.config.primary, *store.config.fetch_fallback]
+    names = _read_children(store)
     excuses: list[str] = []
     may_pass = False  # whether any of them may answer when it is asked again later
     for name in names:
@@ -181,7 +172,7 @@ def _read(
     store: CompositeLogStore,
     logs: LogsResponse,
     name: str,
-    direction: Literal["newer", "older"],
+    direction: Direction,
     limit: int,
     filter_: LogsEntriesFilter,
     cursor: Cursor | None,
@@ -219,7 +210,7 @@ def _read_page(
     store: CompositeLogStore,
     logs: LogsResponse,
     name: str,
-    direction: Literal["newer", "older"],
+    direction: Direction,
     limit: int,
     filter_: LogsEntriesFilter,
     cursor: Cursor | None,
@@ -231,85 +222,77 @@ def _read_page(
     try:
         give_up_at = clock.current.now() + LONGEST_SECONDS
         token = cursor.token if cursor else None
-        seen = dict(cursor.seen) if cursor else {}
+        seen = cursor.seen if cursor else {}
         size = min(limit, reader.max_page_size)
         while True:
-            seen_before = dict(seen)
             page = reader.read(PageRequest(logs, direction, token, size, filter_))
-            fresh = _fresh(page.entries, direction, seen if reader.in_order else None)
+            fresh = _fresh(page.entries, direction, seen)
             before, token = token, page.newer if direction == "newer" else page.older
             # A page without entries is not the end where it has a token: a reader looks through so much at a
-            # time, and there may be nothing but copies. But no request may take minutes.
+            # time, and there may be nothing but duplicates. But no request may take minutes.
             if fresh or token in (None, before) or clock.current.now() >= give_up_at:
                 break
         from_oldest = direction == "newer" and (cursor is None or cursor.from_oldest)
-        holes: list[missing.Hole] = []
+        found = missing.Missing()
         if missing.takes_all(store.config.child(name), filter_):
             reaches_oldest = from_oldest if direction == "newer" else page.older is None
-            neighbours = (seen_before, {}) if direction == "newer" else ({}, seen_before)
-            holes = missing.find_holes(fresh, *neighbours, reaches_oldest)
-            if holes:
-                holes = missing.confirmed(holes, fresh, reader, logs) if missing.is_finished(logs) else []
+            gaps = missing.find_gaps(fresh, seen, direction, reaches_oldest)
+            if gaps and missing.is_finished(logs):
+                found = missing.looked_for(gaps, fresh, reader, logs, give_up_at)
     finally:
         reader.close()
 
-    def cursor_to(direction: Literal["newer", "older"], token: str | None, seen: dict[str, int]) -> str | None:
+    def cursor_to(way: Direction, token: str | None) -> str | None:
         if token is None:
             return None
+        passed = seen
+        if way != direction:
+            passed = {}
+            _fresh(fresh, way, passed)
+        kept = within_bounds(passed, way)
         return Cursor(
             log_store_id=store.id,
             logs_id=logs.id,
             child=name,
-            direction=direction,
+            direction=way,
             limit=limit,
             filter=filter_,
             token=token,
-            seen=seen,
-            from_oldest=from_oldest and direction == "newer",
+            seen=kept,
+            from_oldest=from_oldest and way == "newer" and len(kept) == len(passed),
         ).encode()
 
     return LogsEntriesResponse(
-        items=missing.with_notices(fresh, holes, name, logs),
-        before=cursor_to("older", page.older, _edge(fresh, "older", seen if direction == "older" else {})),
-        after=cursor_to("newer", page.newer, _edge(fresh, "newer", seen if direction == "newer" else {})),
+        items=missing.with_notices(fresh, found, name, logs),
+        before=cursor_to("older", page.older),
+        after=cursor_to("newer", page.newer),
     )
 
 
-def _fresh(
-    entries: Sequence[ReadEntry], direction: Literal["newer", "older"], seen: dict[str, int] | None
-) -> list[ReadEntry]:
-    """Return the entries without copies; note in `seen` how far each writer has come.
+def _fresh(entries: Sequence[ReadEntry], direction: Direction, seen: SeenEvents) -> list[ReadEntry]:
+    """Return the entries that were not returned before, and note in `seen` that they are now.
+
+    A writer's events need not come in their order, since clocks go back and are sent again what may have arrived.
+    So an entry is a duplicate only if this very one was returned, whatever its number.
 
     Args:
         entries: Oldest first.
         direction: The way in which the pages go.
-        seen: How far each writer has come on earlier pages. None where a writer's entries need not come
-            in order: then only copies on the same page are known.
+        seen: Which events were returned on earlier pages.
     """
     fresh: list[ReadEntry] = []
-    known: set[Event] = set()
+    writer, runs = "", Runs()
     for read in entries if direction == "newer" else reversed(entries):
-        if read.event is not None:
-            writer, sequence = read.event
-            if seen is not None:
-                last = seen.get(writer)
-                if last is not None and (sequence <= last if direction == "newer" else sequence >= last):
-                    continue
-                seen[writer] = sequence
-            elif read.event in known:
+        event = read.event and Event.of(*read.event)
+        if event is not None:
+            if event.writer != writer:
+                writer, runs = event.writer, seen.pop(event.writer, Runs())
+                seen[writer] = runs
+            if event.sequence in runs:
                 continue
-            known.add(read.event)
-        fresh.append(read)
+            runs.add(event.sequence, event.sequence)
+        fresh.append(read if event == read.event else ReadEntry(read.entry, None))
     return fresh if direction == "newer" else fresh[::-1]
-
-
-def _edge(entries: Sequence[ReadEntry], direction: Literal["newer", "older"], seen: dict[str, int]) -> dict[str, int]:
-    """Return how far each writer has come when reading goes on in this direction."""
-    edge = dict(seen)
-    for read in entries if direction == "newer" else reversed(entries):
-        if read.event is not None:
-            edge[read.event.writer] = read.event.sequence
-    return edge
 
 
 def _notice(excuses: list[str], name: str, entries: Sequence[LogEntry]) -> LogEntry:

@@ -32,6 +32,9 @@ class Runs:
         if first == lasts[-1] + 1:
             lasts[-1] = last
             return
+        if last == firsts[0] - 1:
+            firsts[0] = first
+            return
         # The runs that it touches become one.
         begin = bisect_right(lasts, first - 2)
         end = bisect_right(firsts, last + 1)
@@ -61,6 +64,11 @@ class Runs:
 
     def __bool__(self) -> bool:
         return bool(self._firsts)
+
+    @property
+    def count(self) -> int:
+        """How many runs it consists of."""
+        return len(self._firsts)
 
     @property
     def last(self) -> int:

@@ -14,7 +14,7 @@ from zenml.exceptions import LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import secrets
-from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
+from composite_logstore.backend import Event, Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
 from composite_logstore.backoff import bounded_seconds
 from composite_logstore.event import LogEvent, Stream
 
@@ -29,6 +29,7 @@ PAGES = "pages"
 _ATTEMPTS = 4
 _LONGEST_WAIT_SECONDS = 120.0
 _NUMBER = (1 << 62) - 1
+_INT64 = 1 << 63
 
 
 class Source(NamedTuple):
@@ -90,7 +91,7 @@ class PageScanner:
         while True:
             page = self._read(PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter()))
             before, token = token, page.newer
-            runs = [list(run) for _, run in groupby(page.entries, _writer_of)]
+            runs = [list(run) for _, run in groupby(map(_checked, page.entries), _writer_of)]
             for place, run in enumerate(runs, start=1):
                 events = [read.event for read in run if read.event]
                 times = [unix_nano(read.entry) for read in run]
@@ -134,20 +135,29 @@ class PageScanner:
         raise AssertionError
 
 
+def _checked(read: ReadEntry) -> ReadEntry:
+    """Return an entry that says which event it is only if it can be one."""
+    return read if read.event is None or Event.of(*read.event) else read._replace(event=None)
+
+
 def _writer_of(read: ReadEntry) -> str:
     return read.event.writer if read.event else ""
 
 
 def unix_nano(entry: LogEntry) -> int:
-    """Return an entry's time in nanoseconds since the epoch, 0 if it has none."""
+    """Return an entry's time in nanoseconds since the epoch, 0 if it has none, or none that 64 bits can say."""
     if entry.timestamp is None:
         return 0
     from datetime import datetime, timedelta, timezone
 
     from zenml.utils.time_utils import to_utc_timezone
 
-    since = to_utc_timezone(entry.timestamp) - datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return since // timedelta(microseconds=1) * 1000
+    try:
+        since = to_utc_timezone(entry.timestamp) - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    except OverflowError:
+        return 0
+    nanos = since // timedelta(microseconds=1) * 1000
+    return nanos if -_INT64 <= nanos < _INT64 else 0
 
 
 def foreign_writer(logs_id: UUID) -> str:
@@ -160,6 +170,7 @@ def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: St
     level = entry.level or LoggingLevels.INFO
     name = entry.name or ""
     filename = entry.filename or ""
+    line = entry.lineno if filename and entry.lineno and 0 < entry.lineno < _INT64 else 0
     return LogEvent(
         stream,
         writer,
@@ -171,7 +182,7 @@ def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: St
         entry.message,
         name,
         filename,
-        (entry.lineno or 0) if filename else 0,
+        line,
         entry.module or "",
         None,
         None,

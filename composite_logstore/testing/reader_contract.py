@@ -161,7 +161,7 @@ class ReaderContract(Contract):
         assert [*flat(older[::-1]), *uids(newest)] == ids(events[:6])
 
     def test_order_holds_when_the_clock_goes_back(self, reader: Reader, fill: Fill) -> None:
-        """Where the reader says that a writer's entries are `in_order`: copies are told by that."""
+        """Where the reader says that a writer's entries are `in_order`: what is missing is told by that."""
         if not reader.in_order:
             pytest.skip("this reader does not promise order")
         events = make_events([f"message {number}" for number in range(6)], step_nanos=-1_000_000)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import zlib
 from dataclasses import replace
 from datetime import datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +19,7 @@ from zenml.exceptions import (
 )
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import CompositeLogStore, LogEvent, Page, PageRequest, Stream, clock, missing, reading
+from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, Stream, clock, missing, reading
 from composite_logstore.backoff import LONGEST_RETRY_AFTER
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
@@ -115,6 +118,94 @@ def test_what_arrived_twice_is_returned_once_across_pages(
     assert all(pages[:-1]), "an empty page would look like the end"
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 100])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_arrived_out_of_order_is_no_duplicate(
+    store: CompositeLogStore,
+    backend: SimulatedBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    in_order: bool,
+) -> None:
+    """A clock that goes back between a death and the recovery: names, or times, say another order than numbers."""
+    monkeypatch.setattr(SimulatedReader, "in_order", in_order)
+    logs = stored(store, backend, 10, first=10)
+    add(backend, logs, 13)  # what was sent again, and what was not
+    add(backend, logs, 5, first=18)
+    for start, way in (("oldest", "after"), ("newest", "before")):
+        entries = list(walked(store, logs, start, way, limit))
+        assert sorted(int(entry.message[1:]) for entry in entries) == list(range(23))
+
+
+def walked(store: CompositeLogStore, logs: LogsResponse, start: str, way: str, limit: int, **filters: Any) -> Any:
+    """Yield all entries, page by page."""
+    page = store.fetch(logs, start=start, limit=limit, filter_=LogsEntriesFilter(**filters))
+    while True:
+        yield from page.items
+        cursor = getattr(page, way)
+        if cursor is None:
+            return
+        assert len(cursor) < 8_000, "a URL has no room for it"
+        page = store.fetch(logs, **{way: cursor})
+
+
+@pytest.mark.parametrize(("writers", "events", "kept"), [(2_000, 2, 200), (1, 8_000, 3_000), (40, 200, 3_000)])
+@pytest.mark.parametrize(("start", "way"), [("oldest", "after"), ("newest", "before")])
+def test_a_cursor_stays_short_and_what_it_forgets_is_not_hidden(
+    store: CompositeLogStore, backend: SimulatedBackend, start: str, way: str, writers: int, events: int, kept: int
+) -> None:
+    """Of many writers, and of what a filter leaves of each: which of its events were returned is long to say."""
+    random = Random(writers)
+    logs = make_logs(store)
+    stream = Stream(logs.id, {})
+    for writer in random.sample(range(16**15), writers):
+        said = [random.choice(["wanted", "not"]) for _ in range(events)]
+        backend.received += make_events(said, stream, writer=f"{writer:015x}")
+    # What comes twice is near to where it was first, mostly.
+    again = backend.received[-kept:] if start == "oldest" else backend.received[:kept]
+    backend.received = backend.received + again if start == "oldest" else again + backend.received
+
+    found = [str(entry.id) for entry in walked(store, logs, start, way, 1_000, search="wanted")]
+
+    assert sorted(found) == sorted({event.uid for event in backend.received if event.message == "wanted"})
+
+
+def test_what_came_long_ago_may_be_returned_again_but_all_is_there(
+    store: CompositeLogStore, backend: SimulatedBackend
+) -> None:
+    logs = make_logs(store)
+    stream = Stream(logs.id, {})
+    random = Random(0)
+    for writer in random.sample(range(16**15), 2_000):
+        backend.received += make_events(["a", "b"], stream, writer=f"{writer:015x}")
+    backend.received += backend.received
+
+    found = [str(entry.id) for entry in walked(store, logs, "oldest", "after", 500)]
+
+    assert set(found) == {event.uid for event in backend.received}
+
+
+@pytest.mark.parametrize("sequence", [-1, 1 << 62, 10**30, True, 1.5, "3", None, [1]])
+@pytest.mark.parametrize("writer", ["a" * 15, "", "w" * 1_000, "\ud800", 5, None])
+def test_what_says_nonsense_of_itself_is_shown_each_time(
+    store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch, writer: Any, sequence: Any
+) -> None:
+    logs = stored(store, backend, 4)
+    read = SimulatedReader.read
+
+    def odd(reader: SimulatedReader, request: PageRequest) -> Page:
+        page = read(reader, request)
+        entries = [
+            entry._replace(event=Event(writer, sequence)) if entry.entry.message != "m0" else entry
+            for entry in page.entries
+        ]
+        return replace(page, entries=entries)
+
+    monkeypatch.setattr(SimulatedReader, "read", odd)
+    for start, way in (("oldest", "after"), ("newest", "before")):
+        assert sorted(entry.message for entry in walked(store, logs, start, way, 1)) == numbered(0, 4)
+
+
 def test_two_writers_of_one_stream_are_told_apart(store: CompositeLogStore, backend: SimulatedBackend) -> None:
     logs = stored(store, backend, 3)
     add(backend, logs, 3, writer="f" * 15)
@@ -194,8 +285,8 @@ class TestArguments:
         with pytest.raises(ValueError, match="`since` must be earlier than `until`"):
             LogsEntriesFilter(since="2026-01-02T00:00:00Z", until="2026-01-01T00:00:00Z")
 
-    @pytest.mark.parametrize("limit", [0, -1])
-    def test_a_limit_must_be_positive(self, store: CompositeLogStore, limit: int) -> None:
+    @pytest.mark.parametrize("limit", [0, -1, -(10**30), True, False, 1.5, "5", [5]])
+    def test_a_limit_must_be_positive(self, store: CompositeLogStore, limit: Any) -> None:
         with pytest.raises(ValueError, match="positive"):
             store.fetch(make_logs(store), limit=limit)
 
@@ -213,6 +304,18 @@ class TestArguments:
     def test_start_is_one_of_two_words(self, store: CompositeLogStore) -> None:
         with pytest.raises(ValueError, match="`start`"):
             store.fetch(make_logs(store), start="middle")
+
+    @pytest.mark.parametrize("name", ["before", "after"])
+    @pytest.mark.parametrize("value", [5, b"x", ["x"], {}, True])
+    def test_a_cursor_is_text(self, store: CompositeLogStore, name: str, value: Any) -> None:
+        with pytest.raises(ValueError, match="malformed"):
+            store.fetch(make_logs(store), **{name: value})
+
+    def test_a_filter_is_one(self, store: CompositeLogStore) -> None:
+        with pytest.raises(ValueError, match="`filter_`"):
+            store.fetch(make_logs(store), filter_={"search": "x"})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="`search`"):
+            store.fetch(make_logs(store), filter_=LogsEntriesFilter(search="x" * (reading.LONGEST_SEARCH + 1)))
 
     def test_only_one_cursor_at_a_time(self, store: CompositeLogStore) -> None:
         with pytest.raises(ValueError, match="only one"):
@@ -271,6 +374,118 @@ class TestArguments:
         after = make_store(make_child("new", backend), id=id)
         with pytest.raises(ValueError, match="child 'old', which is no longer there"):
             after.fetch(logs, before=cursor)
+
+
+def forged(cursor: str | None, **changes: Any) -> str:
+    assert cursor is not None
+    fields = json.loads(base64.urlsafe_b64decode(cursor)) | changes
+    return base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+
+
+def seen(content: bytes) -> str:
+    return base64.b85encode(zlib.compress(content)).decode()
+
+
+class TestForgedCursors:
+    """They are plain base64: what one says is what anybody may have written."""
+
+    @pytest.fixture
+    def other(self) -> SimulatedBackend:
+        return SimulatedBackend()
+
+    @pytest.fixture
+    def store(self, backend: SimulatedBackend, other: SimulatedBackend) -> CompositeLogStore:
+        return make_store(make_child("archive", backend), make_child("live", other), make_child("spare"))
+
+    def test_a_child_that_fetch_does_not_read_is_not_read(
+        self, store: CompositeLogStore, backend: SimulatedBackend, other: SimulatedBackend
+    ) -> None:
+        logs = stored(store, backend, 5)
+        add(other, logs, 5, level=10)
+        cursor = store.fetch(logs, limit=2).before
+        for child in ("live", "spare", "none", "", "Archive", "../x", None, 5):
+            with pytest.raises(ValueError, match=r"[Bb]egin anew"):
+                store.fetch(logs, before=forged(cursor, child=child))
+
+    def test_the_cursor_of_a_fallback_is_good_while_it_is_one(
+        self, backend: SimulatedBackend, other: SimulatedBackend
+    ) -> None:
+        children = make_child("archive", backend), make_child("live", other)
+        id = uuid4()
+        store = make_store(*children, id=id, fetch_fallback=["live"])
+        logs = stored(store, other, 5)
+        backend.fault = LogStoreUnavailableError("no route")
+        reading._unreadable.clear()
+        cursor = store.fetch(logs, limit=2).before
+        assert messages(store.fetch(logs, before=cursor)) == numbered(1, 3)
+        promoted = make_store(*children, id=id, primary="live")
+        assert messages(promoted.fetch(logs, before=cursor)) == numbered(1, 3)
+        without = make_store(*children, id=id)
+        with pytest.raises(ValueError, match=r"child 'live', which is neither .* Begin anew"):
+            without.fetch(logs, before=cursor)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            *({"limit": limit} for limit in (10**9, 1e9, 50_001, 0, -1, True, "5", None, 10**40, 2.0)),
+            *({"filter": value} for value in (5, None, [], {"level": "x"}, {"search": 5}, {"search": "x" * 10_000})),
+            {"filter": {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}},
+            *({"seen": value} for value in (5, None, {"a" * 15: 3}, "x", "", "\u00e9", "A" * 7_000, [])),
+            *(
+                {"seen": seen(content)}
+                for content in (b"", b"[]", b"5", b'{"a": 5}', b'{"a": "12"}', b'{"a": {"0": 1}}')
+            ),
+            *({"seen": seen(content)} for content in (b'{"a": [1]}', b'{"a": [-1, 2]}', b'{"a": [1.0, 2]}')),
+            *({"seen": seen(content)} for content in (b'{"a": [true, 2]}', b'{"a": [4611686018427387904, 1]}')),
+            # What takes gigabytes once it is no longer compressed.
+            {"seen": seen(b" " * 10_000_000)},
+            {"seen": seen(b"[" * 100_000)},
+            *({"token": value} for value in (5, None, ["1"], "x", "")),
+            *({"direction": value} for value in ("newer", "both", None)),
+            *({"version": value} for value in (1, 3, "2", None, True)),
+            *({"logs_id": value} for value in (str(UUID(int=1)), "x", None, 5)),
+            *({"log_store_id": value} for value in (str(UUID(int=1)), "x", None, 5)),
+            *({"from_oldest": value} for value in ("x", None, 5)),
+            {"later": 1},
+        ],
+        ids=lambda changes: repr(changes)[:40],
+    )
+    def test_what_no_page_has_given_is_the_callers_mistake(
+        self, store: CompositeLogStore, backend: SimulatedBackend, changes: dict[str, Any]
+    ) -> None:
+        logs = stored(store, backend, 5)
+        cursor = store.fetch(logs, limit=2).before
+        assert messages(store.fetch(logs, before=forged(cursor))) == numbered(1, 3)
+        with pytest.raises(ValueError, match=r"."):
+            store.fetch(logs, before=forged(cursor, **changes))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "A" * 70_000,
+            base64.urlsafe_b64encode(b"[" * 40_000).decode(),
+            base64.urlsafe_b64encode(b'{"a":' * 8_000).decode(),
+        ],
+        ids=["long", "deep", "deep objects"],
+    )
+    def test_work_is_bounded_before_anything_is_decoded(self, store: CompositeLogStore, text: str) -> None:
+        with pytest.raises(ValueError, match="malformed"):
+            store.fetch(make_logs(store), after=text)
+
+    def test_the_cursor_of_an_earlier_version_is_refused_in_words(
+        self, store: CompositeLogStore, backend: SimulatedBackend
+    ) -> None:
+        logs = stored(store, backend, 5)
+        cursor = forged(store.fetch(logs, limit=2).before, version=1, seen={"0123456789abcde": 3})
+        with pytest.raises(ValueError, match=r"another version of composite-logstore.*begin anew"):
+            store.fetch(logs, before=cursor)
+
+    def test_a_reader_whose_token_is_too_long_for_a_cursor_says_so(
+        self, store: CompositeLogStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(SimulatedReader, "read", lambda reader, request: Page(older="x" * 100_000))
+        with pytest.raises(LogStoreError, match="'archive'"):
+            store.fetch(make_logs(store))
 
 
 class TestFallback:
@@ -553,6 +768,46 @@ class TestMissingWithoutOrder:
         del backend.received[3]
         self.age(monkeypatch, store.fetch(logs), missing.INDEXED_AFTER - timedelta(seconds=1))
         assert len(store.fetch(logs).items) == 9
+
+    def test_what_nobody_looked_for_is_not_called_lost(
+        self, store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After three searches: all is there, since the times of those that seem to be missing differ a little."""
+        logs = stored(store, backend, 60)
+        hour = 3_600_000_000_000
+        events = [
+            event._replace(time_unix_nano=event.time_unix_nano + event.number // 6 * hour) for event in backend.received
+        ]
+        # Each sixth one comes a page later than its number says.
+        late = [event for event in events if event.number % 6 == 3 and event.number < 54]
+        backend.received = late + [event for event in events if event not in late]
+        self.age(monkeypatch, store.fetch(logs, limit=51), timedelta(days=9))
+
+        notices = [entry.message for entry in store.fetch(logs, limit=51).items if entry.name == "composite_logstore"]
+
+        assert not [notice for notice in notices if "lacks" in notice]
+        assert len(notices) == 1
+        assert "6 entries" in notices[0]
+        assert "not checked" in notices[0]
+
+    def test_what_is_looked_for_in_vain_is_called_lost_whatever_was_not_looked_for(
+        self, store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        logs = stored(store, backend, 60)
+        hour = 3_600_000_000_000
+        events = [
+            event._replace(time_unix_nano=event.time_unix_nano + event.number // 6 * hour) for event in backend.received
+        ]
+        backend.received = [event for event in events if event.number % 6 != 3]
+        self.age(monkeypatch, store.fetch(logs), timedelta(days=9))
+
+        notices = [entry.message for entry in store.fetch(logs).items if entry.name == "composite_logstore"]
+
+        assert "7 entries are in 7 places not on this page" in notices[0]
+        assert [
+            f"between {first} and {first + 2} of" in notice
+            for first, notice in zip((2, 8, 14), notices[1:], strict=True)
+        ]
 
     def test_looking_once_more_takes_few_requests_and_fails_no_page(
         self,
