@@ -2,7 +2,7 @@
 
 Who writes lines adds what they have among them; a reader that had to find it out adds it too. So a filter by
 time or level need not read what it cannot want. Each line of the index is checked by itself, and against
-the archive: one that is torn, corrupt, or of a file that is no longer there counts for nothing.
+the archive: one that is torn, corrupt, of another shape, or of a file that is no longer there counts for nothing.
 """
 
 from __future__ import annotations
@@ -99,6 +99,14 @@ def _is_there(chunk: Chunk, read: Callable[[int, int], bytes]) -> bool:
 def _parse(lines: list[bytes]) -> Iterator[Chunk]:
     for line in lines:
         values, _, checksum = line.rpartition(b" ")
-        if checksum == b"%08x" % zlib.crc32(values) and values:
-            begin, end, check, *summary = orjson.loads(values)
+        if checksum != b"%08x" % zlib.crc32(values):
+            continue
+        try:
+            numbers = orjson.loads(values)
+        except ValueError:
+            continue
+        if not isinstance(numbers, list) or len(numbers) != 6 or not all(type(number) is int for number in numbers):
+            continue
+        begin, end, check, *summary = numbers
+        if 0 <= begin < end:
             yield Chunk(begin, end, check, Summary(*summary))

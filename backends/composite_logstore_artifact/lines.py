@@ -30,6 +30,17 @@ _BEGINNING = b'{"timestamp":'
 _ETERNITY = 1 << 62
 # What JSON may write in another way than as itself, so that a line that has it need not show it.
 _ESCAPED = re.compile(r'[\x00-\x1f"\\/]')
+# What a line of ours says of its time and its id; of others the entry's own checks have to tell.
+_TIMESTAMP = re.compile(
+    r"(?!0000)\d{4}-"
+    r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
+    r"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{6})?\+00:00",
+    re.ASCII,
+)
+_UID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+_INT64 = 1 << 63
+# Deeper than what is captured may be nested.
+_DEEPEST = 16
 # An escape that may stand for any character. Those of control characters stand for nothing that is looked for.
 _ODD_ESCAPE = re.compile(rb"\\u(?!00[01])")
 
@@ -79,7 +90,24 @@ def summarize_events(events: Sequence[LogEvent]) -> Summary:
 
 def summarize_lines(lines: Iterable[bytes]) -> Summary:
     """Summarize lines, whoever wrote them."""
-    return Summary.of(_time_and_level(text) for text in lines)
+    timestamps: list[str] = []
+    summarized: list[tuple[int | None, int]] = []
+    levels = [0]
+    for text in lines:
+        try:
+            fields = orjson.loads(text)
+        except ValueError:
+            fields = None
+        if type(fields) is dict and _is_surely_entry(fields):
+            # As texts, too, they are in the order of time.
+            timestamps.append(fields["timestamp"])
+            levels.append(fields["level"])
+        else:
+            summarized.append(_time_and_level(text, fields))
+    if timestamps:
+        ends = map(datetime.fromisoformat, (min(timestamps), max(timestamps)))
+        summarized += [(_micros(time), max(levels)) for time in ends]
+    return Summary.of(summarized)
 
 
 class Wanted:
@@ -157,8 +185,8 @@ class Wanted:
             event = _event(fields)
             if event is not None and self._is_surely_unwanted(fields):
                 return None
-            if event is not None and BACKFILLED in (fields.get("attributes") or ()):
-                # Later ones of its writer came before it: by its number alone it would pass for a copy.
+            if event is not None and type(attributes := fields.get("attributes")) is dict and BACKFILLED in attributes:
+                # It lies after later ones of its writer: its number says nothing of what is missing around it.
                 event = None
             entry: LogEntry | None = LogEntry.model_validate(fields)
         except ValueError:
@@ -172,14 +200,15 @@ class Wanted:
 
     def _is_surely_unwanted(self, fields: dict[str, Any]) -> bool:
         """Judge an event's line before it is validated, which takes four times as long as the rest."""
-        level, message, time_unix_nano = fields.get("level"), fields.get("message"), fields.get("time_unix_nano")
-        if self.is_all or type(level) is not int or type(message) is not str or type(time_unix_nano) is not int:
+        if self.is_all or not _is_surely_entry(fields):
             return False
-        return (
-            level < self._level
-            or (self._since_micros is not None and time_unix_nano // 1000 < self._since_micros)
-            or (self._until_micros is not None and time_unix_nano // 1000 > self._until_micros)
-            or (self._search is not None and self._search not in message.casefold())
+        if fields["level"] < self._level or (self._search and self._search not in fields["message"].casefold()):
+            return True
+        if self._since is None and self._until is None:
+            return False
+        timestamp = datetime.fromisoformat(fields["timestamp"])
+        return (self._since is not None and timestamp < self._since) or (
+            self._until is not None and timestamp > self._until
         )
 
     def _wants(self, entry: LogEntry) -> bool:
@@ -240,8 +269,9 @@ class _Times(Sequence[int]):
             return _Times(self._lines[place])
         line = self._lines[place]
         # That is how most of ours end.
-        digits = line[line.rfind(b'"time_unix_nano":') + 17 : -1]
-        if digits.isdigit():
+        begin = line.rfind(b'"time_unix_nano":')
+        digits = line[begin + 17 : -1] if begin > 0 else b""
+        if digits.isdigit() and len(digits) < 20:
             return int(digits)
         row = _identity(line)
         return row[2] if row else 0
@@ -307,45 +337,110 @@ def _identity(text: bytes) -> tuple[str, int, int] | None:
 
 
 def event_of(text: bytes, stream: Stream) -> LogEvent | None:
-    """Return the event that a line was made of, None if another program wrote it."""
+    """Return the event that a line was made of, None if another program wrote it.
+
+    A line that says which event it is, and of the rest what makes no sense, is an event with the line as its message.
+    """
     try:
         fields = orjson.loads(text)
-        event = _event(fields)
-        if event is None:
-            return None
-        return _decode(fields, event, stream)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except ValueError:
         return None
+    event = _event(fields)
+    if event is None:
+        return None
+    number, time_unix_nano = fields.get("number"), fields.get("time_unix_nano")
+    if Event.of(event.writer, number) is None:
+        number = event.sequence
+    if not _is_integer(time_unix_nano, -_INT64, _INT64):
+        time_unix_nano = 0
+    what_it_is = stream, event.writer, number, event.sequence, time_unix_nano
+    try:
+        return LogEvent(*what_it_is, *_decode(fields))
+    except ValueError:
+        message = text.decode("utf-8", "replace")
+        return LogEvent(
+            *what_it_is, 20, "INFO", message, "", "", 0, "", None, None, _NO_ATTRIBUTES, _NO_ATTRIBUTES, False
+        )
 
 
-def _decode(fields: dict[str, Any], event: Event, stream: Stream) -> LogEvent:
-    level: int = fields["level"]
-    message: str = fields["message"]
-    exception = trace = None
-    if raw := fields.get("exception"):
-        exception = ExceptionInfo(raw["type"], raw["message"], raw["stacktrace"])
+def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a line says, but for what says which event it is.
+
+    Raises:
+        ValueError: It is no entry.
+    """
+    if _is_surely_entry(fields):
+        level, message, name = fields["level"], fields["message"], fields.get("name", "")
+        filename, lineno, module = fields.get("filename", ""), fields.get("lineno", 0), fields.get("module", "")
+    else:
+        entry = LogEntry.model_validate(fields)
+        level, message, name = (entry.level or LoggingLevels.INFO).value, entry.message, entry.name or ""
+        filename, lineno, module = entry.filename or "", entry.lineno or 0, entry.module or ""
+    level_number, level_name, attributes = map(fields.get, ("level_number", "level_name", "attributes"))
+    if exception := _exception(fields.get("exception")):
         message = message.removesuffix(f"\n{exception.type}: {exception.message}\n{exception.stacktrace}".rstrip())
-    if "trace_id" in fields:
-        trace = TraceContext(int(fields["trace_id"], 16), int(fields["span_id"], 16), fields["flags"])
-    name = fields["name"]
-    return LogEvent(
-        stream,
-        event.writer,
-        fields["number"],
-        event.sequence,
-        fields["time_unix_nano"],
-        fields.get("level_number", level),
-        fields.get("level_name") or STANDARD_LEVELS[level],
+    return (
+        level_number if _is_integer(level_number, -_INT64, _INT64) else level,
+        level_name if level_name and type(level_name) is str else STANDARD_LEVELS[level],
         message,
         name,
-        fields.get("filename", ""),
-        fields.get("lineno", 0),
-        fields.get("module", ""),
+        filename,
+        lineno if 0 <= lineno < _INT64 else 0,
+        module,
         exception,
-        trace,
-        fields.get("attributes", _NO_ATTRIBUTES),
+        _trace(fields) if "trace_id" in fields else None,
+        attributes if attributes and type(attributes) is dict and _is_plain(attributes) else _NO_ATTRIBUTES,
         _NO_ATTRIBUTES,
-        name in ("stdout", "stderr") and "\r" in message and "filename" not in fields,
+        name in ("stdout", "stderr") and "\r" in message and not filename,
+    )
+
+
+def _exception(value: Any) -> ExceptionInfo | None:
+    if type(value) is not dict:
+        return None
+    parts: list[Any] = [value.get(name) for name in ExceptionInfo._fields]
+    return ExceptionInfo(*parts) if all(type(part) is str for part in parts) else None
+
+
+def _trace(fields: dict[str, Any]) -> TraceContext | None:
+    try:
+        trace = TraceContext(int(fields["trace_id"], 16), int(fields["span_id"], 16), fields["flags"])
+    except (LookupError, TypeError, ValueError):
+        return None
+    bounds = zip(trace, (1 << 128, 1 << 64, 1 << 32), strict=True)
+    return trace if all(_is_integer(value, 0, bound) for value, bound in bounds) else None
+
+
+def _is_integer(value: Any, least: int, bound: int) -> bool:
+    return type(value) is int and least <= value < bound
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Return whether every backend can encode a value that was read."""
+    if isinstance(value, dict | list):
+        values = value.values() if isinstance(value, dict) else value
+        return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in values)
+    return type(value) is not int or -_INT64 <= value < _INT64
+
+
+def _is_surely_entry(fields: dict[str, Any]) -> bool:
+    """Return whether fields are those of an entry, as ours are. To have `LogEntry` tell takes four times as long."""
+    get = fields.get
+    level, timestamp, uid = get("level"), get("timestamp"), get("id")
+    return (
+        type(level) is int
+        and level in STANDARD_LEVELS
+        and type(get("message")) is str
+        and type(get("name", "")) is str
+        and type(get("filename", "")) is str
+        and type(get("module", "")) is str
+        and type(get("lineno", 0)) is int
+        and type(timestamp) is str
+        and _TIMESTAMP.fullmatch(timestamp) is not None
+        and type(uid) is str
+        and _UID.fullmatch(uid) is not None
+        and "chunk_index" not in fields
+        and "total_chunks" not in fields
     )
 
 
@@ -364,19 +459,29 @@ def entry_of(text: bytes) -> LogEntry | None:
 def _is_piece(text: bytes) -> bool:
     """Return whether a line that is no entry is the beginning of one of ours.
 
-    Its process was killed in the middle of writing it, or found the disk full. The event is written again.
+    Its process was killed in the middle of writing it, or found the disk full. The event is written again. What
+    makes no sense before it ends is a damaged line, and shown.
     """
-    return text.startswith(_BEGINNING) or (len(text) > 1 and _BEGINNING.startswith(text))
-
-
-def _time_and_level(text: bytes) -> tuple[int | None, int]:
+    if not text.startswith(_BEGINNING):
+        return len(text) > 1 and _BEGINNING.startswith(text)
     try:
-        fields = orjson.loads(text)
-        level, time_unix_nano = fields.get("level"), fields.get("time_unix_nano")
-        if type(level) is int and type(time_unix_nano) is int and _event(fields) is not None:
-            return time_unix_nano // 1000, level
+        beginning = text.decode()
+    except UnicodeDecodeError as error:
+        if error.end < len(text) or error.reason != "unexpected end of data":
+            return False
+        beginning = text[: error.start].decode()
+    try:
+        orjson.loads(beginning)
+    except orjson.JSONDecodeError as error:
+        return error.pos >= len(beginning)
+    return False
+
+
+def _time_and_level(text: bytes, fields: Any) -> tuple[int | None, int]:
+    """Return what a line that others may have written says of its time, in microseconds, and of its level."""
+    try:
         entry: LogEntry | None = LogEntry.model_validate(fields)
-    except (ValueError, AttributeError):
+    except ValueError:
         entry = _plain(text)
     timestamp = _utc(entry.timestamp) if entry else None
     return _micros(timestamp) if timestamp else None, entry.level.value if entry and entry.level else 0
@@ -405,7 +510,4 @@ def _micros(time: datetime) -> int:
 
 def _event(fields: Any) -> Event | None:
     """Return which event the line is, None if another program wrote it."""
-    if not isinstance(fields, dict):
-        return None
-    writer, sequence = fields.get("writer"), fields.get("sequence")
-    return Event(writer, sequence) if type(writer) is str and type(sequence) is int else None
+    return Event.of(fields.get("writer"), fields.get("sequence")) if isinstance(fields, dict) else None

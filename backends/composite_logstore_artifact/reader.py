@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -41,6 +42,7 @@ _SEARCHED_BLOCK = 1024 * 1024
 _MOST_BYTES = 128 * 1024 * 1024
 # So many lines' worth of bytes are scanned at a time: what fits into a processor's cache.
 _SCANNED_LINES = 2 * _SEARCHED_BLOCK // _USUAL_LINE
+_OFFSET = re.compile(r"\d{1,19}", re.ASCII)
 # Fewer bytes are not worth a line in the index.
 _WORTH_KNOWING = 64 * 1024
 
@@ -50,8 +52,8 @@ class ArtifactReader:
 
     A token is `<name of the object>:<offset in bytes>`, with an empty name where the stream is a single
     file. Nothing is ever inserted before a place that was read, so tokens stay valid while the stream
-    grows, and when objects are merged: their names say into which. The exception are two
-    writers whose clocks disagree: an object that sorts before a token is only seen by who begins anew.
+    grows, and when objects are merged: their names say into which. The exception are clocks that
+    disagree or go back: an object that sorts before a token is only seen by who begins anew.
     """
 
     max_page_size = 50_000
@@ -217,7 +219,7 @@ class _Position(NamedTuple):
         if token is None:
             return None
         name, colon, offset = token.rpartition(":")
-        if not colon or not offset.isascii() or not offset.isdigit():
+        if not colon or not _OFFSET.fullmatch(offset):
             raise ValueError("The token is malformed: pass on what an earlier page returned.")
         return cls(name, int(offset))
 
@@ -257,10 +259,17 @@ def _without_copies(archive: Archive, start: _Position | None) -> tuple[Archive,
     if start is not None and bool(start.name) != archive.is_folder:
         raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
     if archive.is_folder:
+        if start is not None and not _is_of(archive, start.name):
+            raise ValueError("The token names an object that is not there. Begin anew without a cursor.")
         copies = superseded(archive.parts)
         archive = archive._replace(parts=[part for part in archive.parts if part.name not in copies])
         start = _located(start, archive) if start is not None else None
     return archive, start
+
+
+def _is_of(archive: Archive, name: str) -> bool:
+    """Return whether there is, or may have been, an object of that name: those that were merged are gone."""
+    return ObjectName.parse(name) is not None or any(part.name == name for part in archive.parts)
 
 
 def _read_page(archive: Archive, start: _Position | None, request: PageRequest) -> Page:
@@ -304,7 +313,7 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
         newer = far if entries or not reached_end else None
     else:
         entries.reverse()
-        older, newer = None if reached_end else far, near
+        older, newer = None if reached_end else far, near or start
     if older == (archive.parts[0].name, 0):
         older = None
     return Page(entries, str(older) if older else None, str(newer) if newer else None)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zenml.artifact_stores import LocalArtifactStore
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
-from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import Event, LogEvent, Page, PageRequest, ReadEntry
+from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, ReadEntry, missing
 from composite_logstore.backend import ExportError
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.compaction import Loose, compact
@@ -24,8 +24,11 @@ from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from composite_logstore_artifact.lines import Wanted
 from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
-from tests.artifact_stores import listing_store, local_store, make_logs, object_store, with_faults
+from tests.artifact_stores import FolderArchive, listing_store, local_store, make_logs, object_store, with_faults
 from tests.events import make_events, make_stream
+from tests.properties.test_missing import NOTICE
+from tests.simulation import make_logs as make_logs_of
+from tests.simulation import make_store
 
 Direction = Literal["newer", "older"]
 Found = tuple[str, Event | None]
@@ -442,6 +445,152 @@ def merge(archive: Archive, is_killed: bool) -> None:
     if is_killed:
         for path, content in there.items():
             path.write_bytes(content)
+
+
+class Process:
+    """One that writes a writer's events: the one that logs them, or one that delivers what that one left."""
+
+    def __init__(self, archive: Archive, writer: str, logged: list[LogEvent], place: int, clock: int) -> None:
+        self.clock = clock
+        self._archive = archive
+        self._logged = logged
+        self._exporter = ArtifactExporter(find=lambda stream: archive.store, clock=lambda: self.clock)
+        self._written = self._noted = place
+        self._objects: set[str] = set()
+
+    def export(self, count: int, is_noted: bool) -> None:
+        """Export the next events; whether it is noted that they were decides with which a successor begins."""
+        batch = self._logged[self._written : self._written + count]
+        before = self._names()
+        if batch:
+            self.clock += 1
+            self._exporter.export(batch)
+        self._written += len(batch)
+        if is_noted:
+            self._noted = self._written
+        self._objects |= self._names() - before
+
+    def merge(self) -> None:
+        sizes = {name: (self._archive.path / name).stat().st_size for name in sorted(self._objects)}
+        self._objects.clear()
+        with suppress(OSError):
+            compact(self._archive.store, str(self._archive.path), Loose(sizes))
+
+    def successor(self, clock: int, writer: str) -> Process:
+        return Process(self._archive, writer, self._logged, self._noted, clock)
+
+    def _names(self) -> set[str]:
+        path = self._archive.path
+        return {one.name for one in path.iterdir()} if path.is_dir() else set()
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[str, str, int, bool]]:
+    """What happens to some writers: what they do, who, a number, and whether it is noted."""
+    kinds = ["log", "log", "log", "lose", "die", "die", "jump", "merge"]
+    return draw(
+        st.lists(
+            st.tuples(st.sampled_from(kinds), st.sampled_from(WRITERS), st.integers(1, 6), st.booleans()),
+            min_size=6,
+            max_size=25,
+        )
+    )
+
+
+def lived_through(archive: Archive, history: list[tuple[str, str, int, bool]]) -> tuple[list[LogEvent], set[Any]]:
+    """Archive what the writers log, and return it, and the gaps: a writer, the first and the last number."""
+    logged: dict[str, list[LogEvent]] = {writer: [] for writer in WRITERS}
+    processes = {writer: Process(archive, writer, logged[writer], 0, 10**18) for writer in WRITERS}
+    sequences = dict.fromkeys(WRITERS, 0)
+    gaps = set()
+    for kind, writer, number, is_noted in history:
+        process = processes[writer]
+        if kind == "log":
+            first = sequences[writer]
+            said = [("loss", "y" * 60)[(first + place) % 2] for place in range(number)]
+            level = (20, 40)[number % 2]
+            for event in make_events(said, STREAM, first, writer, level=level):
+                # Most writers log to several streams.
+                logged[writer].append(event._replace(number=3 * event.sequence))
+            sequences[writer] += number
+            process.export(number + 3, is_noted)
+        elif kind == "lose":
+            last = sequences[writer] + number - 1
+            before = logged[writer][-1].sequence if logged[writer] else -1
+            sequences[writer] = last + 1
+            gaps = {gap for gap in gaps if gap[0] != writer or gap[1] != before + 1} | {(writer, before + 1, last)}
+        elif kind == "die":
+            # Half of the successors' clocks are behind.
+            clock = process.clock + (7 if number % 2 else -1000 * number)
+            processes[writer] = process.successor(clock, writer)
+            processes[writer].export(number, is_noted)
+        elif kind == "jump":
+            process.clock += 1000 * (number - 4)
+        elif archive.layout != "file":
+            process.merge()
+    for process in processes.values():
+        process.export(1000, True)
+    ends = {writer: events[-1].sequence for writer, events in logged.items() if events}
+    return [event for events in logged.values() for event in events], {
+        gap for gap in gaps if gap[2] < ends.get(gap[0], -1)
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories(), st.sampled_from(["file", "objects"]), limits, filters, st.integers(0, 5))
+def test_the_same_is_fetched_from_both_ends_whatever_the_clocks_did(
+    history: list[tuple[str, str, int, bool]],
+    layout: str,
+    limits: list[int],
+    filter_: LogsEntriesFilter,
+    turn: int,
+) -> None:
+    """Each event once, and each gap once, through writers that die, and successors that deliver again, out of order."""
+    with archive_of(layout, []) as archive, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(missing, "is_finished", lambda logs: True)
+        events, gaps = lived_through(archive, history)
+        entries = {event.uid: parse_log_entry(encode(event).decode()) for event in events}
+        wanted = {uid for uid, entry in entries.items() if entry is not None and _is_wanted(entry, filter_)}
+        config = FolderArchive(
+            name="archive", type="artifact", root=str(archive.path.parent.parent), is_file=layout == "file"
+        )
+        store = make_store(config)
+        logs = make_logs_of(store, id=STREAM.id)
+
+        for start, way, back in (("oldest", "after", "before"), ("newest", "before", "after")):
+            items: list[LogEntry] = []
+            pages = fetched(store, logs, way, store.fetch(logs, start, limits[0], filter_=filter_)) if events else ()
+            for number, page in enumerate(pages):
+                if number == turn:
+                    first = store.fetch(logs, **{back: cursor}) if (cursor := getattr(page, back)) else None
+                    turned = [entry for other in fetched(store, logs, back, first) for entry in other.items]
+                    assert sorted(ids(turned)) == sorted(ids(items))
+                items = items + page.items if way == "after" else page.items + items
+            told = [gap for entry in items if entry.name == "composite_logstore" for gap in [told_by(entry)]]
+            assert sorted(ids(items)) == sorted(wanted)
+            assert sorted(told) == sorted(gaps if filter_ == LogsEntriesFilter() else ())
+
+
+def fetched(
+    store: CompositeLogStore, logs: LogsResponse, way: str, page: LogsEntriesResponse | None
+) -> Iterator[LogsEntriesResponse]:
+    """Yield a page and those that follow it."""
+    while page is not None:
+        yield page
+        page = store.fetch(logs, **{way: cursor}) if (cursor := getattr(page, way)) else None
+
+
+def ids(entries: list[LogEntry]) -> list[str]:
+    return [str(entry.id) for entry in entries if entry.name != "composite_logstore"]
+
+
+def told_by(notice: LogEntry) -> tuple[str, int, int]:
+    match = NOTICE.fullmatch(notice.message)
+    assert match is not None, notice.message
+    count, before, after, writer = match.groups()
+    first = 0 if before == "the beginning" else int(before) + 1
+    assert int(count) == int(after) - first
+    return writer, first, int(after) - 1
 
 
 # What JSON escapes, and characters that become others, or more, when case does not count.

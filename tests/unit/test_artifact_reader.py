@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,16 +19,18 @@ from zenml.exceptions import (
 )
 from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
-from composite_logstore import Event, Page, PageRequest
+from composite_logstore import BACKFILLED, Event, Page, PageRequest, missing
 from composite_logstore.event import ExceptionInfo
 from composite_logstore_artifact import parts
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from composite_logstore_artifact.reader import ArtifactReader
-from tests.artifact_stores import listing_store, local_store, make_logs, object_store
+from tests.artifact_stores import FolderArchive, listing_store, local_store, make_logs, object_store
 from tests.events import NOON, WRITER, make_events, make_stream
+from tests.simulation import make_logs as make_logs_of
+from tests.simulation import make_store
 
 MakeStore = Callable[[Path], LocalArtifactStore]
 all_layouts = pytest.mark.parametrize(
@@ -212,6 +215,21 @@ def test_a_malformed_token(make_store: MakeStore, tmp_path: Path, token: str) ->
         archive.read("newer", token)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../other.log/x.log", "/etc/passwd", "x.log", "\0", "n\n", "9" * 300, "0" * 20 + ".log", "a" * 30_000],
+)
+@pytest.mark.parametrize("direction", ["newer", "older"])
+def test_a_token_names_an_object_of_the_stream(tmp_path: Path, name: str, direction: Literal["newer", "older"]) -> None:
+    archive = Archive(object_store(tmp_path))
+    archive.write("a")
+
+    with pytest.raises(ValueError, match="token"):
+        archive.read(direction, f"{name}:0")
+    with pytest.raises(ValueError, match="token"):
+        list(archive.reader.scan(archive.logs, f"{name}:0"))
+
+
 @pytest.mark.parametrize(("make_store", "token"), [(local_store, "name.log:0"), (object_store, ":0")])
 def test_a_token_of_another_layout(make_store: MakeStore, tmp_path: Path, token: str) -> None:
     archive = Archive(make_store(tmp_path))
@@ -288,6 +306,80 @@ def test_a_line_that_is_no_entry_is_plain_text(tmp_path: Path, line: bytes, mess
         page = archive.read(direction)
         assert messages(page) == ["before", message, "after"]
         assert page.entries[1].event is None
+
+
+def line_of(said: str, **changes: Any) -> bytes:
+    """Return a line as ours are, with other fields."""
+    [event] = make_events([said], make_stream())
+    return json.dumps(json.loads(encode(event)) | changes).encode()
+
+
+@pytest.mark.parametrize("attributes", [5, 1.5, "zenml.log.backfilled", True, [], ["zenml.log.backfilled"], None])
+def test_attributes_that_are_none_hide_nothing(tmp_path: Path, attributes: Any) -> None:
+    archive = Archive(local_store(tmp_path))
+    put(tmp_path, archive.logs, b"before\n" + line_of("odd", attributes=attributes) + b"\nafter\n")
+
+    for filters in ({}, {"search": "odd"}, {"level": "INFO"}):
+        for direction in ("newer", "older"):
+            page = archive.read(direction, **filters)
+            assert next(read for read in page.entries if read.entry.message == "odd").event == Event(WRITER, 0)
+    assert messages(archive.read()) == ["before", "odd", "after"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timestamp": "yesterday"},
+        {"timestamp": []},
+        {"timestamp": 1e300},
+        {"level": 21},
+        {"level": "x"},
+        {"level": {}},
+        {"level": 10**30},
+        {"message": 5},
+        {"message": None},
+        {"id": 5},
+        {"lineno": "x"},
+        {"name": [[]]},
+    ],
+    ids=repr,
+)
+def test_a_line_of_ours_with_a_field_that_makes_no_sense_is_one_damaged_line(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    archive = Archive(local_store(tmp_path))
+    odd = line_of("odd", **changes)
+    put(tmp_path, archive.logs, line_of("before") + b"\n" + odd + b"\n" + line_of("after", sequence=1) + b"\n")
+
+    for direction in ("newer", "older"):
+        page = archive.read(direction)
+        assert messages(page) == ["before", odd.decode(), "after"]
+        assert [read.event for read in page.entries] == [Event(WRITER, 0), None, Event(WRITER, 1)]
+
+
+@pytest.mark.parametrize("damage", [b"\xff,", b"\x00", b"}", b"\x1b"])
+def test_a_line_of_ours_that_is_damaged_in_its_middle_is_shown(tmp_path: Path, damage: bytes) -> None:
+    archive = Archive(local_store(tmp_path))
+    odd = line_of("odd").replace(b'"odd"', b'"od"' + damage)
+    put(tmp_path, archive.logs, line_of("before") + b"\n" + odd + b"\n" + line_of("after", sequence=1) + b"\n")
+
+    for direction in ("newer", "older"):
+        assert messages(archive.read(direction)) == ["before", odd.decode("utf-8", "replace"), "after"]
+
+
+@pytest.mark.parametrize("writer", ["", 5, None, "w" * 1_000, "\u00fc", ["x"]])
+@pytest.mark.parametrize("sequence", [-1, 1 << 62, 1 << 64, 10**30, True, "0", 0.0, None])
+def test_a_line_that_does_not_say_which_event_it_is(tmp_path: Path, writer: Any, sequence: Any) -> None:
+    archive = Archive(local_store(tmp_path))
+    both = [line_of("writer", writer=writer), line_of("sequence", sequence=sequence)]
+    put(tmp_path, archive.logs, b"\n".join(both) + b"\n")
+
+    assert [(read.entry.message, read.event) for read in archive.read().entries] == [
+        ("writer", None),
+        ("sequence", None),
+    ]
+    [chunk] = archive.reader.scan(archive.logs)
+    assert (chunk.writer, list(chunk.sequences), len(chunk.contents)) == ("", [], 2)
 
 
 def test_empty_lines_are_no_entries(tmp_path: Path) -> None:
@@ -514,6 +606,45 @@ def test_an_index_of_a_file_that_is_no_longer_there_counts_for_nothing(tmp_path:
     assert len(archive.read(level="ERROR").entries) == 5_000 // len(path.read_bytes().split(b"\n")[0])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        b"5",
+        b"null",
+        b"{}",
+        b'"text"',
+        b"[]",
+        b"[1,2,3]",
+        b"[0,1,2,3,4,5,6]",
+        b'[0,"1",2,3,4,5]',
+        b"[0,null,2,3,4,5]",
+        b"[0.0,100,2,3,4,5]",
+        b"[true,100,2,3,4,5]",
+        b"[0,100,2,3,4,[]]",
+        b"[-100,100,2,3,4,5]",
+        b"[100,0,2,3,4,5]",
+        b"[0,0,0,0,0,0]",
+        b"[18446744073709551615,18446744073709551615,2,3,4,5]",
+        b"not JSON",
+        b"\xff",
+        b"[" * 5_000,
+        b"",
+    ],
+)
+def test_a_line_of_the_index_with_a_right_checksum_and_a_wrong_shape_counts_for_nothing(
+    tmp_path: Path, values: bytes
+) -> None:
+    archive = Archive(local_store(tmp_path))
+    archive.write("quiet")
+    archive.write("loud", level=40, level_name="ERROR")
+    index = tmp_path / "logs" / f"{archive.logs.id}.log.index"
+    index.write_bytes(b"%s %08x\n" % (values, zlib.crc32(values)) + index.read_bytes())
+
+    for direction in ("newer", "older"):
+        assert messages(archive.read(direction, level="ERROR")) == ["loud"]
+        assert messages(archive.read(direction, since="2020-01-01T00:00:00Z")) == ["quiet", "loud"]
+
+
 def test_an_index_that_cannot_be_written_is_no_fault(tmp_path: Path) -> None:
     archive = Archive(local_store(tmp_path))
     (tmp_path / "logs" / f"{archive.logs.id}.log.index").mkdir(parents=True)
@@ -648,3 +779,79 @@ def test_an_object_that_is_no_json_has_a_name_with_a_colon(tmp_path: Path) -> No
     page = archive.read("newer", limit=1)
 
     assert messages(archive.read("newer", page.newer)) == ["b"]
+
+
+# --- What is missing
+
+
+class TestGaps:
+    """An archive is looked through before anything is called lost: it may be elsewhere in it."""
+
+    @pytest.fixture(autouse=True)
+    def _finished(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+
+    def notices(self, root: Path, archive: Archive, limit: int = 3) -> list[str]:
+        config = FolderArchive(name="archive", type="artifact", root=str(root), is_file=archive.store.config.is_local)
+        store = make_store(config)
+        logs = make_logs_of(store, id=archive.logs.id)
+        found = []
+        for start, way in (("oldest", "after"), ("newest", "before")):
+            page = store.fetch(logs, start=start, limit=limit)
+            while True:
+                found += [entry.message for entry in page.items if entry.name == "composite_logstore"]
+                cursor = getattr(page, way)
+                if cursor is None:
+                    break
+                page = store.fetch(logs, **{way: cursor})
+        return found
+
+    @pytest.mark.parametrize("make_store", [local_store, object_store])
+    def test_what_was_copied_there_later_is_not_missing(self, make_store: MakeStore, tmp_path: Path) -> None:
+        archive = Archive(make_store(tmp_path))
+        archive.write("0", "1", "2")
+        archive.count = 6
+        archive.write("6", "7", "8", "9")
+        archive.exporter.end_stream(archive.stream)
+        archive.count = 3
+        archive.write("3", "4", "5", metadata={BACKFILLED: True})
+
+        assert self.notices(tmp_path, archive) == []
+
+    @pytest.mark.parametrize("make_store", [local_store, object_store])
+    def test_what_is_lost_is_told_once_from_each_end(self, make_store: MakeStore, tmp_path: Path) -> None:
+        archive = Archive(make_store(tmp_path))
+        archive.write("0", "1", "2")
+        archive.count = 6
+        archive.write("6", "7", "8", "9")
+
+        assert (
+            self.notices(tmp_path, archive)
+            == [f"Child 'archive' lacks 3 entries here, between 2 and 6 of writer {WRITER}."] * 2
+        )
+
+    def test_a_stream_that_takes_too_long_to_look_through(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(missing, "LONGEST_LOOK_SECONDS", -1.0)
+        archive = Archive(local_store(tmp_path))
+        archive.write("0", "1", "2")
+        archive.count = 6
+        archive.write("6", "7", "8", "9")
+
+        [notice] = self.notices(tmp_path, archive, limit=100)[:1]
+        assert "lacks" not in notice
+        assert "3 entries are not on this page, the first between 2 and 6" in notice
+        assert "not checked" in notice
+
+    def test_what_cannot_be_looked_for_fails_no_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any) -> Any:
+            raise ValueError("as if the caller were at fault")
+
+        archive = Archive(local_store(tmp_path))
+        archive.write("0", "1", "2")
+        archive.count = 6
+        archive.write("6", "7", "8", "9")
+        monkeypatch.setattr(ArtifactReader, "scan", fail)
+
+        assert self.notices(tmp_path, archive) == []
