@@ -160,17 +160,23 @@ def _are_there(names: set[str], archive: Archive) -> list[str]:
 
 
 def _groups(parts: Sequence[Part], written: dict[str, int]) -> Iterator[list[Part]]:
-    """Yield what can be merged: neighbours, so that everything stays in its order."""
+    """Yield what can be merged: neighbours of one writer, so that everything stays in its order and its name tells it.
+
+    Who delivers what dead processes left writes for several writers.
+    """
     group: list[Part] = []
-    size = 0
+    size, before = 0, None
     for part in parts:
-        if part.name not in written or size + part.size > LARGEST_OBJECT:
+        name = ObjectName.parse(part.name) if part.name in written else None
+        follows = name is not None and (before is None or (name.writer == before.writer and name.first > before.last))
+        if not follows or size + part.size > LARGEST_OBJECT:
             if len(group) > 1:
                 yield group
             group, size = [], 0
-        if part.name in written:
+        if name is not None:
             group.append(part)
             size += part.size
+        before = name
     if len(group) > 1:
         yield group
 

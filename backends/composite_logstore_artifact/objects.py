@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,9 +14,14 @@ from composite_logstore_artifact.lines import Summary
 if TYPE_CHECKING:
     from composite_logstore_artifact.parts import Part
 
+_NUMBER = r"(\d{1,20})"
+_TIME = r"(-?\d{1,20})"
 _NAME = re.compile(
-    r"(\d{20})-(\d{20})-([0-9a-f]{15})-(\d+)-(\d+)-(-?\d+)-(-?\d+)-(\d+)(?:-(\d+))?" + re.escape(LOGS_EXTENSION)
+    rf"(\d{{20}})-(\d{{20}})-([0-9a-f]{{15}})-{_NUMBER}-{_NUMBER}-{_TIME}-{_TIME}-{_NUMBER}(?:-{_NUMBER})?"
+    + re.escape(LOGS_EXTENSION),
+    re.ASCII,
 )
+_WRITER = re.compile(r"[0-9a-f]{15}")
 
 
 class ObjectName(NamedTuple):
@@ -42,7 +48,10 @@ class ObjectName(NamedTuple):
     size: int | None = None
 
     def __str__(self) -> str:
-        text = f"{self.arrival:020d}-{self.until:020d}-{self.writer}-{self.first}-{self.last}"
+        # A copied event may say anything of its writer, also what leads out of the folder.
+        is_ours = _WRITER.fullmatch(self.writer)
+        writer = self.writer if is_ours else hashlib.sha256(self.writer.encode("utf-8", "replace")).hexdigest()[:15]
+        text = f"{self.arrival:020d}-{self.until:020d}-{writer}-{self.first}-{self.last}"
         text += "".join(f"-{value}" for value in self.summary)
         return text + ("" if self.size is None else f"-{self.size}") + LOGS_EXTENSION
 
@@ -95,12 +104,15 @@ def superseded(parts: Iterable[Part]) -> set[str]:
     """
     parsed = [(one, part) for part in parts if (one := ObjectName.parse(part.name)) is not None]
     copies: set[str] = set()
-    last: dict[str, tuple[ObjectName, Part]] = {}
-    # What others were merged into comes first here. No two of one writer overlap.
-    for one, part in sorted(parsed, key=lambda found: (found[0].arrival, -found[0].until)):
+    merged: dict[str, list[tuple[ObjectName, Part]]] = {}
+    for one, part in parsed:
         if one.size is not None:
-            last[one.writer] = one, part
-        elif one.writer in last and last[one.writer][0].has_merged(one):
-            into, whole = last[one.writer]
-            copies.add(part.name if into.size == whole.size else whole.name)
+            merged.setdefault(one.writer, []).append((one, part))
+    for one, part in parsed:
+        if one.size is not None:
+            continue
+        # Of a writer whose clock went back, what others wrote may lie between.
+        for into, whole in merged.get(one.writer, ()):
+            if into.has_merged(one):
+                copies.add(part.name if into.size == whole.size else whole.name)
     return copies

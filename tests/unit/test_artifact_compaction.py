@@ -17,11 +17,11 @@ from zenml.exceptions import LogStoreUnavailableError
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore import Page, PageRequest, Scanned, Stream
+from composite_logstore import Page, PageRequest, RejectedError, Scanned, Stream
 from composite_logstore.reading import _fresh
 from composite_logstore_artifact import compaction, exporter
 from composite_logstore_artifact.compaction import Loose, compact
-from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.exporter import ArtifactExporter, encode
 from composite_logstore_artifact.lines import Summary
 from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
@@ -149,6 +149,86 @@ def test_merged_objects_are_not_too_large_and_what_others_wrote_stays_where_it_i
     assert len(archive.files) < 12
     expected = [*numbered(0, 11), "other", *numbered(11, 20), "foreign"]
     assert archive.fetched() == archive.fetched_by_zenml() == expected
+
+
+def test_what_one_process_writes_for_several_writers_is_merged_for_each(tmp_path: Path) -> None:
+    """As one that delivers what dead processes left: the names say whose events are in an object, and which."""
+    archive = Archive(listing_store(tmp_path))
+    for number in range(3):
+        archive.write(4 * number, 4 * number + 4)
+        archive.write(4 * number, 4 * number + 4, OTHER_WRITER)
+    contents = {name: (archive.folder / name).read_bytes() for name in archive.files}
+    pages = {direction: archive.read(direction, limit=10) for direction in DIRECTIONS}
+    before = {direction: ids(archive.read(direction, getattr(pages[direction], direction))) for direction in DIRECTIONS}
+    archive.end()
+
+    assert [(name.writer, name.first, name.last) for name in archive.names] == [
+        (writer, first, first + 3) for first in (0, 4, 8) for writer in (WRITER, OTHER_WRITER)
+    ]
+    assert b"".join(contents.values()) == b"".join((archive.folder / name).read_bytes() for name in archive.files)
+    for direction in DIRECTIONS:
+        assert ids(archive.read(direction, getattr(pages[direction], direction))) == before[direction]
+
+
+def ids(page: Page) -> list[str]:
+    return [str(read.entry.id) for read in page.entries]
+
+
+def test_lines_that_make_no_sense_are_merged_as_they_are(tmp_path: Path) -> None:
+    archive = Archive(listing_store(tmp_path))
+    line = encode(make_events(["x"], archive.stream)[0])[:-1]
+    odd = [line.replace(b'"x"', piece) for piece in (b"5", b"[]", b'"\xff"', b'"\x00"', b"{", b"[" * 2_000, b"1e999")]
+    for number, text in enumerate(odd):
+        text = text.replace(b'"number":0,', b'"number":%d,' % number)
+        with suppress(RejectedError):
+            archive.exporter.export_scanned(archive.stream, Scanned(WRITER, [number], (), [text], None, None))
+            continue
+        # What does not even say its number is no event; a line may be damaged where it lies all the same.
+        archive.write(number, number + 1)
+        path = archive.folder / archive.files[-1]
+        size = path.stat().st_size
+        path.write_bytes(text + b" " * (size - len(text) - 1) + b"\n" if len(text) < size else path.read_bytes())
+    before = b"".join((archive.folder / name).read_bytes() for name in archive.files)
+    shown = [archive.fetched(direction) for direction in DIRECTIONS]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == len(archive.files) == len(odd)
+    compact(archive.store, archive.uri, Loose(archive.sizes))
+
+    assert len(archive.files) == 1
+    assert (archive.folder / archive.files[0]).read_bytes() == before
+    assert [archive.fetched(direction) for direction in DIRECTIONS] == shown
+
+
+def test_copies_of_what_was_merged_are_known_whatever_lies_between(tmp_path: Path) -> None:
+    """A successor's clock is behind: what it merged of the same writer lies among what its predecessor has."""
+    archive = Archive(listing_store(tmp_path))
+    archive.write(0, 10)
+    originals = {name: (archive.folder / name).read_bytes() for name in archive.files}
+    archive.end()
+    archive.exporter = archive.make_exporter(NOON + 4)
+    archive.write(10, 20)
+    archive.end()
+    for name, content in originals.items():
+        (archive.folder / name).write_bytes(content)
+
+    for direction in DIRECTIONS:
+        read = [int(read.entry.message) for read in archive.read(direction).entries]
+        assert sorted(read) == list(range(20))
+
+
+@pytest.mark.parametrize("writer", ["../../../x", "/x", "a/b", "..", "A" * 15, "a" * 14, "\0", "w" * 64])
+def test_a_writer_s_name_leads_nowhere(tmp_path: Path, writer: str) -> None:
+    """A copy of another backend's events takes over what these say of their writer."""
+    archive = Archive(object_store(tmp_path))
+    archive.write(0, 9, writer)
+    archive.write(9, 12)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.parent for path in before} == {archive.folder}
+    archive.end()
+
+    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {archive.folder}
+    assert len(archive.names) == len(archive.files)
+    archive.assert_complete(12)
 
 
 def test_large_objects_are_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
