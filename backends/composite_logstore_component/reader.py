@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from zenml.constants import LOGS_MAX_ENTRIES_PER_REQUEST
@@ -14,6 +15,11 @@ from composite_logstore_component.streams import as_its_own, extends_artifact
 if TYPE_CHECKING:
     from zenml.log_stores import ArtifactLogStore, BaseLogStore
     from zenml.models import ComponentResponse, LogsEntriesResponse
+
+
+_PLACE = re.compile(r"\d{1,9}", re.ASCII)
+# What Python raises where something is not of the shape that it should be.
+_DEFECTS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
 class ComponentReader:
@@ -75,6 +81,11 @@ def _read(store: BaseLogStore, request: PageRequest) -> Page:
             f"Log store '{store.name}' of flavor '{store.flavor}' cannot be read. Set another child as 'primary'."
         ) from error
     except Exception as error:
+        if request.token is not None and isinstance(error, _DEFECTS):
+            # Not every log store looks closely at its own cursors. That is no reason to leave it alone for a while.
+            raise ValueError(
+                f"Log store '{store.name}' could make nothing of the token ({type(error).__name__}). Begin anew."
+            ) from None
         raise LogStoreUnavailableError(f"Log store '{store.name}' raised {type(error).__name__}.") from error
 
 
@@ -100,7 +111,7 @@ def _page(store: BaseLogStore, request: PageRequest) -> Page:
 def _page_from_start(store: ArtifactLogStore, request: PageRequest) -> Page:
     """Return a page of a log store that reads from a stream's start alone: a part of all that it can return."""
     token = request.token
-    if token is not None and not (token.isascii() and token.isdigit()):
+    if token is not None and not _PLACE.fullmatch(token):
         raise ValueError("The token is malformed: pass on what an earlier page returned.")
     found = _entries(store.fetch(as_its_own(request.logs, store), start="oldest", filter_=request.filter))
     if request.direction == "newer":

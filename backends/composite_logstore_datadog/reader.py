@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from hashlib import blake2b
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from urllib3.exceptions import HTTPError
 from zenml.enums import LoggingLevels
 from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
@@ -63,13 +64,16 @@ _MILLISECOND = timedelta(milliseconds=1)
 # The last time that is believed; there must be room for a millisecond more.
 _LAST_MICROS = (datetime(9999, 12, 31, tzinfo=timezone.utc) - _EPOCH) // timedelta(microseconds=1)
 
+LONGEST_TOKEN = 24 * 1024
+"""In characters. What of a millisecond has been returned takes a few hundred, unless a thousand logs of others have
+the same time."""
+
 _SHORTER = 8
 """How many times fewer logs are asked for when those that came are too large."""
 
 # How an answer can be incomplete that may be whole next time.
 _INCOMPLETE = {"too late": "came too late", "cut": "was cut off"}
 
-_LONGEST_WRITER = 64
 _INT64 = 1 << 63
 
 
@@ -81,23 +85,19 @@ class _Token(BaseModel):
 
     Attributes:
         direction: The way in which the pages go.
-        since: The start of the time that is searched.
-        until: Its end.
         edge_millis: The time of the last entry of the page.
         edge: A writer → the first and last sequence numbers of its runs of entries at that time which
             have been returned. An event that was sent twice is there twice, at the same time.
-        others: The ids of returned entries at that time that no writer of ours has numbered.
+        others: Short hashes of the ids of returned entries at that time that no writer of ours has numbered.
     """
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     direction: Literal["newer", "older"]
-    since: AwareDatetime
-    until: AwareDatetime
     edge_millis: int = Field(ge=0, le=_LAST_MICROS // 1_000)
     edge: dict[str, list[tuple[int, int]]]
-    others: list[UUID] = Field(default_factory=list)
+    others: list[str] = Field(default_factory=list)
 
     def has(self, item: _Found) -> bool:
         """Return whether the entry has been returned."""
@@ -105,7 +105,7 @@ class _Token(BaseModel):
             return (item.millis < self.edge_millis) == (self.direction == "newer")
         event = item.read.event
         if event is None:
-            return item.read.entry.id in self.others
+            return _short(item.read.entry.id) in self.others
         return any(first <= event.sequence <= last for first, last in self.edge.get(event.writer, []))
 
 
@@ -180,14 +180,11 @@ class DatadogReader:
             LogStoreError: Datadog refuses, or its answer makes no sense.
         """
         token = _parse_token(request.token)
+        since = request.filter.since or to_utc_timezone(request.logs.created) - CLOCK_SKEW
+        # What was logged since the first page is newer, too.
+        until = request.filter.until or utc_now(tz_aware=True) + FURTHEST_AHEAD
         if token is not None:
-            since, until = token.since, token.until
-            if request.direction == "newer":
-                # What was logged since the first page is newer, too.
-                until = request.filter.until or utc_now(tz_aware=True) + FURTHEST_AHEAD
-        else:
-            since = request.filter.since or to_utc_timezone(request.logs.created) - CLOCK_SKEW
-            until = request.filter.until or utc_now(tz_aware=True) + FURTHEST_AHEAD
+            _check(token, request.direction, since, until)
         if since > until:
             return Page()
         # Datadog keeps milliseconds; what else there is in the first and the last is left out below.
@@ -197,6 +194,9 @@ class DatadogReader:
         elif token is not None:
             # Whether Datadog counts the last moment in is not documented, so ask for one more.
             end = _moment(token.edge_millis + 1)
+        if begin > end:
+            # The clock of the machine that was asked before is ahead.
+            return Page()
         limit = min(request.limit, self.max_page_size)
         body: dict[str, Any] = {
             "filter": {
@@ -207,7 +207,7 @@ class DatadogReader:
             "page": {"limit": min(limit + _MARGIN, self.max_page_size)},
             "sort": "timestamp" if request.direction == "newer" else "-timestamp",
         }
-        entries, is_all = self._find(body, token, since, until)
+        entries, is_all = self._find(body, token, (since, until), (begin, end))
         if request.direction == "older":
             entries.reverse()
         entries.sort(key=lambda found: (found.millis, found.read.event or _NO_EVENT))
@@ -215,17 +215,31 @@ class DatadogReader:
         reads = [found.read for found in page]
         if not page:
             return Page()
-        text = _continued(page, request.direction, token, since, until).model_dump_json()
+        text = _continued(page, request.direction, token).model_dump_json()
+        if len(text) > LONGEST_TOKEN:
+            raise LogStoreError(
+                "Datadog has too many logs of one millisecond to be read page by page. Ask for another time, or search."
+            )
         if request.direction == "newer":
             return Page(reads, newer=text)
         return Page(reads, older=None if is_all and len(page) == len(entries) else text)
 
     def _find(
-        self, body: dict[str, Any], token: _Token | None, since: datetime, until: datetime
+        self,
+        body: dict[str, Any],
+        token: _Token | None,
+        wanted: tuple[datetime, datetime],
+        searched: tuple[datetime, datetime],
     ) -> tuple[list[_Found], bool]:
         """Search until something new is found, and return all of each millisecond or nothing of it.
 
         Where the bounds are reached before a millisecond comes to its end, what there is of it is returned.
+
+        Args:
+            body: The search.
+            token: Where the page before ended.
+            wanted: From when to when entries are wanted.
+            searched: From when to when Datadog is asked.
 
         Returns:
             What was found, in Datadog's order, and whether there is no more.
@@ -234,6 +248,8 @@ class DatadogReader:
         found: list[_Found] = []
         cursors: set[str] = set()
         allowance = _Allowance()
+        least, most = ((moment - _EPOCH) // _MILLISECOND for moment in searched)
+        place = least if body["sort"] == "timestamp" else most
         while allowance.is_left:
             try:
                 logs, cursor = self._search(body, allowance)
@@ -244,18 +260,22 @@ class DatadogReader:
                     raise LogStoreError("Datadog returned a log that is too large to be read.") from None
                 page["limit"] = max(1, page["limit"] // _SHORTER)
                 continue
-            found += [_Found(_millis(log), parse(log)) for log in logs]
+            for log in logs:
+                # Datadog sorts by time, so one that says none of this search is of the time of its neighbour.
+                millis = _millis(log)
+                place = millis if millis is not None and least <= millis <= most else place
+                found.append(_Found(place, parse(log)))
             # A page that is not full is the last; one that is full may end within a millisecond.
             is_all = cursor is None or len(logs) < page["limit"]
             whole = found if is_all else [item for item in found if item.millis != found[-1].millis]
-            fresh = _fresh(whole, token, since, until)
+            fresh = _fresh(whole, token, *wanted)
             if fresh or cursor is None or is_all:
                 return fresh, is_all
             if cursor in cursors:
                 raise LogStoreError("Datadog returned a continuation token that leads nowhere.")
             cursors.add(cursor)
             page["cursor"] = cursor
-        if fresh := _fresh(found, token, since, until):
+        if fresh := _fresh(found, token, *wanted):
             return fresh, False
         raise LogStoreUnavailableError(
             "Datadog's log search came to no end. Try again later, or ask for a shorter time."
@@ -336,20 +356,31 @@ def parse(log: Mapping[str, Any]) -> ReadEntry:
         lineno=_integer(_get(attributes, "code.line.number")),
         module=module,
     )
-    writer = _text(_get(attributes, "zenml.log.writer")) or ""
-    sequence = _integer(_get(attributes, "zenml.log.sequence"))
-    if not 0 < len(writer) <= _LONGEST_WRITER or sequence is None or sequence < 0:
-        return ReadEntry(entry, None)
-    return ReadEntry(entry, Event(writer, sequence))
+    writer = _text(_get(attributes, "zenml.log.writer"))
+    return ReadEntry(entry, Event.of(writer, _integer(_get(attributes, "zenml.log.sequence"))))
 
 
 def _parse_token(text: str | None) -> _Token | None:
     if text is None:
         return None
     try:
+        if len(text) > LONGEST_TOKEN:
+            raise ValueError("too long")
         return _Token.model_validate_json(text)
     except ValueError:
         raise ValueError("The token is malformed. Pass it as a page returned it.") from None
+
+
+def _check(token: _Token, direction: str, since: datetime, until: datetime) -> None:
+    """Check that a page in this direction can have ended there.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    edge = _moment(token.edge_millis)
+    # Differences cannot overflow, as sums can.
+    if token.direction != direction or since - edge > _MILLISECOND or edge - until > CLOCK_SKEW:
+        raise ValueError("The token is malformed: no page in this direction ended there. Begin anew without a cursor.")
 
 
 def _refusal(response: HttpResponse) -> LogStoreError:
@@ -419,22 +450,21 @@ def _fresh(found: Sequence[_Found], token: _Token | None, since: datetime, until
     return fresh
 
 
-def _continued(
-    page: Sequence[_Found],
-    direction: Literal["newer", "older"],
-    before: _Token | None,
-    since: datetime,
-    until: datetime,
-) -> _Token:
+def _continued(page: Sequence[_Found], direction: Literal["newer", "older"], before: _Token | None) -> _Token:
     """Return the token after the page."""
     millis = page[-1 if direction == "newer" else 0].millis
     at_edge = [item.read for item in page if item.millis == millis]
     edge = _runs({read.event for read in at_edge if read.event})
-    others = [read.entry.id for read in at_edge if read.event is None]
+    others = [_short(read.entry.id) for read in at_edge if read.event is None]
     if before is not None and before.edge_millis == millis:
-        edge = {writer: before.edge.get(writer, []) + edge.get(writer, []) for writer in before.edge.keys() | edge}
+        for writer, runs in before.edge.items():
+            edge[writer] = _joined([*runs, *edge.get(writer, [])])
         others = before.others + others
-    return _Token(direction=direction, since=since, until=until, edge_millis=millis, edge=edge, others=others)
+    return _Token(direction=direction, edge_millis=millis, edge=edge, others=others)
+
+
+def _short(id: UUID) -> str:
+    return blake2b(id.bytes, digest_size=8).hexdigest()
 
 
 def _moment(millis: int) -> datetime:
@@ -443,14 +473,21 @@ def _moment(millis: int) -> datetime:
 
 def _runs(events: set[Event]) -> dict[str, list[tuple[int, int]]]:
     """Return each writer's runs of consecutive numbers."""
-    runs: dict[str, list[tuple[int, int]]] = {}
-    for writer, sequence in sorted(events):
-        of_writer = runs.setdefault(writer, [])
-        if of_writer and of_writer[-1][1] == sequence - 1:
-            of_writer[-1] = (of_writer[-1][0], sequence)
+    numbers: dict[str, list[tuple[int, int]]] = {}
+    for writer, sequence in events:
+        numbers.setdefault(writer, []).append((sequence, sequence))
+    return {writer: _joined(runs) for writer, runs in numbers.items()}
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return runs of numbers with those made one that touch each other."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(runs):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
         else:
-            of_writer.append((sequence, sequence))
-    return runs
+            joined.append((first, last))
+    return joined
 
 
 def _quoted(text: str) -> str:
@@ -530,8 +567,8 @@ def _micros(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | N
     return None
 
 
-def _millis(log: Mapping[str, Any]) -> int:
-    """Return the time that Datadog sorts by."""
+def _millis(log: Mapping[str, Any]) -> int | None:
+    """Return the time that Datadog sorts by, None if the log does not say it."""
     fields = _mapping(log.get("attributes"))
-    micros = _micros(fields, _mapping(fields.get("attributes"))) or 0
-    return min(max(micros, 0), _LAST_MICROS) // 1_000
+    micros = _micros(fields, _mapping(fields.get("attributes")))
+    return None if micros is None else micros // 1_000

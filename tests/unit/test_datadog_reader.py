@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -236,6 +237,87 @@ NAIVE = '{"direction":"newer","since":"2026-01-01","until":"2026-01-02","edge_mi
 def test_a_malformed_token(token: str) -> None:
     with pytest.raises(ValueError, match="malformed"):
         read(token=token)
+
+
+YEAR = 365 * 86_400_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"direction": "older"},
+        *({"edge_millis": value} for value in (0, -1, 1 << 62, 10**30, 1.5, "5", True, None, [])),
+        *({"edge_millis": int(NOON.timestamp() * 1_000) + years * YEAR} for years in (-1, 1)),
+        *(
+            {"edge": value}
+            for value in (5, None, [], {"a": 5}, {"a": [5]}, {"a": [[1]]}, {"a": [[1.5, 2]]}, {"a": [["1", 2]]})
+        ),
+        *({"others": value} for value in (5, None, {}, [5], [None])),
+        *({"version": value} for value in (1, 3, "2", None)),
+        # Whose it is and from when to when is for others to say.
+        {"since": "2020-01-01T00:00:00Z"},
+        {"until": "2030-01-01T00:00:00Z"},
+        {"service": "other"},
+        {"edge": {"a" * 15: [[number, number] for number in range(0, 10_000, 2)]}},
+        {"others": ["0" * 16] * 3_000},
+    ],
+    ids=lambda changes: repr(changes)[:40],
+)
+def test_a_token_that_no_page_has_given(search: Search, changes: dict[str, Any]) -> None:
+    search.finds(make_log(0), make_log(1))
+    token = read("newer", limit=1).newer
+    assert token is not None
+    search.finds(make_log(0), make_log(1))
+    assert messages(read("newer", token)) == ["m1"]
+    with pytest.raises(ValueError, match="malformed"):
+        read("newer", json.dumps(orjson.loads(token) | changes))
+    assert len(search.requests) == 2
+
+
+@pytest.mark.parametrize("until", [None, "9999-12-31T23:59:59Z"])
+def test_a_token_of_a_machine_whose_clock_is_ahead(
+    search: Search, monkeypatch: pytest.MonkeyPatch, until: str | None
+) -> None:
+    search.finds(make_log(0), make_log(1))
+    token = read("newer", limit=1, until=until).newer
+    monkeypatch.setattr(datadog, "utc_now", lambda tz_aware: NOON - datadog.FURTHEST_AHEAD - timedelta(minutes=1))
+    search.finds(make_log(0), make_log(1))
+    assert messages(read("newer", token, until=until)) == ([] if until is None else ["m1"])
+
+
+@pytest.mark.parametrize("timestamp", [None, "noon", {}, 0, -5, 1e300, 10**18, "1970-01-01T00:00:00Z"])
+@pytest.mark.parametrize("direction", ["older", "newer"])
+def test_a_log_without_a_time_that_makes_sense_hides_no_others(
+    search: Search, direction: Literal["newer", "older"], timestamp: Any
+) -> None:
+    """Datadog sorts by time: such a one is of the time of its neighbour."""
+    logs = [make_log(number, moment=NOON - timedelta(seconds=9 - number)) for number in range(4)]
+    for attributes in (logs[2]["attributes"], logs[2]["attributes"]["attributes"]):
+        attributes["timestamp"] = timestamp
+    ordered = logs if direction == "newer" else logs[::-1]
+    search.finds(*ordered)
+    page = read(direction, limit=2)
+    found = messages(page)
+    token = getattr(page, direction)
+    search.finds(*ordered[1:])
+    page = read(direction, token, limit=3)
+    found += messages(page)
+    assert sorted(found) == ["m0", "m1", "m2", "m3"]
+
+
+def test_more_logs_of_one_moment_than_can_be_told_apart(search: Search) -> None:
+    logs = [make_log(n, message=f"m{n}") for n in range(2_000)]
+    for log in logs:
+        log["attributes"]["attributes"] = {}
+    token: str | None = None
+    with pytest.raises(LogStoreError, match="too many logs of one millisecond") as raised:  # noqa: PT012
+        for _ in range(5):
+            search.finds(*logs[:1_000], after="c1")
+            search.finds(*logs[1_000:])
+            token = read("newer", token, limit=950).newer
+            assert token is not None
+            assert len(token) <= datadog.LONGEST_TOKEN
+    assert type(raised.value) is LogStoreError
 
 
 @pytest.mark.parametrize("service", ["zenml", 'my "service"', "back\\slash"])
