@@ -213,6 +213,10 @@ class PrivateFolder:
 
     def remove(self, name: str) -> None:
         """Remove a folder with all that is in it, as far as that can be done."""
+        status = self.status(name)
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            # The walk would wait for a pipe.
+            return
         with contextlib.suppress(OSError, RecursionError):
             for _, folders, files, fd in os.fwalk(name, topdown=False, dir_fd=self.fd):
                 for file in files:

@@ -1057,7 +1057,8 @@ def remove_damaged(component: Path, name: str) -> None:
     with PrivateFolder.open(component) as home, home.open_folder(_DAMAGED) as folder:
         # Where a file should have been there may have been a folder.
         folder.remove(name)
-        folder.unlink(name)
+        if not _is_folder(folder, name):
+            folder.unlink(name)
 
 
 def _age(home: PrivateFolder, name: str, status: os.stat_result) -> float:

@@ -32,13 +32,16 @@ from composite_logstore.spool import (
 
 TICK_SECONDS = 0.1
 _TICKS = 8
-"""With `spill` an event that is as old as so many ticks goes to disk, unless all children have it. It is then there
-within a second. Its age is measured: a tick may take longer."""
-_LATE_SECONDS = 0.9
-"""If one that is so old is not there, whoever hands out events brings it there."""
+"""With `spill` an event that is as old as so many ticks goes to disk, unless all children have it: so it is there
+within a second. Its age is measured, since a tick may take longer."""
 _STEPS = 2
 _STEPS_TO_FOLDER = 30
-_LEAST_SECONDS = 0.2
+"""How many steps it may take to bring an event to disk, each of them as long as a tick comes late; with a folder, and
+without one. Events go to disk so much earlier."""
+_LEAST_SECONDS = 0.1
+"""How old an event has to be in any case."""
+_LATE_SECONDS = 0.9
+"""If one that is so old is not on disk, whoever hands out events brings it there."""
 _SHORTEST_SECONDS = 0.005
 _MOST_AT_ONCE = 200
 """How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
@@ -167,9 +170,9 @@ def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: 
 class Space:
     """How many bytes a log store has on this machine, all its processes together, and may have.
 
-    To look at the folders of hundreds of processes takes time, which nobody is to wait for under the journal's lock. So
-    it is done now and then without it, and a process may then take a sixteenth of what is free: if 16 processes do so
-    at once, there is room for all. Where little is free, each looks each time. The first segment may come before the
+    To look at the folders of hundreds of processes takes time, and nobody is to wait for it under the journal's lock.
+    So it is done now and then without it, and a process may then take a sixteenth of what is free: if 16 processes do
+    so at once, there is room for all. Where little is free, each looks each time. The first segment may come before the
     first look.
     """
 
@@ -376,8 +379,7 @@ class Spooling:
         now = self._clock.now()
         late = max(0.0, now - self._next_tick)
         self._lateness = max(late, 0.99 * self._lateness)
-        # As late as one tick came the next one may come, and each step that gives up the interpreter lock takes as
-        # long.
+        # As late as one tick came the next may come, and each step that gives up the interpreter lock takes as long.
         steps = _STEPS if self.spool is not None else _STEPS_TO_FOLDER
         seconds = max(_LEAST_SECONDS, _TICKS * TICK_SECONDS - steps * self._lateness)
         self._ages.note(next_number, now)

@@ -237,6 +237,50 @@ def damage(folder: Path) -> None:
     segment.write_bytes(segment.read_bytes().replace(b'"b"', b'"c"', 1))
 
 
+def test_a_folder_that_others_can_write_is_refused_and_the_others_are_not(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    first, odd = machine.leave(store, "x"), machine.leave(store, "y")
+    other = machine.register(make_child("b"), name="other")
+    machine.leave(other, "z", "b")
+    odd.chmod(0o777)
+    (machine.disk / str(other.id)).chmod(0o770)
+    result = machine.run("list")
+    assert [row[-1].partition(" (")[0] for row in rows(result)] == [
+        "not delivered yet",
+        "cannot be read: others can write in it",
+        "cannot be read: others can write in it",
+    ]
+    assert f"chmod 700 {odd}" in " ".join(result.output.split())
+    for command in ("drain", "purge"):
+        result = machine.run(command, *["--yes"] * (command == "purge"))
+        assert result.exit_code == 1
+        assert result.output.count("others can write in it") >= 2
+    assert backend("a").messages == ["x"]
+    assert [path.exists() for path in (first, odd)] == [False, True]
+    odd.chmod(0o700)
+    (machine.disk / str(other.id)).chmod(0o700)
+    assert machine.run("drain").exit_code == 0
+    assert backend("a").messages == ["x", "y"]
+    assert backend("b").messages == ["z"]
+
+
+def test_what_is_kept_aside_may_be_anything(machine: Machine, tmp_path: Path) -> None:
+    store = machine.register(make_child("a"))
+    folder = machine.leave(store, "x")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("mine")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "to nothing").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe")
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    (folder / "deep" / "deeper" / "file").write_text("x")
+    assert machine.run("drain").exit_code == 0
+    assert machine.run("purge", "--yes").exit_code == 0
+    assert not list((machine.disk / str(store.id) / "damaged").iterdir())
+    assert (elsewhere / "file").read_text() == "mine"
+
+
 def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     store = machine.register(make_child("a"))
     folder = machine.leave(store, "xy")

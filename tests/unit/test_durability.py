@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 from zenml.stack import Stack
 
-from composite_logstore import writer
+from composite_logstore import adoption, writer
+from composite_logstore.spool import Spool
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import Machine, assert_accounts_add_up, make_child, make_store
 
@@ -414,3 +415,102 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
         assert machine.store.stats()["a"]["pending"] > 0
     clock.advance(60)
     assert machine.backends["a"].messages == messages
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("nobody foresaw it"),
+        RecursionError(),
+        MemoryError(),
+        OSError(24, "Too many open files"),
+        KeyError(1),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("owner", ["Spool.adopt", "Spool.scan", "Spool.set_aside", "Spool.settled"])
+def test_each_folder_is_taken_over_by_itself_and_tried_again_later(
+    tmp_path: Path,
+    clock: SimulatedClock,
+    monkeypatch: pytest.MonkeyPatch,
+    warnings: list[str],
+    error: Exception,
+    owner: str,
+) -> None:
+    machine = Machine(clock, tmp_path, "write_ahead", a={})
+    machine.backends["a"].fault = "refused"
+    for number in range(3):
+        machine.start()
+        machine.log(str(number))
+        machine.die()
+    _, odd, _ = sorted(tmp_path.glob("*/*"), key=lambda folder: (folder / "owner.lock").stat().st_mtime_ns)
+    machine.backends["a"].fault = None
+    name = owner.partition(".")[2]
+    real = getattr(Spool, name)
+
+    def failing(spool: Any, *arguments: Any) -> Any:
+        if odd == (spool if isinstance(spool, Path) else spool.folder):
+            raise error
+        return real(spool, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, name, failing)
+        machine.start()
+        machine.log("own")
+        clock.advance(150)
+        assert sorted(machine.backends["a"].messages) == ["0", "2", "own"]
+    assert len([text for text in warnings if str(odd) in text]) == 1
+    clock.advance(70)
+    assert sorted(machine.backends["a"].messages) == ["0", "1", "2", "own"]
+    assert_accounts_add_up(machine.store.stats())
+    assert not odd.exists()
+
+
+def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
+    tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    machine = Machine(clock, tmp_path, "write_ahead", a={})
+    machine.backends["a"].fault = "refused"
+    for number in range(6):
+        machine.start()
+        machine.log(str(number))
+        machine.die()
+    machine.backends["a"].fault = None
+    found = adoption.left_behind
+
+    def vanishing(component: Path) -> list[Path]:
+        folders = found(component)
+        for folder in folders[::2]:
+            shutil.rmtree(folder)
+        return folders
+
+    monkeypatch.setattr(adoption, "left_behind", vanishing)
+    machine.start()
+    machine.log("own")
+    clock.advance(5)
+    assert sorted(machine.backends["a"].messages) == ["1", "3", "5", "own"]
+    assert not warnings
+
+
+def test_a_folder_that_was_refused_is_taken_over_once_it_is_in_order(
+    tmp_path: Path, clock: SimulatedClock, warnings: list[str]
+) -> None:
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    machine.log("left")
+    clock.advance(1)
+    machine.die()
+    machine.backends["a"].fault = None
+    (folder,) = tmp_path.glob("*/*")
+    folder.chmod(0o777)
+    machine.start()
+    machine.log("own")
+    clock.advance(10)
+    assert machine.backends["a"].messages == ["own"]
+    (warning,) = [text for text in warnings if str(folder) in text]
+    assert "others can write" in warning
+    folder.chmod(0o700)
+    clock.advance(60)
+    assert sorted(machine.backends["a"].messages) == ["left", "own"]
+    assert warnings == [warning]

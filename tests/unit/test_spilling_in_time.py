@@ -1,0 +1,257 @@
+"""`spill`'s second is one of the clock, however late threads come, and whatever is slow beside."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from composite_logstore import spool, spooling
+from composite_logstore.spool import Spool, bytes_used
+from composite_logstore.spooling import Ages, Space
+from composite_logstore.testing import SimulatedClock
+from tests.events import make_events
+from tests.simulation import Machine
+
+
+class BusyMachine(SimulatedClock):
+    """A machine on which every thread that waits for time to pass is woken too late.
+
+    Attributes:
+        late: By how many seconds.
+        whose: The threads that are.
+    """
+
+    late = 0.0
+    whose = ""
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
+        is_of_them = self.whose in self._name and self._name != "test"
+        return super().wait_until(ready, seconds if seconds is None or not is_of_them else seconds + self.late)
+
+    @property
+    def _name(self) -> str:
+        return self._tasks[threading.get_ident()].name
+
+
+@pytest.fixture
+def clock() -> Iterator[BusyMachine]:
+    with BusyMachine() as clock:
+        yield clock
+
+
+@pytest.fixture
+def ages(clock: BusyMachine, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """How old each event was when it got to disk, by its message, which is the time at which it was logged."""
+    found: dict[str, float] = {}
+    append = Spool.append
+
+    def noting(self: Spool, event: Any, room: Callable[[int], bool]) -> None:
+        append(self, event, room)
+        found[event.message] = clock.now() - float(event.message)
+
+    monkeypatch.setattr(Spool, "append", noting)
+    return found
+
+
+def log_for(machine: Machine, clock: BusyMachine, seconds: float, every: float = 0.01) -> None:
+    end = clock.now() + seconds
+    while clock.now() < end:
+        machine.log(f"{clock.now():.6f}")
+        clock.advance(every)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.02, 0.05, 0.1, 0.15])
+def test_however_late_ticks_come_an_event_is_on_disk_within_a_second(
+    tmp_path: Path, clock: BusyMachine, ages: dict[str, float], late: float
+) -> None:
+    clock.late, clock.whose = late, "composite-logstore spool"
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    log_for(machine, clock, 10)
+    clock.advance(2)
+    assert len(ages) >= 990
+    assert max(ages.values()) <= 1.0
+
+
+def test_ticks_that_come_later_and_later_have_events_go_to_disk_earlier_and_earlier(
+    tmp_path: Path, clock: BusyMachine, ages: dict[str, float]
+) -> None:
+    clock.whose = "composite-logstore spool"
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    for late in range(0, 50, 5):
+        clock.late = late / 100
+        log_for(machine, clock, 2)
+    clock.advance(2)
+    assert max(ages.values()) <= 1.0
+    # And when all is well again, later again.
+    clock.late = 0
+    log_for(machine, clock, 60, every=0.1)
+    ages.clear()
+    log_for(machine, clock, 5, every=0.1)
+    assert min(ages.values()) >= 0.6
+
+
+def test_when_the_keeper_does_not_come_at_all_whoever_logs_brings_events_to_disk(
+    tmp_path: Path, clock: BusyMachine, ages: dict[str, float]
+) -> None:
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    log_for(machine, clock, 2)
+    clock.late, clock.whose = 3600, "composite-logstore spool"
+    log_for(machine, clock, 0.2)
+    ages.clear()
+    # The 512th event since is numbered by whoever logs it, with all before it.
+    for _ in range(20):
+        for _ in range(512):
+            machine.log(f"{clock.now():.6f}")
+        clock.advance(0.1)
+    assert max(ages.values()) <= 1.1
+    assert len({age for age in ages.values() if age >= 0}) > 1
+
+
+def test_events_that_come_after_a_rest_wait_as_long_as_others(
+    tmp_path: Path, clock: BusyMachine, ages: dict[str, float]
+) -> None:
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    for _ in range(5):
+        machine.log(f"{clock.now():.6f}")
+        clock.advance(100.03)
+    assert len(ages) == 5
+    assert all(0.7 <= age <= 1.0 for age in ages.values())
+
+
+SLOW: dict[str, tuple[Any, str]] = {
+    "to allocate a segment": (Spool, "prepare"),
+    "to close and remove segments": (Spool, "tidy"),
+    "to look at the other processes' folders": (spooling, "bytes_used"),
+    "to look after the folder": (Spool, "standing"),
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_however_long_the_disk_takes_an_event_is_on_disk_within_a_second(
+    tmp_path: Path, clock: BusyMachine, ages: dict[str, float], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    owner, name = SLOW[what]
+    real = getattr(owner, name)
+
+    def slow(*arguments: Any) -> Any:
+        clock.advance(5)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, slow)
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.backends["a"].fault = "refused"
+    machine.start()
+    log_for(machine, clock, 20)
+    assert len(ages) >= 1_800
+    assert max(ages.values()) <= 1.0
+
+
+# What is known of ages
+
+
+def test_an_event_counts_as_old_as_it_may_be() -> None:
+    ages = Ages()
+    ages.woken(10.0)
+    ages.note(1, 10.0)
+    ages.note(5, 10.1)
+    ages.note(9, 10.2)
+    assert ages.older_than(0.8, 9, 10.79) == 0
+    # What came between 10.0 and 10.1 may have come at 10.0.
+    assert ages.older_than(0.8, 9, 10.8) == 5
+    assert ages.oldest(10.8) == pytest.approx(0.7)
+    assert ages.older_than(0.8, 9, 10.85) == 5
+    assert ages.older_than(0.8, 9, 10.9) == 9
+    assert ages.older_than(0.8, 20, 50.0) == 20
+
+
+def test_while_nothing_waits_nothing_gets_older() -> None:
+    ages = Ages()
+    ages.woken(10.0)
+    ages.note(3, 10.0)
+    ages.rest(3)
+    ages.note(3, 500.0)
+    assert ages.older_than(0.8, 3, 500.0) == 0
+    # An event that nobody was woken by is as old as the moment at which it is seen.
+    ages.note(4, 600.0)
+    assert ages.older_than(0.8, 4, 600.7) == 0
+    assert ages.older_than(0.8, 4, 600.8) == 4
+
+
+# How much there is on disk
+
+
+def test_what_is_on_disk_is_counted_while_folders_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        left = Spool.create(tmp_path, f"{number:015x}", ["a"])
+        left.append(make_events(["event"])[0], lambda size: True)
+        left.abandon()
+    whole = bytes_used(tmp_path)
+    listdir, stat = os.listdir, os.stat
+
+    def vanishing(path: Any) -> Any:
+        found = listdir(path)
+        if str(path).endswith("1"):
+            shutil.rmtree(path)
+        if path == tmp_path:
+            shutil.rmtree(tmp_path / f"{0:015x}", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(os, "listdir", vanishing)
+    assert bytes_used(tmp_path) == whole * 4 // 6
+    (tmp_path / f"{2:015x}" / "owner.lock").unlink()
+    (tmp_path / f"{3:015x}").rename(tmp_path / "elsewhere")
+    assert 0 < bytes_used(tmp_path) < whole
+    monkeypatch.setattr(os, "stat", lambda path, **options: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    assert bytes_used(tmp_path) == 0
+    monkeypatch.setattr(os, "stat", stat)
+    assert bytes_used(tmp_path / "nothing") == 0
+
+
+def test_where_much_is_free_nobody_looks_each_time(
+    tmp_path: Path, clock: BusyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    used = 0
+
+    def counted(component: Path) -> int:
+        looks.append(component)
+        return used
+
+    monkeypatch.setattr(spooling, "bytes_used", counted)
+    space = Space(tmp_path, 1 << 30, clock)
+    assert space.look()
+    assert all(space.take(spool.SEGMENT_BYTES) for _ in range(16))
+    assert len(looks) == 1
+    used = (1 << 30) - 10 * spool.SEGMENT_BYTES
+    assert [space.take(spool.SEGMENT_BYTES) for _ in range(3)] == [True] * 3
+    # Where little is free, each time.
+    assert len(looks) == 4
+    used = (1 << 30) - 1
+    assert not space.take(spool.SEGMENT_BYTES)
+    assert space.is_exceeded
+
+
+def test_where_too_much_is_on_disk_the_oldest_makes_room(tmp_path: Path, clock: BusyMachine) -> None:
+    """The first segment of a process may be one too many, as nobody has looked before."""
+    machine = Machine(clock, tmp_path, "write_ahead", a={})
+    machine.backends["a"].fault = "refused"
+    for _ in range(5):
+        machine.start(spool_max_bytes=17_000_000)
+        machine.log(*["x" * 1_000_000] * 4)
+        clock.advance(2)
+        assert bytes_used(next(tmp_path.iterdir())) <= 17_000_000
+        machine.die()
