@@ -19,7 +19,7 @@ from zenml.exceptions import (
 )
 from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
-from composite_logstore import BACKFILLED, Event, Page, PageRequest, missing
+from composite_logstore import BACKFILLED, Event, Page, PageRequest, Stream, missing
 from composite_logstore.event import ExceptionInfo
 from composite_logstore_artifact import parts
 from composite_logstore_artifact import reader as reader_module
@@ -779,6 +779,33 @@ def test_an_object_that_is_no_json_has_a_name_with_a_colon(tmp_path: Path) -> No
     page = archive.read("newer", limit=1)
 
     assert messages(archive.read("newer", page.newer)) == ["b"]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 100])
+@pytest.mark.parametrize(("recovered", "other"), [(-60, 0), (60, 0), (-60, -30), (60, -90)])
+def test_no_event_is_hidden_when_a_clock_goes_back(tmp_path: Path, limit: int, recovered: int, other: int) -> None:
+    """Between a death and the recovery, which sends the last export again; or another pod's clock is slower."""
+    child = FolderArchive(name="archive", type="artifact", root=str(tmp_path), is_file=False)
+    store = make_store(child)
+    logs = make_logs_of(store)
+    stream = Stream(logs.id, {})
+    artifact_store = child.store()
+    for writer, first, end, seconds in (
+        (WRITER, 0, 5, 0),
+        ("f" * 15, 0, 6, other),
+        (WRITER, 5, 10, 1),
+        (WRITER, 5, 15, recovered),
+    ):
+        exporter = ArtifactExporter(find=lambda stream: artifact_store, clock=lambda at=seconds: NOON + at * 10**9)
+        exporter.export(make_events([str(number) for number in range(first, end)], stream, first, writer))
+    for start, way in (("oldest", "after"), ("newest", "before")):
+        found, page = [], store.fetch(logs, start=start, limit=limit)
+        while True:
+            found += [str(entry.id) for entry in page.items]
+            if (cursor := getattr(page, way)) is None:
+                break
+            page = store.fetch(logs, **{way: cursor})
+        assert len(found) == len(set(found)) == 21
 
 
 # --- What is missing

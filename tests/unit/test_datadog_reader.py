@@ -288,21 +288,33 @@ def test_a_token_of_a_machine_whose_clock_is_ahead(
 @pytest.mark.parametrize("timestamp", [None, "noon", {}, 0, -5, 1e300, 10**18, "1970-01-01T00:00:00Z"])
 @pytest.mark.parametrize("direction", ["older", "newer"])
 def test_a_log_without_a_time_that_makes_sense_hides_no_others(
-    search: Search, direction: Literal["newer", "older"], timestamp: Any
+    search: Search, monkeypatch: pytest.MonkeyPatch, direction: Literal["newer", "older"], timestamp: Any
 ) -> None:
-    """Datadog sorts by time: such a one is of the time of its neighbour."""
-    logs = [make_log(number, moment=NOON - timedelta(seconds=9 - number)) for number in range(4)]
-    for attributes in (logs[2]["attributes"], logs[2]["attributes"]["attributes"]):
-        attributes["timestamp"] = timestamp
-    ordered = logs if direction == "newer" else logs[::-1]
-    search.finds(*ordered)
+    """Datadog sorts by the time that it knows: such a one is of the time of its neighbour."""
+    times = [NOON - timedelta(seconds=9 - number) for number in range(6)]
+    logs = [make_log(number, moment=time) for number, time in enumerate(times)]
+    for odd in (logs[2], logs[5] if direction == "newer" else logs[0]):
+        for attributes in (odd["attributes"], odd["attributes"]["attributes"]):
+            attributes["timestamp"] = timestamp
+
+    def request(method: str, url: str, **arguments: Any) -> HttpResponse:
+        body = orjson.loads(arguments["body"])
+        begin, end = (datetime.fromisoformat(body["filter"][name]) for name in ("from", "to"))
+        found = [log for log, time in zip(logs, times, strict=True) if begin <= time <= end]
+        place = int(body["page"].get("cursor", 0))
+        found = (found if direction == "newer" else found[::-1])[place : place + body["page"]["limit"]]
+        meta = {"page": {"after": str(place + len(found))}}
+        return HttpResponse(200, CaseInsensitiveDict(), orjson.dumps({"data": found, "meta": meta}), None)
+
+    monkeypatch.setattr(datadog, "_MARGIN", 1)
+    monkeypatch.setattr(search, "request", request)
     page = read(direction, limit=2)
-    found = messages(page)
-    token = getattr(page, direction)
-    search.finds(*ordered[1:])
-    page = read(direction, token, limit=3)
-    found += messages(page)
-    assert sorted(found) == ["m0", "m1", "m2", "m3"]
+    pages = [messages(page)]
+    while token := getattr(page, direction):
+        page = read(direction, token, limit=2)
+        pages.append(messages(page))
+        assert len(pages) < 9
+    assert sorted(message for part in pages for message in part) == [f"m{number}" for number in range(6)]
 
 
 def test_more_logs_of_one_moment_than_can_be_told_apart(search: Search) -> None:
