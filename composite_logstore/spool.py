@@ -832,6 +832,17 @@ class Spool:
 
         One number that is too high would hide all that come after it.
         """
+        numbers, offsets, begins = self._numbers(lambda line: True)
+        if all(one <= other for one, other in pairwise(numbers)):
+            return
+        # What is no event is no reason to leave one out.
+        numbers, offsets, begins = self._numbers(self._is_event)
+        fitting = _ascending(numbers)
+        for segment, begin, end in zip(self._segments, begins, [*begins[1:], len(numbers)], strict=True):
+            segment.strays = frozenset(offsets[place] for place in range(begin, end) if not fitting[place])
+
+    def _numbers(self, counts: Callable[[bytes], bool]) -> tuple[array[int], array[int], list[int]]:
+        """Return the numbers of all lines that count, where these begin in their segments, and each segment's first."""
         numbers, offsets = array("q"), array("q")
         begins = []
         for segment in self._segments:
@@ -842,12 +853,12 @@ class Spool:
                 self._open() as folder,
                 os.fdopen(folder.open_file(segment.path.name, os.O_RDONLY), "rb") as file,
             ):
-                _note_numbers(file, segment.first, numbers, offsets)
-        if all(one <= other for one, other in pairwise(numbers)):
-            return
-        fitting = _ascending(numbers)
-        for segment, begin, end in zip(self._segments, begins, [*begins[1:], len(numbers)], strict=True):
-            segment.strays = frozenset(offsets[place] for place in range(begin, end) if not fitting[place])
+                _note_numbers(file, segment.first, numbers, offsets, counts)
+        return numbers, offsets, begins
+
+    def _is_event(self, line: bytes) -> bool:
+        value = _decode(line)
+        return isinstance(value, list) and _event(value, self._stream) is not None
 
     def _lines(
         self, file: BinaryIO, segment: Segment, offset: int, is_scan: bool
@@ -1308,7 +1319,9 @@ _HIGHEST = (1 << 62) - 1
 _NUMBERED = re.compile(rb'[0-9a-f]{8} \["[^"]*","[^"]*",([0-9]{1,20}),')
 
 
-def _note_numbers(file: BinaryIO, first: int, numbers: array[int], offsets: array[int]) -> None:
+def _note_numbers(
+    file: BinaryIO, first: int, numbers: array[int], offsets: array[int], counts: Callable[[bytes], bool]
+) -> None:
     """Note the numbers of a segment's events, and where their lines begin, without a look at anything else."""
     offset = 0
     while offset <= SEGMENT_BYTES + LINE_BYTES:
@@ -1316,7 +1329,7 @@ def _note_numbers(file: BinaryIO, first: int, numbers: array[int], offsets: arra
         if not line:
             return
         found = _NUMBERED.match(line)
-        if found and first <= (number := int(found[1])) <= _HIGHEST:
+        if found and first <= (number := int(found[1])) <= _HIGHEST and counts(line):
             numbers.append(number)
             offsets.append(offset)
         offset += zeros + len(line)

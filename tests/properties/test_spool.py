@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from composite_logstore.adoption import AdoptedJournal
@@ -176,6 +176,20 @@ _remember_an_ordinary_line()
     number=st.integers(1, 8),
     planted=st.lists(st.tuples(st.integers(0, 20), planted_lines), min_size=1, max_size=4),
     at=st.sampled_from(["among the lines", "a file of its own", "a file behind"]),
+)
+# Of two lines that have the same high number only one is an event.
+@example(
+    number=1,
+    planted=[
+        (
+            0,
+            with_checksum(
+                f'["{stream}","{WRITER}",{1 << 61},3,1,20,"INFO","m","l","f",1,"f",null,null,{{}},{{}},false]'.encode()
+            ),
+        )
+        for stream in ("92fd1a26-43d5-4ab0-b673-76c7a6da1c49", "")
+    ],
+    at="among the lines",
 )
 def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
     number: int, planted: list[tuple[int, bytes]], at: str
