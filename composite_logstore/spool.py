@@ -47,7 +47,7 @@ import orjson
 
 from composite_logstore.backoff import described
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext, plain_mapping
-from composite_logstore.private_folder import PrivateFolder, UntrustedError, identity_of
+from composite_logstore.private_folder import PrivateFolder, identity_of
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 LINE_BYTES = 64 * 1024 * 1024
@@ -257,17 +257,29 @@ class Spool:
             OSError: The folder cannot be read, or is not to be trusted.
         """
         with PrivateFolder.open(folder.parent) as home:
-            if home.status(folder.name) is None:
-                return None
-            with home.open_folder(folder.name) as opened:
-                lock = _locked(opened)
-                if lock is None:
-                    return None
-                try:
-                    return cls._found(opened, lock)
-                except BaseException:
-                    _unlock(lock)
+            try:
+                with home.open_folder(folder.name) as opened:
+                    return cls._adopted(home, opened)
+            except OSError:
+                if home.status(folder.name) is not None:
                     raise
+                # Its process, or another one, is done with it.
+                return None
+
+    @classmethod
+    def _adopted(cls, home: PrivateFolder, folder: PrivateFolder) -> Spool | None:
+        lock = _locked(folder)
+        if lock is None:
+            return None
+        try:
+            # It may have been open before it was taken away.
+            if _is_at(home, folder.path.name, folder.identity):
+                return cls._found(folder, lock)
+        except BaseException:
+            _unlock(lock)
+            raise
+        _unlock(lock)
+        return None
 
     @classmethod
     def look(cls, folder: Path) -> Spool:
@@ -641,14 +653,15 @@ class Spool:
     # How far the children are
 
     def settled(self, child: str) -> int:
-        """Return below which number everything is settled for the child."""
+        """Return below which number everything is settled for the child.
+
+        Raises:
+            OSError: That cannot be known now.
+        """
         if child in self._positions:
             return _position(self._positions[child].memory[:]) or 0
-        try:
-            with self._open() as folder:
-                return _read_position(folder, f"{child}.settled") or 0
-        except OSError:
-            return 0
+        with self._open() as folder:
+            return _read_position(folder, f"{child}.settled") or 0
 
     def settle(self, child: str, before: float) -> None:
         """Note that everything below a number is settled for the child, and free what all are done with: see `tidy`.
@@ -704,16 +717,21 @@ class Spool:
         Returns:
             Whether it is gone.
         """
-        is_done = all(self.settled(child) > self.last for child in self.children)
-        if is_done:
-            with contextlib.suppress(OSError), PrivateFolder.open(self.folder.parent) as home:
-                if _is_at(home, self.folder.name, self._identity):
-                    # Gone at once, so that nobody adopts half of it.
-                    hidden = f"{_HIDDEN}{self.folder.name}-{secrets.token_hex(4)}"
-                    home.rename(self.folder.name, hidden)
-                    home.remove(hidden)
+        is_done = False
+        with contextlib.suppress(OSError):
+            is_done = all(self.settled(child) > self.last for child in self.children)
+            if is_done:
+                self._remove()
         self.abandon()
         return is_done
+
+    def _remove(self) -> None:
+        with PrivateFolder.open(self.folder.parent) as home:
+            if _is_at(home, self.folder.name, self._identity):
+                # Gone at once, so that nobody adopts half of it.
+                hidden = f"{_HIDDEN}{self.folder.name}-{secrets.token_hex(4)}"
+                home.rename(self.folder.name, hidden)
+                home.remove(hidden)
 
     def abandon(self) -> None:
         """Let go of the folder as it is."""
@@ -1173,7 +1191,7 @@ def _locked(folder: PrivateFolder, is_new: bool = False) -> tuple[int, int | Non
     try:
         try:
             owner = folder.open_file(_LOCK, os.O_RDWR)
-        except (FileNotFoundError, UntrustedError):
+        except (FileNotFoundError, PermissionError):
             if not is_new and is_guarded is False:
                 return None
             if not is_new and is_guarded is None:
@@ -1226,7 +1244,7 @@ def _move_bytes(folder: PrivateFolder, damage: Damage, aside: PrivateFolder) -> 
         data = file.read(damage.length)
         try:
             descriptor = aside.open_file(name, os.O_WRONLY | os.O_APPEND)
-        except (FileNotFoundError, UntrustedError):
+        except (FileNotFoundError, PermissionError):
             name = _free_name(aside, name)
             descriptor = aside.create_file(name)
         with os.fdopen(descriptor, "ab") as kept:
@@ -1259,10 +1277,15 @@ def _position(data: bytes) -> int | None:
 
 
 def _read_position(folder: PrivateFolder, name: str) -> int | None:
+    """Return what a position says, None if it is gone or says nothing that can be believed.
+
+    Raises:
+        OSError: It cannot be read now. Taken for no position it would have all delivered again.
+    """
     try:
         with os.fdopen(folder.open_file(name, os.O_RDONLY), "rb") as file:
             return _position(file.read(_POSITION_BYTES + 1))
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return None
 
 

@@ -533,6 +533,8 @@ class Spooling:
         """Have the oldest make room, if there is more on disk than there may be."""
         with contextlib.suppress(OSError):
             self._has_room(0)
+        # If that was not enough, the next look says so again.
+        self._space.is_exceeded = False
 
     def standing(self) -> Standing:
         """Look whether others have taken away the folder, or something in it. Without the lock."""

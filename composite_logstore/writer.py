@@ -227,8 +227,9 @@ class Writer:
             if standing is not Standing.IN_PLACE:
                 with patiently(self._journal.lock):
                     spooling.mend(standing)
-                # What is to be written again waits for nothing.
-                self._keeper_due.set()
+                if spooling.unspooled:
+                    # What is to be written again waits for nothing.
+                    self._keeper_due.set()
         return self._housework_due.wait
 
     def _report_spool(self, error: Exception | None, unstorable: Exception | None) -> None:

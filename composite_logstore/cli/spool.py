@@ -326,8 +326,8 @@ def purge(component: tuple[str, ...], children: tuple[str, ...], yes: bool) -> N
     for left in found:
         try:
             _purge(left, children)
-        except OSError as error:
-            errors[left.folder] = f"cannot be purged: {error.strerror or error}"
+        except Exception as error:  # whatever is in there, the others are not to suffer from it
+            errors[left.folder] = f"cannot be purged: {getattr(error, 'strerror', None) or type(error).__name__}"
     if not children and (pieces := _say_what_is_aside(chosen)) and (yes or click.confirm("Delete this too?")):
         for piece in pieces:
             _delete(piece)
