@@ -13,6 +13,7 @@ from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.models import LogEntry
 
 from composite_logstore import (
+    UNENCODABLE,
     ChildConfig,
     Event,
     LogEvent,
@@ -58,9 +59,9 @@ class LinesExporter:
             for event in batch:
                 # The newline comes first, so that a line that was cut off by a full disk spoils only itself.
                 streams.setdefault(event.stream, []).append("\n" + json.dumps(to_fields(event)))
-        except OverflowError:
-            # Which event it is, and that it alone is lost, is then found out by halving the batch.
-            raise RejectedError("an event's time is beyond the calendar") from None
+        except UNENCODABLE as error:
+            # The delivery then halves the batch until it has found the event, which alone is lost.
+            raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             for stream, lines in streams.items():
