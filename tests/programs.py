@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 _SERVER = """
-import json, os, runpy, signal, socket, struct, sys
+import gc, json, os, runpy, signal, socket, struct, sys
 
 import zenml.zen_stores.sql_zen_store
 import zenml.integrations.s3.artifact_stores
@@ -24,6 +24,12 @@ from composite_logstore.cli import backfill, check, main, migrate
 import composite_logstore.log_store
 import composite_logstore_artifact.exporter
 import composite_logstore_artifact.reader
+from sqlalchemy.orm import configure_mappers
+
+configure_mappers()
+# No forked process goes through all that again when it collects garbage, as it does at its end.
+gc.collect()
+gc.freeze()
 
 
 def run(program, arguments):
