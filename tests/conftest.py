@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.programs import Programs
+
 # How long an example takes is the machine's affair.
 settings.register_profile("composite-logstore", deadline=None)
 settings.load_profile("composite-logstore")
@@ -44,6 +46,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties:
             if name == "said at the end":
                 terminalreporter.write_line(f"{report.nodeid}: {value}")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """ZenML's programs, and this package's, that start at once."""
+    from tests.servers.zenml_server import ZenML
+
+    zenml = ZenML(tmp_path_factory.mktemp("programs") / "zenml")
+    with Programs(zenml.env, zenml.directory) as programs:
+        yield programs
 
 
 @pytest.fixture(autouse=True)

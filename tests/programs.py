@@ -90,7 +90,7 @@ sys.exit(answer[0] if answer else 1)
 
 
 class Programs:
-    """Offers `zenml`, `composite-logstore` and `python` as programs.
+    """Offers `zenml`, `composite-logstore` and `python` as programs, whichever ZenML they are for.
 
     Attributes:
         folder: Where they are, for the `PATH`.
@@ -117,7 +117,10 @@ class Programs:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
-    def close(self) -> None:
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Stop the process."""
         self._process.kill()
         self._process.communicate()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs import Programs
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.zenml_server import ZenML
@@ -29,9 +30,11 @@ def datadog() -> Iterator[Datadog]:
 
 
 @pytest.fixture(scope="session")
-def zenml(tmp_path_factory: pytest.TempPathFactory, collector: Collector, datadog: Datadog) -> Iterator[ZenML]:
+def zenml(
+    tmp_path_factory: pytest.TempPathFactory, programs: Programs, collector: Collector, datadog: Datadog
+) -> Iterator[ZenML]:
     """A ZenML with its server, and an active stack whose log store `logs` has three children."""
-    zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml", at_once=True)
+    zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml", programs=programs)
     with zenml:
         register_three_children(zenml, collector, datadog)
         yield zenml

@@ -14,6 +14,7 @@ from zenml.cli.cli import cli
 from zenml.client import Client
 from zenml.enums import StackComponentType
 
+from tests.programs import Programs
 from tests.servers.zenml_server import ZenML
 
 pytestmark = pytest.mark.e2e
@@ -192,10 +193,11 @@ def test_update_refuses(mistake: str, registered: str) -> None:
 @pytest.fixture
 def zenml(tmp_path: Path) -> Iterator[ZenML]:
     """A ZenML of its own, on a terminal of the usual width."""
-    zenml = ZenML(tmp_path / "zenml", at_once=True)
-    zenml.env["COLUMNS"] = "80"
-    yield zenml
-    zenml.stop()
+    environment = ZenML(tmp_path / "imported").env | {"COLUMNS": "80"}
+    with Programs(environment, tmp_path) as programs:
+        zenml = ZenML(tmp_path / "zenml", programs=programs)
+        zenml.env["COLUMNS"] = "80"
+        yield zenml
 
 
 def test_cli_itself_refuses_and_shows_no_key(zenml: ZenML) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import Programs
 from tests.servers.collector import start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.faulty import FaultyProxy
@@ -29,24 +30,19 @@ SHELL = ["bash", "-euo", "pipefail", "-c"]
 class Reader:
     """Somebody who does what a guide says."""
 
-    def __init__(self, directory: Path, there: dict[str, str]) -> None:
+    def __init__(self, directory: Path, programs: Programs, there: dict[str, str]) -> None:
         """Begin with nothing but ZenML.
 
         Args:
             directory: An empty directory.
+            programs: ZenML's and this package's.
             there: What a page has → what is there in its place, such as an address.
         """
         self.zenml = ZenML(directory / "zenml")
         self.zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
         self.directory = directory
         self._there = there
-        self.env = {**self.zenml.env, "PATH": f"{self.zenml.programs.folder}:{self.zenml.env['PATH']}"}
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.zenml.stop()
+        self.env = {**self.zenml.env, "PATH": f"{programs.folder}:{self.zenml.env['PATH']}"}
 
     def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
         """Do what a page says: write its files, run its commands, and compare what they print.
@@ -174,57 +170,55 @@ if __name__ == "__main__":
 """
 
 
-def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path) -> None:
+def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path, programs: Programs) -> None:
     with s3_server() as s3:
         there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
         there |= {"https://s3.example.com": s3.endpoint, "s3://logs/": f"s3://{s3.bucket}/"}
-        with Reader(tmp_path, there) as reader:
-            page = "migration.md"
-            reader.follow(page, until="The new backend")
-            (tmp_path / "long.py").write_text(LONG)
-            long = subprocess.Popen(["python", "long.py"], cwd=tmp_path, env=reader.env)
-            try:
-                with runs_all_the_time(reader) as runs:
-                    reader.follow(page, since="The new backend", until="Backfill and verify")
-                    # A run that began before the switch has not ended.
-                    assert (tmp_path / "middle").exists()
-                    threading.Timer(10, (tmp_path / "go").touch).start()
-                    reader.follow(page, since="Backfill and verify")
-                    begun_after = len(runs) + 1
-                    while len(runs) <= begun_after:
-                        time.sleep(0.1)
-                assert long.wait(timeout=60) == 0
-            finally:
-                (tmp_path / "go").touch()
-                long.kill()
-                long.wait()
+        reader = Reader(tmp_path, programs, there)
+        page = "migration.md"
+        reader.follow(page, until="The new backend")
+        (tmp_path / "long.py").write_text(LONG)
+        long = subprocess.Popen(["python", "long.py"], cwd=tmp_path, env=reader.env)
+        try:
+            with runs_all_the_time(reader) as runs:
+                reader.follow(page, since="The new backend", until="Backfill and verify")
+                # A run that began before the switch has not ended.
+                assert (tmp_path / "middle").exists()
+                threading.Timer(10, (tmp_path / "go").touch).start()
+                reader.follow(page, since="Backfill and verify")
+                begun_after = len(runs) + 1
+                while len(runs) <= begun_after:
+                    time.sleep(0.1)
+            assert long.wait(timeout=120) == 0
+        finally:
+            (tmp_path / "go").touch()
+            long.kill()
+            long.wait()
 
-            every = ["before", "between", "long", *runs]
-            epochs = [f"epoch {number}" for number in range(1, 21)]
-            assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(
-                every, epochs
-            )
-            # As the dashboard does it, each where it was collected.
-            assert messages_of(reader, every) == dict.fromkeys(every, epochs)
-            # The last one ran when the earlier log store had been retired.
-            (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
-            assert last == []
+        every = ["before", "between", "long", *runs]
+        epochs = [f"epoch {number}" for number in range(1, 21)]
+        assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(every, epochs)
+        # As the dashboard does it, each where it was collected.
+        assert messages_of(reader, every) == dict.fromkeys(every, epochs)
+        # The last one ran when the earlier log store had been retired.
+        (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
+        assert last == []
 
 
-def test_redundant_delivery(tmp_path: Path) -> None:
+def test_redundant_delivery(tmp_path: Path, programs: Programs) -> None:
     with s3_server() as s3, FaultyProxy(int(s3.endpoint.rpartition(":")[2])) as network:
         there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
         there |= {"https://s3.example.com": f"http://127.0.0.1:{network.port}", "s3://logs/": f"s3://{s3.bucket}/"}
-        with Reader(tmp_path, there) as reader:
-            page = "redundancy.md"
-            reader.follow(page, until="One of them goes away")
-            network.fault = "refused"
-            reader.follow(page, since="One of them goes away", until="It comes back")
-            network.fault = None
-            reader.follow(page, since="It comes back")
+        reader = Reader(tmp_path, programs, there)
+        page = "redundancy.md"
+        reader.follow(page, until="One of them goes away")
+        network.fault = "refused"
+        reader.follow(page, since="One of them goes away", until="It comes back")
+        network.fault = None
+        reader.follow(page, since="It comes back")
 
 
-def test_an_archive_and_live_monitoring(tmp_path: Path) -> None:
+def test_an_archive_and_live_monitoring(tmp_path: Path, programs: Programs) -> None:
     with start_collector() as collector, Datadog() as datadog:
         settings = {name: datadog.settings[name] for name in ("endpoint", "api_endpoint")}
         there = {
@@ -233,12 +227,12 @@ def test_an_archive_and_live_monitoring(tmp_path: Path) -> None:
         }
         there |= {"https://otlp.example.com:4318": collector.http_endpoint}
         there |= {'"site": "datadoghq.eu"': json.dumps(settings)[1:-1]}
-        with Reader(tmp_path, there) as reader:
-            page = "archive-and-monitoring.md"
-            reader.follow(page, until="When monitoring is down")
-            messages = [record.body for record in collector.records()]
-            assert messages.count("epoch 5") == 1
-            assert not [message for message in messages if "gradients" in message]
-            collector.kill()
-            datadog.stop()
-            reader.follow(page, since="When monitoring is down")
+        reader = Reader(tmp_path, programs, there)
+        page = "archive-and-monitoring.md"
+        reader.follow(page, until="When monitoring is down")
+        messages = [record.body for record in collector.records()]
+        assert messages.count("epoch 5") == 1
+        assert not [message for message in messages if "gradients" in message]
+        collector.kill()
+        datadog.stop()
+        reader.follow(page, since="When monitoring is down")

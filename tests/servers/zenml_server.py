@@ -35,22 +35,20 @@ class ZenML:
         session: For requests to it. ZenML's local server asks for no login.
     """
 
-    def __init__(self, directory: Path, python: str = sys.executable, at_once: bool = False) -> None:
+    def __init__(self, directory: Path, python: str = sys.executable, programs: Programs | None = None) -> None:
         """Prepare.
 
         Args:
             directory: An empty directory, to be removed by whoever made it.
             python: The interpreter of the environment to use.
-            at_once: Whether what `cli` and `python` run starts at once, as `tests.programs` does it. It pays where
-                there are three of them.
+            programs: What `cli` and `python` run, so that it starts at once.
         """
         self.directory = directory
         self.url = ""
         self.session = requests.Session()
         self.session.trust_env = False
         self._python = Path(python)
-        self._at_once = at_once
-        self._programs: Programs | None = None
+        self._programs = programs
         self._pid: int | None = None
         (directory / "home").mkdir(parents=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
@@ -86,14 +84,7 @@ class ZenML:
         return self._run([self._program("python"), *arguments], fails, timeout)
 
     def _program(self, name: str) -> str:
-        return str(self.programs.folder / name) if self._at_once else str(self._python.with_name(name))
-
-    @property
-    def programs(self) -> Programs:
-        """Programs that start at once. The first time they take as long as any."""
-        if self._programs is None:
-            self._programs = Programs(self.env, self.directory)
-        return self._programs
+        return str(self._programs.folder / name if self._programs else self._python.with_name(name))
 
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a Python program and return the process, with its output in a pipe."""
@@ -162,9 +153,6 @@ class ZenML:
     def stop(self) -> None:
         """Stop the server, and wait until it has ended."""
         self.session.close()
-        if self._programs is not None:
-            self._programs.close()
-            self._programs = None
         if self._pid is None:
             return
         pid, self._pid = self._pid, None
