@@ -146,6 +146,8 @@ class Writer:
             limit: How long to wait at all, in seconds.
             blocking: Whether to wait.
         """
+        if self._outbox is not None and not self._outbox.is_heard():
+            self._take_over()
         # The listener says what is wrong with it.
         with suppress(Exception):
             self._receive()
@@ -292,6 +294,8 @@ class Writer:
         end = self._clock.now() + seconds
         steps: list[Callable[[], object]] = [
             lambda: self.flush(seconds, seconds),
+            self._stop_listening,
+            lambda: self.flush(left := max(0.0, end - self._clock.now()), left),
             lambda: self.summaries.wait(end - self._clock.now()),
             self._adoption.stop,
             *(worker.stop for worker in self._workers),
@@ -322,7 +326,8 @@ class Writer:
 
     def before_fork(self) -> None:
         """Make the way by which the forked process will hand over what it logs."""
-        if self._inbox is None and self._outbox is None and self._streams:
+        is_there = self._inbox is not None and (self._inbox.is_closed or self._inbox.is_there)
+        if not is_there and self._outbox is None and self._streams:
             # Without a file descriptor to be had, the forked process becomes a writer of its own.
             with suppress(OSError):
                 self._inbox = Inbox()
@@ -335,7 +340,7 @@ class Writer:
 
     def after_fork_in_child(self) -> None:
         """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
-        outbox = self._inbox.outbox() if self._inbox else self._outbox
+        outbox = self._inbox.outbox() if self._inbox else self._outbox and self._outbox.again()
         # Never freed: an exporter that is taken apart in a forked process can hang.
         self._parents = self._workers, self._journal, self._adoption
         self._begin()
@@ -352,20 +357,39 @@ class Writer:
                     self._outbox.send(stream, stream.id not in self._inherited, capture)
                     return True
             except ParentGoneError:
-                self._outbox = None
+                self._take_over()
             return False
 
+    def _take_over(self) -> None:
+        """Become a writer of its own, beginning with what the parent has not journaled."""
+        with self._sending:
+            outbox = self._outbox
+            for stream, capture in outbox.take_back() if outbox else ():
+                if capture is None:
+                    self._journal.end_stream(stream)
+                else:
+                    self._journal.append(stream, capture)
+            # Now, so that what others log meanwhile comes after.
+            self._outbox = None
+
     def _listen(self) -> Wait | None:
-        if self._inbox is None:
+        if self._inbox is None or self._inbox.is_closed:
             return None
         self._receive()
         return self._inbox.wait
 
+    def _stop_listening(self) -> None:
+        """Take in what forked processes have said, and leave to them what they say from now on."""
+        self._receive()
+        if self._inbox is not None:
+            with self._receiving:
+                self._inbox.close()
+
     def _receive(self) -> None:
         """Journal what forked processes have said."""
-        if self._inbox is None:
-            return
         with self._receiving:
+            if self._inbox is None or self._inbox.is_closed:
+                return
             for said in self._inbox.receive():
                 if isinstance(said, Loss):
                     self._journal.drop(said.level, said.progress, said.events)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -187,7 +186,7 @@ def test_what_is_odd_holds_up_nothing(
             store.writer.before_fork()
             inbox = store.writer._inbox
             assert inbox is not None
-            outbox = Outbox(inbox._sending, inbox._losing)
+            outbox = Outbox(inbox)
 
             def send(origin: Any, record: logging.LogRecord, metadata: Any = None) -> None:
                 outbox.send(origin.stream, True, capture(record, metadata))
@@ -227,6 +226,5 @@ def test_what_is_odd_holds_up_nothing(
 def _close(store: CompositeLogStore) -> None:
     inbox = store.writer._inbox
     assert inbox is not None
-    for end in (inbox._messages, inbox._sending, inbox._losses, inbox._losing):
-        os.close(end)
+    inbox.close()
     store.writer._inbox = None

@@ -6,7 +6,6 @@ What is done to a store is a script of commands, so that it can be played again 
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -136,7 +135,7 @@ class World:
         store.writer.before_fork()
         inbox = store.writer._inbox
         assert inbox is not None
-        outbox = Outbox(inbox._sending, inbox._losing)
+        outbox = Outbox(inbox)
         for level in levels:
             record = logging.LogRecord("loader", level, "/code/data.py", 1, "forked", (), None)
             outbox.send(origin.stream, False, capture(record))
@@ -328,8 +327,7 @@ class World:
 
 def _close_inbox(store: CompositeLogStore) -> None:
     if inbox := store.writer._inbox:
-        for end in (inbox._messages, inbox._sending, inbox._losses, inbox._losing):
-            os.close(end)
+        inbox.close()
         store.writer._inbox = None
 
 

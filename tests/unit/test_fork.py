@@ -3,17 +3,21 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from composite_logstore import CompositeLogStore, loading
+from composite_logstore import CompositeLogStore, fork, loading
+from composite_logstore.event import Capture, LogEvent
+from composite_logstore.fork import Inbox, Outbox, ParentGoneError
 from composite_logstore.testing import SimulatedBackend
+from tests.events import make_capture, make_stream
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 from tests.watching import wait_until
 
@@ -67,7 +71,9 @@ def test_a_fork_before_the_first_event() -> None:
     assert backend.messages == ["child"]
 
 
-def test_a_message_of_any_size_and_what_a_record_can_carry() -> None:
+def test_a_message_of_any_size_and_what_a_record_can_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is larger than the pipe, and the machine may be busy.
+    monkeypatch.setattr(fork, "_PATIENCE_SECONDS", 30.0)
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
@@ -170,6 +176,175 @@ def test_a_forked_process_whose_parent_is_gone_delivers_by_itself() -> None:
         other, sequence, delivered = text.read().split()
     assert other != writer
     assert (sequence, delivered) == ("0", "1")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[Inbox, Outbox]]:
+    """An inbox and, in the same process, its other end."""
+    inbox = Inbox()
+    yield inbox, Outbox(inbox)
+    inbox.close()
+
+
+STREAM = make_stream()
+
+
+def texts(said: Iterable[Any]) -> list[str]:
+    return [one.message if isinstance(one, Capture) else one.capture.message for one in said]
+
+
+def test_what_the_parent_has_not_journaled_is_the_forked_process_s_own(pipe: tuple[Inbox, Outbox]) -> None:
+    inbox, outbox = pipe
+    for number in range(5):
+        outbox.send(STREAM, False, make_capture(str(number)))
+    receiving = inbox.receive()
+    heard = [next(receiving), next(receiving)]
+    # The second one is just being journaled.
+    receiving.close()
+    inbox.close()
+    with pytest.raises(ParentGoneError):
+        outbox.send(STREAM, False, make_capture("5"))
+    left = outbox.take_back()
+    assert texts(heard) == ["0", "1"]
+    assert [(stream, capture and capture.message) for stream, capture in left] == [
+        (STREAM, str(n)) for n in range(1, 5)
+    ]
+    assert outbox.take_back() == []
+
+
+def test_what_is_journaled_while_the_pipe_is_gone_is_not_taken_back(pipe: tuple[Inbox, Outbox]) -> None:
+    inbox, outbox = pipe
+    for number in range(5):
+        outbox.send(STREAM, False, make_capture(str(number)))
+    (read_by_the_parent,) = ([*inbox._whole_messages(inbox._read(inbox._messages))] for _ in range(1))
+    outbox._is_cut_off = True
+    for number, (sender, _) in enumerate(read_by_the_parent):
+        threading.Timer(0.02 * number, inbox.receipts.give, (sender, number + 1)).start()
+    assert outbox.take_back() == []
+
+
+def test_a_parent_that_never_journals_it_is_not_waited_for_long(
+    pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork, "_CUT_OFF_SECONDS", 0.05)
+    _, outbox = pipe
+    outbox.send(STREAM, False, make_capture("hello"))
+    outbox._is_cut_off = True
+    assert len(outbox.take_back()) == 1
+
+
+def test_receipts_of_more_processes_than_there_are_places() -> None:
+    receipts = fork._Receipts()
+    for sender in range(1, 3_000):
+        receipts.give(sender, 7)
+        receipts.give(1, sender)
+    # One that is heard of keeps its place; of the others the latest have theirs.
+    assert receipts.of(1) == 2_999
+    assert receipts.of(2_999) == receipts.of(2_000) == 7
+    assert receipts.of(2) == receipts.of(3_000) == 0
+
+
+def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork, "_KEPT_BYTES", 10_000)
+    inbox, outbox = pipe
+    for number in range(300):
+        outbox.send(STREAM, False, make_capture(f"{number} {'x' * 100}"))
+        # What is journaled is not kept, whatever there is room for.
+        if number < 200:
+            list(inbox.receive())
+    assert 0 < outbox._kept_bytes <= 10_000
+    assert len(outbox.take_back()) < 100
+    assert outbox._kept_bytes == 0
+
+
+@pytest.mark.parametrize("end", ["_sending", "_losing"])
+def test_nothing_is_written_into_a_file_that_has_the_pipe_s_descriptor(
+    end: str, pipe: tuple[Inbox, Outbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon closes all descriptors it has, and opens files of its own."""
+    monkeypatch.setattr(fork, "_CUT_OFF_SECONDS", 0.0)
+    _, outbox = pipe
+    outbox.send(STREAM, False, make_capture("before"))
+    with (tmp_path / "own").open("wb") as file:
+        os.dup2(file.fileno(), getattr(outbox, end))
+        for _ in range(2):
+            with pytest.raises(ParentGoneError):
+                outbox.send(STREAM, False, make_capture("after"))
+        assert not outbox.is_heard()
+        assert file.tell() == 0
+    assert texts(capture for _, capture in outbox.take_back()) == ["before"]
+
+
+def test_nothing_is_read_from_a_file_that_has_the_pipe_s_descriptor(tmp_path: Path) -> None:
+    store = make_store(make_child("a", schedule_delay_millis=0))
+    origin = register(store)
+    in_fork(lambda: log(store, origin, "first"))
+    store.flush()
+    inbox = store.writer._inbox
+    assert inbox is not None
+    own = tmp_path / "own"
+    own.write_bytes(pickle.dumps("own"))
+    with own.open("rb") as file:
+        for end in inbox._ends:
+            os.dup2(file.fileno(), end)
+        store.flush()
+        assert file.tell() == 0
+        # The next fork gets a pipe of its own.
+        in_fork(lambda: log(store, origin, "second"))
+        store.flush()
+    assert store.stats()["a"]["delivered"] == 2
+    for end in inbox._ends:
+        os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("way", "durability"), [("ends in order", "memory"), ("ends in order", "spill"), ("is killed", "write_ahead")]
+)
+def test_a_forked_process_that_outlives_its_parent_loses_nothing(way: str, durability: str, tmp_path: Path) -> None:
+    number = 300
+    received, all_received = tmp_path / "received", tmp_path / "all received"
+
+    class Kept(SimulatedBackend):
+        """Keeps what any process delivers."""
+
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            with received.open("a") as file:
+                file.write("".join(f"{event.writer} {event.message}\n" for event in batch))
+            return 0
+
+    def messages() -> set[int]:
+        return {int(line.split()[1]) for line in received.read_text().splitlines()}
+
+    def outlive(store: CompositeLogStore, origin: Any) -> None:
+        for n in range(number):
+            log(store, origin, f"{n}")
+            time.sleep(0.001)
+        store.flush()
+        # What its parent has left on disk is delivered by it, beside its own.
+        wait_until(lambda: messages() == set(range(number)), "all is delivered", 20)
+        all_received.touch()
+
+    def parent() -> None:
+        child = make_child("a", Kept(), schedule_delay_millis=0)
+        store = make_store(child, durability=durability, spool_directory=str(tmp_path / "spool"))
+        origin = register(store)
+        if os.fork() == 0:
+            try:
+                outlive(store, origin)
+            finally:
+                os._exit(0)
+        wait_until(received.exists, "something is received", 10)
+        if way == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        store.writer.close(2.0)
+
+    in_fork(parent)
+    wait_until(all_received.exists, "the forked process is done", 30)
+    lines = [line.split() for line in received.read_text().splitlines()]
+    assert len({writer for writer, _ in lines}) == 2
+    # A parent that is killed may not have said that it has journaled an event, or delivered a batch.
+    if way == "ends in order":
+        assert len(lines) == number
 
 
 def test_a_fork_waits_while_a_backend_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
