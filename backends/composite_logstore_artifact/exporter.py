@@ -46,7 +46,8 @@ from composite_logstore_artifact.lines import (
     summarize_events,
     summarize_lines,
 )
-from composite_logstore_artifact.objects import ObjectName
+from composite_logstore_artifact.objects import ObjectName, writer_in_names
+from composite_logstore_artifact.parts import open_archive
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -58,9 +59,12 @@ _MANY = 100
 _MANY_AT_THE_END = 8
 # An object of so many bytes is not worth being read and written once more: so much of a log is sent once.
 _LARGE = 4 * 1024 * 1024
+# In nanoseconds since the epoch. No clock says so: the name is another program's, or damaged.
+_END_OF_TIME = 1 << 63
 
 _stream_of = attrgetter("stream")
 _number_of = attrgetter("number")
+_sequence_of = attrgetter("sequence")
 
 
 class ArtifactExporter:
@@ -110,7 +114,7 @@ class ArtifactExporter:
         self._artifact_stores: dict[UUID | None, BaseArtifactStore] = {}
         self._progress: dict[UUID, _Progress] = {}
         self._compaction = Compaction()
-        self._last_arrival = 0
+        self._now = 0
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Write the batch, stream by stream.
@@ -132,7 +136,9 @@ class ArtifactExporter:
         for stream, run in groupby(batch, _stream_of):
             streams.setdefault(stream.id, []).extend(run)
         for events in streams.values():
-            self._write(events[0].stream, _Lines(events[0].writer, events, encode, _number_of, summarize_events))
+            self._write(
+                events[0].stream, _Lines(events[0].writer, events, encode, _number_of, _sequence_of, summarize_events)
+            )
         return 0
 
     def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
@@ -147,7 +153,9 @@ class ArtifactExporter:
             RejectedError: A line does not say what it should.
             UnavailableError: As `export` does.
         """
-        self._write(stream, _Lines(scanned.writer, scanned.contents, _with_newline, _number_in, summarize_lines))
+        self._write(
+            stream, _Lines(scanned.writer, scanned.contents, _with_newline, _number_in, _sequence_in, summarize_lines)
+        )
 
     def end_stream(self, stream: Stream) -> None:
         """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
@@ -183,6 +191,10 @@ class ArtifactExporter:
                 _append(artifact_store, uri, lines, progress)
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
+                if lines.writer not in progress.arrived:
+                    # Another exporter may have written what comes before, by a clock that was ahead of this one.
+                    is_beginning = lines.sequence_of(lines.records[0]) == 0
+                    progress.arrived[lines.writer] = 0 if is_beginning else _arrived(artifact_store, uri, lines.writer)
                 name = self._object_name(lines, first, last, progress)
                 size = _write_object(artifact_store, os.path.join(uri, name), lines)
                 progress.written[lines.writer] = last
@@ -208,10 +220,19 @@ class ArtifactExporter:
         """
         attempt = progress.attempt
         if attempt is None or (attempt.writer, attempt.first) != (lines.writer, first) or last > attempt.last:
-            self._last_arrival = max(self._last_arrival + 1, self._clock())
-            arrival = self._last_arrival
+            # A clock may go back.
+            self._now = max(self._now + 1, self._clock())
+            arrival = progress.arrived[lines.writer] = max(progress.arrived[lines.writer] + 1, self._now)
             progress.attempt = ObjectName(arrival, arrival, lines.writer, first, last, lines.summary)
         return str(progress.attempt)
+
+
+def _arrived(artifact_store: BaseArtifactStore, uri: str, writer: str) -> int:
+    """Return when the last object of a writer was written, in nanoseconds since the epoch; 0 if there is none."""
+    archive = open_archive(artifact_store, uri)
+    names = [ObjectName.parse(part.name) for part in archive.parts] if archive else []
+    written_by = writer_in_names(writer)
+    return max((one.until for one in names if one and one.writer == written_by and one.until < _END_OF_TIME), default=0)
 
 
 class _Lines(NamedTuple):
@@ -222,6 +243,7 @@ class _Lines(NamedTuple):
         records: The events, or what was scanned of them, in journal order.
         encode: Makes a line of a record, newline and all.
         number_of: Says which number a record has.
+        sequence_of: Says which number it has among the writer's events of the stream.
         summarize: Says what records have among them.
     """
 
@@ -229,6 +251,7 @@ class _Lines(NamedTuple):
     records: Sequence[Any]
     encode: Callable[[Any], bytes]
     number_of: Callable[[Any], int]
+    sequence_of: Callable[[Any], int]
     summarize: Callable[[Sequence[Any]], Summary]
 
     @property
@@ -253,12 +276,20 @@ def _with_newline(line: bytes) -> bytes:
 
 
 def _number_in(line: bytes) -> int:
+    return _whole_number(line, "number")
+
+
+def _sequence_in(line: bytes) -> int:
+    return _whole_number(line, "sequence")
+
+
+def _whole_number(line: bytes, name: str) -> int:
     try:
-        number = orjson.loads(line)["number"]
+        number = orjson.loads(line)[name]
     except (ValueError, LookupError, TypeError):
         number = None
     if type(number) is not int or number < 0:
-        raise RejectedError("a line does not say which number its event has")
+        raise RejectedError(f"a line does not say which {name} its event has")
     return number
 
 
@@ -268,6 +299,7 @@ class _Progress:
 
     Attributes:
         written: A writer → the number of its last event that was written.
+        arrived: A writer → when its last object was written, in nanoseconds since the epoch; 0 if there is none.
         attempt: The name of the object that may not have been written.
         loose: The objects that were written since some were merged, but for large ones: their names, and their sizes
             in bytes.
@@ -275,6 +307,7 @@ class _Progress:
     """
 
     written: dict[str, int] = field(default_factory=dict)
+    arrived: dict[str, int] = field(default_factory=dict)
     attempt: ObjectName | None = None
     loose: dict[str, int] = field(default_factory=dict)
     is_merged: bool = False

@@ -48,10 +48,7 @@ class ObjectName(NamedTuple):
     size: int | None = None
 
     def __str__(self) -> str:
-        # A copied event may say anything of its writer, also what leads out of the folder.
-        is_ours = _WRITER.fullmatch(self.writer)
-        writer = self.writer if is_ours else hashlib.sha256(self.writer.encode("utf-8", "replace")).hexdigest()[:15]
-        text = f"{self.arrival:020d}-{self.until:020d}-{writer}-{self.first}-{self.last}"
+        text = f"{self.arrival:020d}-{self.until:020d}-{writer_in_names(self.writer)}-{self.first}-{self.last}"
         text += "".join(f"-{value}" for value in self.summary)
         return text + ("" if self.size is None else f"-{self.size}") + LOGS_EXTENSION
 
@@ -92,6 +89,16 @@ class ObjectName(NamedTuple):
             and self.first <= other.first
             and other.last <= self.last
         )
+
+
+def writer_in_names(writer: str) -> str:
+    """Return what stands for a writer in the names of its objects, 15 hexadecimal digits.
+
+    A copied event may say anything of its writer, also what leads out of the folder.
+    """
+    if _WRITER.fullmatch(writer):
+        return writer
+    return hashlib.sha256(writer.encode("utf-8", "replace")).hexdigest()[:15]
 
 
 def superseded(parts: Iterable[Part]) -> set[str]:

@@ -216,6 +216,54 @@ def test_names_sort_in_the_order_of_arrival_though_the_clock_goes_back(tmp_path:
     assert messages_in(place(store, stream)) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("writer", [WRITER, "a writer/of another program"])
+def test_what_a_dead_process_left_comes_after_what_it_wrote_by_a_clock_that_was_ahead(
+    tmp_path: Path, writer: str
+) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    events = [event._replace(writer=writer) for event in make_events(list("abcdef"), stream)]
+    exporter_to(store, clock=lambda: NOON + 900 * 10**9).export(events[:2])
+    others = make_events(["other"], stream)[0]._replace(writer=OTHER_WRITER)
+
+    for begin in (2, 4):
+        # Each time another process: the first of them dies too.
+        adopter = exporter_to(store, clock=lambda: NOON)
+        adopter.export(events[begin : begin + 1])
+        adopter.export(events[begin + 1 : begin + 2])
+    adopter.export([others])
+
+    # The clock that was ahead moves nobody else's.
+    assert messages_in(place(store, stream)) == ["other", "a", "b", "c", "d", "e", "f"]
+
+
+def test_an_object_from_beyond_the_end_of_time_moves_no_other_there(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    folder = place(store, stream)
+    folder.mkdir(parents=True)
+    (folder / f"{'9' * 20}-{'9' * 20}-{WRITER}-0-0-0-0-20.log").touch()
+
+    exporter_to(store).export(make_events(["a", "b"], stream)[1:])
+
+    assert min(os.listdir(folder)).startswith(f"{NOON:020d}-")
+
+
+def test_the_beginning_of_a_stream_takes_no_listing(tmp_path: Path) -> None:
+    class Unlisted(type(object_store(tmp_path))):  # type: ignore[misc]
+        def listdir(self, path: Any) -> Any:
+            raise AssertionError("listed")
+
+    store = make_artifact_store(Unlisted, object_store(tmp_path).config, "objects")
+    stream = make_stream()
+    exporter = exporter_to(store)
+
+    exporter.export(make_events(["a"], stream))
+    exporter.export(make_events(["b"], stream, 1))
+
+    assert messages_in(place(store, stream)) == ["a", "b"]
+
+
 def test_where_zenml_says_so_the_folder_has_no_extension(tmp_path: Path) -> None:
     class ImmutableConfig(type(object_store(tmp_path).config)):  # type: ignore[misc]
         IS_IMMUTABLE_FILESYSTEM = True
