@@ -156,12 +156,17 @@ def judge(evidence: Evidence) -> list[str]:
     for backend, held in evidence.held.items():
         found += _wrong_copies(backend, held)
     for backend, walks in evidence.shown.items():
+        sent_again = {
+            uid for uid, copies in Counter(copy.uid for copy in evidence.held.get(backend, ())).items() if copies > 1
+        }
         for stream, walk in walks.items():
             where = f"{backend}, stream {stream}"
             found += _shown_wrongly(where, walk)
             if backend not in evidence.by_time:
                 found += _out_of_order(f"{where}, from the oldest on", walk.oldest_first)
-                found += _out_of_order(f"{where}, from the newest on", walk.newest_first)
+                # From there the copy that arrived last is met first, which may be after later events.
+                arrived_once = [(uid, name) for uid, name in walk.newest_first if uid not in sent_again]
+                found += _out_of_order(f"{where}, from the newest on", arrived_once)
     found += _invented(evidence)
     for process, stats in evidence.stats.items():
         found += _wrong_account(process, stats, len(evidence.excused) + evidence.destroyed)

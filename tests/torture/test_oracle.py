@@ -185,6 +185,29 @@ def test_events_in_the_wrong_order_are_found() -> None:
     assert_found(evidence(shown=swapped), "archive", HELD[3].message)
 
 
+def test_from_the_newest_end_a_copy_may_come_where_it_arrived() -> None:
+    copies = [*HELD[:5], HELD[3], *HELD[5:]]
+    entries = walk(HELD).oldest_first
+    assert (
+        judge(
+            evidence(
+                shown=Walk(entries, walk([*HELD[:3], HELD[4], HELD[3], *HELD[5:]]).newest_first),
+                held={"archive": copies},
+            )
+        )
+        == []
+    )
+    for newest_first in ([*HELD[:8], HELD[9], HELD[8], *HELD[10:]], [HELD[1], HELD[0], *HELD[2:]]):
+        found = evidence(shown=Walk(entries, walk(newest_first).newest_first), held={"archive": copies})
+        assert_found(found, "from the newest on")
+    assert_found(
+        evidence(
+            shown=Walk(walk([*HELD[:3], HELD[4], HELD[3], *HELD[5:]]).oldest_first, entries), held={"archive": copies}
+        ),
+        "from the oldest on",
+    )
+
+
 def test_a_backend_that_sorts_by_time_need_not_keep_the_order_of_numbers() -> None:
     swapped = [*HELD[:3], HELD[4], HELD[3], *HELD[5:]]
     assert judge(evidence(shown=swapped, by_time={"archive"})) == []
