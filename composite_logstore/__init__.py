@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from composite_logstore.bounds import Bounds
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
+    from composite_logstore.distributions import distributions_of
     from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
@@ -72,6 +73,7 @@ _HOMES = {
     "TraceContext": "event",
     "UNENCODABLE": "backend",
     "UnavailableError": "backend",
+    "distributions_of": "distributions",
     "has_reference": "secrets",
     "nested_in": "nesting",
     "open_artifact_store": "artifact_store",
@@ -112,6 +114,7 @@ __all__ = [
     "TooLargeError",
     "TraceContext",
     "UnavailableError",
+    "distributions_of",
     "has_reference",
     "nested_in",
     "open_artifact_store",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from importlib.metadata import packages_distributions
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,7 +11,14 @@ from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
 
-from composite_logstore import ChildConfig, CompositeLogStoreConfig, UnavailableError, nested_in, open_log_store
+from composite_logstore import (
+    ChildConfig,
+    CompositeLogStoreConfig,
+    UnavailableError,
+    distributions_of,
+    nested_in,
+    open_log_store,
+)
 from composite_logstore_component.streams import extends_artifact
 
 if TYPE_CHECKING:
@@ -113,7 +119,7 @@ def requirements_of(name: str) -> set[str]:
                 continue
             module = type(store).__module__.partition(".")[0]
             if module not in ("zenml", "composite_logstore"):
-                found.update(packages_distributions().get(module, ()))
+                found.update(distributions_of(module))
             found.update((store._artifact_store if extends_artifact(store) else store).requirements)
     except ComponentError:
         pass

@@ -6,14 +6,14 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk._logs.export import LogRecordExporter
 from opentelemetry.sdk.resources import OTELResourceDetector
 from zenml import __version__ as zenml_version
 
-from composite_logstore import OtelExporter
+from composite_logstore import OtelExporter, distributions_of
 
 if TYPE_CHECKING:
     from composite_logstore_otel.config import OtelChildConfig
@@ -97,9 +97,9 @@ def distribution_of(name: str) -> str | None:
     named = _named(name)
     if named is not None:
         return named.dist.name if named.dist else None
-    distributions = packages_distributions().get(name.replace(":", ".").partition(".")[0])
+    distributions = distributions_of(name.replace(":", ".").partition(".")[0])
     # A namespace such as `opentelemetry` belongs to many.
-    return distributions[0] if distributions and len(set(distributions)) == 1 else None
+    return distributions.pop() if len(distributions) == 1 else None
 
 
 def _named(name: str) -> EntryPoint | None:
