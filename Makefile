@@ -14,10 +14,10 @@ export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-unit test-deep torture check lint types imports format clean
+.PHONY: help install demo bench test test-unit test-versions test-deep torture soak check lint types imports format clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The stamp is only written when all of it worked, so an interrupted install is done again.
 $(STAMP): pyproject.toml constraints.txt
@@ -41,6 +41,9 @@ test: $(STAMP) ## all tests but the deep ones, with coverage
 test-unit: $(STAMP) ## the fast tests only: unit and properties
 	@$(PY) -m pytest tests/unit tests/properties -m 'not deep' $(PYTEST_ARGS)
 
+test-versions: $(STAMP) ## unit, property and process tests on each other Python that the machine has
+	@$(PY) -m tests.versions $(PYTEST_PROCESSES) $(PYTEST_ARGS)
+
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
 
@@ -48,6 +51,9 @@ test-deep: $(STAMP) ## the tests that take minutes
 torture: $(STAMP) ## everything at once for SECONDS seconds (300): kills, forks, failing backends, damaged folders
 	@TORTURE_SEED=$(SEED) TORTURE_SECONDS=$(or $(SECONDS),300) $(PY) -m pytest tests/torture/test_torture.py \
 		-k whatever --timeout=0 $(PYTEST_ARGS)
+
+soak: $(STAMP) ## a program that logs for SECONDS seconds (1800): its memory, threads and descriptors stay flat
+	@SOAK_SECONDS=$(or $(SECONDS),1800) $(PY) -m pytest tests/soak -k stay --timeout=0 $(PYTEST_ARGS)
 
 check: lint types imports ## everything that needs no test to run
 
@@ -66,6 +72,6 @@ format: $(STAMP) ## let ruff put right what it can
 	@$(PY) -m ruff format .
 
 clean: ## remove the virtual environment, caches and reports
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* coverage.xml \
+	rm -rf $(VENV) .venv-3.* build dist htmlcov .coverage .coverage.* coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

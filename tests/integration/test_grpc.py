@@ -189,6 +189,7 @@ def endpoints(receiver: OtlpReceiver) -> Iterator[tuple[str, str, str]]:
         yield tuple(f"127.0.0.1:{port}" for port in ports)  # type: ignore[misc]
 
 
+@pytest.mark.process
 def test_the_user_s_process_and_terminal_are_left_alone(endpoints: tuple[str, str, str]) -> None:
     program = """
 exporter = make_exporter()

@@ -22,7 +22,7 @@ from tests.crashing import LogStoreSettings, Nursery, Said, left_in, name_of, su
 from tests.servers.three_backends import CHILDREN, Held, Servers, ThreeBackends, assert_in_order, without_copies
 from tests.simulation import assert_accounts_add_up
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.process]
 
 HASTY: dict[str, Any] = {
     "schedule_delay_millis": 50,

@@ -16,7 +16,7 @@ from composite_logstore.testing import SimulatedBackend
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 from tests.watching import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.process]
 
 SIBLINGS = 30
 

@@ -21,6 +21,8 @@ from tests.events import make_capture, make_stream
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 from tests.watching import wait_until
 
+pytestmark = pytest.mark.process
+
 
 def log(store: CompositeLogStore, origin: Any, message: str, level: int = logging.INFO) -> None:
     store.emit(origin, logging.LogRecord("train", level, "/code/train.py", 1, message, (), None, "fit"))

@@ -301,6 +301,7 @@ def test_building_a_store_starts_nothing() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.process
 def test_the_process_exit_is_bounded_and_says_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
     with SimulatedClock() as clock:
         silent, living = SimulatedBackend(), SimulatedBackend()

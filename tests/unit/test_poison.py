@@ -235,6 +235,7 @@ def register(store: CompositeLogStore, **metadata: Any) -> Any:
     return store.register_origin(str(logs.id), logs, metadata)
 
 
+@pytest.mark.process
 def test_whatever_forked_processes_log_arrives_with_what_is_ordinary() -> None:
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend), flush_limit_millis=30_000)
@@ -396,6 +397,7 @@ def test_what_is_lost_on_the_way_from_a_fork_is_in_every_account() -> None:
     assert (stats["b"]["delivered"], stats["b"]["dropped"]) == (0, 2)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("code", [errno.EBADF, errno.EPIPE, errno.EIO])
 def test_where_the_pipe_is_gone_the_forked_process_delivers_by_itself(
     code: int, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch

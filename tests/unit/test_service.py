@@ -415,6 +415,7 @@ def in_fork(run: Callable[[], None]) -> None:
     os.waitpid(process, 0)
 
 
+@pytest.mark.process
 @errors
 @pytest.mark.parametrize("name", ["receive", "wait"])
 def test_the_listener_goes_on_whatever_it_meets(
@@ -438,6 +439,7 @@ def test_the_listener_goes_on_whatever_it_meets(
     assert "again" in told[1]
 
 
+@pytest.mark.process
 def test_a_listener_that_cannot_be_started_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
@@ -457,6 +459,7 @@ def test_a_listener_that_cannot_be_started_is_started_later(monkeypatch: pytest.
     wait_until(lambda: sorted(backend.messages) == ["first", "second"], "the listener is there", 5)
 
 
+@pytest.mark.process
 def test_without_a_file_descriptor_a_forked_process_delivers_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(make_child("a"))
     origin = register(store)

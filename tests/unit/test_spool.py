@@ -294,6 +294,7 @@ def test_folders_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> N
     assert not list(tmp_path.glob(".hidden-*"))
 
 
+@pytest.mark.process
 def test_a_forked_process_does_not_keep_its_parent_s_lock(tmp_path: Path) -> None:
     spool = create(tmp_path)
     read, done = os.pipe()

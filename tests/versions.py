@@ -1,0 +1,100 @@
+"""Every Python that the package supports and this machine has runs the tests that depend on it: `make test-versions`.
+
+Those are the unit tests, the properties, and what is marked `process`: how processes fork and end. Each version has an
+environment of its own, `.venv-3.12` say, which `make install` makes. The version that runs this has `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What an environment is made of, besides the interpreter: a Python that was built without one of these is of no use.
+_PROBE = "import ctypes, ensurepip, platform, sqlite3, ssl, venv; print(platform.python_version())"
+
+TESTS = (
+    ["tests/unit", "tests/properties", "-m", "not deep"],
+    ["tests/integration", "-m", "process and not deep"],
+)
+
+
+def supported() -> list[str]:
+    """Return the versions that the package claims, as `3.12`."""
+    claims = metadata("composite-logstore").get_all("Classifier") or []
+    return [claim[1] for each in claims if (claim := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", each))]
+
+
+def candidates(version: str) -> Iterator[str]:
+    """Yield interpreters that may be of a version: on the `PATH`, then pyenv's, the latest first."""
+    if found := shutil.which(f"python{version}"):
+        yield found
+    root = os.environ.get("PYENV_ROOT")
+    if not root and (pyenv := shutil.which("pyenv")):
+        root = subprocess.run([pyenv, "root"], stdout=subprocess.PIPE, text=True, timeout=60).stdout.strip()
+    folders = Path(root or "~/.pyenv").expanduser().glob(f"versions/{version}.*/bin/python{version}")
+    yield from (str(path) for path in sorted(folders, key=_patch, reverse=True))
+
+
+def _patch(interpreter: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", interpreter.parents[1].name)]
+
+
+def find(version: str) -> tuple[str, str] | None:
+    """Return an interpreter of a version, and which one it is exactly; None if the machine has none that works."""
+    for interpreter in candidates(version):
+        try:
+            # One of pyenv's stands on the `PATH` for versions that are not switched on, and fails.
+            probe = subprocess.run([interpreter, "-c", _PROBE], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        exactly = probe.stdout.strip()
+        if probe.returncode == 0 and exactly.startswith(f"{version}."):
+            return interpreter, exactly
+    return None
+
+
+def run(version: str, interpreter: str, processes: str, arguments: list[str]) -> bool:
+    """Run the tests on a version, and return whether all of them passed."""
+    environment = f".venv-{version}"
+    make = ["make", "--no-print-directory", f"VENV={environment}", f"PYTHON={interpreter}", "install"]
+    if subprocess.run(make, cwd=ROOT).returncode:
+        return False
+    pytest = [f"{environment}/bin/python", "-m", "pytest", "-q", "-n", processes, "--dist", "loadscope"]
+    pytest += ["--no-loadscope-reorder", *arguments]
+    codes = [subprocess.run([*pytest, *tests], cwd=ROOT).returncode for tests in TESTS]
+    return not any(codes)
+
+
+def main(processes: str, *arguments: str) -> None:
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    said = []
+    has_failed = False
+    for version in supported():
+        if version == own:
+            said.append(f"{version}: left to `make test`")
+            continue
+        found = find(version)
+        if found is None:
+            said.append(f"{version}: not found on this machine")
+            continue
+        interpreter, exactly = found
+        print(f"Python {exactly}", flush=True)
+        begin = time.monotonic()
+        has_passed = run(version, interpreter, processes, list(arguments))
+        has_failed |= not has_passed
+        said.append(f"{exactly}: {'passed' if has_passed else 'FAILED'} in {time.monotonic() - begin:.0f} s")
+    print("Python " + "; ".join(said), flush=True)
+    sys.exit(has_failed)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
