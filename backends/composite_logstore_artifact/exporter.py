@@ -47,7 +47,7 @@ from composite_logstore_artifact.lines import (
     summarize_lines,
 )
 from composite_logstore_artifact.objects import ObjectName, writer_in_names
-from composite_logstore_artifact.parts import open_archive
+from composite_logstore_artifact.parts import ListingError, open_archive
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -64,7 +64,6 @@ _END_OF_TIME = 1 << 63
 
 _stream_of = attrgetter("stream")
 _number_of = attrgetter("number")
-_sequence_of = attrgetter("sequence")
 
 
 class ArtifactExporter:
@@ -136,9 +135,7 @@ class ArtifactExporter:
         for stream, run in groupby(batch, _stream_of):
             streams.setdefault(stream.id, []).extend(run)
         for events in streams.values():
-            self._write(
-                events[0].stream, _Lines(events[0].writer, events, encode, _number_of, _sequence_of, summarize_events)
-            )
+            self._write(events[0].stream, _Lines(events[0].writer, events, encode, _number_of, summarize_events))
         return 0
 
     def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
@@ -153,9 +150,7 @@ class ArtifactExporter:
             RejectedError: A line does not say what it should.
             UnavailableError: As `export` does.
         """
-        self._write(
-            stream, _Lines(scanned.writer, scanned.contents, _with_newline, _number_in, _sequence_in, summarize_lines)
-        )
+        self._write(stream, _Lines(scanned.writer, scanned.contents, _with_newline, _number_in, summarize_lines))
 
     def end_stream(self, stream: Stream) -> None:
         """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
@@ -192,9 +187,7 @@ class ArtifactExporter:
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
                 if lines.writer not in progress.arrived:
-                    # Another exporter may have written what comes before, by a clock that was ahead of this one.
-                    is_beginning = lines.sequence_of(lines.records[0]) == 0
-                    progress.arrived[lines.writer] = 0 if is_beginning else _arrived(artifact_store, uri, lines.writer)
+                    progress.arrived[lines.writer] = _arrived(artifact_store, uri, lines.writer)
                 name = self._object_name(lines, first, last, progress)
                 size = _write_object(artifact_store, os.path.join(uri, name), lines)
                 progress.written[lines.writer] = last
@@ -228,8 +221,17 @@ class ArtifactExporter:
 
 
 def _arrived(artifact_store: BaseArtifactStore, uri: str, writer: str) -> int:
-    """Return when the last object of a writer was written, in nanoseconds since the epoch; 0 if there is none."""
-    archive = open_archive(artifact_store, uri)
+    """Return when the last object of a writer was written, in nanoseconds since the epoch; 0 if there is none.
+
+    Another process may have written it, by a clock that was ahead of this one: what is added has to come after it.
+    """
+    try:
+        archive = open_archive(artifact_store, uri)
+    except Exception as error:
+        if is_refusal(error) or isinstance(error, ListingError):
+            # Who may write, and not list, may go on writing.
+            return 0
+        raise
     names = [ObjectName.parse(part.name) for part in archive.parts] if archive else []
     written_by = writer_in_names(writer)
     return max((one.until for one in names if one and one.writer == written_by and one.until < _END_OF_TIME), default=0)
@@ -243,7 +245,6 @@ class _Lines(NamedTuple):
         records: The events, or what was scanned of them, in journal order.
         encode: Makes a line of a record, newline and all.
         number_of: Says which number a record has.
-        sequence_of: Says which number it has among the writer's events of the stream.
         summarize: Says what records have among them.
     """
 
@@ -251,7 +252,6 @@ class _Lines(NamedTuple):
     records: Sequence[Any]
     encode: Callable[[Any], bytes]
     number_of: Callable[[Any], int]
-    sequence_of: Callable[[Any], int]
     summarize: Callable[[Sequence[Any]], Summary]
 
     @property
@@ -276,20 +276,12 @@ def _with_newline(line: bytes) -> bytes:
 
 
 def _number_in(line: bytes) -> int:
-    return _whole_number(line, "number")
-
-
-def _sequence_in(line: bytes) -> int:
-    return _whole_number(line, "sequence")
-
-
-def _whole_number(line: bytes, name: str) -> int:
     try:
-        number = orjson.loads(line)[name]
+        number = orjson.loads(line)["number"]
     except (ValueError, LookupError, TypeError):
         number = None
     if type(number) is not int or number < 0:
-        raise RejectedError(f"a line does not say which {name} its event has")
+        raise RejectedError("a line does not say which number its event has")
     return number
 
 

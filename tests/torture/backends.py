@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from composite_logstore import ChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
@@ -153,9 +155,23 @@ class Backends:
         link.rename(self._folder / name / "logs")
 
     def held(self) -> dict[str, list[Held]]:
-        """Return what those hold that say it themselves, in the order of arrival, copies and all."""
+        """Return what they hold, in the order of arrival, copies and all."""
         entries = self._datadog.seen()["entries"]
         return {
+            "archive": list(self._lines("archive")),
+            "objects": list(self._lines("objects")),
             "collector": list(self._collector.held),
             "live": [_held(entry, entry["message"]) for entry in entries],
         }
+
+    def _lines(self, name: str) -> Iterator[Held]:
+        folder = self._folder / name / "healthy"
+        # Of a stream's objects, sorted names are the order of arrival.
+        for file in sorted(file for file in folder.rglob("*.log") if file.is_file()):
+            stream = file.relative_to(folder).parts[0].removesuffix(".log")
+            for line in file.read_bytes().split(b"\n"):
+                # A full disk cuts lines.
+                with suppress(ValueError, LookupError, TypeError):
+                    entry = orjson.loads(line)
+                    said = (entry["id"], entry["writer"], entry["sequence"])
+                    yield Held(stream, *said, name_in(entry["message"]))

@@ -21,6 +21,7 @@ from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.parts import ListingError
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import local_store, make_artifact_store, make_logs, object_store, with_faults
 from tests.events import NOON, WRITER, make_events, make_stream
@@ -249,19 +250,69 @@ def test_an_object_from_beyond_the_end_of_time_moves_no_other_there(tmp_path: Pa
     assert min(os.listdir(folder)).startswith(f"{NOON:020d}-")
 
 
-def test_the_beginning_of_a_stream_takes_no_listing(tmp_path: Path) -> None:
-    class Unlisted(type(object_store(tmp_path))):  # type: ignore[misc]
-        def listdir(self, path: Any) -> Any:
-            raise AssertionError("listed")
+def test_copies_come_after_what_was_written_first(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    events = make_events(list("abcd"), stream)
+    exporter_to(store, clock=lambda: NOON + 900 * 10**9).export(events[:3])
 
-    store = make_artifact_store(Unlisted, object_store(tmp_path).config, "objects")
+    # Where it had come to is not known, and some events are damaged.
+    exporter_to(store).export([events[0], events[3]])
+
+    assert list(dict.fromkeys(messages_in(place(store, stream)))) == list("abcd")
+
+
+@pytest.mark.parametrize("writes", [1, 5])
+def test_one_listing_for_a_stream_is_enough(tmp_path: Path, writes: int) -> None:
+    store = with_faults(object_store(tmp_path), [])
+    listings = []
+    listdir = store.listdir
+    store.__dict__["listdir"] = lambda path: listings.append(path) or listdir(path)
     stream = make_stream()
     exporter = exporter_to(store)
 
-    exporter.export(make_events(["a"], stream))
-    exporter.export(make_events(["b"], stream, 1))
+    for number in range(writes):
+        exporter.export(make_events(["a"], stream, number))
 
-    assert messages_in(place(store, stream)) == ["a", "b"]
+    assert len(listings) <= 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), ListingError()])
+def test_who_may_write_and_not_list_may_go_on_writing(tmp_path: Path, error: Exception) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    folder = place(store, stream)
+    folder.mkdir(parents=True)
+
+    def refuse(path: Any) -> Any:
+        raise error
+
+    store.__dict__["listdir"] = refuse
+    exporter_to(store).export(make_events(["a"], stream))
+
+    assert messages_in(folder) == ["a"]
+
+
+def test_a_listing_that_fails_is_tried_again(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    folder = place(store, stream)
+    folder.mkdir(parents=True)
+    errors = [OSError(errno.ETIMEDOUT, "late")]
+    listdir = store.listdir
+
+    def fail(path: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return listdir(path)
+
+    store.__dict__["listdir"] = fail
+    exporter = exporter_to(store)
+    with pytest.raises(RetryableError):
+        exporter.export(make_events(["a"], stream))
+    exporter.export(make_events(["a"], stream))
+
+    assert messages_in(folder) == ["a"]
 
 
 def test_where_zenml_says_so_the_folder_has_no_extension(tmp_path: Path) -> None:
