@@ -135,9 +135,11 @@ def test_a_proxy_that_takes_no_large_bodies(
     authority.cert_pem.write_to_path(str(bundle))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     context = server_context(authority.issue_cert("127.0.0.1"), kind) if is_secure else None
+    # Where the proxy says or does something, nobody has to wait for a timeout, which a busy machine might bring about.
+    patience = {} if cut == "stalls" else {"export_timeout_millis": 20_000}
     with (
         ReverseProxy(backend.port, context) as proxy,
-        logging_to(backend.child(proxy.port, str(bundle) if is_secure else None)) as (say, store, logs_id),
+        logging_to(backend.child(proxy.port, str(bundle) if is_secure else None, **patience)) as (say, store, logs_id),
     ):
         # The first export loads libraries, which may take longer than an export may.
         say(["first"])
@@ -154,8 +156,9 @@ def test_a_proxy_that_takes_no_large_bodies(
         assert 0 < proxy.cuts <= 12
         taken = backend.taken(logs_id)
         assert list(dict.fromkeys(taken)) == ["first", *messages]
-        # What is cut never arrives; a busy machine may answer too late.
-        assert len(taken) <= EVENTS + 1 + EVENTS // 4
+        if cut != "stalls":
+            # What is cut never arrives.
+            assert len(taken) == EVENTS + 1
 
 
 @pytest.mark.parametrize("kind", [HTTP, GRPC, DATADOG])
