@@ -185,6 +185,7 @@ class Delivery:
         delay: How long an event may wait for a fuller batch, in seconds.
         settled: How many events are delivered or rejected: it grows while there is progress.
         updates: How many of a progress bar's updates were accepted, where only the latest are.
+        lost_in_forks: How many of those that count as dropped were lost on the way from a forked process.
         is_thinned: Whether of a progress bar's updates it gets the latest alone.
         taken: The number of the last event that was taken from the queue or the spool.
         updates_in_spool: The numbers of a progress bar's updates that gave way in a full queue: of those in
@@ -212,6 +213,7 @@ class Delivery:
         self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
         self.state = State.HEALTHY
         self.updates = 0
+        self.lost_in_forks = 0
         self._min_level = -inf if config.min_level is None else int(config.min_level.value)
         self.is_thinned = config.progress == "latest"
         self._accepted = accepted

@@ -81,6 +81,7 @@ class Stream:
             registered, if that could be found out. ZenML itself notes it only for its own store.
         metadata: The origin's metadata. ZenML adds to it after the first records were emitted, so
             read it through `attributes`, at the latest moment.
+        last: The sequence number of its last event, of those that this process has numbered.
     """
 
     __slots__ = ("__weakref__", "artifact_store_id", "id", "last", "metadata")
@@ -89,7 +90,7 @@ class Stream:
         self.id = id
         self.metadata = metadata
         self.artifact_store_id = artifact_store_id
-        self.last: deque[LogEvent] = deque(maxlen=1)
+        self.last: deque[int] = deque(maxlen=1)
 
     @property
     def attributes(self) -> dict[str, Plain]:

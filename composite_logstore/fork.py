@@ -1,16 +1,19 @@
 """What forked processes log, a data loader's workers above all, on its way to their parent.
 
-A forked process has none of its parent's threads, and opening backends in it is unsafe (gRPC hangs,
-fsspec raises). So its events travel through a pipe that it inherits, and the parent journals them. A
-pipe, since Linux lets only 10 datagrams wait in a local socket unless it is told otherwise.
+A forked process has none of its parent's threads, and opening backends in it is unsafe (gRPC hangs, fsspec raises). So
+it appends its events to a file without a name that it has inherited, and the parent journals them. It waits for nobody,
+and what it has appended is the parent's to deliver, even if it is killed in the next moment. A pipe would not do: it
+holds 1 MiB, which four workers fill in a tenth of a second, and what they keep for later dies with them.
 
-A forked process keeps what it has sent until the parent has journaled it, which the parent notes in memory that both
-share. When the parent is gone, the rest is the forked process's own.
+There are two files, which take turns: while forked processes append to the one, the parent empties the other. It does
+so once it has read all of it, and so late that nobody can still be about to append to it.
+
+A forked process keeps what it has appended until the parent acknowledges it, that is has journaled it, in memory that
+both share. When the parent is gone, the rest is the forked process's own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import mmap
@@ -18,11 +21,15 @@ import os
 import pickle
 import select
 import struct
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from typing import Any, NamedTuple
 from uuid import UUID
+from zlib import crc32
 
 from zenml.logger import get_logger
 
@@ -33,27 +40,28 @@ from composite_logstore.service import tell
 
 logger = get_logger(__name__)
 
-# A write of at most PIPE_BUF bytes is never mixed with another process's, and done wholly or not at all.
-# https://pubs.opengroup.org/onlinepubs/9799919799/functions/write.html
-_FRAME_BYTES = select.PIPE_BUF
-_PIPE_BYTES = 1024 * 1024
-_PATIENCE_SECONDS = 0.05
-_CUT_OFF_SECONDS = 0.5
-"""How long a forked process that has lost the pipe waits for what its parent may be about to journal."""
+_MOST_BYTES = 64 * 1024 * 1024
+"""How large each of the two files becomes at most, in bytes: about 160,000 lines of a log."""
+_LOSSES_BYTES = 8 * 1024 * 1024
+"""How much more room there is for the account of what found none."""
+_TURN_BYTES = 1024 * 1024
+_TURN_SECONDS = 1.0
+"""How large and how old a file is before the other one takes its turn. To append takes far less time."""
+_CHUNK_BYTES = 256 * 1024
+_CUT_OFF_SECONDS = 1.0
+"""How long a forked process waits, once, for what a parent that is at its end may be about to journal."""
+_SENDERS = 1024
 _CLOCK = Clock()
-_MOST_UNFINISHED_BYTES = 256 * 1024 * 1024
-"""How much the parent keeps of messages whose end has not come: a forked process may die in the middle of one."""
 
-_KEPT_BYTES = 2 * _PIPE_BYTES
-"""How much a forked process keeps at most: more than can wait in the pipe, and in the parent."""
-_RECEIPTS = 1024
-
-# What a frame begins with, its length, its sender, and whether it is the first and the last of its message.
-_FRAME = struct.Struct("<4sHQ??")
-_MAGIC = b"\xc0LS\x01"
-# A level, whether it was a progress bar's update, and how many of them.
-_LOSS = struct.Struct("<i?I")
+# What a frame begins with, what it holds, its length and checksum, its sender, and its number among the sender's.
+_FRAME = struct.Struct("<4s?IIQQ")
+_MAGIC = b"\xc0LS\x02"
+# A stream, a level, whether they were a progress bar's updates, and how many of them.
+_LOSS = struct.Struct("<16si?I")
 _MOST_LOSSES = (1 << 32) - 1
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
+
+_OPEN, _CLOSING, _CLOSED = range(3)
 
 
 class Message(NamedTuple):
@@ -64,60 +72,90 @@ class Message(NamedTuple):
         metadata: Its origin's metadata, if the forked process registered it.
         artifact_store_id: Its artifact store, if the forked process registered it and knows it.
         capture: An event, or None where the stream has ended.
-        number: How many messages its process had sent before.
     """
 
     stream: UUID
     metadata: dict[str, Any] | None
     artifact_store_id: UUID | None
     capture: Capture | None
-    number: int = 0
 
 
 class Loss(NamedTuple):
-    """Events that did not arrive: they found no room in the pipe, or nobody can tell what they were."""
+    """Events that did not arrive: they found no room, or nobody can tell what they were.
+
+    Attributes:
+        level: Their level.
+        progress: Whether they were a progress bar's updates.
+        events: How many there were.
+        stream: The id of their stream, if that is known.
+    """
 
     level: int
     progress: bool
     events: int = 1
+    stream: UUID | None = None
 
 
 # Nobody knows for which children it was: better one too many than a loss in silence.
 _UNKNOWN = Loss(logging.CRITICAL, False)
 
 
-class _Receipts:
-    """How many messages of each sender the parent has journaled: in memory that it shares with all it forks.
+class _Shared:
+    """Memory that the parent shares with all it forks. The parent alone writes there.
 
-    The parent alone writes there. There are places for so many senders; one that has sent nothing for long gives way.
+    There are places for so many senders; one that has sent nothing for long gives way.
     """
 
     def __init__(self) -> None:
-        # Of each place: the sender, and how many.
-        self._values = memoryview(mmap.mmap(-1, 16 * _RECEIPTS)).cast("Q")
+        # Which file is appended to, and whether the parent receives. Then of each place: the sender, and how much of it
+        # is journaled.
+        self._values = memoryview(mmap.mmap(-1, 16 + 16 * _SENDERS)).cast("Q")
         self._places: dict[int, int] = {}
 
-    def give(self, sender: int, messages: int) -> None:
-        """Say that so many messages of a sender are journaled."""
+    @property
+    def current(self) -> int:
+        """Which of the files is appended to."""
+        return self._values[0]
+
+    @current.setter
+    def current(self, file: int) -> None:
+        self._values[0] = file
+
+    @property
+    def state(self) -> int:
+        """Whether the parent receives, does so for the last time, or does so no more."""
+        return self._values[1]
+
+    @state.setter
+    def state(self, state: int) -> None:
+        self._values[1] = state
+
+    def acknowledge(self, sender: int, number: int) -> None:
+        """Say that what a sender has sent is journaled, up to the frame with this number."""
         place = self._places.pop(sender, None)
         if place is None:
-            place = len(self._places)
-            if place == _RECEIPTS:
+            place = 2 + 2 * len(self._places)
+            if place == len(self._values):
                 place = self._places.pop(next(iter(self._places)))
             # In this order: nobody takes another's number for its own.
-            self._values[2 * place] = 0
-            self._values[2 * place + 1] = 0
-            self._values[2 * place] = sender
+            self._values[place] = 0
+            self._values[place + 1] = 0
+            self._values[place] = sender
         self._places[sender] = place
-        self._values[2 * place + 1] = messages
+        self._values[place + 1] = number + 1
 
-    def of(self, sender: int) -> int:
-        """Return how many messages of the sender are journaled, as far as that is known."""
-        with contextlib.suppress(ValueError):
-            place = self._values[::2].tolist().index(sender)
-            messages = self._values[2 * place + 1]
-            if self._values[2 * place] == sender:
-                return messages
+    def is_last(self, sender: int, number: int) -> bool:
+        """Return, in the parent, whether the frame with this number is the one that was journaled last."""
+        place = self._places.get(sender)
+        return place is not None and self._values[place + 1] == number + 1
+
+    def acknowledged(self, sender: int) -> int:
+        """Return the number below which all of the sender's frames are journaled, as far as that is known."""
+        with suppress(ValueError):
+            place = 2 + 2 * self._values[2::2].tolist().index(sender)
+            number = self._values[place + 1]
+            if self._values[place] == sender:
+                return number
         return 0
 
 
@@ -126,46 +164,60 @@ class Inbox:
 
     Attributes:
         is_closed: Whether nothing is received any more.
+        shared: The memory that both ends share.
     """
 
     def __init__(self) -> None:
-        """Make the pipe, and a second one for the account of what found no room in the first."""
+        """Make the files, and a pipe through which forked processes wake the parent and see that it lives.
+
+        Raises:
+            OSError: There are no descriptors or there is no room to be had.
+        """
         self.is_closed = False
-        self.receipts = _Receipts()
-        self._messages, self._sending = os.pipe()
+        self.shared = _Shared()
+        ends: list[int] = []
         try:
-            self._losses, self._losing = os.pipe()
-        except OSError:
-            os.close(self._messages)
-            os.close(self._sending)
+            ends.append(_file_without_name())
+            ends.append(_file_without_name())
+            ends.extend(os.pipe())
+        except BaseException:
+            for end in ends:
+                os.close(end)
             raise
-        self._identities = {end: _identity(end) for end in self._ends}
-        for end in self._ends:
+        self.files = ends[0], ends[1]
+        self._bell, self.ringing = ends[2:]
+        for end in ends[2:]:
             os.set_blocking(end, False)
-        with contextlib.suppress(ImportError, AttributeError, OSError):
-            import fcntl
-
-            fcntl.fcntl(self._sending, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # Linux alone has it
-        # What was read, and how much of it is known.
-        self._unread = b""
-        self._place = 0
-        # Each with its sender.
-        self._unheard: deque[tuple[int, Message | Loss]] = deque()
-        # The beginnings of messages, by the sender; those that were begun first come first.
-        self._parts: dict[int, bytearray] = {}
-
-    @property
-    def _ends(self) -> tuple[int, int, int, int]:
-        return self._messages, self._sending, self._losses, self._losing
+        self._identities = {end: _identity(os.fstat(end)) for end in ends}
+        # How far each file is read, and since when the one that is appended to is.
+        self._positions = (0, 0)
+        self._turned_at = _CLOCK.now()
+        # Each with its sender and its number.
+        self._unheard: deque[tuple[int, int, Message | Loss]] = deque()
 
     def has(self, *ends: int) -> bool:
-        """Return whether these descriptors are still the pipes': a program may have closed all it had."""
-        return all(_identity(end) == self._identities[end] for end in ends)
+        """Return whether these descriptors are still what they were: a program may have closed all it had."""
+        try:
+            return all(_identity(os.fstat(end)) == self._identities[end] for end in ends)
+        except OSError:
+            return False
+
+    def size(self, file: int) -> int:
+        """Return how large one of the files is.
+
+        Raises:
+            OSError: It is not there any more.
+        """
+        end = self.files[file]
+        status = os.fstat(end)
+        if _identity(status) != self._identities[end]:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return status.st_size
 
     @property
     def is_there(self) -> bool:
         """Whether what forked processes say can be received."""
-        return not self.is_closed and self.has(*self._ends)
+        return not self.is_closed and self.has(*self._identities)
 
     def wait(self) -> None:
         """Wait until a forked process has said something.
@@ -174,120 +226,194 @@ class Inbox:
             OSError: The pipe is not there any more.
         """
         poll = select.poll()
-        poll.register(self._messages, select.POLLIN)
-        poll.register(self._losses, select.POLLIN)
+        poll.register(self._bell, select.POLLIN)
         if any(events & select.POLLNVAL for _, events in poll.poll()) and not self.is_closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def receive(self) -> Iterator[Message | Loss]:
-        """Yield what forked processes have said. For one thread at a time.
+        """Yield what forked processes have said by now. For one thread at a time.
 
         What was yielded counts as journaled when the next one is asked for.
 
         Raises:
-            OSError: The pipe is not there any more.
+            OSError: The files or the pipe are not there any more.
         """
-        if not self.has(self._messages, self._losses):
+        if not self.has(self._bell):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        with suppress(BlockingIOError):
+            os.read(self._bell, _CHUNK_BYTES)
+        # Whoever logs all the time must not keep a flush from ending.
+        left = self.size(0) + self.size(1) - sum(self._positions)
         while True:
             # One at a time, so that a Ctrl-C leaves the others for the next call.
             while self._unheard:
-                sender, said = self._unheard.popleft()
-                yield said
-                if isinstance(said, Message):
-                    self.receipts.give(sender, said.number + 1)
-            data = self._read(self._messages)
-            if not data:
+                sender, number, said = self._unheard[0]
+                # A Ctrl-C may have had it written twice.
+                if not (sender and self.shared.is_last(sender, number)):
+                    yield said
+                    if sender:
+                        self.shared.acknowledge(sender, number)
+                self._unheard.popleft()
+            if left <= 0 or not (read := self._read()):
                 break
-            self._unheard.extend(self._whole_messages(data))
-        for level, progress, events in _LOSS.iter_unpack(self._read(self._losses)):
-            yield Loss(level, progress, events)
+            left -= read
+        self._turn()
+
+    def announce_end(self) -> None:
+        """Tell forked processes that what they say from now on is their own."""
+        self.shared.state = _CLOSING
 
     def close(self) -> None:
-        """Receive nothing any more. What forked processes say from now on is their own."""
+        """Receive nothing any more."""
+        self.shared.state = _CLOSED
         if self.is_there:
             self.is_closed = True
             # A thread that waits for the pipe keeps it open, unless it has something to read.
-            with contextlib.suppress(OSError):
-                os.write(self._losing, _LOSS.pack(logging.NOTSET, False, 0))
-            for end in self._ends:
+            with suppress(OSError):
+                os.write(self.ringing, b"\0")
+            for end in self._identities:
                 os.close(end)
         self.is_closed = True
 
     def outbox(self) -> Outbox:
         """Return the other end, in a process that was just forked. Nothing can be received here then."""
-        for end in (self._messages, self._losses):
-            # Whoever makes a daemon of it may have closed them, and opened others.
-            if not self.is_closed and self.has(end):
-                os.close(end)
+        # Whoever makes a daemon of it may have closed it, and opened another.
+        if not self.is_closed and self.has(self._bell):
+            os.close(self._bell)
         return Outbox(self)
 
-    def _whole_messages(self, data: bytes) -> Iterator[tuple[int, Message | Loss]]:
-        unread = self._unread = self._unread[self._place :] + data
-        self._place = 0
-        while (place := self._place) + _FRAME.size <= len(unread):
-            magic, length, sender, is_first, is_last = _FRAME.unpack_from(unread, place)
-            begin, end = place + _FRAME.size, place + _FRAME.size + length
-            if magic != _MAGIC or end - place > _FRAME_BYTES:
-                # Somebody else has written into the pipe. The next frame may be a whole one again.
-                found = unread.find(_MAGIC, place + 1)
-                self._place = found if found >= 0 else max(place + 1, len(unread) - len(_MAGIC) + 1)
-                yield 0, _UNKNOWN
-                continue
-            if end > len(unread):
-                break
-            self._place = end
-            for said in self._message(sender, unread[begin:end], is_first, is_last):
-                yield sender, said
+    def _read(self) -> int:
+        """Read on in one of the files. Returns how many bytes were understood."""
+        current = self.shared.current
+        # In this order: what a process has appended to the file before is there once it appends to this one.
+        newer = self._chunk(current)
+        older = self._chunk(1 - current)
+        for file, data in ((1 - current, older), (current, newer)):
+            said, read = _understood(data)
+            if read:
+                self._read_on(file, read, said)
+                return read
+        return 0
 
-    def _message(self, sender: int, part: bytes, is_first: bool, is_last: bool) -> Iterator[Message | Loss]:
-        # What was begun and never ended found no room, or its process died.
-        if is_first:
-            self._parts.pop(sender, None)
-            self._parts[sender] = bytearray()
-        if sender not in self._parts:
+    def _read_on(self, file: int, read: int, said: list[tuple[int, int, Message | Loss]]) -> None:
+        positions = list(self._positions)
+        positions[file] += read
+        # In one call, which no Ctrl-C interrupts.
+        vars(self).update(_unheard=deque(said), _positions=tuple(positions))
+
+    def _chunk(self, file: int) -> bytes:
+        if self.size(file) < self._positions[file]:
+            # A Ctrl-C came when it had just been emptied.
+            self._positions = (0, self._positions[1]) if file == 0 else (self._positions[0], 0)
+        data = os.pread(self.files[file], _CHUNK_BYTES, self._positions[file])
+        if len(data) == _CHUNK_BYTES:
+            length = _FRAME.size + _FRAME.unpack_from(data)[2]
+            if _CHUNK_BYTES < length <= _MOST_BYTES:
+                data = os.pread(self.files[file], length, self._positions[file])
+        return data
+
+    def _turn(self) -> None:
+        """Have the other file appended to, if this one is large, and the other one has been read."""
+        current = self.shared.current
+        if self._positions[current] < _TURN_BYTES or _CLOCK.now() < self._turned_at + _TURN_SECONDS:
             return
-        self._parts[sender] += part
-        if is_last:
-            yield _decoded(self._parts.pop(sender))
-        while sum(map(len, self._parts.values())) > _MOST_UNFINISHED_BYTES:
-            del self._parts[next(iter(self._parts))]
-            yield _UNKNOWN
-
-    @staticmethod
-    def _read(end: int) -> bytes:
-        try:
-            # A whole number of accounts of losses too.
-            return os.read(end, 16 * 1024 * _LOSS.size)
-        except BlockingIOError:
-            return b""
+        other = 1 - current
+        rest = self._chunk(other)
+        if rest and not _understood(rest)[1]:
+            # Whoever appended this was killed in the middle of it.
+            self._read_on(other, len(rest), [*self._unheard, (0, 0, _UNKNOWN)])
+        if self._positions[other] < self.size(other):
+            return
+        os.ftruncate(self.files[other], 0)
+        self._positions = (0, self._positions[1]) if other == 0 else (self._positions[0], 0)
+        self.shared.current = other
+        self._turned_at = _CLOCK.now()
 
 
-def _identity(end: int) -> tuple[int, int] | None:
-    """Return what a descriptor is open for, None if for nothing."""
+def _file_without_name() -> int:
+    """Return a descriptor of a file that every process can append to, and that goes with the last of them."""
     try:
-        status = os.fstat(end)
-    except OSError:
-        return None
+        end = os.memfd_create("composite-logstore")  # Linux alone has it
+    except (AttributeError, OSError):
+        end, path = tempfile.mkstemp(prefix="composite-logstore")
+        os.unlink(path)
+    import fcntl
+
+    fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_APPEND)
+    return end
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _decoded(data: bytearray) -> Message | Loss:
+def _understood(data: bytes) -> tuple[list[tuple[int, int, Message | Loss]], int]:
+    """Return what the frames say, each with its sender and its number, and how many bytes they have."""
+    said: list[tuple[int, int, Message | Loss]] = []
+    place = 0
+    while place + _FRAME.size <= len(data):
+        magic, is_message, length, checksum, sender, number = _FRAME.unpack_from(data, place)
+        begin = place + _FRAME.size
+        end = begin + length
+        is_frame = magic == _MAGIC and length <= _MOST_BYTES
+        if is_frame and end <= len(data):
+            content = data[begin:end]
+            if crc32(content, number) == checksum:
+                said.append((sender, number, _message(content) if is_message else _loss(content)))
+                place = end
+                continue
+        # Who was to write it was killed in the middle of it, or it is somebody else's. Where another frame begins,
+        # nobody is about to write the rest.
+        found = data.find(_MAGIC, place + 1)
+        if found < 0:
+            if is_frame and end > len(data):
+                break
+            found = max(place + 1, len(data) - len(_MAGIC) + 1)
+        place = found
+        said.append((0, 0, _UNKNOWN))
+    return said, place
+
+
+def _message(data: bytes) -> Message | Loss:
     try:
         message = pickle.loads(data)
-        if type(message) is Message and 0 <= message.number < 1 << 63:
+        if type(message) is Message:
             return message
     except Exception as error:
         tell(logger.debug, "What a forked process says cannot be read: %s", described(error))
     return _UNKNOWN
 
 
+def _loss(data: bytes) -> Loss:
+    try:
+        stream, level, progress, events = _LOSS.unpack(data)
+    except struct.error:
+        return _UNKNOWN
+    return Loss(level, progress, events, UUID(bytes=stream))
+
+
 class ParentGoneError(Exception):
     """Nobody receives any longer what the forked process says."""
 
 
+class _Item:
+    """What is to be sent. Its number is given when it is first tried: a Ctrl-C has it tried again."""
+
+    __slots__ = ("capture", "is_own", "number", "stream")
+
+    def __init__(self, stream: Stream, is_own: bool, capture: Capture | None) -> None:
+        self.stream = stream
+        self.is_own = is_own
+        self.capture = capture
+        self.number = -1
+
+
 class Outbox:
-    """A forked process's end. For one thread at a time."""
+    """A forked process's end. For one thread at a time.
+
+    Attributes:
+        is_sending: Whether it is in the middle of sending: a signal handler may log, too.
+    """
 
     def __init__(self, inbox: Inbox) -> None:
         """Begin.
@@ -296,15 +422,17 @@ class Outbox:
             inbox: The parent's end, as this process has inherited it.
         """
         self._inbox = inbox
-        self._sending, self._losing = inbox._sending, inbox._losing
+        self._shared = inbox.shared
+        self._bell = select.poll()
+        self._bell.register(inbox.ringing, select.POLLOUT)
         # No process's id, which the next process may get.
         self._sender = int.from_bytes(os.urandom(8), "little") or 1
-        self._number = 0
-        self._is_full = False
-        self._is_cut_off = False
-        self._unreported: Counter[tuple[int, bool]] = Counter()
-        # What the parent may not have journaled: numbers, streams, events, and bytes.
-        self._kept: deque[tuple[int, Stream, Capture | None, int]] = deque()
+        self._numbers = count()
+        self.is_sending = False
+        self._waiting: deque[_Item] = deque()
+        self._lost: Counter[tuple[Stream, int, bool]] = Counter()
+        # What the parent may not have journaled: numbers, streams, and what was written.
+        self._kept: deque[tuple[int, Stream, bool, bytes]] = deque()
         self._kept_bytes = 0
 
     def again(self) -> Outbox:
@@ -320,97 +448,154 @@ class Outbox:
             capture: The event, or None where the stream has ended.
 
         Raises:
-            ParentGoneError: The parent is dead or at its end, or the way to it is gone.
+            ParentGoneError: The parent is dead or at its end, or the way to it is gone. `take_back` has the event.
         """
-        metadata, artifact_store_id = (stream.attributes, stream.artifact_store_id) if is_own else (None, None)
-        number = self._number
-        self._number += 1
-        data = b""
+        self._waiting.append(_Item(stream, is_own, capture))
+        # A signal handler that logs meanwhile leaves it to this loop.
+        while self._waiting and not self.is_sending:
+            self.is_sending = True
+            try:
+                while self._waiting:
+                    self._send(self._waiting[0])
+                    self._waiting.popleft()
+                    self._ring()
+            finally:
+                self.is_sending = False
+
+    def _send(self, item: _Item) -> None:
+        if self._lost:
+            self._tell_losses()
+        if item.number < 0:
+            item.number = next(self._numbers)
+        stream, capture = item.stream, item.capture
+        metadata, artifact_store_id = (stream.attributes, stream.artifact_store_id) if item.is_own else (None, None)
         try:
-            self._check()
-            message = Message(stream.id, metadata, artifact_store_id, capture, number)
+            message = Message(stream.id, metadata, artifact_store_id, capture)
             data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-            is_sent = self._has_written(data)
-        except OSError as error:
-            raise ParentGoneError from error
         except Exception as error:
             tell(logger.debug, "A forked process has something to say that cannot be sent: %s", described(error))
-            is_sent = False
-        if is_sent:
-            self._keep(number, stream, capture, len(data))
-        elif capture is not None:
-            self._unreported[capture.level, capture.progress] += 1
-        with contextlib.suppress(OSError):
-            while self._unreported:
-                (level, progress), count = next(iter(self._unreported.items()))
-                os.write(self._losing, _LOSS.pack(level, progress, min(count, _MOST_LOSSES)))
-                del self._unreported[level, progress]
+            data = b""
+        # Hardly anything is as short as the end of a stream.
+        room = _MOST_BYTES if capture is not None else _MOST_BYTES + _LOSSES_BYTES
+        if not (data and self._has_written(item.number, stream, True, data, room)) and capture is not None:
+            self._lost[stream, capture.level, capture.progress] += 1
+            self._tell_losses()
 
-    def _check(self) -> None:
-        if self._inbox.is_closed or not self._inbox.has(self._sending, self._losing):
-            self._is_cut_off = True
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    def _tell_losses(self) -> None:
+        while self._lost:
+            (stream, level, progress), number = next(iter(self._lost.items()))
+            data = _LOSS.pack(stream.id.bytes, level, progress, min(number, _MOST_LOSSES))
+            if not self._has_written(next(self._numbers), stream, False, data, _MOST_BYTES + _LOSSES_BYTES):
+                break
+            del self._lost[stream, level, progress]
 
-    def _keep(self, number: int, stream: Stream, capture: Capture | None, size: int) -> None:
-        self._kept.append((number, stream, capture, size))
-        self._kept_bytes += size
-        # Looking for the receipt takes longer than a message.
+    def _has_written(self, number: int, stream: Stream, is_message: bool, data: bytes, room: int) -> bool:
+        """Append a frame, if there is room, and keep it until it is acknowledged."""
+        file = self._shared.current
+        header = _FRAME.pack(_MAGIC, is_message, len(data), crc32(data, number), self._sender, number)
+        try:
+            self._check()
+            if self._inbox.size(file) + len(header) + len(data) > room:
+                return False
+            # Appended in one piece: the system lets one process after the other write.
+            if os.write(self._inbox.files[file], header + data) < len(header) + len(data):
+                return False
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                return False
+            raise ParentGoneError from error
+        self._kept.append((number, stream, is_message, data))
+        self._kept_bytes += len(data)
+        # Looking for what is acknowledged takes longer than a message.
         if number % 64 == 0:
             self._let_go()
-        while self._kept_bytes > _KEPT_BYTES:
-            self._kept_bytes -= self._kept.popleft()[3]
+        while self._kept_bytes > _MOST_BYTES:
+            self._kept_bytes -= len(self._kept.popleft()[3])
+        return True
 
-    def _let_go(self) -> None:
-        journaled = self._inbox.receipts.of(self._sender)
-        while self._kept and self._kept[0][0] < journaled:
-            self._kept_bytes -= self._kept.popleft()[3]
+    def _ring(self) -> None:
+        """Wake the parent.
+
+        Raises:
+            ParentGoneError: It is dead, or may have read for the last time.
+        """
+        try:
+            if self._shared.state != _OPEN:
+                raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
+            # Who writes to a pipe that nobody reads gets a signal, and a program may have asked for one that kills it.
+            if self._ready():
+                os.write(self._inbox.ringing, b"\0")
+        except BlockingIOError:
+            # It has not yet heard what was said before.
+            pass
+        except OSError as error:
+            raise ParentGoneError from error
+
+    def _check(self) -> None:
+        if self._shared.state != _OPEN or not self._inbox.has(self._inbox.ringing):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def _ready(self) -> bool:
+        """Return whether the pipe has room.
+
+        Raises:
+            OSError: Nobody has its other end.
+        """
+        for _, events in self._bell.poll(0):
+            if events & ~select.POLLOUT:
+                raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
+            return True
+        return False
 
     def is_heard(self) -> bool:
         """Return whether the parent still receives."""
         try:
             self._check()
+            self._ready()
         except OSError:
             return False
-        poll = select.poll()
-        poll.register(self._sending, 0)
-        return not poll.poll(0)
-
-    def take_back(self) -> list[tuple[Stream, Capture | None]]:
-        """Return what was sent to a parent that is gone, and was not journaled by it: events, or None for an end."""
-        end = _CLOCK.now() + _CUT_OFF_SECONDS
-        self._let_go()
-        while self._is_cut_off and self._kept and _CLOCK.now() < end:
-            # The parent may be well, and have read what it is about to journal.
-            time.sleep(0.01)
-            self._let_go()
-        taken = [(stream, capture) for _, stream, capture, _ in self._kept]
-        self._kept.clear()
-        self._kept_bytes = 0
-        return taken
-
-    def _has_written(self, data: bytes) -> bool:
-        # A full pipe is waited for once, and then not again before it has had room.
-        patience = 0.0 if self._is_full else _PATIENCE_SECONDS
-        room = _FRAME_BYTES - _FRAME.size
-        for place in range(0, len(data), room):
-            part = data[place : place + room]
-            frame = _FRAME.pack(_MAGIC, len(part), self._sender, place == 0, place + room >= len(data)) + part
-            if not self._has_written_frame(frame, patience):
-                self._is_full = True
-                return False
-        self._is_full = False
         return True
 
-    def _has_written_frame(self, frame: bytes, patience: float) -> bool:
-        end = _CLOCK.now() + patience
-        while True:
-            try:
-                return os.write(self._sending, frame) > 0
-            except BlockingIOError:
-                # Other processes take room too.
-                seconds = end - _CLOCK.now()
-                if seconds <= 0:
-                    return False
-            poll = select.poll()
-            poll.register(self._sending, select.POLLOUT)
-            poll.poll(seconds * 1000)
+    def take_back(self) -> Iterator[tuple[Stream, Capture | Loss | None]]:
+        """Yield what a parent that is gone has not journaled: events, losses, or None where a stream has ended.
+
+        What was yielded counts as taken back when the next one is asked for.
+        """
+        end = _CLOCK.now() + _CUT_OFF_SECONDS
+        self._let_go()
+        while self._kept and self._may_be_journaled() and _CLOCK.now() < end:
+            time.sleep(0.01)
+            self._let_go()
+        while self._kept:
+            number, stream, is_message, data = self._kept[0]
+            said = _message(data) if is_message else _loss(data)
+            yield stream, said.capture if isinstance(said, Message) else said
+            self._kept.popleft()
+            if self._waiting and self._waiting[0].number == number:
+                self._waiting.popleft()
+        while self._waiting:
+            item = self._waiting[0]
+            yield item.stream, item.capture
+            self._waiting.popleft()
+        while self._lost:
+            (stream, level, progress), events = next(iter(self._lost.items()))
+            yield stream, Loss(level, progress, events, stream.id)
+            del self._lost[stream, level, progress]
+        self._kept_bytes = 0
+
+    def _may_be_journaled(self) -> bool:
+        """Return whether the parent may be well, and about to journal what it has read."""
+        if self._shared.state == _CLOSED:
+            return False
+        if not self._inbox.has(self._inbox.ringing):
+            return True
+        try:
+            self._ready()
+        except OSError:
+            return False
+        return True
+
+    def _let_go(self) -> None:
+        acknowledged = self._shared.acknowledged(self._sender)
+        while self._kept and self._kept[0][0] < acknowledged:
+            self._kept_bytes -= len(self._kept.popleft()[3])

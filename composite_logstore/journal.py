@@ -177,10 +177,11 @@ class Journal:
             while True:
                 newest = last[0] if last else None
                 number = newest.number + 1 if newest else 0
-                event = numbered(said, stream, self.writer, number, before[0].sequence + 1 if before else 0)
+                sequence = before[0] + 1 if before else 0
+                event = numbered(said, stream, self.writer, number, sequence)
                 route = self._route(event.level, event.progress)
-                queues = (last, before, *route.queues, route.count)
-                items = (*(event,) * (len(queues) - 1), route.count[0] + 1)
+                queues = (last, *route.queues, before, route.count)
+                items = (*(event,) * (len(queues) - 2), sequence, route.count[0] + 1)
                 step = map(_append, queues, items)
                 # If not, a signal handler has logged meanwhile.
                 if (last[0] if last else None) is newest:
@@ -221,7 +222,7 @@ class Journal:
             route = self._route(newest.level, newest.progress)
             # Their order is that of importance: whoever comes in between must not number the same event again.
             appends = [(self._last, newest), (route.count, route.count[0] + len(run))]
-            appends += [(event.stream.last, event) for event in {event.stream: event for event in run}.values()]
+            appends += [(stream.last, sequence) for stream, sequence in {e.stream: e.sequence for e in run}.items()]
             step = chain(
                 starmap(_append, appends),
                 map(_popleft, repeat(self._captured, len(run))),
@@ -246,7 +247,7 @@ class Journal:
         for stream, one in said:
             sequence = sequences.get(stream)
             if sequence is None:
-                sequence = stream.last[0].sequence + 1 if stream.last else 0
+                sequence = stream.last[0] + 1 if stream.last else 0
             sequences[stream] = sequence + 1
             events.append(numbered(one, stream, writer, number, sequence))
             number += 1
@@ -262,14 +263,27 @@ class Journal:
                 # What goes to disk for want of room in memory goes there with this very event.
                 self._most_captured = min(self._most_captured, self.spooling.room)
 
-    def drop(self, level: int, progress: bool = False, count: int = 1) -> None:
-        """Count events that were lost before they had a number as dropped, for every child that wanted them."""
+    def drop(self, level: int, progress: bool = False, count: int = 1, stream: Stream | None = None) -> None:
+        """Count events that were lost before they had a number as dropped, for every child that wanted them.
+
+        Args:
+            level: Their level.
+            progress: Whether they were a progress bar's updates.
+            count: How many there were.
+            stream: Their stream, if that is known: no event gets their sequence numbers, so a page shows the gap.
+        """
         with self.lock:
+            self._hand_out()
+            if stream is not None:
+                stream.last.append((stream.last[0] if stream.last else -1) + count)
             route = self._route(level, progress)
             # What was accepted, and is neither settled nor in a queue, counts as dropped.
             route.count.append(route.count[0] + count)
             for delivery in route.latest:
                 delivery.updates += count
+            for delivery in self._deliveries:
+                if delivery in route.latest or delivery.name in route.children:
+                    delivery.lost_in_forks += count
 
     def _route(self, level: int, progress: bool) -> _Route:
         routes = self._update_routes if progress else self._routes

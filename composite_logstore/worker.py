@@ -142,8 +142,11 @@ class Worker:
             news.append("its backend takes events again.")
         self._in_trouble = in_trouble
         losses = {reason: f"its backend rejects events: {reason}" for reason in stats.rejected_reasons}
-        if stats.dropped:
+        lost_in_forks = self._delivery.lost_in_forks
+        if stats.dropped > lost_in_forks:
             losses["dropped"] = "events are dropped, the oldest first"
+        if lost_in_forks:
+            losses["forks"] = "events of forked processes are lost on their way to this one"
         news += [f"{losses[loss]}. The store's stats count them." for loss in losses.keys() - self._reported]
         self._reported |= losses.keys()
         return news

@@ -71,7 +71,8 @@ class Writer:
         self._inbox: Inbox | None = None
         self._has_forked = False
         self._listener = self._service("composite-logstore forked processes", self._listen)
-        self._receiving = threading.Lock()
+        self._receiving = threading.RLock()
+        self._is_receiving = False
         self._outbox: Outbox | None = None
         self._sending = threading.RLock()
         self._inherited: set[UUID] = set()
@@ -271,6 +272,10 @@ class Writer:
         Args:
             seconds: How long to wait at most.
         """
+        # What a parent that is gone has not journaled is this process's.
+        with suppress(Exception):
+            if self._outbox is not None and not self._outbox.is_heard():
+                self._take_over()
         with suppress(Exception):
             self._receive()
         if not self._journal.next_number:
@@ -350,25 +355,35 @@ class Writer:
             stream.last.clear()
 
     def _tell_parent(self, stream: Stream, capture: Capture | None) -> bool:
-        """Hand over an event, or that the stream has ended, unless the parent is gone."""
+        """Hand over an event, or that the stream has ended.
+
+        Returns:
+            Whether it is handed over, or journaled here since the parent is gone.
+        """
         with self._sending:
+            if self._outbox is None:
+                return False
             try:
-                if self._outbox is not None:
-                    self._outbox.send(stream, stream.id not in self._inherited, capture)
-                    return True
+                self._outbox.send(stream, stream.id not in self._inherited, capture)
             except ParentGoneError:
                 self._take_over()
-            return False
+                self._wake()
+            return True
 
     def _take_over(self) -> None:
         """Become a writer of its own, beginning with what the parent has not journaled."""
         with self._sending:
             outbox = self._outbox
-            for stream, capture in outbox.take_back() if outbox else ():
-                if capture is None:
+            if outbox is None or outbox.is_sending:
+                # A signal handler's: what it has interrupted does it.
+                return
+            for stream, said in outbox.take_back():
+                if said is None:
                     self._journal.end_stream(stream)
+                elif isinstance(said, Loss):
+                    self._journal.drop(said.level, said.progress, said.events, stream)
                 else:
-                    self._journal.append(stream, capture)
+                    self._journal.append(stream, said)
             # Now, so that what others log meanwhile comes after.
             self._outbox = None
 
@@ -380,25 +395,39 @@ class Writer:
 
     def _stop_listening(self) -> None:
         """Take in what forked processes have said, and leave to them what they say from now on."""
-        self._receive()
-        if self._inbox is not None:
+        if self._inbox is None:
+            return
+        self._inbox.announce_end()
+        try:
+            self._receive()
+        finally:
             with self._receiving:
                 self._inbox.close()
 
     def _receive(self) -> None:
         """Journal what forked processes have said."""
         with self._receiving:
-            if self._inbox is None or self._inbox.is_closed:
+            if self._inbox is None or self._inbox.is_closed or self._is_receiving:
+                # It may be a signal handler's flush that has interrupted this.
                 return
-            for said in self._inbox.receive():
-                if isinstance(said, Loss):
-                    self._journal.drop(said.level, said.progress, said.events)
-                    continue
-                try:
-                    self._take(said)
-                except Exception as error:
-                    tell(logger.debug, "What a forked process says cannot be journaled: %s", described(error))
-                    self._journal.drop(logging.CRITICAL)
+            self._is_receiving = True
+            try:
+                for said in self._inbox.receive():
+                    self._take_in(said)
+            finally:
+                self._is_receiving = False
+
+    def _take_in(self, said: Message | Loss) -> None:
+        try:
+            if isinstance(said, Message):
+                self._take(said)
+            else:
+                with self._journal.lock:
+                    stream = self._streams.get(said.stream) if said.stream else None
+                self._journal.drop(said.level, said.progress, said.events, stream)
+        except Exception as error:
+            tell(logger.debug, "What a forked process says cannot be journaled: %s", described(error))
+            self._journal.drop(logging.CRITICAL)
 
     def _take(self, said: Message) -> None:
         if said.metadata is not None:

@@ -7,9 +7,11 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zlib import crc32
 
 import pytest
 
@@ -247,9 +249,6 @@ def test_whatever_forked_processes_log_arrives_with_what_is_ordinary() -> None:
         for number, make in enumerate(VALUES.values()):
             store.emit(origin, make_record(f"ordinary {number}"))
             store.emit(own, make_record(**dict.fromkeys(FIELDS, make())), {"given": make()})
-            # So that there is room: what finds none is another matter.
-            while _unread(store) > 100_000:
-                os.sched_yield()
         store.emit(origin, make_record("the last"))
 
     in_fork(child)
@@ -261,18 +260,6 @@ def test_whatever_forked_processes_log_arrives_with_what_is_ordinary() -> None:
     assert ordinary == [*(f"ordinary {number}" for number in range(len(VALUES))), "the last"]
     for event in backend.received:
         assert_plain(event)
-
-
-def _unread(store: CompositeLogStore) -> int:
-    import array
-    import fcntl
-    import termios
-
-    outbox = store.writer._outbox
-    assert outbox is not None
-    found = array.array("i", [0])
-    fcntl.ioctl(outbox._sending, termios.FIONREAD, found)
-    return found[0]
 
 
 @pytest.fixture
@@ -292,36 +279,44 @@ class _Unpicklable:
         raise RuntimeError("no")
 
 
-def _frames(data: bytes, process: int = 7) -> bytes:
-    return fork._FRAME.pack(fork._MAGIC, len(data), process, True, True) + data
+def _frames(data: bytes, sender: int = 7, is_message: bool = True) -> bytes:
+    number = next(_numbers)
+    return fork._FRAME.pack(fork._MAGIC, is_message, len(data), crc32(data, number), sender, number) + data
 
 
+_numbers = count()
 STREAM = make_stream()
 GOOD = Message(STREAM.id, None, None, make_capture("good"))
-UNREADABLE = {
-    "no pickle": _frames(b"no pickle at all"),
-    "an empty message": _frames(b""),
-    "half of a pickle": _frames(pickle.dumps(GOOD)[:-40]),
-    "what cannot be made here": _frames(pickle.dumps(_Unloadable())),
-    "of another class": _frames(pickle.dumps(tuple(GOOD))),
-    "of a class that is not there": _frames(pickle.dumps(GOOD).replace(b"composite_logstore", b"composite_nowhere!")),
-    "no frame": b"what somebody else has written, by mistake or in spite",
-    "a frame that is too long": fork._FRAME.pack(fork._MAGIC, 65_535, 7, True, True) + b"x" * 100,
+UNREADABLE: dict[str, Callable[[], bytes]] = {
+    "no pickle": lambda: _frames(b"no pickle at all"),
+    "an empty message": lambda: _frames(b""),
+    "half of a pickle": lambda: _frames(pickle.dumps(GOOD)[:-40]),
+    "what cannot be made here": lambda: _frames(pickle.dumps(_Unloadable())),
+    "of another class": lambda: _frames(pickle.dumps(tuple(GOOD))),
+    "of a class that is not there": lambda: _frames(
+        pickle.dumps(GOOD).replace(b"composite_logstore", b"composite_nowhere!")
+    ),
+    "no loss": lambda: _frames(b"no loss", is_message=False),
+    "no frame": lambda: b"what somebody else has written, by mistake or in spite",
+    "a frame that is too long": lambda: fork._FRAME.pack(fork._MAGIC, True, 1 << 31, 0, 7, 0) + b"x" * 100,
+    "a part of a header": lambda: _frames(pickle.dumps(GOOD))[:10],
+    "a part of a message": lambda: _frames(pickle.dumps(GOOD))[:-10],
+    "a changed message": lambda: _frames(pickle.dumps(GOOD))[:-10] + b"x" * 10,
 }
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_cannot_be_read_from_the_pipe_is_counted_and_the_rest_is_read(
-    data: bytes, pipe: tuple[Inbox, Outbox]
+def test_what_cannot_be_read_of_forked_processes_is_counted_and_the_rest_is_read(
+    data: Callable[[], bytes], pipe: tuple[Inbox, Outbox]
 ) -> None:
     inbox, outbox = pipe
     heard: list[Message | Loss] = []
     for _ in range(3):
         outbox.send(STREAM, False, GOOD.capture)
-        os.write(inbox._sending, data)
+        os.write(inbox.files[0], data())
         # It may be read in the middle of anything.
         heard += inbox.receive()
-        os.write(inbox._sending, data)
+        os.write(inbox.files[0], data())
         outbox.send(STREAM, False, GOOD.capture)
         heard += inbox.receive()
     good = [one for one in heard if isinstance(one, Message)]
@@ -331,32 +326,37 @@ def test_what_cannot_be_read_from_the_pipe_is_counted_and_the_rest_is_read(
     assert {(one.level, one.progress) for one in losses} == {(logging.CRITICAL, False)}
 
 
-def test_pieces_of_a_message_are_put_together_wherever_the_pipe_was_read(pipe: tuple[Inbox, Outbox]) -> None:
-    inbox, outbox = pipe
-    long = make_capture("x" * 20_000)
-    outbox.send(STREAM, False, long)
-    outbox.send(STREAM, False, GOOD.capture)
-    data = inbox._read(inbox._messages)
-    for step in (1, 5, 11, 4096, 5000):
-        heard = [
-            said for place in range(0, len(data), step) for _, said in inbox._whole_messages(data[place : place + step])
-        ]
-        assert [said.capture for said in heard if isinstance(said, Message)] == [long, GOOD.capture]
-        assert len(heard) == 2
-
-
-def test_messages_whose_end_never_comes_are_bounded(
+def test_messages_are_put_together_wherever_they_were_read(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "_MOST_UNFINISHED_BYTES", 10_000)
-    inbox, _ = pipe
+    inbox, outbox = pipe
+    long = make_capture("x" * 20_000)
+    for one in (long, GOOD.capture) * 3:
+        outbox.send(STREAM, False, one)
+    for step in (40, 51, 4096, 5000):
+        monkeypatch.setattr(fork, "_CHUNK_BYTES", step)
+        inbox._positions = (0, 0)
+        inbox.shared.acknowledge(outbox._sender, 1_000)
+        heard = list(inbox.receive())
+        assert [said.capture for said in heard if isinstance(said, Message)] == [long, GOOD.capture] * 3
+
+
+def test_what_a_killed_process_has_begun_to_write_is_left_behind(
+    pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody writes the rest, and the file must be emptied all the same."""
+    monkeypatch.setattr(fork, "_TURN_BYTES", 1)
+    monkeypatch.setattr(fork, "_TURN_SECONDS", 0.0)
+    inbox, outbox = pipe
     heard: list[Message | Loss] = []
-    for process in range(30):
-        frame = fork._FRAME.pack(fork._MAGIC, 1_000, process, True, False) + b"x" * 1_000
-        heard += [said for _, said in inbox._whole_messages(frame)]
-    assert len(heard) == 20
-    assert all(isinstance(one, Loss) for one in heard)
-    assert sum(map(len, inbox._parts.values())) <= 10_000
+    for _ in range(6):
+        outbox.send(STREAM, False, GOOD.capture)
+        os.write(inbox.files[inbox.shared.current], _frames(pickle.dumps(GOOD))[:-10])
+        heard += inbox.receive()
+        heard += inbox.receive()
+    assert [one for one in heard if isinstance(one, Message)] == [GOOD] * 6
+    assert 4 <= sum(isinstance(one, Loss) for one in heard) <= 6
+    assert inbox.size(0) + inbox.size(1) < 10 * len(pickle.dumps(GOOD))
 
 
 def test_what_cannot_be_sent_is_counted_with_its_level(pipe: tuple[Inbox, Outbox]) -> None:
@@ -364,18 +364,17 @@ def test_what_cannot_be_sent_is_counted_with_its_level(pipe: tuple[Inbox, Outbox
     odd = make_capture("odd", logging.ERROR, attributes={"given": _Unpicklable()})
     outbox.send(STREAM, False, odd)
     outbox.send(STREAM, False, GOOD.capture)
-    heard = list(inbox.receive())
-    assert heard == [GOOD._replace(number=1), Loss(logging.ERROR, False)]
+    assert list(inbox.receive()) == [Loss(logging.ERROR, False, 1, STREAM.id), GOOD]
 
 
 def test_a_loss_is_told_in_one_piece_however_many_there_are(pipe: tuple[Inbox, Outbox]) -> None:
     inbox, outbox = pipe
-    outbox._unreported[logging.INFO, False] = 5_000_000_000
-    outbox._unreported[logging.ERROR, True] = 3
+    outbox._lost[STREAM, logging.INFO, False] = 5_000_000_000
+    outbox._lost[STREAM, logging.ERROR, True] = 3
     outbox.send(STREAM, False, GOOD.capture)
     losses = [one for one in inbox.receive() if isinstance(one, Loss)]
-    assert losses == [Loss(logging.INFO, False, (1 << 32) - 1), Loss(logging.ERROR, True, 3)]
-    assert not outbox._unreported
+    assert losses == [Loss(logging.INFO, False, (1 << 32) - 1, STREAM.id), Loss(logging.ERROR, True, 3, STREAM.id)]
+    assert not outbox._lost
 
 
 def test_what_is_lost_on_the_way_from_a_fork_is_in_every_account() -> None:
@@ -384,11 +383,11 @@ def test_what_is_lost_on_the_way_from_a_fork_is_in_every_account() -> None:
     store.writer.before_fork()
     inbox = store.writer._inbox
     assert inbox is not None
-    os.write(inbox._sending, UNREADABLE["no pickle"])
+    os.write(inbox.files[0], UNREADABLE["no pickle"]())
     outbox = Outbox(inbox)
     outbox.send(origin.stream, False, capture(make_record("good")))
     # Of a shape that nobody sends.
-    os.write(inbox._sending, _frames(pickle.dumps(Message({}, {}, None, None))))  # type: ignore[arg-type]
+    os.write(inbox.files[0], _frames(pickle.dumps(Message({}, {}, None, None))))  # type: ignore[arg-type]
     outbox.send(origin.stream, False, capture(make_record("good")))
     store.flush()
     stats = store.stats()
@@ -406,12 +405,13 @@ def test_where_the_pipe_is_gone_the_forked_process_delivers_by_itself(
     store = make_store(make_child("a", backend))
     origin = register(store)
 
-    class _Gone(Outbox):
-        def _has_written(self, data: bytes) -> bool:
+    class _Gone(Inbox):
+        def size(self, file: int) -> int:
             raise OSError(code, os.strerror(code))
 
-    inbox = Inbox()
-    store.writer._outbox = _Gone(inbox)
+    monkeypatch.setattr(fork, "_CUT_OFF_SECONDS", 0.0)
+    inbox = _Gone()
+    store.writer._outbox = Outbox(inbox)
     store.emit(origin, make_record("hello"))
     clock.advance(1)
     assert backend.messages == ["hello"]
