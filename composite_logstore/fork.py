@@ -374,11 +374,17 @@ def _understood(data: bytes) -> tuple[list[tuple[int, int, Message | Loss]], int
     return said, place
 
 
+def _encoded(message: Message) -> bytes:
+    # Plain tuples and bytes take a fifth of the time that named tuples and UUIDs take, on both ends.
+    stream, metadata, store, capture = message
+    plain = stream.bytes, metadata, store and store.bytes, capture and tuple(capture)
+    return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
+
+
 def _message(data: bytes) -> Message | Loss:
     try:
-        message = pickle.loads(data)
-        if type(message) is Message:
-            return message
+        stream, metadata, store, capture = pickle.loads(data)
+        return Message(UUID(bytes=stream), metadata, store and UUID(bytes=store), capture and Capture(*capture))
     except Exception as error:
         tell(logger.debug, "What a forked process says cannot be read: %s", described(error))
     return _UNKNOWN
@@ -470,8 +476,7 @@ class Outbox:
         stream, capture = item.stream, item.capture
         metadata, artifact_store_id = (stream.attributes, stream.artifact_store_id) if item.is_own else (None, None)
         try:
-            message = Message(stream.id, metadata, artifact_store_id, capture)
-            data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+            data = _encoded(Message(stream.id, metadata, artifact_store_id, capture))
         except Exception as error:
             tell(logger.debug, "A forked process has something to say that cannot be sent: %s", described(error))
             data = b""

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from composite_logstore import CompositeLogStore, fork, loading
+from composite_logstore import CompositeLogStore, fork, loading, missing
 from composite_logstore.event import Capture, LogEvent
 from composite_logstore.fork import Inbox, Outbox, ParentGoneError
 from composite_logstore.testing import SimulatedBackend
+from tests.artifact_stores import FolderArchive
 from tests.events import make_capture, make_stream
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
-from tests.watching import wait_until
+from tests.watching import fetched, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -176,6 +177,143 @@ def test_a_forked_process_whose_parent_is_gone_delivers_by_itself() -> None:
         other, sequence, delivered = text.read().split()
     assert other != writer
     assert (sequence, delivered) == ("0", "1")
+
+
+def test_a_burst_that_the_parent_does_not_keep_up_with_loses_nothing() -> None:
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    processes, lines = 4, 5_000
+
+    def work(name: str) -> None:
+        for number in range(lines):
+            log(store, origin, f"{name} {number} {'x' * 100}")
+
+    log(store, origin, "begin")
+    # The parent takes nothing in for as long as they live.
+    with store.writer._receiving:
+        ids = []
+        for process in range(processes):
+            if (forked := os.fork()) == 0:
+                try:
+                    work(str(process))
+                finally:
+                    os._exit(0)
+            ids.append(forked)
+        for forked in ids:
+            os.waitpid(forked, 0)
+    store.flush()
+    stats = store.stats()["a"]
+    assert (stats["delivered"], stats["dropped"]) == (processes * lines + 1, 0)
+    names = [message.split() for message in backend.messages[1:]]
+    for process in range(processes):
+        assert [int(number) for name, number, _ in names if name == str(process)] == list(range(lines))
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM])
+def test_a_forked_process_that_is_killed_loses_nothing(signal_: signal.Signals) -> None:
+    """A pool's workers are, whenever its `with` block ends."""
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    number = 10_000
+
+    def child() -> None:
+        for n in range(number):
+            log(store, origin, f"{n} {'x' * 100}")
+        os.kill(os.getpid(), signal_)
+
+    with store.writer._receiving:
+        in_fork(child)
+    store.flush()
+    assert [int(message.split()[0]) for message in backend.messages] == list(range(number))
+
+
+def test_what_is_lost_of_a_burst_is_a_gap_that_a_page_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fork, "_MOST_BYTES", 50_000)
+    monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+    store = make_store(FolderArchive(name="a", type="artifact", root=str(tmp_path)))
+    logs = make_logs(store)
+    origin = store.register_origin(str(logs.id), logs, {})
+    hears, told = os.pipe()
+
+    def child() -> None:
+        for n in range(100):
+            log(store, origin, f"{n} {'x' * 1000}")
+        os.read(hears, 1)
+        monkeypatch.undo()
+        log(store, origin, "end")
+
+    if (process := os.fork()) == 0:
+        try:
+            child()
+        finally:
+            os._exit(0)
+    try:
+        wait_until(lambda: bool(store.stats()["a"]["dropped"]), "something is lost", 10)
+    finally:
+        os.write(told, b"x")
+        os.waitpid(process, 0)
+    store.flush()
+    stats = store.stats()["a"]
+    assert stats["accepted"] == 101
+    assert 0 < stats["dropped"] < 100
+    store.deregister_origin(origin)
+    shown = fetched(store, logs)
+    gaps = [line for line in shown if line.startswith("Child 'a' lacks")]
+    assert sum(int(line.split()[3]) for line in gaps) == stats["dropped"]
+    assert len(shown) - len(gaps) == 101 - stats["dropped"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len([line for line in warnings if "forked" in line]) == 1
+    assert not [line for line in warnings if "oldest" in line]
+
+
+def test_a_signal_handler_that_flushes_while_forked_processes_are_heard() -> None:
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    take = store.writer._take
+
+    def interrupted(said: Any) -> None:
+        store.flush()
+        take(said)
+
+    store.writer._take = interrupted  # type: ignore[method-assign]
+    in_fork(lambda: [log(store, origin, str(number)) for number in range(3)] and None)
+    store.flush()
+    assert backend.messages == ["0", "1", "2"]
+
+
+def test_an_orphan_that_ends_delivers_what_its_parent_has_not_journaled() -> None:
+    backend = SimulatedBackend()
+    answers, answer = os.pipe()
+
+    def orphan(store: CompositeLogStore, origin: Any) -> None:
+        parent = os.getppid()
+        log(store, origin, "orphan")
+        wait_until(lambda: os.getppid() != parent, "the parent is gone", 10)
+        # It logs no more.
+        store.writer.close(5.0)
+        os.write(answer, " ".join(backend.messages).encode())
+
+    def middle() -> None:
+        store = make_store(make_child("a", backend))
+        origin = register(store)
+        # It dies before it has taken anything in.
+        store.writer._receiving.acquire()
+        if os.fork() == 0:
+            try:
+                orphan(store, origin)
+            finally:
+                os._exit(0)
+        time.sleep(0.1)
+
+    in_fork(middle)
+    os.close(answer)
+    with os.fdopen(answers) as text:
+        assert text.read() == "orphan"
 
 
 @pytest.fixture

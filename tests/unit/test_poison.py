@@ -290,18 +290,17 @@ GOOD = Message(STREAM.id, None, None, make_capture("good"))
 UNREADABLE: dict[str, Callable[[], bytes]] = {
     "no pickle": lambda: _frames(b"no pickle at all"),
     "an empty message": lambda: _frames(b""),
-    "half of a pickle": lambda: _frames(pickle.dumps(GOOD)[:-40]),
+    "half of a pickle": lambda: _frames(fork._encoded(GOOD)[:-40]),
     "what cannot be made here": lambda: _frames(pickle.dumps(_Unloadable())),
     "of another class": lambda: _frames(pickle.dumps(tuple(GOOD))),
-    "of a class that is not there": lambda: _frames(
-        pickle.dumps(GOOD).replace(b"composite_logstore", b"composite_nowhere!")
-    ),
+    "of a class that is not there": lambda: _frames(pickle.dumps(GOOD).replace(b"composite_log", b"composite_nowh")),
+    "of the wrong length": lambda: _frames(pickle.dumps((STREAM.id.bytes, None, None, ("good",)))),
     "no loss": lambda: _frames(b"no loss", is_message=False),
     "no frame": lambda: b"what somebody else has written, by mistake or in spite",
     "a frame that is too long": lambda: fork._FRAME.pack(fork._MAGIC, True, 1 << 31, 0, 7, 0) + b"x" * 100,
-    "a part of a header": lambda: _frames(pickle.dumps(GOOD))[:10],
-    "a part of a message": lambda: _frames(pickle.dumps(GOOD))[:-10],
-    "a changed message": lambda: _frames(pickle.dumps(GOOD))[:-10] + b"x" * 10,
+    "a part of a header": lambda: _frames(fork._encoded(GOOD))[:10],
+    "a part of a message": lambda: _frames(fork._encoded(GOOD))[:-10],
+    "a changed message": lambda: _frames(fork._encoded(GOOD))[:-10] + b"x" * 10,
 }
 
 
@@ -351,12 +350,12 @@ def test_what_a_killed_process_has_begun_to_write_is_left_behind(
     heard: list[Message | Loss] = []
     for _ in range(6):
         outbox.send(STREAM, False, GOOD.capture)
-        os.write(inbox.files[inbox.shared.current], _frames(pickle.dumps(GOOD))[:-10])
+        os.write(inbox.files[inbox.shared.current], _frames(fork._encoded(GOOD))[:-10])
         heard += inbox.receive()
         heard += inbox.receive()
     assert [one for one in heard if isinstance(one, Message)] == [GOOD] * 6
     assert 4 <= sum(isinstance(one, Loss) for one in heard) <= 6
-    assert inbox.size(0) + inbox.size(1) < 10 * len(pickle.dumps(GOOD))
+    assert inbox.size(0) + inbox.size(1) < 10 * len(fork._encoded(GOOD))
 
 
 def test_what_cannot_be_sent_is_counted_with_its_level(pipe: tuple[Inbox, Outbox]) -> None:
@@ -386,8 +385,7 @@ def test_what_is_lost_on_the_way_from_a_fork_is_in_every_account() -> None:
     os.write(inbox.files[0], UNREADABLE["no pickle"]())
     outbox = Outbox(inbox)
     outbox.send(origin.stream, False, capture(make_record("good")))
-    # Of a shape that nobody sends.
-    os.write(inbox.files[0], _frames(pickle.dumps(Message({}, {}, None, None))))  # type: ignore[arg-type]
+    os.write(inbox.files[0], UNREADABLE["of the wrong length"]())
     outbox.send(origin.stream, False, capture(make_record("good")))
     store.flush()
     stats = store.stats()
