@@ -186,7 +186,8 @@ class ArtifactExporter:
                 _append(artifact_store, uri, lines, progress)
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
-                if lines.writer not in progress.arrived:
+                if lines.writer not in progress.written:
+                    # Each time: what fails to write may have listed nothing, though there is something.
                     progress.arrived[lines.writer] = _arrived(artifact_store, uri, lines.writer)
                 name = self._object_name(lines, first, last, progress)
                 size = _write_object(artifact_store, os.path.join(uri, name), lines)
@@ -211,11 +212,16 @@ class ArtifactExporter:
         An attempt that failed may have been successful all the same, with only its answer lost: the same
         name again overwrites what it wrote, so that no copy remains. But a name must not say less than there is.
         """
-        attempt = progress.attempt
-        if attempt is None or (attempt.writer, attempt.first) != (lines.writer, first) or last > attempt.last:
+        attempt, arrived = progress.attempt, progress.arrived[lines.writer]
+        if (
+            attempt is None
+            or (attempt.writer, attempt.first) != (lines.writer, first)
+            or last > attempt.last
+            or attempt.arrival < arrived
+        ):
             # A clock may go back.
             self._now = max(self._now + 1, self._clock())
-            arrival = progress.arrived[lines.writer] = max(progress.arrived[lines.writer] + 1, self._now)
+            arrival = progress.arrived[lines.writer] = max(arrived + 1, self._now)
             progress.attempt = ObjectName(arrival, arrival, lines.writer, first, last, lines.summary)
         return str(progress.attempt)
 

@@ -262,6 +262,25 @@ def test_copies_come_after_what_was_written_first(tmp_path: Path) -> None:
     assert list(dict.fromkeys(messages_in(place(store, stream)))) == list("abcd")
 
 
+def test_what_was_listed_when_nothing_could_be_written_is_listed_again(tmp_path: Path) -> None:
+    store = object_store(tmp_path)
+    stream = make_stream()
+    exporter_to(store, clock=lambda: NOON + 900 * 10**9).export(make_events(["a"], stream))
+    folder = tmp_path / "logs"
+    # Where a folder should be, there is a file: no objects are there, and none can be written.
+    folder.rename(tmp_path / "elsewhere")
+    folder.touch()
+    adopter = exporter_to(store)
+    with pytest.raises((RetryableError, UnavailableError)):
+        adopter.export(make_events(["b"], stream, 1))
+    folder.unlink()
+    (tmp_path / "elsewhere").rename(folder)
+
+    adopter.export(make_events(["b"], stream, 1))
+
+    assert messages_in(place(store, stream)) == ["a", "b"]
+
+
 @pytest.mark.parametrize("writes", [1, 5])
 def test_one_listing_for_a_stream_is_enough(tmp_path: Path, writes: int) -> None:
     store = with_faults(object_store(tmp_path), [])
