@@ -954,7 +954,9 @@ class Spool:
         stream = self._streams.get(name)
         if stream is None:
             id = _uuid(name)
-            stream = None if id is None else self._streams.setdefault(name, Stream(id, {}))
+            if id is not None:
+                # Whatever became of the line that tells its attributes: backends know a stream's events by this one.
+                stream = self._streams.setdefault(name, Stream(id, {"zenml.log.id": str(id)}))
         return stream
 
 

@@ -190,6 +190,8 @@ def test_a_stream_s_own_line_that_is_damaged_hides_no_event(tmp_path: Path) -> N
         ("first", events[0].stream.id),
         ("second", events[0].stream.id),
     ]
+    # By this backends know what belongs to a stream.
+    assert [event.stream.attributes["zenml.log.id"] for event in found] == 2 * [str(events[0].stream.id)]
 
 
 def test_zeros_in_the_middle_hide_what_was_there_alone(tmp_path: Path) -> None:
