@@ -344,6 +344,11 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
                     break
                 progress.written[lines.writer] = lines.number_of(record)
         begin = raw.tell() - size
+        if begin > 0 and content[:1] != b"\n":
+            # Between the look and the `write`, another writer may have found the disk full, and left half a line.
+            raw.seek(begin - 1)
+            if raw.read(1) != b"\n":
+                raw.write(b"\n" + encoded[0])
     whole = content.removeprefix(b"\n")
     add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, lines.summary))
 

@@ -390,5 +390,12 @@ def _entries(store: CompositeLogStore, logs: Any, start: str) -> list[tuple[str,
         pages.append(page.items)
     in_order = pages if start == "oldest" else reversed(pages)
     entries = [entry for items in in_order for entry in items]
-    # Of a line that a full disk has cut after its first character nobody can tell that it is no plain text.
-    return [(str(entry.id), name_in(entry.message)) for entry in entries if entry.message != "{"]
+    return [(str(entry.id), name_in(entry.message)) for entry in entries if not _is_piece(entry.message)]
+
+
+def _is_piece(message: str) -> bool:
+    """Return whether it is what a full disk has left of a line, which is shown, since nobody can tell what it was.
+
+    It was cut after its first character, or in the moment before another process has appended a line of its own.
+    """
+    return message == "{" or message.count('{"timestamp":') > 1

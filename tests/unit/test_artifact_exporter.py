@@ -21,6 +21,7 @@ from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.lines import is_complete
 from composite_logstore_artifact.parts import ListingError
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import local_store, make_artifact_store, make_logs, object_store, with_faults
@@ -215,6 +216,42 @@ def test_names_sort_in_the_order_of_arrival_though_the_clock_goes_back(tmp_path:
         exporter.export(make_events([str(number)], stream, number))
 
     assert messages_in(place(store, stream)) == ["0", "1", "2", "3"]
+
+
+def test_half_a_line_that_another_writer_leaves_in_the_last_moment_costs_no_event(tmp_path: Path) -> None:
+    class Late(type(local_store(tmp_path))):  # type: ignore[misc]
+        """Another writer finds the disk full when the end of the file has just been looked at."""
+
+        def open(self, path: str, mode: str = "r") -> Any:
+            file = super().open(path, mode)
+            read = file.read
+
+            class Buffered:
+                raw = file.raw
+                seek = file.seek
+                close = file.close
+
+                def read(self, size: int) -> Any:
+                    last = read(size)
+                    with open(path, "ab") as other:
+                        other.write(b'{"timestamp":"2026-')
+                    return last
+
+                def __enter__(self) -> Buffered:
+                    return self
+
+                def __exit__(self, *_: object) -> None:
+                    file.close()
+
+            return Buffered() if "a" in mode and path.endswith(".log") else file
+
+    store = make_artifact_store(Late, local_store(tmp_path).config, "local")
+    stream = make_stream()
+    exporter_to(local_store(tmp_path)).export(make_events(["before"], stream))
+    exporter_to(store).export(make_events(["a", "b"], stream, 1))
+
+    whole = [line for line in place(store, stream).read_bytes().split(b"\n") if is_complete(line)]
+    assert sorted(json.loads(line)["message"] for line in whole) == ["a", "b", "before"]
 
 
 @pytest.mark.parametrize("writer", [WRITER, "a writer/of another program"])
