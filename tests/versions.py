@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _PROBE = "import ctypes, ensurepip, platform, sqlite3, ssl, venv; print(platform.python_version())"
 
 TESTS = (
-    ["tests/unit", "tests/properties", "-m", "not deep"],
+    ["tests/properties", "tests/unit", "-m", "not deep"],
     ["tests/integration", "-m", "process and not deep"],
 )
 
