@@ -17,6 +17,9 @@ import pytest
 
 pytestmark = pytest.mark.process
 
+# Python 3.12.3 starts threads again until all that are no daemons have ended: https://github.com/python/cpython/pull/117029
+STARTS_NO_THREAD_AT_THE_END = (3, 12, 0) <= sys.version_info[:3] < (3, 12, 3)
+
 PRELUDE = """
 import atexit, faulthandler, json, logging, os, signal, sys, threading, time
 from composite_logstore import RetryableError, log_store
@@ -95,6 +98,11 @@ class Ended:
         self.delivered = delivered.read_text().splitlines() if delivered.exists() else []
 
 
+def on_disk(folder: Path) -> int:
+    """Return how many events a process has left in the spool."""
+    return sum(segment.read_bytes().count(b'"/code/train.py"') for segment in folder.glob("spool/*/*/*.log"))
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [
@@ -169,8 +177,14 @@ def test_an_exporter_that_needs_an_executor_has_one(tmp_path: Path, durability: 
         """,
     )
     assert ended.code == 0, ended.errors
-    assert ended.delivered[:3] == ["a", "b", "d"]
     assert ended.seconds < 8
+    if STARTS_NO_THREAD_AT_THE_END:
+        # The executor has none yet.
+        assert ended.delivered == []
+        assert "4 for child 'remote'" in ended.output + ended.errors
+        assert on_disk(tmp_path) == (4 if durability == "spill" else 0)
+    else:
+        assert ended.delivered[:3] == ["a", "b", "d"]
 
 
 @pytest.mark.parametrize("fails", ["Writer.flush", "Summaries.wait", "Adoption.stop", "Worker.stop"])
@@ -199,9 +213,7 @@ def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -
     )
     assert ended.code == 0, ended.errors
     assert (ended.output + ended.errors).count("2 for child 'dead'") == 2
-    segments = list((tmp_path / "spool").glob("*/*/*.log"))
-    assert len(segments) == 2
-    assert all(segment.read_bytes().count(b'"/code/train.py"') == 2 for segment in segments)
+    assert on_disk(tmp_path) == 4
     assert "Traceback" not in ended.errors
 
 
@@ -245,8 +257,7 @@ def test_an_exit_handler_that_logs_the_first_event_of_all(tmp_path: Path, durabi
         assert ended.delivered == ["first"]
         return
     assert "1 for child 'living'" in ended.output + ended.errors
-    on_disk = [segment.read_text() for segment in (tmp_path / "spool").glob("*/*/*.log")]
-    assert sum(text.count('"first"') for text in on_disk) == (durability == "spill")
+    assert on_disk(tmp_path) == (durability == "spill")
 
 
 def test_a_step_in_a_forked_process_prints_through_its_parent(tmp_path: Path) -> None:
