@@ -24,7 +24,7 @@ from tests.servers.three_backends import CHILDREN, Servers, ThreeBackends, asser
 from tests.simulation import make_logs
 from tests.watching import fetched, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.process]
+pytestmark = pytest.mark.integration
 
 THREADS = 4
 STREAMS = 3
