@@ -44,9 +44,10 @@ _MOST_BYTES = 64 * 1024 * 1024
 """How large each of the two files becomes at most, in bytes: about 160,000 lines of a log."""
 _LOSSES_BYTES = 8 * 1024 * 1024
 """How much more room there is for the account of what found none."""
-_TURN_BYTES = 1024 * 1024
+_TURN_BYTES = 64 * 1024
 _TURN_SECONDS = 1.0
-"""How large and how old a file is before the other one takes its turn. To append takes far less time."""
+"""How much of a file was read, and how old its turn is, before the other one takes over; and how long after that it is
+emptied. To append takes far less time."""
 _CHUNK_BYTES = 256 * 1024
 _CUT_OFF_SECONDS = 1.0
 """How long a forked process waits, once, for what a parent that is at its end may be about to journal."""
@@ -220,14 +221,16 @@ class Inbox:
         return not self.is_closed and self.has(*self._identities)
 
     def wait(self) -> None:
-        """Wait until a forked process has said something.
+        """Wait until a forked process has said something, or what was read can be removed.
 
         Raises:
             OSError: The pipe is not there any more.
         """
+        is_more = self._positions[self.shared.current] >= _TURN_BYTES or self._positions[1 - self.shared.current] > 0
         poll = select.poll()
         poll.register(self._bell, select.POLLIN)
-        if any(events & select.POLLNVAL for _, events in poll.poll()) and not self.is_closed:
+        found = poll.poll(_TURN_SECONDS * 1000 if is_more else None)
+        if any(events & select.POLLNVAL for _, events in found) and not self.is_closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def receive(self) -> Iterator[Message | Loss]:
@@ -304,7 +307,7 @@ class Inbox:
     def _chunk(self, file: int) -> bytes:
         if self.size(file) < self._positions[file]:
             # A Ctrl-C came when it had just been emptied.
-            self._positions = (0, self._positions[1]) if file == 0 else (self._positions[0], 0)
+            self._begin_again(file)
         data = os.pread(self.files[file], _CHUNK_BYTES, self._positions[file])
         if len(data) == _CHUNK_BYTES:
             length = _FRAME.size + _FRAME.unpack_from(data)[2]
@@ -313,10 +316,10 @@ class Inbox:
         return data
 
     def _turn(self) -> None:
-        """Have the other file appended to, if this one is large, and the other one has been read."""
-        current = self.shared.current
-        if self._positions[current] < _TURN_BYTES or _CLOCK.now() < self._turned_at + _TURN_SECONDS:
+        """Empty the file that is not appended to any more, and have the other one take over."""
+        if _CLOCK.now() < self._turned_at + _TURN_SECONDS:
             return
+        current = self.shared.current
         other = 1 - current
         rest = self._chunk(other)
         if rest and not _understood(rest)[1]:
@@ -324,10 +327,15 @@ class Inbox:
             self._read_on(other, len(rest), [*self._unheard, (0, 0, _UNKNOWN)])
         if self._positions[other] < self.size(other):
             return
-        os.ftruncate(self.files[other], 0)
-        self._positions = (0, self._positions[1]) if other == 0 else (self._positions[0], 0)
-        self.shared.current = other
-        self._turned_at = _CLOCK.now()
+        if self._positions[other]:
+            os.ftruncate(self.files[other], 0)
+            self._begin_again(other)
+        if self._positions[current] >= _TURN_BYTES:
+            self.shared.current = other
+            self._turned_at = _CLOCK.now()
+
+    def _begin_again(self, file: int) -> None:
+        self._positions = (0, self._positions[1]) if file == 0 else (self._positions[0], 0)
 
 
 def _file_without_name() -> int:

@@ -434,10 +434,12 @@ class Writer:
             self.stream(said.stream, said.metadata, said.artifact_store_id)
         with self._journal.lock:
             stream = self._streams.get(said.stream)
-        if stream is None:
-            return
         if said.capture is None:
-            self.end_stream(stream)
+            if stream is not None:
+                self.end_stream(stream)
+        elif stream is None:
+            # It was registered so long ago that it is forgotten.
+            self._journal.drop(said.capture.level, said.capture.progress)
         else:
             self.append(stream, said.capture)
 

@@ -286,6 +286,20 @@ def test_a_signal_handler_that_flushes_while_forked_processes_are_heard() -> Non
     assert backend.messages == ["0", "1", "2"]
 
 
+def test_an_event_of_a_stream_that_the_parent_has_forgotten_is_counted() -> None:
+    store = make_store(make_child("a"))
+    origin = register(store)
+
+    def child() -> None:
+        log(store, origin, "hello")
+
+    with store.writer._receiving:
+        in_fork(child)
+        store.writer._streams.clear()
+    store.flush()
+    assert store.stats()["a"]["dropped"] == 1
+
+
 def test_an_orphan_that_ends_delivers_what_its_parent_has_not_journaled() -> None:
     backend = SimulatedBackend()
     answers, answer = os.pipe()
@@ -444,6 +458,21 @@ def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch
     heard += inbox.receive()
     assert [int(text.split()[0]) for text in texts(heard)] == list(range(1000))
     assert files == {0, 1}
+
+
+def test_memory_is_given_back_when_nothing_more_comes(
+    pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork, "_TURN_SECONDS", 0.05)
+    inbox, outbox = pipe
+    for _ in range(1000):
+        outbox.send(STREAM, False, make_capture("x" * 500))
+    assert inbox.size(0) > 500_000
+    for _ in range(4):
+        list(inbox.receive())
+        if inbox.size(0):
+            inbox.wait()
+    assert inbox.size(0) + inbox.size(1) == 0
 
 
 def test_what_is_appended_late_to_the_file_before_comes_first(
