@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
 import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +17,7 @@ import pytest
 
 from composite_logstore import CompositeLogStore, fork, loading, missing
 from composite_logstore.event import Capture, LogEvent
-from composite_logstore.fork import Inbox, Outbox, ParentGoneError
+from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.testing import SimulatedBackend
 from tests.artifact_stores import FolderArchive
 from tests.events import make_capture, make_stream
@@ -473,6 +475,44 @@ def test_memory_is_given_back_when_nothing_more_comes(
         if inbox.size(0):
             inbox.wait()
     assert inbox.size(0) + inbox.size(1) == 0
+
+
+def test_where_no_file_in_memory_is_to_be_had_it_is_one_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    in_fork(lambda: [log(store, origin, str(number)) for number in range(100)] and None)
+    store.flush()
+    assert backend.messages == [str(number) for number in range(100)]
+    # It has no name that anybody could open.
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM])
+def test_where_the_system_has_no_room_events_are_counted_until_it_has(
+    code: int, pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, outbox = pipe
+    write = os.write
+
+    def has_no_room(end: int, data: bytes) -> int:
+        if end in inbox.files:
+            raise OSError(code, os.strerror(code))
+        return write(end, data)
+
+    outbox.send(STREAM, False, make_capture("0"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", has_no_room)
+        for number in range(3):
+            outbox.send(STREAM, False, make_capture(str(number)))
+    outbox.send(STREAM, False, make_capture("4"))
+    first, lost, last = inbox.receive()
+    assert texts([first, last]) == ["0", "4"]
+    assert lost == Loss(logging.INFO, False, 3, STREAM.id)
 
 
 def test_what_is_appended_late_to_the_file_before_comes_first(
