@@ -22,7 +22,7 @@ from itertools import count
 from math import inf
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from zenml.exceptions import DoesNotExistException
 
@@ -42,7 +42,10 @@ ENDING_SECONDS = 40.0
 """How long a process may take to end, with all that it has forked, before it counts as one that hangs."""
 RECOVERY_SECONDS = 120.0
 """How long the last process may take to deliver what all the others have left."""
-STREAMS = 3
+STREAMS = 12
+"""How many streams there are. A cursor remembers what it has returned of 200 writers or so, as many as one has here."""
+STREAMS_OF_EACH = 3
+"""To how many of them a process logs."""
 
 # What is said where something went wrong that nobody foresaw.
 _DEFECT = re.compile(r"(?:.*defect of the backend|the thread '[^']*' failed|Traceback).*")
@@ -161,16 +164,19 @@ class Torture:
             if backend in backends or rand.random() < 0.5
         ]
         durability = rand.choices(["write_ahead", "spill", "memory"], [6, 6, 1])[0]
-        return Settings(self._log_store(children, durability), frozenset(backends))
+        streams = rand.sample(self._streams, STREAMS_OF_EACH)
+        return Settings(self._log_store(children, durability, streams), frozenset(backends))
 
     def _child(self, backend: str, suffix: str = "", **settings: Any) -> ChildConfig:
         return self._backends.child(backend, f"{backend}{suffix}", **CHILD, **settings)
 
-    def _log_store(self, children: Sequence[ChildConfig], durability: str) -> LogStoreSettings:
+    def _log_store(
+        self, children: Sequence[ChildConfig], durability: str, streams: Sequence[UUID] = ()
+    ) -> LogStoreSettings:
         # The first is the primary.
         children = sorted(children, key=lambda child: (not child.enabled, child.type != "artifact"))
         settings = {"durability": durability, "spool_directory": str(self._spool), "spool_max_bytes": 1 << 34}
-        return LogStoreSettings(children, settings, self._id, self._streams)
+        return LogStoreSettings(children, settings, self._id, streams or self._streams)
 
     def _draw_life(self, rand: random.Random) -> tuple[list[Settings], Life]:
         seconds = rand.uniform(0.3, LONGEST_LIFE_SECONDS)
