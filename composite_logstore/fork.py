@@ -437,8 +437,6 @@ class Outbox:
         """
         self._inbox = inbox
         self._shared = inbox.shared
-        self._bell = select.poll()
-        self._bell.register(inbox.ringing, select.POLLOUT)
         # No process's id, which the next process may get.
         self._sender = int.from_bytes(os.urandom(8), "little") or 1
         self._numbers = count()
@@ -554,7 +552,10 @@ class Outbox:
         Raises:
             OSError: Nobody has its other end.
         """
-        for _, events in self._bell.poll(0):
+        # A new one each time: two threads must not use one at once.
+        poll = select.poll()
+        poll.register(self._inbox.ringing, select.POLLOUT)
+        for _, events in poll.poll(0):
             if events & ~select.POLLOUT:
                 raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
             return True

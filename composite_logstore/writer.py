@@ -279,7 +279,11 @@ class Writer:
         with suppress(Exception):
             self._receive()
         if not self._journal.next_number:
-            return
+            # Nor is anything heard from now on.
+            with suppress(Exception):
+                self._stop_listening()
+            if not self._journal.next_number:
+                return
         try:
             self._deliver_last(seconds)
         finally:

@@ -288,6 +288,53 @@ def test_a_signal_handler_that_flushes_while_forked_processes_are_heard() -> Non
     assert backend.messages == ["0", "1", "2"]
 
 
+def test_threads_of_a_forked_process_log_while_another_flushes() -> None:
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    threads, lines = 3, 1_000
+
+    def child() -> None:
+        logging_threads = [
+            threading.Thread(target=lambda name: [log(store, origin, name) for _ in range(lines)], args=(str(number),))
+            for number in range(threads)
+        ]
+        for thread in logging_threads:
+            thread.start()
+        while any(thread.is_alive() for thread in logging_threads):
+            store.flush()
+
+    in_fork(child)
+    store.flush()
+    assert sorted(backend.messages) == sorted(str(number) for number in range(threads) for _ in range(lines))
+
+
+def test_a_parent_that_has_logged_nothing_tells_forked_processes_of_its_end() -> None:
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = register(store)
+    hears, told = os.pipe()
+    answers, answer = os.pipe()
+
+    def child() -> None:
+        os.read(hears, 1)
+        log(store, origin, "late")
+        store.flush()
+        os.write(answer, b" ".join(message.encode() for message in backend.messages))
+
+    if (process := os.fork()) == 0:
+        try:
+            child()
+        finally:
+            os._exit(0)
+    store.writer.close(1.0)
+    os.write(told, b"x")
+    os.waitpid(process, 0)
+    os.close(answer)
+    with os.fdopen(answers) as text:
+        assert text.read() == "late"
+
+
 def test_an_event_of_a_stream_that_the_parent_has_forgotten_is_counted() -> None:
     store = make_store(make_child("a"))
     origin = register(store)
