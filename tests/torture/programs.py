@@ -32,6 +32,9 @@ from tests.torture import stepping
 PROGRAM = "torture"
 """The name of the program whose processes log with a handler."""
 
+SEGMENT_BYTES = 16 * 1024
+"""How large a segment of the spool is."""
+
 _WATCH_SECONDS = 0.05
 
 EXIT_CODE = 3
@@ -154,14 +157,21 @@ class Source:
             self._say("account", json.dumps([f"{child} of {self._writer}", account]))
 
 
-def live(pipeline: Pipeline, life: Life) -> None:
-    """Live a life, as far as somebody lets it."""
+def _prepare(pipeline: Pipeline) -> None:
     # All that it forks can be ended with it.
     os.setpgid(0, 0)
     faulthandler.register(signal.SIGUSR1)
+    threading.excepthook = partial(_thread_died, pipeline)
+    for module in ("spool", "spooling"):
+        # A life has several segments, so that some are freed.
+        pytest.MonkeyPatch().setattr(f"composite_logstore.{module}.SEGMENT_BYTES", SEGMENT_BYTES)
+
+
+def live(pipeline: Pipeline, life: Life) -> None:
+    """Live a life, as far as somebody lets it."""
+    _prepare(pipeline)
     if life.bug:
         PLANTED[life.bug](pytest.MonkeyPatch())
-    threading.excepthook = partial(_thread_died, pipeline)
     threading.Thread(target=_watch_machine, args=(pipeline,), daemon=True).start()
     begin = time.monotonic()
     sources = [Source(pipeline.name, pipeline.log_store, life.with_handler, pipeline)]
@@ -248,9 +258,7 @@ def _thread_died(pipeline: Pipeline, args: threading.ExceptHookArgs) -> None:
 
 def recover(pipeline: Pipeline, with_handler: bool) -> None:
     """Take over what dead processes have left, and end when the test says so."""
-    os.setpgid(0, 0)
-    faulthandler.register(signal.SIGUSR1)
-    threading.excepthook = partial(_thread_died, pipeline)
+    _prepare(pipeline)
     source = Source(pipeline.name, pipeline.log_store, with_handler, pipeline)
     source.log("0")
     stepping.last_words.append(source.say_accounts)
@@ -261,10 +269,11 @@ def _never_keeps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("composite_logstore.writer.Writer._keep", lambda writer: None)
 
 
-# That positions are not noted costs copies alone, which nobody is shown.
+# That positions are not noted costs copies alone, which nobody is shown. What a child that never comes back has not
+# got, the next process delivers.
+_HARMLESS = {"positions are not noted", "a child never comes back"}
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    **BUGS,
-    **{name: plant for name, plant in DURABILITY_BUGS.items() if name != "positions are not noted"},
+    **{name: plant for name, plant in {**BUGS, **DURABILITY_BUGS}.items() if name not in _HARMLESS},
     "the keeper is dead": _never_keeps,
 }
 """Bugs for the torture to find, by their names."""
