@@ -18,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+OWN = "{}.{}".format(*sys.version_info)
+"""The version that `make test` has."""
+
 # What an environment is made of, besides the interpreter: a Python that was built without one of these is of no use.
 _PROBE = "import ctypes, ensurepip, platform, sqlite3, ssl, venv; print(platform.python_version())"
 
@@ -75,11 +78,10 @@ def run(version: str, interpreter: str, processes: str, arguments: list[str]) ->
 
 
 def main(processes: str, *arguments: str) -> None:
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
     said = []
     has_failed = False
     for version in supported():
-        if version == own:
+        if version == OWN:
             said.append(f"{version}: left to `make test`")
             continue
         found = find(version)
