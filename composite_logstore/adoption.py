@@ -35,7 +35,12 @@ class AdoptedJournal:
     """
 
     def __init__(
-        self, spool: Spool, children: Mapping[str, ChildConfig], clock: Clock, notify: Callable[[], None] = lambda: None
+        self,
+        spool: Spool,
+        children: Mapping[str, ChildConfig],
+        clock: Clock,
+        notify: Callable[[], None] = lambda: None,
+        batch_bytes: int | None = None,
     ) -> None:
         """Count what is there.
 
@@ -44,8 +49,11 @@ class AdoptedJournal:
             children: A child's name in the spool → the settings of the child that takes its part.
             clock: Where time and chance come from.
             notify: Called when a child has nothing left.
+            batch_bytes: Roughly how many bytes of events one export may have; as many as the backend likes if not
+                given.
         """
         self.spool = spool
+        self._batch_bytes = batch_bytes
         self._notify = notify
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)
@@ -61,7 +69,8 @@ class AdoptedJournal:
 
     def _delivery(self, name: str, clock: Clock) -> Delivery:
         config = self.children[name].model_copy(update={"name": name})
-        return Delivery(config, lambda: self._accepted[name], clock.random(name), True, self.spool.settled(name))
+        settled = self.spool.settled(name)
+        return Delivery(config, lambda: self._accepted[name], clock.random(name), True, settled, self._batch_bytes)
 
     def _count(self) -> None:
         lost = dict.fromkeys(self._accepted, 0)
@@ -163,6 +172,7 @@ class Adoption:
         clock: Clock,
         warn: Callable[[str], None],
         hinder: Callable[[str], None] = lambda why: None,
+        batch_bytes: int | None = None,
     ) -> None:
         """Begin with nothing.
 
@@ -172,7 +182,9 @@ class Adoption:
             clock: Where time and threads come from.
             warn: Is told what somebody should know.
             hinder: Is told what keeps its thread from its work.
+            batch_bytes: As for an `AdoptedJournal`.
         """
+        self._batch_bytes = batch_bytes
         self.journals: list[AdoptedJournal] = []
         self._log_store_id = log_store_id
         self._children = {child.name: child for child in children}
@@ -249,7 +261,7 @@ class Adoption:
         if spool is None:
             return
         try:
-            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set)
+            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set, self._batch_bytes)
             told = spool.set_aside()
         except BaseException:
             spool.abandon()

@@ -45,6 +45,9 @@ BACKENDS = "composite_logstore.backends"
 MOST_CHILDREN = 100
 """How many children a log store may have: each is a thread where events are written, and may be asked for each page."""
 
+QUEUE_BYTES = 64 * 1024**2
+"""How many bytes of events wait in memory, if nothing else is set."""
+
 Secret = PlainSerializedSecretStr
 """A setting that is shown as asterisks, and stored by ZenML as it was given."""
 
@@ -216,6 +219,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             delivered is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
         spool_directory: Where; under ZenML's configuration folder if not set.
         spool_max_bytes: How many bytes the log store may have there, all its processes together.
+        max_queue_bytes: How many bytes of events wait in memory, those that are being exported among them. An event
+            that several children have yet to take counts once.
         serve_from_artifact_store: Whether ZenML's server is told that streams are in the stack's artifact
             store, so that it reads them by itself: for servers that do not have this package.
     """
@@ -230,6 +235,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     durability: Literal["memory", "spill", "write_ahead"] = "spill"
     spool_directory: str | None = None
     spool_max_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
+    max_queue_bytes: int = Field(default=QUEUE_BYTES, gt=0)
     serve_from_artifact_store: bool = False
 
     @field_validator("spool_directory")

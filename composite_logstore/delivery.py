@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import random
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from math import inf
 from typing import TypeAlias
 from uuid import UUID
@@ -199,6 +200,7 @@ class Delivery:
         rand: Callable[[], float] = random.random,
         spooled: bool = False,
         settled_before: int = 0,
+        batch_bytes: int | None = None,
     ):
         """Start with nothing.
 
@@ -208,6 +210,8 @@ class Delivery:
             rand: A number from 0 to 1, for the jitter of retries.
             spooled: Whether what gives way in a full queue is in the spool.
             settled_before: The number below which everything was settled by an earlier process.
+            batch_bytes: Roughly how many bytes of events it may have in one export; as many as the backend likes if
+                not given.
         """
         self.name = config.name
         self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
@@ -220,7 +224,7 @@ class Delivery:
         self._rand = rand
         self._batch_size = config.batch_size
         self._size = BatchSize(config.batch_size)
-        self.batch_bytes = config.max_batch_bytes
+        self.batch_bytes = min(config.max_batch_bytes, batch_bytes or config.max_batch_bytes)
         self.delay = config.schedule_delay_millis / 1000
         self._timeout = config.export_timeout_millis / 1000
         self._first_wait = config.retry_initial_interval_millis / 1000
@@ -230,6 +234,9 @@ class Delivery:
         self.updates_in_spool: set[int] = set()
         # How many of those that gave way in a full queue are not in the spool after all.
         self._lost = 0
+        self._loaded_bytes = 0
+        # How many bytes of events are in the queue at most, and in one of them, if it has no more events than these.
+        self._queue_bytes = self._queue_events = self._queue_largest = 0
         # What was taken from the queue and is not yet settled: a batch, or the pieces of one with an event at fault.
         self._batches: deque[list[LogEvent]] = deque()
         # How many events of the first of them are being exported, or were last.
@@ -271,13 +278,15 @@ class Delivery:
             if self._waiting_since is None:
                 self._waiting_since = now
             due_at = self._waiting_since + self.delay
-            is_due = now >= due_at or len(self.queue) >= self._batch_size
+            is_full = len(self.queue) >= self._batch_size or self._queue_bytes >= self.batch_bytes
+            is_due = now >= due_at or is_full
             if not is_due and self.queue[0].number >= self._due_before:
                 return Wait(due_at - now, events=self._batch_size - len(self.queue))
             batch = self._take(now)
             if not batch:
                 return Wait(self._seen_at + 1 - now)
-            self._batches.extend(self._pieces(batch))
+            self._batches.append(batch)
+            self._loaded_bytes = 0
             self.taken = batch[-1].number
             self._waiting_since = now
         self._exporting_since = now
@@ -296,6 +305,7 @@ class Delivery:
         batch = [event for event in events if event.number > self.taken]
         if batch:
             self._batches.append(batch)
+            self._loaded_bytes = total_size(batch)
             self.taken = batch[-1].number
         elif not events:
             self._lost += min(there, self._in_spool)
@@ -323,6 +333,21 @@ class Delivery:
             rests = [[event for event in batch if event.number > last] for batch in self._batches]
             self._batches = deque(rest for rest in rests if rest)
         return before - sum(map(len, self._batches))
+
+    def give_way(self, last: int, on_disk: tuple[float, float]) -> None:
+        """Take the events up to number `last` out of the queue, for want of room in memory.
+
+        Args:
+            last: See above.
+            on_disk: The numbers from which on and below which they are on disk. The others count as dropped.
+        """
+        first, before = on_disk
+        while self.queue and self.queue[0].number <= last:
+            event = self.queue.popleft()
+            if not first <= event.number < before:
+                self._lost += 1
+            elif event.progress:
+                self.updates_in_spool.add(event.number)
 
     def give_up_spooled(self, events: int, last: int) -> None:
         """Count the oldest events of the spool, up to number `last`, as dropped: they had to make room."""
@@ -370,21 +395,45 @@ class Delivery:
         for logger_name in ("stdout", "stderr"):
             self._latest.pop((stream.id, logger_name), None)
 
-    def update(self, event: LogEvent) -> None:
-        """Take a progress bar's update, in place of the one before if that is of the same second and waits."""
+    def update(self, event: LogEvent) -> LogEvent | None:
+        """Take a progress bar's update, in place of the one before if that is of the same second and waits.
+
+        Returns:
+            The update before, if it has not given way.
+        """
         if self._spooled and len(self.queue) == self.queue.maxlen and self.queue[0].progress:
             self.updates_in_spool.add(self.queue[0].number)
         if not event.progress:
             self.updates += 1
             self.queue.append(event)
-            return
+            return None
         event = event._replace(level=logging.INFO, level_name="INFO")
         key = (event.stream.id, event.logger_name)
         before = self._latest.get(key)
         self._latest[key] = event
-        if before is None or _second(before) != _second(event) or not self._withdraw(before):
+        if before and _second(before) == _second(event) and self._withdraw(before):
+            before = None
+        else:
             self.updates += 1
         self.queue.append(event)
+        return before
+
+    def came(self, events: int, size: int, largest: int) -> bool:
+        """Note that events have come into the queue.
+
+        Args:
+            events: How many.
+            size: How many bytes they take together.
+            largest: How many the largest of them takes.
+
+        Returns:
+            Whether they fill a batch, so that nothing waits for a fuller one.
+        """
+        was_full = self._queue_bytes >= self.batch_bytes
+        self._queue_events += events
+        self._queue_bytes += size
+        self._queue_largest = max(self._queue_largest, largest)
+        return self._queue_bytes >= self.batch_bytes and not was_full
 
     # What happened
 
@@ -501,6 +550,22 @@ class Delivery:
             return self.taken + 1
         return self.queue[0].number if self.queue else inf
 
+    @property
+    def first_in_queue(self) -> float:
+        """The number of the oldest event in the queue, infinity if there is none."""
+        return self.queue[0].number if self.queue else inf
+
+    def holds(self, first: int, last: int) -> bool:
+        """Return whether it may have some of the events from number `first` to `last` in memory."""
+        if self._batches and first <= self._batches[-1][-1].number and last >= self._batches[0][0].number:
+            return True
+        return last >= self.first_in_queue
+
+    @property
+    def loaded_bytes(self) -> int:
+        """How many bytes of events were read back from the spool, and are not settled."""
+        return self._loaded_bytes if self._batches else 0
+
     def in_memory(self) -> Iterator[LogEvent]:
         """Yield the events that are not settled, but for those that wait on disk alone."""
         return chain(*self._batches, self.queue)
@@ -589,28 +654,31 @@ class Delivery:
         return seconds * (0.5 + 0.5 * self._rand())
 
     def _take(self, now: float) -> list[LogEvent]:
-        """Take the next events from the queue, as many as a batch may have."""
+        """Take the next events from the queue, as many as a batch may have. A large event goes alone."""
         number = min(len(self.queue), self._batch_size)
         if self.is_thinned:
             if now - self._seen_at >= 1:
                 self._over_before, self._seen_before, self._seen_at = self._seen_before, self.queue[-1].number + 1, now
             waiting = enumerate(islice(self.queue, number))
             number = next((place for place, event in waiting if self._may_be_replaced(event)), number)
-        return [self.queue.popleft() for _ in range(number)]
-
-    def _pieces(self, events: list[LogEvent]) -> list[list[LogEvent]]:
-        """Divide events into batches that are bounded in bytes. An event that is larger goes alone."""
-        if total_size(events) <= self.batch_bytes:
-            return [events]
-        pieces: list[list[LogEvent]] = [[]]
-        room = self.batch_bytes
-        for event in events:
-            if pieces[-1] and event.size > room:
-                pieces.append([])
-                room = self.batch_bytes
-            pieces[-1].append(event)
-            room -= event.size
-        return pieces
+        size = 0
+        # To add up sizes takes longer than all else here.
+        if self._queue_largest * number > self.batch_bytes or self._queue_events < len(self.queue):
+            events = list(islice(self.queue, number))
+            size = total_size(events)
+            if size > self.batch_bytes:
+                # Those that have to stay have waited as long.
+                self._due_before = max(self._due_before, events[-1].number + 1)
+                sizes = list(accumulate(event.size for event in events))
+                number = max(1, bisect_right(sizes, self.batch_bytes))
+                size = sizes[number - 1]
+        taken = [self.queue.popleft() for _ in range(number)]
+        if self.queue:
+            self._queue_bytes = max(0, self._queue_bytes - size)
+            self._queue_events = max(0, self._queue_events - number)
+        else:
+            self._queue_bytes = self._queue_events = self._queue_largest = 0
+        return taken
 
     def _may_be_replaced(self, event: LogEvent) -> bool:
         """Say whether the update is its progress bar's newest, and of a second that may not be over."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from operator import index, itemgetter
 from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 from uuid import UUID
@@ -40,6 +40,10 @@ _MOST_VALUES = 10_000
 # What an attribute counts besides its text, and a value within one, so that there is a bound for their number too.
 _VALUE_BYTES = 64
 _ITEM_BYTES = 8
+EVENT_BYTES = 512
+"""Roughly how many bytes an event takes besides its texts and attributes."""
+# What `getsizeof` counts for any text.
+_TEXT_BYTES = sys.getsizeof("")
 # A text of fewer characters cannot have too many bytes.
 _LONG = MOST_BYTES // 4
 # In seconds since the epoch: what 64 bits can hold in nanoseconds. A later time is not in seconds, or none at all.
@@ -99,7 +103,9 @@ class Stream:
 
 
 Note: TypeAlias = tuple[Any, ...]
-"""What `emit` notes of a log record: all that may change afterwards, as it is. `numbered` makes sense of it later."""
+"""What `emit` notes of a log record: all that may change afterwards, as it is. `numbered` makes sense of it later.
+
+Its last item is roughly how many bytes it takes."""
 
 
 class Capture(NamedTuple):
@@ -118,6 +124,11 @@ class Capture(NamedTuple):
     attributes: Mapping[str, Plain]
     metadata: Mapping[str, Plain]
     progress: bool
+
+    @property
+    def size(self) -> int:
+        """Roughly how many bytes it takes."""
+        return _size_of(self)
 
 
 class LogEvent(NamedTuple):
@@ -208,9 +219,7 @@ class LogEvent(NamedTuple):
     @property
     def size(self) -> int:
         """Roughly how many bytes it takes, in memory as well as encoded."""
-        if self.exception is None:
-            return 512 + len(self.message)
-        return 512 + len(self.message) + len(self.exception.stacktrace)
+        return EVENT_BYTES + _size_of(self)
 
     @property
     def severity_text(self) -> str:
@@ -255,13 +264,46 @@ def _uid_of(writer: str) -> str:
 
 _message_of = itemgetter(LogEvent._fields.index("message"))
 _exception_of = itemgetter(LogEvent._fields.index("exception"))
+_attributes_of = itemgetter(LogEvent._fields.index("attributes"))
+_metadata_of = itemgetter(LogEvent._fields.index("metadata"))
 
 
 def total_size(events: Sequence[LogEvent]) -> int:
     """Return the sum of the events' sizes, in a fraction of the time that adding them up takes."""
-    if any(map(_exception_of, events)):
-        return sum(event.size for event in events)
-    return 512 * len(events) + sum(map(len, map(_message_of, events)))
+    parts = chain(map(_exception_of, events), map(_attributes_of, events), map(_metadata_of, events))
+    messages = sum(map(sys.getsizeof, map(_message_of, events)))
+    return (EVENT_BYTES - _TEXT_BYTES) * len(events) + messages + sum(map(_bytes_of, filter(None, parts)))
+
+
+def _size_of(said: Capture | LogEvent) -> int:
+    size = sys.getsizeof(said.message) - _TEXT_BYTES
+    for part in (said.exception, said.attributes, said.metadata):
+        if part:
+            size += _bytes_of(part)
+    return size
+
+
+def _bytes_of(value: Any) -> int:
+    """Return roughly how many bytes a value takes in memory, with all that it consists of."""
+    size = 0
+    # What another program has written may be nested deeper than Python can recur.
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        size += sys.getsizeof(value)
+        if type(value) is dict:
+            size += sum(map(sys.getsizeof, value))
+            value = value.values()
+        elif type(value) not in _NESTING:
+            continue
+        if _NESTING.isdisjoint(map(type, value)):
+            size += sum(map(sys.getsizeof, value))
+        else:
+            waiting.extend(value)
+    return size
+
+
+_NESTING = {dict, list, ExceptionInfo}
 
 
 def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -> Note:
@@ -285,6 +327,18 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
             message = record.getMessage()
         except Exception:
             message = _unformatted(record)
+        exception = None
+        extra = given = _NOTHING
+        size = len(message) if message.isascii() else _bytes_of(message)
+        if has_extra:
+            extra, characters = _sized(_extra(fields))
+            size += characters
+        if metadata:
+            given, characters = _sized(metadata)
+            size += characters
+        if record.exc_info:
+            exception = _exception(record.exc_info)
+            size += sum(map(len, exception)) if exception else 0
         return (
             record.created,
             record.levelno,
@@ -294,11 +348,12 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
             record.pathname,
             record.lineno,
             record.funcName,
-            _exception(record.exc_info) if record.exc_info else None,
+            exception,
             # Without a span the context is empty, nearly always.
             _trace() if get_current() else None,
-            _extra(fields) if has_extra else _NOTHING,
-            plain_mapping(metadata) if metadata else _NOTHING,
+            extra,
+            given,
+            size,
         )
     except Exception:
         return _noted_with_care(record, metadata)
@@ -327,8 +382,10 @@ def _noted_with_care(record: logging.LogRecord, metadata: Any) -> Note:
         # What is being handled here is no exception of the record's.
         part(lambda: _exception(record.exc_info) if isinstance(record.exc_info, tuple | BaseException) else None),
         part(_trace),
-        part(lambda: _extra(vars(record)), {"…": _UNREADABLE}),
+        part(lambda: plain_mapping(_extra(vars(record))), {"…": _UNREADABLE}),
         plain_mapping(metadata),
+        # It may be anything.
+        MOST_BYTES,
     )
 
 
@@ -351,7 +408,7 @@ def numbered(said: Note | Capture, stream: Stream, writer: str, number: int, seq
     if isinstance(said, Capture):
         event = _tuple(LogEvent, (stream, writer, number, sequence, *said))
         return event
-    created, level, level_name, message, logger_name, file, line, function, exception, trace, extra, metadata = said
+    created, level, level_name, message, logger_name, file, line, function, exception, trace, extra, metadata, _ = said
     try:
         try:
             place = _places[level, level_name, logger_name, file, line, function]
@@ -506,8 +563,8 @@ _NOWHERE = Stream(UUID(int=0), {})
 _UNREADABLE = "<a record that cannot be read>"
 
 
-def _extra(fields: dict[str, Any]) -> Mapping[str, Plain]:
-    return plain_mapping({key: fields[key] for key in fields.keys() - _RECORD_ATTRIBUTES})
+def _extra(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: fields[key] for key in fields.keys() - _RECORD_ATTRIBUTES}
 
 
 def _exception(exc_info: Any) -> ExceptionInfo | None:
@@ -540,8 +597,14 @@ def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
     Args:
         values: The mapping. It may change meanwhile; what is none has nothing.
     """
+    return _sized(values)[0]
+
+
+def _sized(values: Mapping[Any, Any]) -> tuple[dict[str, Plain], int]:
+    """Return what `plain_mapping` does, and roughly how many bytes it takes."""
     mapping: dict[str, Plain] = {}
     size = 0
+    is_nested = False
     for key, value in _items(values):
         if type(key) is not str or not key.isascii():
             key = text_of(key)
@@ -553,11 +616,13 @@ def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
         elif not (value is None or kind is float or kind is bool or (kind is int and -_INT64 <= value < _INT64)):
             value = plain(value)
             size += _size(value)
+            is_nested = True
         size += len(key)
         mapping[key] = value
-    if size + _VALUE_BYTES * len(mapping) > MOST_BYTES:
-        return _shortened(mapping, MOST_BYTES)
-    return mapping
+    size += _VALUE_BYTES * len(mapping)
+    if size > MOST_BYTES:
+        return _shortened(mapping, MOST_BYTES), MOST_BYTES
+    return mapping, _bytes_of(mapping) if is_nested else size
 
 
 def _items(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:

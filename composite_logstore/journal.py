@@ -15,14 +15,16 @@ from operator import attrgetter
 from typing import Any
 
 from composite_logstore.clock import Clock
-from composite_logstore.config import ChildConfig
+from composite_logstore.config import QUEUE_BYTES, ChildConfig
 from composite_logstore.delivery import Delivery, Load
-from composite_logstore.event import Capture, LogEvent, Note, Stream, numbered
+from composite_logstore.event import EVENT_BYTES, Capture, LogEvent, Note, Stream, numbered
+from composite_logstore.memory import Held, Memory, batch_bytes
 from composite_logstore.spool import Cursor
 from composite_logstore.spooling import Spooling, SpoolSettings, next_batch
 
 MOST_CAPTURED = 512
-"""How many records may wait for their number. The last of them waits for it: less than a millisecond."""
+"""How many records may wait for their number. The last of them waits for it: less than a millisecond. So does one that
+is large: together they have an eighth of the bytes at most that may wait in memory."""
 
 _PATIENCE = 100
 _PATIENCE_SECONDS = 0.1
@@ -60,26 +62,40 @@ def patiently(lock: threading.RLock) -> Iterator[None]:
         lock.release()
 
 
+def _size_of(said: tuple[Stream, Note | Capture]) -> int:
+    """Return roughly how many bytes the event takes that this becomes."""
+    one = said[1]
+    size: int = one.size if isinstance(one, Capture) else one[-1]
+    return EVENT_BYTES + size
+
+
 class _Route:
     """Where the events of one kind go, and how many have gone there.
 
     Attributes:
         children: The names of the children that get each of them.
         queues: The queues of these children, and what is to go to disk.
-        latest: The deliveries that only want the latest of them.
+        latest: The deliveries that take each by itself, with what counts the progress bars' updates that each of them
+            wants the latest of.
+        held: What counts them in memory, None where nobody wants them as they are.
         count: How many there were.
     """
 
-    __slots__ = ("children", "count", "latest", "queues")
+    __slots__ = ("children", "count", "held", "latest", "queues")
 
     def __init__(
-        self, wanted_by: list[Delivery], latest: list[Delivery], unspooled: deque[LogEvent] | None = None
+        self,
+        wanted_by: list[Delivery],
+        latest: list[tuple[Delivery, Held]],
+        held: Held | None = None,
+        unspooled: deque[LogEvent] | None = None,
     ) -> None:
         self.children = frozenset(delivery.name for delivery in wanted_by)
         queues = [delivery.queue for delivery in wanted_by]
         # What nobody wants need not go to disk.
         self.queues = (*queues, unspooled) if unspooled is not None and (queues or latest) else tuple(queues)
         self.latest = tuple(latest)
+        self.held = held
         self.count: deque[int] = deque([0], maxlen=1)
 
 
@@ -88,6 +104,7 @@ class Journal:
 
     Attributes:
         writer: The writer's name, 15 hexadecimal digits at random.
+        batch_bytes: Roughly how many bytes of events one export may have.
         lock: Guards the journal and its deliveries. Held for moments, never across I/O. It is
             reentrant since a signal handler or a finalizer may log at any point.
         progress: Notified, under the lock, whenever a delivery has got on.
@@ -96,7 +113,11 @@ class Journal:
     """
 
     def __init__(
-        self, children: Sequence[ChildConfig], clock: Clock | None = None, spool: SpoolSettings | None = None
+        self,
+        children: Sequence[ChildConfig],
+        clock: Clock | None = None,
+        spool: SpoolSettings | None = None,
+        most_bytes: int = QUEUE_BYTES,
     ) -> None:
         """Begin with number 0.
 
@@ -104,6 +125,7 @@ class Journal:
             children: The enabled children.
             clock: Where time and chance come from; the real ones if not given.
             spool: How events go to disk; they wait in memory alone if not given.
+            most_bytes: How many bytes of events may wait in memory.
         """
         clock = clock or Clock()
         self.writer = secrets.token_hex(8)[:15]
@@ -116,7 +138,13 @@ class Journal:
         # What has no number yet. It is added to without the lock.
         self._captured: deque[tuple[Stream, Note | Capture]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
+        self.batch_bytes = batch_bytes(most_bytes, len(children))
         self._deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
+        # The rest is for what has no number yet.
+        self._large = most_bytes // (8 * MOST_CAPTURED)
+        self._memory = Memory(most_bytes - MOST_CAPTURED * self._large, self._deliveries)
+        self._is_batch_full = False
+        self._is_making_room = False
         self.spooling = spool and Spooling(spool, self.writer, self._deliveries, clock)
         # Without a spool nothing is ever added to it.
         self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
@@ -132,7 +160,7 @@ class Journal:
             routes = (*self._routes.values(), *self._update_routes.values())
             return sum(route.count[0] for route in routes if child.name in route.children) + delivery.updates
 
-        delivery = Delivery(child, accepted, rand, spooled)
+        delivery = Delivery(child, accepted, rand, spooled, batch_bytes=self.batch_bytes)
         return delivery
 
     @property
@@ -165,7 +193,8 @@ class Journal:
             self._append_now(stream, said)
         else:
             self._captured.append((stream, said))
-            if len(self._captured) >= self._most_captured:
+            size = said.size if isinstance(said, Capture) else said[-1]
+            if size > self._large or len(self._captured) >= self._most_captured:
                 self.hand_out()
         return self.wakes_wanted > self.wakes_done
 
@@ -187,13 +216,15 @@ class Journal:
                 if (last[0] if last else None) is newest:
                     break
             _run(step)
-            for delivery in route.latest:
-                delivery.update(event)
+            self._hold(route, [event], [event.size])
             if self._unspooled and self.spooling:
                 self.spooling.write_through()
-            if number >= self._wake_at:
+            if self._memory.is_full:
+                self._make_room()
+            if number >= self._wake_at or self._is_batch_full:
                 self.wakes_wanted += 1
                 self._wake_at = inf
+                self._is_batch_full = False
             if not self.spooling or self.spooling.most_unspooled:
                 self._look_ahead(number + 1)
 
@@ -201,9 +232,12 @@ class Journal:
         """Number what was captured, and put a reference to it into the queue of every child that wants it."""
         with self.lock:
             self._hand_out()
-            if self._next_number > self._wake_at:
+            if self._memory.is_full:
+                self._make_room()
+            if self._next_number > self._wake_at or self._is_batch_full:
                 self.wakes_wanted += 1
                 self._wake_at = inf
+                self._is_batch_full = False
             if self.spooling:
                 self.spooling.hurry(self._next_number)
             self._look_ahead(self._next_number)
@@ -233,12 +267,52 @@ class Journal:
                 return False
             _run(step)
             last = newest
-            for delivery in route.latest:
-                for event in run:
-                    delivery.update(event)
+            place = run[0].number - events[0].number
+            self._hold(route, run, list(map(_size_of, said[place : place + len(run)])))
             if self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
                 self.spooling.write_through()
         return True
+
+    def _hold(self, route: _Route, events: list[LogEvent], sizes: list[int]) -> None:
+        """Count events in memory, and have those children take them that take each by itself."""
+        for delivery, held in route.latest:
+            for event in events:
+                # As long as another may take its place an update is not counted.
+                before = delivery.update(event)
+                if before:
+                    held.add([before], [before.size])
+        if route.held:
+            self._is_batch_full |= route.held.add(events, sizes)
+
+    def _make_room(self) -> None:
+        """Have the oldest events leave memory if they have too many bytes: for the disk, where it takes them."""
+        if self._is_making_room:
+            # A signal handler has logged.
+            return
+        self._is_making_room = True
+        try:
+            memory = self._memory
+            memory.release(self._first_unspooled)
+            # A little more than must be, so that it is not to be done again with the next event.
+            most = memory.most - memory.run_bytes
+            for last in memory.oldest_first(self._first_unspooled) if memory.is_full else ():
+                if memory.size <= most:
+                    break
+                if not self.spooling and last >= self._next_number - 1:
+                    # The newest one is kept, however large it is.
+                    break
+                on_disk = self.spooling.make_way(last) if self.spooling else (inf, inf)
+                if on_disk is None:
+                    break
+                for delivery in self._deliveries:
+                    delivery.give_way(last, on_disk)
+                memory.release(self._first_unspooled)
+        finally:
+            self._is_making_room = False
+
+    @property
+    def _first_unspooled(self) -> float:
+        return self._unspooled[0].number if self._unspooled else inf
 
     def _numbered(self, said: list[tuple[Stream, Note | Capture]], number: int) -> list[LogEvent]:
         writer = self.writer
@@ -279,10 +353,11 @@ class Journal:
             route = self._route(level, progress)
             # What was accepted, and is neither settled nor in a queue, counts as dropped.
             route.count.append(route.count[0] + count)
-            for delivery in route.latest:
+            for delivery, _ in route.latest:
                 delivery.updates += count
+            wanted_by = route.children.union(delivery.name for delivery, _ in route.latest)
             for delivery in self._deliveries:
-                if delivery in route.latest or delivery.name in route.children:
+                if delivery.name in wanted_by:
                     delivery.lost_in_forks += count
 
     def _route(self, level: int, progress: bool) -> _Route:
@@ -291,14 +366,21 @@ class Journal:
 
     def _new_route(self, level: int, progress: bool) -> _Route:
         wanted_by: list[Delivery] = []
-        latest: list[Delivery] = []
+        latest: list[tuple[Delivery, Held]] = []
+        holders: list[Delivery] = []
         for child, delivery in zip(self._children, self._deliveries, strict=True):
             thinned = progress and child.progress == "latest"
             # With a spool it has to note which updates give way, so it takes every event by itself.
             by_itself = thinned or (child.progress == "latest" and self.spooling is not None)
             if child.min_level is None or (logging.INFO if thinned else level) >= int(child.min_level.value):
-                (latest if by_itself else wanted_by).append(delivery)
-        return _Route(wanted_by, latest, self.spooling.unspooled if self.spooling else None)
+                if by_itself:
+                    latest.append((delivery, self._memory.held_by([delivery])))
+                else:
+                    wanted_by.append(delivery)
+                if not thinned:
+                    holders.append(delivery)
+        held = self._memory.held_by(holders) if holders else None
+        return _Route(wanted_by, latest, held, self.spooling.unspooled if self.spooling else None)
 
     def wake_after(self, events: int) -> bool:
         """Have `append` ask for the workers once so many events more are there, if not before.

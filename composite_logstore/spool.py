@@ -347,6 +347,11 @@ class Spool:
 
     # Writing
 
+    @property
+    def first(self) -> float:
+        """The number from which on its events are there, as far as they are not settled; infinity if there is none."""
+        return self._segments[0].first if self._segments else inf
+
     def append(self, event: LogEvent, room: Callable[[int], bool]) -> None:
         """Write an event.
 

@@ -469,6 +469,22 @@ class Spooling:
         if self.unspooled:
             self.write(before)
 
+    def make_way(self, last: int) -> tuple[float, float] | None:
+        """Bring the events up to number `last` to disk, since they cannot stay in memory.
+
+        Returns:
+            The numbers from which on and below which they are on disk: the others find no room there. None if that
+            cannot be done now.
+        """
+        if self._is_writing:
+            # A signal handler has logged, and what it interrupts goes on with its event.
+            return None
+        self.write(last + 1)
+        before = self.unspooled[0].number if self.unspooled else inf
+        while self.unspooled and self.unspooled[0].number <= last:
+            self.unspooled.popleft()
+        return self.spool.first if self.spool is not None else inf, before
+
     def _append(self, event: LogEvent) -> bool:
         # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.
         if self.error is not None and not self._may_try:

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from composite_logstore.adoption import AdoptedJournal
 
 logger = get_logger(__name__)
+
+
+_CALM_SECONDS = 60.0
+"""A child that has always something that waits has lost no more events for so long when the worker says so."""
 
 
 def _nothing() -> None:
@@ -77,6 +82,9 @@ class Worker:
         self._is_cut_short = False
         self.has_ended = False
         self._in_trouble = False
+        self._is_dropping = False
+        self._dropped = 0
+        self._dropped_at = -inf
         self._reported: set[str] = set()
 
     def wake(self) -> bool:
@@ -114,7 +122,7 @@ class Worker:
         return self._service.is_running and not self.has_ended and not self._delivery.pending
 
     def report(self) -> None:
-        """Warn once when trouble begins and once when it ends, and once for each kind of loss.
+        """Warn once when trouble or a loss begins and once when it ends, and once for each kind of rejection.
 
         Never under the journal's lock: ZenML calls `emit` under a logging handler's lock, so whoever
         logs while holding the journal's can wait for ever. And outside of any ZenML logging context, so
@@ -141,15 +149,28 @@ class Worker:
         elif self._in_trouble and not in_trouble:
             news.append("its backend takes events again.")
         self._in_trouble = in_trouble
+        news += self._news_of_dropped(stats)
         losses = {reason: f"its backend rejects events: {reason}" for reason in stats.rejected_reasons}
-        lost_in_forks = self._delivery.lost_in_forks
-        if stats.dropped > lost_in_forks:
-            losses["dropped"] = "events are dropped, the oldest first"
-        if lost_in_forks:
+        if self._delivery.lost_in_forks:
             losses["forks"] = "events of forked processes are lost on their way to this one"
         news += [f"{losses[loss]}. The store's stats count them." for loss in losses.keys() - self._reported]
         self._reported |= losses.keys()
         return news
+
+    def _news_of_dropped(self, stats: ChildStats) -> list[str]:
+        now = self._clock.now()
+        dropped = stats.dropped - self._delivery.lost_in_forks
+        if dropped > self._dropped:
+            self._dropped, self._dropped_at = dropped, now
+            if not self._is_dropping:
+                self._is_dropping = True
+                return ["events are dropped, the oldest first. The store's stats count them."]
+            return []
+        is_over = stats.state == State.HEALTHY.value and (not stats.pending or now - self._dropped_at > _CALM_SECONDS)
+        if self._is_dropping and is_over:
+            self._is_dropping = False
+            return [f"no more events are dropped; {dropped} were."]
+        return []
 
     def _work(self) -> Callable[[], object] | None:
         """Do what the delivery says, and return how to wait for more. None where the thread is to end."""

@@ -77,7 +77,7 @@ class Writer:
         self._sending = threading.RLock()
         self._inherited: set[UUID] = set()
         children = self._config.enabled_children
-        self._journal = Journal(children, self._clock, self._spool)
+        self._journal = Journal(children, self._clock, self._spool, self._config.max_queue_bytes)
         self._keeper = self._service("composite-logstore spool", self._keep, TICK_SECONDS)
         self._keeper_due = self._clock.signal()
         self._housekeeper = self._service("composite-logstore housekeeping", self._keep_house)
@@ -85,7 +85,9 @@ class Writer:
         self._seen = -1
         self._spool_error: Exception | None = None
         self._has_told_of_unstorable = False
-        self._adoption = Adoption(self._component_id, children, self._clock, _warn, self._hindered)
+        self._adoption = Adoption(
+            self._component_id, children, self._clock, _warn, self._hindered, self._journal.batch_bytes
+        )
         if self._journal.spooling:
             self._journal.spooling.others = self._adoption.journals
         self._workers = [

@@ -10,6 +10,7 @@ import pytest
 from composite_logstore.backend import RetryableError
 from composite_logstore.batch_size import BatchSize
 from composite_logstore.delivery import Delivery, State, Wait
+from composite_logstore.journal import Journal
 from composite_logstore.spool import Spool
 from composite_logstore.spooling import Spooling
 
@@ -62,6 +63,10 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "one too many is acknowledged": lambda patch: patch.setattr(Delivery, "_settle", acknowledges_one_too_many),
     "a retry is lost": lambda patch: patch.setattr(Delivery, "failed", loses_a_retry),
     "a child never comes back": lambda patch: patch.setattr(Delivery, "next", never_comes_back),
+}
+
+MEMORY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "bytes are not bounded": lambda patch: patch.setattr(Journal, "_make_room", lambda _: None),
 }
 
 POLICY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
