@@ -150,6 +150,8 @@ _MOST_JOURNALS = 100
 """How many dead processes' journals are open at once: each needs two file descriptors."""
 _AGAIN_SECONDS = 60.0
 """When to try again what could not be taken over."""
+_LOOK_SECONDS = 0.1
+"""How often to look whether exports have returned, where somebody waits for it."""
 _AT_A_TIME = 50
 _MOST_NAMED = 3
 """How many damaged files one warning names."""
@@ -199,7 +201,7 @@ class Adoption:
         self._component = Path()
         # What is to be looked at, and when: the log store's folder first, which says what else there is.
         self._waiting: deque[tuple[float, Path]] | None = None
-        self._is_stopping = False
+        self._is_stopping = self._gives_back = False
 
     def start(self, component: Path) -> None:
         """Find what there is and see to it until nothing is left, in a thread of its own. Once more does nothing more.
@@ -230,7 +232,7 @@ class Adoption:
                 waiting.extend((-inf, one) for one in found)
             waiting.popleft()
         if self._is_stopping:
-            return None
+            return self._given_back() if self._gives_back else None
         self._get_on()
         if not (waiting or self.journals):
             return None
@@ -246,6 +248,23 @@ class Adoption:
         self._due.set()
         for _, worker in list(self._workers.values()):
             worker.stop()
+
+    def give_back(self) -> None:
+        """End, and leave what is left to another writer as soon as the exports under way have returned."""
+        self._gives_back = self._is_stopping = True
+        for _, worker in list(self._workers.values()):
+            worker.stop(at_once=True)
+        self._due.set()
+
+    def _given_back(self) -> Wait | None:
+        if any(worker.is_running for _, worker in self._workers.values()):
+            return partial(self._due.wait, _LOOK_SECONDS)
+        with self._lock:
+            for journal in self.journals:
+                with journal.lock:
+                    journal.spool.close()
+            self.journals.clear()
+        return None
 
     def stats(self) -> list[dict[str, ChildStats]]:
         """Return the accounts of what was adopted, by child."""

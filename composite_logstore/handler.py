@@ -142,12 +142,13 @@ class CompositeHandler(RecordHandler):
         """
         with _root_logger_left_alone():
             from composite_logstore.handler_config import HandlerConfig
-            from composite_logstore.writer import writer_of
+            from composite_logstore.writer import use
         if not program:
             raise ValueError("'program' is empty; set it to the program's name")
         self._config: CompositeLogStoreConfig = HandlerConfig(**{"children": list(children), **settings})
         id = uuid5(_PROGRAMS, program)
-        writer = writer_of(id, self._config)
+        self._component_id = id
+        writer = use(id, self._config)
         stream_id = UUID(str(stream_id)) if stream_id else uuid4()
         metadata = {
             **(attributes or {}),
@@ -157,6 +158,8 @@ class CompositeHandler(RecordHandler):
             "zenml.log_store.name": program,
         }
         super().__init__(writer, writer.stream(stream_id, metadata, None), level)
+        # Empty when it is closed. To take something from a list is one step, whoever does so at once.
+        self._used: list[Writer] = [writer]
         self._is_exiting = False
         # After the writers' own, so that it runs before it. That one delivers what can be, within 3 s; and last of
         # all `logging` flushes its handlers.
@@ -177,14 +180,45 @@ class CompositeHandler(RecordHandler):
             config = self._config
             self._writer.flush(config.flush_timeout_millis / 1000, config.flush_limit_millis / 1000)
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Capture a record, unless it is about the delivery of others. A closed handler is opened again.
+
+        Args:
+            record: The record.
+        """
+        if not self._used:
+            self._open_again()
+        super().emit(record)
+
+    def _open_again(self) -> None:
+        from composite_logstore.writer import use
+
+        writer = use(self._component_id, self._config)
+        self._stream = writer.stream(self._stream.id, self._stream.metadata, None)
+        self._writer = writer
+        self._used.append(writer)
+
     def close(self) -> None:
-        """Detach from the loggers it was attached to, end the stream, and deliver what there is."""
+        """Detach from the loggers it was attached to, end the stream, and deliver what there is.
+
+        What cannot be delivered now is on disk, for the next handler or process of the program. Threads and
+        connections are given back, unless another handler of the program needs them. With `durability` `memory` they
+        go on until it is delivered.
+        """
+        try:
+            writer = self._used.pop()
+        except IndexError:
+            return
         for logger in list(self._found):
             self.detach(logger)
         self._writer.end_stream(self._stream)
         self.flush()
         atexit.unregister(self._exit)
         super().close()
+        if not self._is_exiting:
+            from composite_logstore.writer import release
+
+            release(writer)
 
     def _exit(self) -> None:
         self._is_exiting = True

@@ -629,6 +629,12 @@ class Spooling:
             self.spool.close()
             self.spool = None
 
+    def let_go(self) -> None:
+        """Leave the folder to the next process, or to another writer of this one."""
+        spool, self.spool = self.spool, None
+        if spool is not None:
+            spool.close()
+
     def _folder(self) -> Spool:
         if self.spool is None:
             names = [delivery.name for delivery in self._deliveries]

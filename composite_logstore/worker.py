@@ -117,6 +117,11 @@ class Worker:
         self._awake.set()
 
     @property
+    def is_running(self) -> bool:
+        """Whether its thread is there."""
+        return self._service.is_running
+
+    @property
     def is_finishing(self) -> bool:
         """Whether it is still at work though there is no event left to deliver. Under the journal's lock."""
         return self._service.is_running and not self.has_ended and not self._delivery.pending

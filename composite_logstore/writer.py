@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -82,6 +83,7 @@ class Writer:
         self._keeper_due = self._clock.signal()
         self._housekeeper = self._service("composite-logstore housekeeping", self._keep_house)
         self._housework_due = self._clock.signal()
+        self._has_ended = False
         self._seen = -1
         self._spool_error: Exception | None = None
         self._has_told_of_unstorable = False
@@ -189,7 +191,7 @@ class Writer:
     def _keep(self) -> Wait | None:
         """Bring to disk what waits too long, and deliver what dead processes have left there."""
         spooling = self._journal.spooling
-        if self._spool is None or spooling is None:
+        if self._spool is None or spooling is None or self._has_ended:
             return None
         self._adoption.start(self._spool.component)
         with patiently(self._journal.lock):
@@ -220,9 +222,13 @@ class Writer:
         # A signal of its own, which nobody gives: an event does not make the time pass faster.
         return partial(self._clock.signal().wait, seconds)
 
-    def _keep_house(self) -> Wait:
+    def _keep_house(self) -> Wait | None:
         """Do what the disk may take long for, so that no event has to wait for it."""
         spooling = self._journal.spooling
+        if spooling is not None and self._has_ended:
+            with self._journal.lock:
+                spooling.let_go()
+            return None
         if spooling is not None:
             spooling.keep_house()
             if spooling.needs_room:
@@ -299,6 +305,34 @@ class Writer:
                 _warn(f"The process ends with events that wait on disk: {children}. The next process delivers them.")
             else:
                 _warn(f"The process ends with events that could not be delivered: {children}.")
+
+    def end(self) -> bool:
+        """Give back threads and descriptors, if all that is not delivered is on disk, for whoever comes next.
+
+        Returns:
+            Whether it has.
+        """
+        if self._outbox is not None:
+            # In a forked process nothing of it is here.
+            return True
+        with suppress(Exception):
+            self._stop_listening()
+        if not self._journal.next_number:
+            return True
+        with self._journal.lock:
+            is_left = any(delivery.pending for delivery in self._journal.deliveries)
+        if is_left and not self._settle_down():
+            return False
+        self._has_ended = True
+        self._adoption.give_back()
+        for worker in self._workers:
+            # What is on disk may soon be delivered by another writer.
+            worker.stop(at_once=is_left)
+        self._keeper_due.set()
+        self._housework_due.set()
+        if not self._housekeeper.is_running:
+            self._keep_house()
+        return True
 
     def _deliver_last(self, seconds: float) -> None:
         """Deliver what can be delivered in so many seconds. What one step meets keeps no other from being done."""
@@ -488,6 +522,50 @@ def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
                 _offer_metrics()
             _writers.setdefault(key, Writer(component_id, config))
         return _writers[key]
+
+
+# How many use a writer, of those that can end; and what nobody uses any more, but has not ended.
+_users: Counter[Writer] = Counter()
+_unneeded: list[Writer] = []
+
+
+def use(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
+    """Return the writer as `writer_of` does, for somebody who gives it back with `release`."""
+    with _writers_lock:
+        writer = writer_of(component_id, config)
+        _users[writer] += 1
+        return writer
+
+
+def release(writer: Writer) -> None:
+    """Have a writer end, if nobody uses it any more: now, or when its events are delivered and another one is released.
+
+    Args:
+        writer: One that `use` has returned.
+    """
+    with _writers_lock:
+        _users[writer] -= 1
+        if _users[writer] > 0:
+            return
+        del _users[writer]
+        for key in [key for key, other in _writers.items() if other is writer]:
+            # Whoever wants one from now on gets a new one.
+            del _writers[key]
+            _writers[key[0], f"{key[1]} {writer.writer_id}"] = writer
+        _unneeded.append(writer)
+        unneeded = list(_unneeded)
+    for writer in unneeded:
+        try:
+            has_ended = writer.end()
+        except Exception as error:
+            tell(logger.debug, "A writer could not be ended: %s", described(error))
+            continue
+        if has_ended:
+            with _writers_lock:
+                for key in [key for key, other in _writers.items() if other is writer]:
+                    del _writers[key]
+                if writer in _unneeded:
+                    _unneeded.remove(writer)
 
 
 @lru_cache(maxsize=1)

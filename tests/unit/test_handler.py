@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -313,3 +314,74 @@ def test_clocks_that_the_program_has_stopped_hold_nothing_up(
     flush.join(20)
     assert not flush.is_alive()
     assert handler.stats()["dead"]["pending"] == 1
+
+
+@pytest.mark.parametrize("durability", ["memory", "spill", "write_ahead"])
+@pytest.mark.parametrize("fault", [None, "refused"])
+def test_a_closed_handler_gives_back_its_threads_and_its_records_are_delivered(
+    tmp_path: Path, durability: str, fault: str | None
+) -> None:
+    with SimulatedClock() as clock:
+        for number in range(3):
+            handler = CompositeHandler(
+                "job",
+                [make_child("a", backend := SimulatedBackend())],
+                durability=durability,
+                spool_directory=str(tmp_path),
+                flush_timeout_millis=1000,
+            )
+            logger = logging.Logger(f"job{number}")
+            handler.attach(logger)
+            backend.fault = fault if number < 2 else None
+            logger.info("%d", number)
+            handler.close()
+            handler.close()
+            clock.advance(1)
+            if fault is None or durability != "memory":
+                assert clock.threads == []
+        clock.advance(120)
+        expected = ["0", "1", "2"] if fault and durability != "memory" else ["2"]
+        assert sorted(backend.messages) == expected
+        assert list(tmp_path.glob("*/*/*.log")) == []
+        # A record after all that is delivered, too.
+        handler.emit(logging.LogRecord("late", 20, "", 0, "late", (), None))
+        clock.advance(60)
+        assert backend.messages[-1] == "late"
+        handler.close()
+        clock.advance(1)
+        assert [name for name in clock.threads if name.endswith(" a")] == [] or durability == "memory"
+
+
+def test_handlers_of_one_program_share_threads_until_the_last_is_closed() -> None:
+    with SimulatedClock() as clock:
+        child = make_child("a", backend := SimulatedBackend())
+        first, second = (CompositeHandler("job", [child], durability="memory") for _ in range(2))
+        first.emit(logging.LogRecord("x", 20, "", 0, "1", (), None))
+        first.close()
+        clock.advance(1)
+        second.emit(logging.LogRecord("x", 20, "", 0, "2", (), None))
+        clock.advance(1)
+        assert backend.messages == ["1", "2"]
+        assert clock.threads
+        second.close()
+        clock.advance(1)
+        assert clock.threads == []
+        assert backend.closed == 1
+
+
+def test_a_handler_that_two_threads_close_at_once_ends_its_writer_once() -> None:
+    child = make_child("a", backend := SimulatedBackend())
+    kept = CompositeHandler("job", [child], durability="memory")
+    closed = CompositeHandler("job", [child], durability="memory")
+    closed.emit(logging.LogRecord("x", 20, "", 0, "1", (), None))
+    threads = [threading.Thread(target=closed.close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept.emit(logging.LogRecord("x", 20, "", 0, "2", (), None))
+    backend.wait_for(2)
+    assert backend.closed == 0
+    kept.close()
+    backend.wait_for_close()
+    assert backend.messages == ["1", "2"]
