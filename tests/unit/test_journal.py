@@ -129,6 +129,8 @@ def test_a_ctrl_c_at_any_point_of_an_append_leaves_the_journal_consistent() -> N
             journal.append(stream, make_capture())
         captured = make_capture(level=40)
         before = sys.gettrace()
+        # Python 3.12 looks for it only when the tracing begins.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(interrupt_at(step))
         try:
             journal.append(stream, captured)
@@ -185,6 +187,8 @@ def test_a_signal_s_handler_may_log_at_any_point_of_an_append() -> None:
             journal.hand_out()  # noqa: B023
 
         before = sys.gettrace()
+        # Python 3.12 looks for it only when the tracing begins.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(call_at(step, handler))
         try:
             journal.append(other, make_capture(level=40))
