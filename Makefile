@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-# How many processes share the tests; a file of tests stays in one.
-PYTEST_PROCESSES ?= 2
+# How many processes share the tests, which often wait; a file of tests stays in one.
+PYTEST_PROCESSES ?= 3
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -34,7 +34,7 @@ demo: $(STAMP) ## show what it does, with real servers on this machine
 bench: $(STAMP) ## measure everything beside its competitors, and draw the plots of docs/benchmarks.md
 	@$(PY) -m benchmarks
 
-test: $(STAMP) ## all tests but the deep ones, with coverage
+test: $(STAMP) ## all tests but the deep ones, with the coverage of unit tests
 	@$(PY) -m pytest -m 'not deep' -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
 		--cov --cov-report=term $(PYTEST_ARGS)
 

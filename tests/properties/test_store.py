@@ -507,7 +507,7 @@ def test_what_is_on_disk_at_a_sudden_death_does_not_depend_on_another_childs_fau
 def test_the_whole_store_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(WholeStore, 200, steps=30)
+    run(WholeStore, 120, steps=30)
     transitions.report(record_property)
 
 
