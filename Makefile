@@ -14,7 +14,7 @@ export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-unit test-versions test-deep torture soak check lint types imports format clean
+.PHONY: help install demo bench test coverage test-unit test-versions test-deep torture soak check lint types imports format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,9 +34,14 @@ demo: $(STAMP) ## show what it does, with real servers on this machine
 bench: $(STAMP) ## measure everything beside its competitors, and draw the plots of docs/benchmarks.md
 	@$(PY) -m benchmarks
 
-test: $(STAMP) ## all tests but the deep ones, with the coverage of unit tests
-	@$(PY) -m pytest -m 'not deep' -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
-		--cov --cov-report=term $(PYTEST_ARGS)
+SHARED := -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+
+test: $(STAMP) ## all tests but the deep ones
+	@$(PY) -m pytest -m 'not deep' $(SHARED) $(PYTEST_ARGS)
+
+# Apart from `make test`, since it makes the tests take twice as long.
+coverage: $(STAMP) ## which lines the unit tests take
+	@$(PY) -m pytest tests/unit -m 'not deep' $(SHARED) --cov --cov-report=term $(PYTEST_ARGS)
 
 test-unit: $(STAMP) ## the fast tests only: unit and properties
 	@$(PY) -m pytest tests/unit tests/properties -m 'not deep' $(PYTEST_ARGS)
