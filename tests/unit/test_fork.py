@@ -353,8 +353,7 @@ def test_an_orphan_that_ends_delivers_what_its_parent_has_not_journaled() -> Non
     backend = SimulatedBackend()
     answers, answer = os.pipe()
 
-    def orphan(store: CompositeLogStore, origin: Any) -> None:
-        parent = os.getppid()
+    def orphan(store: CompositeLogStore, origin: Any, parent: int) -> None:
         log(store, origin, "orphan")
         wait_until(lambda: os.getppid() != parent, "the parent is gone", 10)
         # It logs no more.
@@ -366,9 +365,10 @@ def test_an_orphan_that_ends_delivers_what_its_parent_has_not_journaled() -> Non
         origin = register(store)
         # It dies before it has taken anything in.
         store.writer._receiving.acquire()
+        parent = os.getpid()
         if os.fork() == 0:
             try:
-                orphan(store, origin)
+                orphan(store, origin, parent)
             finally:
                 os._exit(0)
         time.sleep(0.1)
