@@ -960,7 +960,7 @@ class Spool:
         if stream is None:
             id = _uuid(name)
             if id is not None:
-                # Whatever became of the line that tells its attributes: backends know a stream's events by this one.
+                # The line with its attributes may be damaged, and backends find the events of a stream by this one.
                 stream = self._streams.setdefault(name, Stream(id, {"zenml.log.id": str(id)}))
         return stream
 

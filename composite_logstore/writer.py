@@ -548,10 +548,9 @@ def release(writer: Writer) -> None:
         if _users[writer] > 0:
             return
         del _users[writer]
-        for key in [key for key, other in _writers.items() if other is writer]:
-            # Whoever wants one from now on gets a new one.
-            del _writers[key]
-            _writers[key[0], f"{key[1]} {writer.writer_id}"] = writer
+        for component_id, settings in _forget(writer):
+            # The next `use` makes a new writer, and the process's end still closes this one.
+            _writers[component_id, f"{settings} {writer.writer_id}"] = writer
         _unneeded.append(writer)
         unneeded = list(_unneeded)
     for writer in unneeded:
@@ -562,10 +561,17 @@ def release(writer: Writer) -> None:
             continue
         if has_ended:
             with _writers_lock:
-                for key in [key for key, other in _writers.items() if other is writer]:
-                    del _writers[key]
+                _forget(writer)
                 if writer in _unneeded:
                     _unneeded.remove(writer)
+
+
+def _forget(writer: Writer) -> list[tuple[UUID, str]]:
+    """Take a writer from those of this process. Returns the keys under which it was there."""
+    keys = [key for key, other in _writers.items() if other is writer]
+    for key in keys:
+        del _writers[key]
+    return keys
 
 
 @lru_cache(maxsize=1)

@@ -187,7 +187,7 @@ class ArtifactExporter:
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
                 if lines.writer not in progress.written:
-                    # Each time: what fails to write may have listed nothing, though there is something.
+                    # Before each attempt until one succeeds: an artifact store that fails may list nothing.
                     progress.arrived[lines.writer] = _arrived(artifact_store, uri, lines.writer)
                 name = self._object_name(lines, first, last, progress)
                 size = _write_object(artifact_store, os.path.join(uri, name), lines)
@@ -235,7 +235,7 @@ def _arrived(artifact_store: BaseArtifactStore, uri: str, writer: str) -> int:
         archive = open_archive(artifact_store, uri)
     except Exception as error:
         if is_refusal(error) or isinstance(error, ListingError):
-            # Who may write, and not list, may go on writing.
+            # Credentials that permit no listing may still permit writing.
             return 0
         raise
     names = [ObjectName.parse(part.name) for part in archive.parts] if archive else []
@@ -335,6 +335,13 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
             while rest:
                 rest = rest[raw.write(rest) :]
         finally:
+            begin = raw.tell() - (size - len(rest))
+            if len(rest) < size and content[:1] != b"\n" and not _ends_a_line(raw, begin):
+                # Between the look and the `write`, another writer has found the disk full, and left half a line, which
+                # spoils the first of these. If that cannot be written again, none counts as written.
+                again = memoryview(b"\n" + encoded[0])
+                while again:
+                    again = again[raw.write(again) :]
             if not rest:
                 progress.written[lines.writer] = lines.ends[1]
             end = size - len(rest)
@@ -343,14 +350,17 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
                 if end < 0:
                     break
                 progress.written[lines.writer] = lines.number_of(record)
-        begin = raw.tell() - size
-        if begin > 0 and content[:1] != b"\n":
-            # Between the look and the `write`, another writer may have found the disk full, and left half a line.
-            raw.seek(begin - 1)
-            if raw.read(1) != b"\n":
-                raw.write(b"\n" + encoded[0])
     whole = content.removeprefix(b"\n")
     add(artifact_store, uri, Chunk.of(begin + size - len(whole), whole, lines.summary))
+
+
+def _ends_a_line(file: Any, end: int) -> bool:
+    """Return whether a line ends, or the file begins, at a place in it."""
+    if end == 0:
+        return True
+    file.seek(end - 1)
+    last: bytes = file.read(1)
+    return last == b"\n"
 
 
 def _write_object(artifact_store: BaseArtifactStore, uri: str, lines: _Lines) -> int:
