@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -282,8 +282,12 @@ def _fresh(entries: Sequence[ReadEntry], direction: Direction, seen: SeenEvents)
     """
     fresh: list[ReadEntry] = []
     writer, runs = "", Runs()
-    for read in entries if direction == "newer" else reversed(entries):
-        event = read.event and Event.of(*read.event)
+    reads: Iterable[ReadEntry] = map(_with_checked_event, entries)
+    if direction == "older":
+        # Of copies on one page the first stays where it is, from this end too: later ones need not be in their order.
+        reads = reversed({read.event or place: read for place, read in enumerate(reads)}.values())
+    for read in reads:
+        event = read.event
         if event is not None:
             if event.writer != writer:
                 writer, runs = event.writer, seen.pop(event.writer, Runs())
@@ -291,8 +295,14 @@ def _fresh(entries: Sequence[ReadEntry], direction: Direction, seen: SeenEvents)
             if event.sequence in runs:
                 continue
             runs.add(event.sequence, event.sequence)
-        fresh.append(read if event == read.event else ReadEntry(read.entry, None))
+        fresh.append(read)
     return fresh if direction == "newer" else fresh[::-1]
+
+
+def _with_checked_event(read: ReadEntry) -> ReadEntry:
+    """Return the entry without what a backend says of its event, if that makes no sense."""
+    event = read.event and Event.of(*read.event)
+    return read if event == read.event else ReadEntry(read.entry, None)
 
 
 def _notice(excuses: list[str], name: str, entries: Sequence[LogEntry]) -> LogEntry:

@@ -118,6 +118,16 @@ def test_what_arrived_twice_is_returned_once_across_pages(
     assert all(pages[:-1]), "an empty page would look like the end"
 
 
+@pytest.mark.parametrize("start", ["oldest", "newest"])
+def test_a_copy_on_the_same_page_changes_no_order(
+    store: CompositeLogStore, backend: SimulatedBackend, start: str
+) -> None:
+    logs = stored(store, backend, 5)
+    # What was sent with it the second time, the backend then rejects.
+    add(backend, logs, 1, first=2)
+    assert messages(store.fetch(logs, start=start)) == numbered(0, 5)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 100])
 @pytest.mark.parametrize("in_order", [True, False])
 def test_what_arrived_out_of_order_is_no_duplicate(
