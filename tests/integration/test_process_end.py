@@ -217,24 +217,31 @@ def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -
     assert "Traceback" not in ended.errors
 
 
-def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_flooded", [False, True])
+def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path, is_flooded: bool) -> None:
     ended = Ended(
         tmp_path,
-        """
+        f"""
         class Late:
             def __del__(self):
                 log("from a finalizer")
         late = Late()
         atexit.register(log, "from an exit handler")
         log("a")
-        threading.Thread(target=lambda: [log("tick") for _ in iter(int, 1)], daemon=True).start()
+        def tick():
+            while True:
+                log("tick")
+                time.sleep(0 if {is_flooded} else 0.01)
+        threading.Thread(target=tick, daemon=True).start()
         print("logged", flush=True)
         """,
     )
     assert ended.code == 0
-    assert ended.delivered[0] == "a"
-    assert "from an exit handler" in ended.delivered
     assert "Traceback" not in ended.errors
+    # The thread may log faster than a busy machine delivers.
+    if not (is_flooded and "child 'living': events are dropped" in ended.output + ended.errors):
+        assert ended.delivered[0] == "a"
+        assert "from an exit handler" in ended.delivered
 
 
 @pytest.mark.parametrize("durability", ["memory", "spill"])
