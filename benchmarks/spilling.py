@@ -23,7 +23,7 @@ from statistics import median
 from benchmarks.durability import busy
 from benchmarks.stores import NullChildConfig, NullExporter, composite, emitter
 from composite_logstore import LogEvent, RetryableError
-from composite_logstore.spool import Spool
+from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import make_events
 
 SECONDS = 25

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
-    from composite_logstore.http import AnswerTooLargeError, HttpClient, HttpResponse
+    from composite_logstore.http_client import AnswerTooLargeError, HttpClient, HttpResponse
     from composite_logstore.log_store import CompositeLogStore
-    from composite_logstore.nesting import nested_in, reading_through
     from composite_logstore.otel import OtelExporter
-    from composite_logstore.secrets import has_reference
+    from composite_logstore.reading.nesting import nested_in, reading_through
+    from composite_logstore.secret_references import has_reference
 
 _HOMES = {
-    "AnswerTooLargeError": "http",
+    "AnswerTooLargeError": "http_client",
     "BACKFILLED": "backend",
     "Bounds": "bounds",
     "ChildConfig": "config",
@@ -55,8 +55,8 @@ _HOMES = {
     "Event": "backend",
     "ExceptionInfo": "event",
     "Exporter": "backend",
-    "HttpClient": "http",
-    "HttpResponse": "http",
+    "HttpClient": "http_client",
+    "HttpResponse": "http_client",
     "LogEvent": "event",
     "OtelExporter": "otel",
     "Page": "backend",
@@ -74,12 +74,12 @@ _HOMES = {
     "UNENCODABLE": "backend",
     "UnavailableError": "backend",
     "distributions_of": "distributions",
-    "has_reference": "secrets",
-    "nested_in": "nesting",
+    "has_reference": "secret_references",
+    "nested_in": "reading.nesting",
     "open_artifact_store": "artifact_store",
     "open_log_store": "artifact_store",
     "quote": "backend",
-    "reading_through": "nesting",
+    "reading_through": "reading.nesting",
     "shorten": "backend",
 }
 

@@ -12,7 +12,7 @@ from zenml.io.filesystem_registry import default_filesystem_registry
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
 from zenml.stack import Flavor, StackComponent
 
-from composite_logstore.secrets import check_component
+from composite_logstore.secret_references import check_component
 from composite_logstore.server import is_server
 
 if TYPE_CHECKING:

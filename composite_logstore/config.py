@@ -26,7 +26,7 @@ from zenml.logger import get_logger
 from zenml.models.v2.misc.log_models import NamedLoggingLevel
 from zenml.utils.secret_utils import PlainSerializedSecretStr, SecretReference
 
-from composite_logstore import secrets
+from composite_logstore import secret_references
 from composite_logstore.backend import UnavailableError
 from composite_logstore.server import is_server
 
@@ -279,7 +279,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     @property
     def required_secrets(self) -> set[SecretReference]:
         """The secrets that children refer to. ZenML by itself sees those of top-level fields alone."""
-        return {reference for child in self.enabled_children for reference in secrets.references(child)}
+        return {reference for child in self.enabled_children for reference in secret_references.references(child)}
 
     @property
     def is_local(self) -> bool:
@@ -299,14 +299,14 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         for child in self.children:
             try:
                 # On the server, too: not everybody registers with this package.
-                secrets.check(child)
+                secret_references.check(child)
                 if not is_server():
                     if isinstance(child, UnknownChild):
                         raise ValueError(_unknown_type(child.type))
                     child.check_registration()
             except ValueError as error:
                 raise ValueError(f"child '{child.name}': {error}") from None
-            for field in secrets.clear_text_fields(child):
+            for field in secret_references.clear_text_fields(child):
                 logger.warning(
                     f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
                     f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."

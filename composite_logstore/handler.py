@@ -14,8 +14,8 @@ from composite_logstore.event import note
 
 if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+    from composite_logstore.delivery.writer import Writer
     from composite_logstore.event import Stream
-    from composite_logstore.writer import Writer
 
 _PROGRAMS = UUID("7c1f0a4e-5a53-4f0e-9d0e-2f6c5c0b6a11")
 
@@ -141,8 +141,8 @@ class CompositeHandler(RecordHandler):
             ValueError: A setting is wrong. The message names the child, the setting and the fix.
         """
         with _root_logger_left_alone():
+            from composite_logstore.delivery.writer import use
             from composite_logstore.handler_config import HandlerConfig
-            from composite_logstore.writer import use
         if not program:
             raise ValueError("'program' is empty; set it to the program's name")
         self._config: CompositeLogStoreConfig = HandlerConfig(**{"children": list(children), **settings})
@@ -191,7 +191,7 @@ class CompositeHandler(RecordHandler):
         super().emit(record)
 
     def _open_again(self) -> None:
-        from composite_logstore.writer import use
+        from composite_logstore.delivery.writer import use
 
         writer = use(self._component_id, self._config)
         self._stream = writer.stream(self._stream.id, self._stream.metadata, None)
@@ -216,7 +216,7 @@ class CompositeHandler(RecordHandler):
         atexit.unregister(self._exit)
         super().close()
         if not self._is_exiting:
-            from composite_logstore.writer import release
+            from composite_logstore.delivery.writer import release
 
             release(writer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, model_validator
 
-from composite_logstore import secrets
+from composite_logstore import secret_references
 from composite_logstore.backend import UnavailableError
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 
@@ -30,7 +30,7 @@ class HandlerConfig(CompositeLogStoreConfig):
             try:
                 if isinstance(child, UnknownChild):
                     child.create_exporter()
-                secrets.check(child)
+                secret_references.check(child)
                 child.check_registration()
             except (ValueError, UnavailableError) as error:
                 raise ValueError(f"child '{child.name}': {error}") from None

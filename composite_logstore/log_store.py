@@ -14,12 +14,14 @@ from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
 from zenml.logger import get_logger
 from zenml.stack.stack_validator import StackValidator
 
-from composite_logstore import nesting, reading, secrets, spooling
+from composite_logstore import secret_references
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
-from composite_logstore.delivery import ChildStats
+from composite_logstore.delivery import spilling
+from composite_logstore.delivery.delivery import ChildStats
+from composite_logstore.delivery.writer import Writer, writer_of
 from composite_logstore.event import Stream, note
 from composite_logstore.handler import RecordHandler
-from composite_logstore.writer import Writer, writer_of
+from composite_logstore.reading import nesting, pages
 
 if TYPE_CHECKING:
     from zenml.config.step_run_info import StepRunInfo
@@ -230,7 +232,7 @@ class CompositeLogStore(BaseLogStore):
                 `LogStoreUnavailableError` or a `LogStoreRateLimitError` where it may be tried again.
         """
         with nesting.page(self.id):
-            return reading.fetch(self, logs_model, start, limit, before, after, filter_)
+            return pages.fetch(self, logs_model, start, limit, before, after, filter_)
 
     # As a component of a stack
 
@@ -239,12 +241,12 @@ class CompositeLogStore(BaseLogStore):
         """Checks, before a run, that each enabled child can be used from here, and the spool if all depends on it."""
 
         def check(stack: Stack) -> tuple[bool, str]:
-            settings = spooling.spool_settings(self.id, self.config)
+            settings = spilling.spool_settings(self.id, self.config)
             if settings and settings.write_ahead:
                 try:
-                    spooling.check(settings)
+                    spilling.check(settings)
                 except OSError as error:
-                    why = spooling.in_words(error, settings)
+                    why = spilling.in_words(error, settings)
                     return False, f"log store '{self.name}', 'durability' is write_ahead: {why}"
             for child in self.config.enabled_children:
                 if self.config.serve_from_artifact_store and child.name == self.config.primary:
@@ -254,7 +256,7 @@ class CompositeLogStore(BaseLogStore):
                 try:
                     if isinstance(child, UnknownChild):
                         child.create_exporter()
-                    secrets.check(child)
+                    secret_references.check(child)
                     child.check()
                 except Exception as error:
                     return False, f"log store '{self.name}', child '{child.name}': {error}"

@@ -19,7 +19,7 @@ from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, Tra
 
 from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableError, TooLargeError, quote, shorten
 from composite_logstore.event import LogEvent, Plain, Stream
-from composite_logstore.http import bound
+from composite_logstore.http_client import bound
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter

@@ -65,7 +65,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
 @pytest.fixture(autouse=True)
 def _no_worker_outlives_its_test() -> Iterator[None]:
     """A child that a test left dead would be retried until all tests are done."""
-    from composite_logstore import writer
+    from composite_logstore.delivery import writer
 
     before = set(writer._writers)
     yield

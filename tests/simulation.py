@@ -12,7 +12,9 @@ from zenml.enums import StackComponentType
 from zenml.models import LogsResponse
 from zenml.models.v2.core.logs import LogsResponseBody
 
-from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig, spool, writer
+from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig
+from composite_logstore.delivery import writer
+from composite_logstore.spool import folder
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -58,7 +60,7 @@ def process_dies(clock: SimulatedClock) -> None:
     """Do what SIGKILL does to the only simulated process: its threads stop, its locks go."""
     clock.kill()
     writer._writers.clear()
-    spool.let_go_of_all()
+    folder.let_go_of_all()
 
 
 def assert_accounts_add_up(stats: dict[str, dict[str, Any]]) -> None:

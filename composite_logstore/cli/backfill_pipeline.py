@@ -24,8 +24,8 @@ import orjson
 from zenml import get_step_context, log_metadata, pipeline, save_artifact, step
 from zenml.enums import ExecutionMode, StackComponentType
 
-from composite_logstore.backfilling import REMEMBERED_SECONDS, BackfillStoppedError, Ledger
-from composite_logstore.runs import Runs
+from composite_logstore.parity.backfill import REMEMBERED_SECONDS, BackfillStoppedError, Ledger
+from composite_logstore.parity.intervals import Runs
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse

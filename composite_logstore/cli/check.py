@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 
 import click
 
-from composite_logstore import clock, secrets, spooling
+from composite_logstore import clock, secret_references
 from composite_logstore.backend import (
     Exporter,
     PageRequest,
@@ -26,6 +26,7 @@ from composite_logstore.backend import (
 from composite_logstore.cli.console import console, output_option, say, say_json, show_table
 from composite_logstore.cli.stores import RegisteredStore, asking_zenml, find_store
 from composite_logstore.config import ChildConfig, UnknownChild
+from composite_logstore.delivery import spilling
 from composite_logstore.event import LogEvent, Stream
 
 if TYPE_CHECKING:
@@ -148,13 +149,13 @@ class ChildCheck:
         try:
             if isinstance(self.child, UnknownChild):
                 self.child.create_exporter()
-            secrets.check(self.child)
+            secret_references.check(self.child)
             self.child.check_registration()
             self.child.check()
         except (UnavailableError, ValueError) as error:
             yield Finding("settings", "problem", *_cut(error))
             return
-        fields = [f"'{field}'" for field in secrets.clear_text_fields(self.child)]
+        fields = [f"'{field}'" for field in secret_references.clear_text_fields(self.child)]
         if fields:
             message = f"{', '.join(fields)}: written in clear text, which ZenML stores and shows as it is"
             yield Finding("settings", "warning", message, "put it into a ZenML secret, and refer to that")
@@ -163,11 +164,11 @@ class ChildCheck:
 
     def _secrets(self) -> Iterator[Finding]:
         try:
-            self._config = secrets.resolve(self.child)
+            self._config = secret_references.resolve(self.child)
         except UnavailableError as error:
             yield Finding("secrets", "problem", *_cut(error))
             return
-        has_any = any(True for _ in secrets.references(self.child))
+        has_any = any(True for _ in secret_references.references(self.child))
         yield Finding("secrets", "ok" if has_any else "unknown", "" if has_any else "there are none")
 
     def _write(self) -> Iterator[Finding]:
@@ -372,13 +373,13 @@ def try_out(found: RegisteredStore, children: Sequence[ChildConfig], artifact_st
 
 
 def _check_spool(found: RegisteredStore) -> Finding | None:
-    settings = spooling.spool_settings(found.store.id, found.config)
+    settings = spilling.spool_settings(found.store.id, found.config)
     if settings is None:
         return None
     try:
-        spooling.check(settings)
+        spilling.check(settings)
     except OSError as error:
-        message, advice = _cut(OSError(spooling.in_words(error, settings)))
+        message, advice = _cut(OSError(spilling.in_words(error, settings)))
         # With `spill` events go on in memory alone.
         return Finding("spool", "problem" if settings.write_ahead else "warning", message, advice)
     return Finding("spool", "ok")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from composite_logstore import clock
-from composite_logstore.adoption import AdoptedJournal
 from composite_logstore.cli.left import LogStore, children_of
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import ChildStats, Delivery, Flush
-from composite_logstore.spool import Spool
-from composite_logstore.worker import Worker
+from composite_logstore.delivery.delivery import ChildStats, Delivery, Flush
+from composite_logstore.delivery.recovery import AdoptedJournal
+from composite_logstore.delivery.worker import Worker
+from composite_logstore.spool.folder import Spool
 
 GIVE_UP_SECONDS = 30.0
 """How long to wait for a child that makes no progress."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from uuid import UUID
 
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
+from composite_logstore.delivery.spilling import spool_folder, spool_root
 from composite_logstore.event import LogEvent
-from composite_logstore.private_folder import UntrustedError
-from composite_logstore.spool import Damage, Spool, is_alive, left_behind
-from composite_logstore.spooling import spool_folder, spool_root
+from composite_logstore.spool.folder import Damage, Spool, is_alive, left_behind
+from composite_logstore.spool.private_folder import UntrustedError
 
 _NOT_DELIVERED = "not delivered yet"
 

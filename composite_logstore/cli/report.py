@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from composite_logstore.inert import inert
-from composite_logstore.parity import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
+from composite_logstore.parity.compare import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
 
 _NAMED = 500
 _WORST = 20

@@ -25,8 +25,8 @@ from composite_logstore.cli.stores import (
     streams_of_run,
 )
 from composite_logstore.config import ChildConfig
+from composite_logstore.delivery.spilling import spool_root
 from composite_logstore.inert import inert
-from composite_logstore.spooling import spool_root
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

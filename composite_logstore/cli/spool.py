@@ -20,9 +20,9 @@ from composite_logstore.cli.drain import Drain
 from composite_logstore.cli.left import Left, LogStore, Part, children_of, folders, left_in, processes_in, registered
 from composite_logstore.cli.stores import mistake, nearest
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import ChildStats
+from composite_logstore.delivery.delivery import ChildStats
 from composite_logstore.inert import inert
-from composite_logstore.spool import Spool, damaged, remove_damaged
+from composite_logstore.spool.folder import Spool, damaged, remove_damaged
 
 Why = Callable[[Left, Part | None], str]
 

@@ -17,7 +17,6 @@ import orjson
 
 import composite_logstore
 from composite_logstore.artifact_store import open_artifact_store
-from composite_logstore.backfilling import BackfillStoppedError, Copied
 from composite_logstore.cli.as_pipeline import refuse_second
 from composite_logstore.cli.check import logs_of_checks, try_out
 from composite_logstore.cli.copying import copy_streams
@@ -40,8 +39,9 @@ from composite_logstore.cli.stores import (
 )
 from composite_logstore.cli.verify import compare_stream
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
-from composite_logstore.parity import StreamParity
-from composite_logstore.scanning import Source
+from composite_logstore.parity.backfill import BackfillStoppedError, Copied
+from composite_logstore.parity.compare import StreamParity
+from composite_logstore.parity.scan import Source
 
 if TYPE_CHECKING:
     from zenml.models import ComponentResponse, StackResponse

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse, LogsResponse, PipelineRunResponse, StepRunResponse
 
     from composite_logstore.log_store import CompositeLogStore
-    from composite_logstore.scanning import Source
+    from composite_logstore.parity.scan import Source
 
 FLAVOR = "composite"
 
@@ -196,7 +196,7 @@ def open_child(child: ChildConfig) -> Source:
         NoAnswer: It cannot be opened.
     """
     from composite_logstore.backend import UnavailableError
-    from composite_logstore.scanning import open_source
+    from composite_logstore.parity.scan import open_source
 
     try:
         return open_source(child)

@@ -28,8 +28,8 @@ from composite_logstore.cli.selection import (
 )
 from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake, open_child
 from composite_logstore.config import ChildConfig
-from composite_logstore.parity import StreamParity, compare
-from composite_logstore.scanning import Source
+from composite_logstore.parity.compare import StreamParity, compare
+from composite_logstore.parity.scan import Source
 
 _SHOWN = 20
 

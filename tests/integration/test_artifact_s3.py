@@ -16,7 +16,8 @@ from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter
 
-from composite_logstore import Page, PageRequest, RetryableError, Stream, TooLargeError, UnavailableError, missing
+from composite_logstore import Page, PageRequest, RetryableError, Stream, TooLargeError, UnavailableError
+from composite_logstore.reading import gaps
 from composite_logstore_artifact import artifact_stores, compaction
 from composite_logstore_artifact import exporter as exporter_module
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -276,7 +277,7 @@ def test_a_page_says_what_is_missing_wherever_it_was_merged(server: S3Server, mo
     ]
 
     assert len(store.fetch(logs).items) == 17
-    monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+    monkeypatch.setattr(gaps, "is_finished", lambda logs: True)
     for limit in (3, 7, 100):
         page = store.fetch(logs, limit=limit)
         found = [entry.message for entry in page.items]

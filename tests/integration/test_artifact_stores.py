@@ -11,7 +11,7 @@ from zenml.enums import StackComponentType
 from zenml.io.filesystem_registry import default_filesystem_registry
 from zenml.models import PipelineRunResponse
 
-from composite_logstore import missing
+from composite_logstore.reading import gaps
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,
@@ -49,7 +49,7 @@ def after_success() -> None:
 def one_step() -> int:
     run = get_step_context().pipeline_run
     logs = make_logs(pipeline_run_id=run.id)
-    assert not missing.is_finished(logs)
+    assert not gaps.is_finished(logs)
     seen_in_progress.append(is_in_progress(logs))
     return 1
 
@@ -127,7 +127,7 @@ def test_a_run_s_own_as_long_as_its_stack_is_there(other: UUID) -> None:
     ):
         assert find_for_logs(logs).id == other
         assert not is_in_progress(logs)
-        assert missing.is_finished(logs)
+        assert gaps.is_finished(logs)
     default = Client().active_stack.artifact_store.id
     assert find_for_logs(make_logs(pipeline_run_id=run.id, artifact_store_id=default)).id == default
 
@@ -145,7 +145,7 @@ def test_runs_that_are_not_there() -> None:
         with pytest.raises(ArtifactStoreNotFoundError):
             find_for_logs(logs)
         assert not is_in_progress(logs)
-        assert not missing.is_finished(logs)
+        assert not gaps.is_finished(logs)
 
 
 def test_a_path_that_cannot_be_a_folder(tmp_path: Path) -> None:

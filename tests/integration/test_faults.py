@@ -42,7 +42,8 @@ from zenml.enums import StackComponentType
 from zenml.io.local_filesystem import LocalFilesystem
 from zenml.models import LogsResponse
 
-from composite_logstore import ChildConfig, CompositeLogStore, writer
+from composite_logstore import ChildConfig, CompositeLogStore
+from composite_logstore.delivery import writer
 from composite_logstore.testing import SimulatedClock
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig

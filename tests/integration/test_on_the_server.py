@@ -35,7 +35,7 @@ from zenml.stack import StackComponent
 from zenml.utils.logging_utils import fetch_logs
 from zenml.zen_server import utils
 
-from composite_logstore.nesting import DEEPEST, MOST
+from composite_logstore.reading.nesting import DEEPEST, MOST
 from composite_logstore_component import components
 from tests.simulation import make_logs
 

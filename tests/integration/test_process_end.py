@@ -193,10 +193,10 @@ def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -
     ended = Ended(
         tmp_path,
         f"""
-        from composite_logstore.adoption import Adoption
-        from composite_logstore.summary import Summaries
-        from composite_logstore.worker import Worker
-        from composite_logstore.writer import Writer
+        from composite_logstore.delivery.recovery import Adoption
+        from composite_logstore.delivery.step_metadata import Summaries
+        from composite_logstore.delivery.worker import Worker
+        from composite_logstore.delivery.writer import Writer
 
         disk = os.path.abspath("spool")
         for _ in range(2):

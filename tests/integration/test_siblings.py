@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from composite_logstore.spool import Spool
+from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedBackend
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 from tests.watching import wait_until
@@ -24,7 +24,7 @@ SIBLINGS = 30
 COME_AND_GO = """
 import os, random, secrets, sys, time
 from pathlib import Path
-from composite_logstore.spool import Spool, left_behind
+from composite_logstore.spool.folder import Spool, left_behind
 from composite_logstore.testing import make_events
 
 component, number, end = Path(sys.argv[1]), int(sys.argv[2]), time.monotonic() + float(sys.argv[3])

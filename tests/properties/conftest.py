@@ -9,5 +9,5 @@ from tests.properties.transitions import Watched
 def transitions(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """The table that deliveries use in this test."""
     watched = Watched()
-    monkeypatch.setattr("composite_logstore.delivery.TRANSITIONS", watched)
+    monkeypatch.setattr("composite_logstore.delivery.delivery.TRANSITIONS", watched)
     return watched

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from composite_logstore.backend import RetryableError
-from composite_logstore.batch_size import BatchSize
-from composite_logstore.delivery import Delivery, State, Wait
-from composite_logstore.journal import Journal
-from composite_logstore.spool import Spool
-from composite_logstore.spooling import Spooling
+from composite_logstore.delivery.batch_size import BatchSize
+from composite_logstore.delivery.delivery import Delivery, State, Wait
+from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.spilling import Spooling
+from composite_logstore.spool.folder import Spool
 
 NOTE = Spool.settle
 SETTLE, FAILED, NEXT = Delivery._settle, Delivery.failed, Delivery.next
@@ -56,7 +56,7 @@ def forgets_positions(spool: Spool, child: str, before: float) -> None:
 
 
 def spills_late(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("composite_logstore.spooling._TICKS", 30)
+    patch.setattr("composite_logstore.delivery.spilling._TICKS", 30)
 
 
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -71,11 +71,13 @@ MEMORY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 POLICY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "what breaks off is never made smaller": lambda patch: patch.setattr(BatchSize, "broken_off", lambda *_: False),
-    "what breaks off is tried too often": lambda patch: patch.setattr("composite_logstore.batch_size._ATTEMPTS", 4),
+    "what breaks off is tried too often": lambda patch: patch.setattr(
+        "composite_logstore.delivery.batch_size._ATTEMPTS", 4
+    ),
     "batches do not grow again": lambda patch: patch.setattr(BatchSize, "taken", lambda *_: None),
     "what is refused is made smaller": lambda patch: patch.setattr(Delivery, "failed", takes_a_refusal_for_size),
     "who rejects everything gets no rest": lambda patch: patch.setattr(
-        "composite_logstore.delivery.MOST_REJECTED", 10**9
+        "composite_logstore.delivery.delivery.MOST_REJECTED", 10**9
     ),
 }
 

@@ -16,8 +16,9 @@ from zenml.artifact_stores import LocalArtifactStore
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
 from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, ReadEntry, missing
+from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, ReadEntry
 from composite_logstore.backend import ExportError
+from composite_logstore.reading import gaps as reading_gaps
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.exporter import ArtifactExporter, encode
@@ -547,7 +548,7 @@ def test_the_same_is_fetched_from_both_ends_whatever_the_clocks_did(
 ) -> None:
     """Each event once, and each gap once, through writers that die, and successors that deliver again, out of order."""
     with archive_of(layout, []) as archive, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(missing, "is_finished", lambda logs: True)
+        patch.setattr(reading_gaps, "is_finished", lambda logs: True)
         events, gaps = lived_through(archive, history)
         entries = {event.uid: parse_log_entry(encode(event).decode()) for event in events}
         wanted = {uid for uid, entry in entries.items() if entry is not None and _is_wanted(entry, filter_)}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, State
+from composite_logstore.delivery.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, State
+from composite_logstore.delivery.journal import Journal
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.journal import Journal
 from tests.events import make_capture, make_stream
 from tests.properties.machines import assert_found, run
 from tests.properties.planted import BUGS, MEMORY_BUGS, POLICY_BUGS

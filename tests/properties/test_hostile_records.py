@@ -20,8 +20,8 @@ from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
 
 from benchmarks.stores import make
 from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, Stream
+from composite_logstore.capture.forked import Outbox
 from composite_logstore.event import capture, note, numbered
-from composite_logstore.fork import Outbox
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import exporter as archive
 from composite_logstore_artifact.lines import event_of

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.clock import Clock
-from composite_logstore.delivery import Delivery, Export, Wait
+from composite_logstore.delivery.delivery import Delivery, Export, Wait
+from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.spilling import TICK_SECONDS, SpoolSettings
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.journal import Journal
-from composite_logstore.spooling import TICK_SECONDS, SpoolSettings
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.properties.machines import run
 from tests.simulation import assert_accounts_add_up, make_child
@@ -184,7 +184,7 @@ class Stopped(Clock):
 
 
 # What is made room for takes longer than what is written.
-@patch("composite_logstore.spool.SEGMENT_BYTES", 8192)
+@patch("composite_logstore.spool.folder.SEGMENT_BYTES", 8192)
 def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_out_after: set[int]) -> list[int]:
     """Return the numbers of the events that would survive a sudden death."""
     with tempfile.TemporaryDirectory() as folder:

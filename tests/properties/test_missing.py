@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from composite_logstore import LogEvent, Stream, missing
+from composite_logstore import LogEvent, Stream
+from composite_logstore.reading import gaps
 from composite_logstore.testing import SimulatedBackend
 from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
@@ -46,7 +47,7 @@ def test_each_hole_is_told_once(logged: list[tuple[str, bool]], copied: list[int
         backend.received[place:place] = backend.received[max(0, place - 3) : place]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(missing, "is_finished", lambda logs: True)
+        patch.setattr(gaps, "is_finished", lambda logs: True)
         way = "after" if start == "oldest" else "before"
         page = store.fetch(logs, start=start, limit=limit)
         items = list(page.items)

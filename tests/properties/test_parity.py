@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
-from composite_logstore import LogEvent, Scanned, Stream, parity
-from composite_logstore.parity import NAMED, Holding, StreamParity, compare
-from composite_logstore.runs import Runs
-from composite_logstore.scanning import Source, open_source
+from composite_logstore import LogEvent, Scanned, Stream
+from composite_logstore.parity.compare import NAMED, Holding, StreamParity, compare
+from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -41,7 +41,7 @@ held = st.lists(records, max_size=40) | st.builds(
 def small_pieces() -> Iterator[None]:
     """What is read again is found in the middle of a stream, too, and not only at its beginning."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "_STRETCH", 5)
+        patch.setattr(compare, "_STRETCH", 5)
         for name, size in {"_SCANNED_LINES": 1, "_FIRST_BLOCK": 700, "_LARGEST_BLOCK": 700}.items():
             patch.setattr(artifact_reader, name, size)
         yield
@@ -161,7 +161,7 @@ def test_runs_are_sets(ones: list[tuple[int, int]], others: list[tuple[int, int]
 
 
 def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "_STRETCH", 16_384)
+    monkeypatch.setattr(compare, "_STRETCH", 16_384)
     stream = make_stream()
     holding = Holding(archived("a", [], stream, tmp_path), stream)
     for first in range(0, 1_000_000, 10_000):

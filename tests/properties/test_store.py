@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from zenml.exceptions import LogStoreError
 
-from composite_logstore import CompositeLogStore, writer
+from composite_logstore import CompositeLogStore
+from composite_logstore.capture.forked import Outbox
+from composite_logstore.delivery import writer
 from composite_logstore.event import capture
-from composite_logstore.fork import Outbox
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.properties.machines import assert_found, run
 from tests.properties.planted import BUGS, DURABILITY_BUGS
@@ -479,9 +480,9 @@ class WholeStore(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thousand warnings, and no look at ZenML's configuration."""
-    monkeypatch.setattr("composite_logstore.worker.logger.warning", lambda *_: None)
+    monkeypatch.setattr("composite_logstore.delivery.worker.logger.warning", lambda *_: None)
     # Several of them, and none of megabytes.
-    monkeypatch.setattr("composite_logstore.spool.SEGMENT_BYTES", 2048)
+    monkeypatch.setattr("composite_logstore.spool.folder.SEGMENT_BYTES", 2048)
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
 
 

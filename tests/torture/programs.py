@@ -162,7 +162,7 @@ def _prepare(pipeline: Pipeline) -> None:
     os.setpgid(0, 0)
     faulthandler.register(signal.SIGUSR1)
     threading.excepthook = partial(_thread_died, pipeline)
-    for module in ("spool", "spooling"):
+    for module in ("spool.folder", "delivery.spilling"):
         # A life has several segments, so that some are freed.
         pytest.MonkeyPatch().setattr(f"composite_logstore.{module}.SEGMENT_BYTES", SEGMENT_BYTES)
 
@@ -266,7 +266,7 @@ def recover(pipeline: Pipeline, with_handler: bool) -> None:
 
 
 def _never_keeps(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("composite_logstore.writer.Writer._keep", lambda writer: None)
+    patch.setattr("composite_logstore.delivery.writer.Writer._keep", lambda writer: None)
 
 
 # That positions are not noted costs copies alone, which nobody is shown. What a child that never comes back has not

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from composite_logstore import log_store, writer
+from composite_logstore import log_store
+from composite_logstore.delivery import writer
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prep
 from zenml.models import LogsEntriesFilter
 
 from composite_logstore import Page, PageRequest, RejectedError, Scanned, Stream
-from composite_logstore.reading import _fresh
+from composite_logstore.reading.pages import _fresh
 from composite_logstore_artifact import compaction, exporter
 from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.exporter import ArtifactExporter, encode

@@ -19,8 +19,9 @@ from zenml.exceptions import (
 )
 from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
-from composite_logstore import BACKFILLED, Event, Page, PageRequest, Stream, missing
+from composite_logstore import BACKFILLED, Event, Page, PageRequest, Stream
 from composite_logstore.event import ExceptionInfo
+from composite_logstore.reading import gaps
 from composite_logstore_artifact import parts
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
@@ -816,7 +817,7 @@ class TestGaps:
 
     @pytest.fixture(autouse=True)
     def _finished(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+        monkeypatch.setattr(gaps, "is_finished", lambda logs: True)
 
     def notices(self, root: Path, archive: Archive, limit: int = 3) -> list[str]:
         config = FolderArchive(name="archive", type="artifact", root=str(root), is_file=archive.store.config.is_local)
@@ -860,7 +861,7 @@ class TestGaps:
     def test_a_stream_that_takes_too_long_to_look_through(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(missing, "LONGEST_LOOK_SECONDS", -1.0)
+        monkeypatch.setattr(gaps, "LONGEST_LOOK_SECONDS", -1.0)
         archive = Archive(local_store(tmp_path))
         archive.write("0", "1", "2")
         archive.count = 6

@@ -12,13 +12,13 @@ import click
 import pytest
 from zenml.enums import ExecutionStatus, StackComponentType
 
-from composite_logstore.backfilling import BackfillStoppedError
 from composite_logstore.cli import as_pipeline, backfill_pipeline
 from composite_logstore.cli.as_pipeline import copy_as_pipeline, refuse_second
 from composite_logstore.cli.backfill_pipeline import PIPELINE, RESULT, SliceLedger, deal, merge
 from composite_logstore.cli.copying import Totals
 from composite_logstore.cli.selection import Selection
 from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream
+from composite_logstore.parity.backfill import BackfillStoppedError
 from composite_logstore.testing import make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
 from tests.simulation import make_child, make_store

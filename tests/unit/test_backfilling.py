@@ -24,15 +24,15 @@ from composite_logstore import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.backfilling import (
+from composite_logstore.parity.backfill import (
     Backfill,
     BackfillRunsError,
     BackfillStoppedError,
     Copied,
     open_ledger,
 )
-from composite_logstore.parity import compare
-from composite_logstore.scanning import Source, open_source
+from composite_logstore.parity.compare import compare
+from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import summarize_events

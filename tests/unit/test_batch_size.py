@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from composite_logstore.batch_size import BatchSize
+from composite_logstore.delivery.batch_size import BatchSize
 
 
 def converge(size: BatchSize, may_pass: Callable[[int], bool], exports: int) -> tuple[list[int], int]:

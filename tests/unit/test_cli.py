@@ -16,14 +16,15 @@ from uuid import UUID, uuid4
 import pytest
 from click.testing import CliRunner, Result
 
-from composite_logstore import CompositeLogStoreConfig, spool
+from composite_logstore import CompositeLogStoreConfig
 from composite_logstore.cli import drain
 from composite_logstore.cli import spool as commands
 from composite_logstore.cli.left import LogStore, registered
 from composite_logstore.cli.main import main
-from composite_logstore.delivery import ChildStats
+from composite_logstore.delivery.delivery import ChildStats
 from composite_logstore.event import Stream
-from composite_logstore.spool import Spool
+from composite_logstore.spool import folder
+from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
 from tests.simulation import make_child
 
@@ -92,7 +93,7 @@ class Machine:
 def clock() -> Iterator[SimulatedClock]:
     with SimulatedClock() as clock:
         yield clock
-    spool.let_go_of_all()
+    folder.let_go_of_all()
 
 
 @pytest.fixture
@@ -586,7 +587,7 @@ def test_what_another_process_takes_at_the_same_moment_is_left_to_it(
     assert backend("a").messages == list("xyz")
     assert [row[-1] for row in rows(result)] == ["in use by a running process"]
     taken.clear()
-    spool.let_go_of_all()
+    folder.let_go_of_all()
     assert machine.run("purge", "--yes").exit_code == 1
 
 

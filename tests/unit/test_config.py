@@ -9,7 +9,7 @@ from zenml.client import Client
 from zenml.enums import LoggingLevels
 from zenml.utils.secret_utils import SecretReference
 
-from composite_logstore import CompositeLogStoreConfig, UnavailableError, secrets
+from composite_logstore import CompositeLogStoreConfig, UnavailableError, secret_references
 from composite_logstore.config import UnknownChild, backends
 
 ARCHIVE = {"name": "archive", "type": "artifact"}
@@ -229,9 +229,9 @@ class TestSecrets:
     def test_references_are_resolved_when_used_alone_or_as_part_of_a_value(self) -> None:
         headers = {"Authorization": "Bearer {{datadog.token}}", "x": "plain"}
         config = make_config(ARCHIVE, COLLECTOR | {"headers": headers}, LIVE)
-        collector: Any = secrets.resolve(config.child("collector"))
+        collector: Any = secret_references.resolve(config.child("collector"))
         assert collector.headers["Authorization"].get_secret_value() == "Bearer k3"
-        live: Any = secrets.resolve(config.child("live"))
+        live: Any = secret_references.resolve(config.child("live"))
         assert live.api_key == SecretStr("k1")
         assert live.site == "datadoghq.eu"
 
@@ -246,13 +246,13 @@ class TestSecrets:
             ),
         )
         with pytest.raises(UnavailableError, match="'api_key'") as raised:
-            secrets.resolve(make_config(ARCHIVE, LIVE).child("live"))
+            secret_references.resolve(make_config(ARCHIVE, LIVE).child("live"))
         assert "s3cr3t" not in str(raised.value)
 
     def test_a_missing_secret_or_key_makes_a_child_unavailable_in_words(self) -> None:
         config = make_config(ARCHIVE, LIVE | {"api_key": "{{nowhere.key}}"})
         with pytest.raises(UnavailableError, match="secret 'nowhere' does not exist"):
-            secrets.resolve(config.child("live"))
+            secret_references.resolve(config.child("live"))
         config = make_config(ARCHIVE, LIVE | {"api_key": "{{datadog.nokey}}"})
         with pytest.raises(UnavailableError, match="secret 'datadog' has no key 'nokey'"):
-            secrets.resolve(config.child("live"))
+            secret_references.resolve(config.child("live"))

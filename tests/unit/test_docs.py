@@ -15,9 +15,9 @@ from zenml import __version__ as zenml_version
 
 from composite_logstore import ChildConfig, CompositeLogStoreConfig
 from composite_logstore.config import backends
-from composite_logstore.delivery import TRANSITIONS, ChildStats, Outcome, State
+from composite_logstore.delivery.delivery import TRANSITIONS, ChildStats, Outcome, State
+from composite_logstore.delivery.metrics import COUNTERS, LEVELS
 from composite_logstore.log_store import CompositeLogStore
-from composite_logstore.telemetry import COUNTERS, LEVELS
 from composite_logstore_component import components
 
 ROOT = Path(__file__).resolve().parents[2]

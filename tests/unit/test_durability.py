@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 from zenml.stack import Stack
 
-from composite_logstore import adoption, writer
-from composite_logstore.spool import Spool
+from composite_logstore.delivery import recovery, writer
+from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import Machine, assert_accounts_add_up, make_child, make_store
 
@@ -378,7 +378,7 @@ def test_a_child_that_wants_few_events_keeps_nothing_on_disk(
 def test_of_very_many_dead_processes_some_are_open_at_a_time(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("composite_logstore.adoption._MOST_JOURNALS", 3)
+    monkeypatch.setattr("composite_logstore.delivery.recovery._MOST_JOURNALS", 3)
     machine = Machine(clock, tmp_path, "write_ahead", a={})
     machine.backends["a"].fault = "refused"
     for number in range(12):
@@ -409,7 +409,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("composite_logstore.spool.Spool._items", too_many)
+        patch.setattr("composite_logstore.spool.folder.Spool._items", too_many)
         clock.advance(60)
         assert "Too many open files" in machine.store.stats()["a"]["last_error"]
         assert machine.store.stats()["a"]["pending"] > 0
@@ -476,7 +476,7 @@ def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
         machine.log(str(number))
         machine.die()
     machine.backends["a"].fault = None
-    found = adoption.left_behind
+    found = recovery.left_behind
 
     def vanishing(component: Path) -> list[Path]:
         folders = found(component)
@@ -484,7 +484,7 @@ def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
             shutil.rmtree(folder)
         return folders
 
-    monkeypatch.setattr(adoption, "left_behind", vanishing)
+    monkeypatch.setattr(recovery, "left_behind", vanishing)
     machine.start()
     machine.log("own")
     clock.advance(5)

@@ -20,7 +20,7 @@ class Chatty(SimulatedBackend):
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         logging.getLogger("urllib3.connectionpool").warning("Retrying (Retry(total=0))")
-        logging.getLogger("composite_logstore.worker").error("from the worker")
+        logging.getLogger("composite_logstore.delivery.worker").error("from the worker")
         helper = threading.Thread(target=logging.getLogger("fsspec").warning, args=("from the io thread",))
         helper.start()
         helper.join()

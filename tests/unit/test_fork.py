@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from composite_logstore import CompositeLogStore, fork, loading, missing
+from composite_logstore import CompositeLogStore, loading
+from composite_logstore.capture import forked
+from composite_logstore.capture.forked import Inbox, Loss, Outbox, ParentGoneError
 from composite_logstore.event import Capture, LogEvent
-from composite_logstore.fork import Inbox, Loss, Outbox, ParentGoneError
+from composite_logstore.reading import gaps
 from composite_logstore.testing import SimulatedBackend
 from tests.artifact_stores import FolderArchive
 from tests.events import make_capture, make_stream
@@ -123,8 +125,8 @@ def test_a_stream_that_a_forked_process_registers() -> None:
 
 @pytest.mark.parametrize("min_level", [None, "WARNING"])
 def test_what_finds_no_room_is_counted_as_dropped(min_level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("composite_logstore.writer.Writer.after_fork_in_parent", lambda self: None)
-    monkeypatch.setattr(fork, "_MOST_BYTES", 500_000)
+    monkeypatch.setattr("composite_logstore.delivery.writer.Writer.after_fork_in_parent", lambda self: None)
+    monkeypatch.setattr(forked, "_MOST_BYTES", 500_000)
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend, min_level=min_level))
     origin = register(store)
@@ -234,8 +236,8 @@ def test_a_forked_process_that_is_killed_loses_nothing(signal_: signal.Signals) 
 def test_what_is_lost_of_a_burst_is_a_gap_that_a_page_shows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fork, "_MOST_BYTES", 50_000)
-    monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+    monkeypatch.setattr(forked, "_MOST_BYTES", 50_000)
+    monkeypatch.setattr(gaps, "is_finished", lambda logs: True)
     store = make_store(FolderArchive(name="a", type="artifact", root=str(tmp_path)))
     logs = make_logs(store)
     origin = store.register_origin(str(logs.id), logs, {})
@@ -264,9 +266,9 @@ def test_what_is_lost_of_a_burst_is_a_gap_that_a_page_shows(
     assert 0 < stats["dropped"] < 100
     store.deregister_origin(origin)
     shown = fetched(store, logs)
-    gaps = [line for line in shown if line.startswith("Child 'a' lacks")]
-    assert sum(int(line.split()[3]) for line in gaps) == stats["dropped"]
-    assert len(shown) - len(gaps) == 101 - stats["dropped"]
+    told_gaps = [line for line in shown if line.startswith("Child 'a' lacks")]
+    assert sum(int(line.split()[3]) for line in told_gaps) == stats["dropped"]
+    assert len(shown) - len(told_gaps) == 101 - stats["dropped"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len([line for line in warnings if "forked" in line]) == 1
     assert not [line for line in warnings if "oldest" in line]
@@ -427,7 +429,7 @@ def test_what_the_parent_journals_at_its_end_is_waited_for(pipe: tuple[Inbox, Ou
     def journal_slowly() -> None:
         for _ in inbox.receive():
             time.sleep(0.01)
-        inbox.shared.state = fork._CLOSED
+        inbox.shared.state = forked._CLOSED
 
     parent = threading.Thread(target=journal_slowly)
     parent.start()
@@ -438,7 +440,7 @@ def test_what_the_parent_journals_at_its_end_is_waited_for(pipe: tuple[Inbox, Ou
 def test_a_parent_that_never_journals_it_is_not_waited_for_long(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "_CUT_OFF_SECONDS", 0.05)
+    monkeypatch.setattr(forked, "_CUT_OFF_SECONDS", 0.05)
     inbox, outbox = pipe
     outbox.send(STREAM, False, make_capture("hello"))
     inbox.announce_end()
@@ -451,7 +453,7 @@ def test_what_is_appended_while_the_parent_reads_for_the_last_time_is_taken_back
 
     def is_closed_meanwhile(file: int) -> int:
         found = size(file)
-        inbox.shared.state = fork._CLOSED
+        inbox.shared.state = forked._CLOSED
         return found
 
     inbox.size = is_closed_meanwhile  # type: ignore[method-assign]
@@ -461,7 +463,7 @@ def test_what_is_appended_while_the_parent_reads_for_the_last_time_is_taken_back
 
 
 def test_acknowledgements_of_more_processes_than_there_are_places() -> None:
-    shared = fork._Shared()
+    shared = forked._Shared()
     for sender in range(1, 3_000):
         shared.acknowledge(sender, 7)
         shared.acknowledge(1, sender)
@@ -482,7 +484,7 @@ def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monk
     assert 0 < len(outbox._kept) < 200
     # Nobody may acknowledge anything.
     monkeypatch.setattr(inbox.shared, "acknowledged", lambda sender: 0)
-    monkeypatch.setattr(fork, "_MOST_BYTES", 50_000)
+    monkeypatch.setattr(forked, "_MOST_BYTES", 50_000)
     for _ in range(300):
         inbox._positions = (0, 0)
         os.ftruncate(inbox.files[0], 0)
@@ -493,9 +495,9 @@ def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monk
 
 
 def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork, "_TURN_BYTES", 10_000)
-    monkeypatch.setattr(fork, "_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(fork, "_MOST_BYTES", 40_000)
+    monkeypatch.setattr(forked, "_TURN_BYTES", 10_000)
+    monkeypatch.setattr(forked, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(forked, "_MOST_BYTES", 40_000)
     inbox, outbox = pipe
     heard, files = [], set()
     for number in range(1000):
@@ -512,7 +514,7 @@ def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch
 def test_memory_is_given_back_when_nothing_more_comes(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork, "_TURN_SECONDS", 0.05)
+    monkeypatch.setattr(forked, "_TURN_SECONDS", 0.05)
     inbox, outbox = pipe
     for _ in range(1000):
         outbox.send(STREAM, False, make_capture("x" * 500))
@@ -609,7 +611,7 @@ def test_nothing_is_written_into_a_file_that_has_the_descriptor_of_ours(
     end: str, pipe: tuple[Inbox, Outbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon closes all descriptors it has, and opens files of its own."""
-    monkeypatch.setattr(fork, "_CUT_OFF_SECONDS", 0.0)
+    monkeypatch.setattr(forked, "_CUT_OFF_SECONDS", 0.0)
     inbox, outbox = pipe
     outbox.send(STREAM, False, make_capture("before"))
     with (tmp_path / "own").open("wb") as file:

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from opentelemetry.trace import NonRecordingSpan, use_span
 
-from composite_logstore import event, spool
+from composite_logstore import event
 from composite_logstore.event import (
     MOST_BYTES,
     Capture,
@@ -26,6 +26,7 @@ from composite_logstore.event import (
     numbered,
     plain_mapping,
 )
+from composite_logstore.spool import folder
 from tests.events import WRITER, make_events, make_stream
 from tests.hostile import FIELDS, VALUES, Unreadable, Unusable, assert_plain, make_record, without
 
@@ -40,8 +41,8 @@ def numbered_as(record: Any, metadata: Any = None) -> LogEvent:
     # Once more, since a place is remembered.
     assert_plain(numbered(said, STREAM, WRITER, 6, 4))
     assert_plain(LogEvent(*noted[:4], *pickle.loads(pickle.dumps(Capture(*noted[4:])))))
-    line = spool._encode(noted, str(STREAM.id))
-    read = spool._event(orjson.loads(line), lambda _: STREAM)
+    line = folder._encode(noted, str(STREAM.id))
+    read = folder._event(orjson.loads(line), lambda _: STREAM)
     assert read is not None
     assert repr(read[:11]) == repr(noted[:11])
     return noted
@@ -205,9 +206,9 @@ def test_the_largest_event_fits_into_a_line_once_it_is_abridged() -> None:
         file="\0" * 4096,
         function="\0" * 4096,
     )
-    small = abridged(largest, spool.LINE_BYTES // 64)
+    small = abridged(largest, folder.LINE_BYTES // 64)
     assert_plain(small)
-    assert len(spool._encode(small, str(STREAM.id))) < spool.LINE_BYTES
+    assert len(folder._encode(small, str(STREAM.id))) < folder.LINE_BYTES
     assert small.attributes.keys() == {"a"}
 
 

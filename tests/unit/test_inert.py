@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from zenml.exceptions import LogStoreUnavailableError
 
 from composite_logstore import RetryableError, UnavailableError
-from composite_logstore.backoff import words
 from composite_logstore.cli import copying
 from composite_logstore.cli.main import main
+from composite_logstore.delivery.backoff import words
 from composite_logstore.event import Stream
 from composite_logstore.inert import INDENT, inert, inert_json, paragraph
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from composite_logstore.delivery.journal import Journal
 from composite_logstore.event import LogEvent
-from composite_logstore.journal import Journal
 from tests.events import make_capture, make_stream
 from tests.simulation import assert_accounts_add_up, make_child
 

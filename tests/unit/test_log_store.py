@@ -10,10 +10,11 @@ from uuid import uuid4
 
 import pytest
 
-from composite_logstore import CompositeLogStore, RejectedError, RetryableError, summary
+from composite_logstore import CompositeLogStore, RejectedError, RetryableError
+from composite_logstore.delivery import step_metadata
+from composite_logstore.delivery.writer import Writer
 from composite_logstore.log_store import CompositeLogStoreOrigin
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
-from composite_logstore.writer import Writer
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 from tests.watching import wait_until
 
@@ -354,7 +355,7 @@ def test_after_the_last_flush_the_summary_is_published_once_more_for_every_step(
     blocking: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[Any] = []
-    monkeypatch.setattr(summary, "_publish", lambda *arguments: published.append(arguments))
+    monkeypatch.setattr(step_metadata, "_publish", lambda *arguments: published.append(arguments))
     store = make_store(make_child("a", schedule_delay_millis=60_000))
     outer, inner = register(store), register(store)
     steps = [step(), step()]
@@ -385,7 +386,7 @@ def test_a_summary_that_cannot_be_published_holds_up_nobody(monkeypatch: pytest.
         is_over.wait(60)
         raise ConnectionError("there is no server")
 
-    monkeypatch.setattr(summary, "_publish", hang)
+    monkeypatch.setattr(step_metadata, "_publish", hang)
     store = make_store(make_child("a"))
     for _ in range(5):
         origin = register(store)
@@ -404,7 +405,7 @@ def test_a_summary_that_cannot_be_published_holds_up_nobody(monkeypatch: pytest.
 def test_a_forked_process_publishes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(make_child("a"))
     store.get_step_run_metadata(step())
-    monkeypatch.setattr(summary, "_publish", lambda *_: pytest.fail("published"))
+    monkeypatch.setattr(step_metadata, "_publish", lambda *_: pytest.fail("published"))
     monkeypatch.setattr(os, "getpid", lambda: -1)
     store.writer.summaries.publish(dict)
     assert not store.writer.summaries._under_way

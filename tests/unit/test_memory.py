@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from composite_logstore import spooling, worker
-from composite_logstore.delivery import Export, Wait
+from composite_logstore.delivery import spilling, worker
+from composite_logstore.delivery.delivery import Export, Wait
+from composite_logstore.delivery.journal import Journal
 from composite_logstore.event import note
-from composite_logstore.journal import Journal
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.events import make_capture, make_stream
 from tests.simulation import Machine, assert_accounts_add_up, make_child
@@ -297,14 +297,14 @@ def test_what_is_read_back_from_the_spool_counts(
 ) -> None:
     """All children together read no more at a time than half of what may be there."""
     read: list[int] = []
-    next_batch = spooling.next_batch
+    next_batch = spilling.next_batch
 
     def noted(*arguments: Any) -> Any:
         events = next_batch(*arguments)
         read.append(sum(event.size for event in events))
         return events
 
-    monkeypatch.setattr("composite_logstore.journal.next_batch", noted)
+    monkeypatch.setattr("composite_logstore.delivery.journal.next_batch", noted)
     machine = Machine(clock, tmp_path, "spill", a={}, b={})
     for backend in machine.backends.values():
         backend.fault = "refused"

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zenml.exceptions import LogStoreError, LogStoreUnavailableError
 
-from composite_logstore import nested_in, nesting, reading_through
-from composite_logstore.nesting import DEEPEST, MOST
+from composite_logstore import nested_in, reading_through
+from composite_logstore.reading import nesting
+from composite_logstore.reading.nesting import DEEPEST, MOST
 
 Graph = list[list[int]]
 """For each log store, those that it reads through."""

@@ -15,10 +15,13 @@ from zlib import crc32
 
 import pytest
 
-from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, RejectedError, fork, spool, writer
-from composite_logstore.delivery import Delivery, Export
+from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, RejectedError
+from composite_logstore.capture import forked
+from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox
+from composite_logstore.delivery import writer
+from composite_logstore.delivery.delivery import Delivery, Export
 from composite_logstore.event import capture
-from composite_logstore.fork import Inbox, Loss, Message, Outbox
+from composite_logstore.spool import folder
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_component import exporter as component
@@ -106,14 +109,14 @@ def test_a_record_whose_time_is_none_is_on_disk_as_those_around_it_are(
 def test_an_event_that_cannot_be_encoded_leaves_the_way_to_disk_to_others(
     error: Exception, durability: str, tmp_path: Path, clock: SimulatedClock, told: list[str], monkeypatch: Any
 ) -> None:
-    encode = spool._encode
+    encode = folder._encode
 
     def fails(event: LogEvent, stream: str) -> bytes:
         if event.message.startswith("poison"):
             raise error
         return encode(event, stream)
 
-    monkeypatch.setattr(spool, "_encode", fails)
+    monkeypatch.setattr(folder, "_encode", fails)
     machine = Machine(clock, tmp_path, durability)
     machine.log("a", "poison", "b", "poison too", "c")
     clock.advance(2)
@@ -135,14 +138,14 @@ def test_an_event_that_cannot_be_encoded_leaves_the_way_to_disk_to_others(
 def test_an_event_that_cannot_be_encoded_and_has_no_room_in_memory_is_counted(
     durability: str, tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = spool._encode
+    encode = folder._encode
 
     def fails(event: LogEvent, stream: str) -> bytes:
         if event.message == "poison":
             raise TypeError("no")
         return encode(event, stream)
 
-    monkeypatch.setattr(spool, "_encode", fails)
+    monkeypatch.setattr(folder, "_encode", fails)
     backend = SimulatedBackend()
     backend.fault = "refused"
     store = make_store(
@@ -186,16 +189,16 @@ def test_what_the_spool_raises_that_nobody_foresaw_is_not_the_event_s_fault(
     machine = Machine(clock, tmp_path, durability)
     machine.log("a")
     clock.advance(2)
-    append = spool.Spool.append
+    append = folder.Spool.append
 
     def closed(*_: Any) -> None:
         raise ValueError("mmap closed or invalid")
 
-    monkeypatch.setattr(spool.Spool, "append", closed)
+    monkeypatch.setattr(folder.Spool, "append", closed)
     machine.log("b", "c")
     clock.advance(2)
     assert sum("mmap closed" in line for line in told) == 1
-    monkeypatch.setattr(spool.Spool, "append", append)
+    monkeypatch.setattr(folder.Spool, "append", append)
     machine.log("d")
     clock.advance(2)
     assert sum("can be used again" in line for line in told) == 1
@@ -281,7 +284,7 @@ class _Unpicklable:
 
 def _frames(data: bytes, sender: int = 7, is_message: bool = True) -> bytes:
     number = next(_numbers)
-    return fork._FRAME.pack(fork._MAGIC, is_message, len(data), crc32(data, number), sender, number) + data
+    return forked._FRAME.pack(forked._MAGIC, is_message, len(data), crc32(data, number), sender, number) + data
 
 
 _numbers = count()
@@ -290,17 +293,17 @@ GOOD = Message(STREAM.id, None, None, make_capture("good"))
 UNREADABLE: dict[str, Callable[[], bytes]] = {
     "no pickle": lambda: _frames(b"no pickle at all"),
     "an empty message": lambda: _frames(b""),
-    "half of a pickle": lambda: _frames(fork._encoded(GOOD)[:-40]),
+    "half of a pickle": lambda: _frames(forked._encoded(GOOD)[:-40]),
     "what cannot be made here": lambda: _frames(pickle.dumps(_Unloadable())),
     "of another class": lambda: _frames(pickle.dumps(tuple(GOOD))),
     "of a class that is not there": lambda: _frames(pickle.dumps(GOOD).replace(b"composite_log", b"composite_nowh")),
     "of the wrong length": lambda: _frames(pickle.dumps((STREAM.id.bytes, None, None, ("good",)))),
     "no loss": lambda: _frames(b"no loss", is_message=False),
     "no frame": lambda: b"what somebody else has written, by mistake or in spite",
-    "a frame that is too long": lambda: fork._FRAME.pack(fork._MAGIC, True, 1 << 31, 0, 7, 0) + b"x" * 100,
-    "a part of a header": lambda: _frames(fork._encoded(GOOD))[:10],
-    "a part of a message": lambda: _frames(fork._encoded(GOOD))[:-10],
-    "a changed message": lambda: _frames(fork._encoded(GOOD))[:-10] + b"x" * 10,
+    "a frame that is too long": lambda: forked._FRAME.pack(forked._MAGIC, True, 1 << 31, 0, 7, 0) + b"x" * 100,
+    "a part of a header": lambda: _frames(forked._encoded(GOOD))[:10],
+    "a part of a message": lambda: _frames(forked._encoded(GOOD))[:-10],
+    "a changed message": lambda: _frames(forked._encoded(GOOD))[:-10] + b"x" * 10,
 }
 
 
@@ -333,7 +336,7 @@ def test_messages_are_put_together_wherever_they_were_read(
     for one in (long, GOOD.capture) * 3:
         outbox.send(STREAM, False, one)
     for step in (40, 51, 4096, 5000):
-        monkeypatch.setattr(fork, "_CHUNK_BYTES", step)
+        monkeypatch.setattr(forked, "_CHUNK_BYTES", step)
         inbox._positions = (0, 0)
         inbox.shared.acknowledge(outbox._sender, 1_000)
         heard = list(inbox.receive())
@@ -344,18 +347,18 @@ def test_what_a_killed_process_has_begun_to_write_is_left_behind(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody writes the rest, and the file must be emptied all the same."""
-    monkeypatch.setattr(fork, "_TURN_BYTES", 1)
-    monkeypatch.setattr(fork, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(forked, "_TURN_BYTES", 1)
+    monkeypatch.setattr(forked, "_TURN_SECONDS", 0.0)
     inbox, outbox = pipe
     heard: list[Message | Loss] = []
     for _ in range(6):
         outbox.send(STREAM, False, GOOD.capture)
-        os.write(inbox.files[inbox.shared.current], _frames(fork._encoded(GOOD))[:-10])
+        os.write(inbox.files[inbox.shared.current], _frames(forked._encoded(GOOD))[:-10])
         heard += inbox.receive()
         heard += inbox.receive()
     assert [one for one in heard if isinstance(one, Message)] == [GOOD] * 6
     assert 4 <= sum(isinstance(one, Loss) for one in heard) <= 6
-    assert inbox.size(0) + inbox.size(1) < 10 * len(fork._encoded(GOOD))
+    assert inbox.size(0) + inbox.size(1) < 10 * len(forked._encoded(GOOD))
 
 
 def test_what_cannot_be_sent_is_counted_with_its_level(pipe: tuple[Inbox, Outbox]) -> None:
@@ -407,7 +410,7 @@ def test_where_the_pipe_is_gone_the_forked_process_delivers_by_itself(
         def size(self, file: int) -> int:
             raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fork, "_CUT_OFF_SECONDS", 0.0)
+    monkeypatch.setattr(forked, "_CUT_OFF_SECONDS", 0.0)
     inbox = _Gone()
     store.writer._outbox = Outbox(inbox)
     store.emit(origin, make_record("hello"))

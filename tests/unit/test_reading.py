@@ -19,8 +19,9 @@ from zenml.exceptions import (
 )
 from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
 
-from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, Stream, clock, missing, reading
-from composite_logstore.backoff import LONGEST_RETRY_AFTER
+from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, Stream, clock
+from composite_logstore.delivery.backoff import LONGEST_RETRY_AFTER
+from composite_logstore.reading import gaps, pages
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
 from tests.events import make_events
@@ -265,7 +266,7 @@ class TestLongSearches:
             logs = stored(store, backend, 20)
             page = store.fetch(logs, start=start, filter_=LogsEntriesFilter(search=wanted))
             assert messages(page) == []
-            assert simulated.now() - begin <= reading.LONGEST_SECONDS + 3
+            assert simulated.now() - begin <= pages.LONGEST_SECONDS + 3
             way = "before" if start == "newest" else "after"
             page = store.fetch(logs, **{way: getattr(page, way)})
             assert messages(page) == [wanted]
@@ -325,7 +326,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="`filter_`"):
             store.fetch(make_logs(store), filter_={"search": "x"})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="`search`"):
-            store.fetch(make_logs(store), filter_=LogsEntriesFilter(search="x" * (reading.LONGEST_SEARCH + 1)))
+            store.fetch(make_logs(store), filter_=LogsEntriesFilter(search="x" * (pages.LONGEST_SEARCH + 1)))
 
     def test_only_one_cursor_at_a_time(self, store: CompositeLogStore) -> None:
         with pytest.raises(ValueError, match="only one"):
@@ -425,7 +426,7 @@ class TestForgedCursors:
         store = make_store(*children, id=id, fetch_fallback=["live"])
         logs = stored(store, other, 5)
         backend.fault = LogStoreUnavailableError("no route")
-        reading._unreadable.clear()
+        pages._unreadable.clear()
         cursor = store.fetch(logs, limit=2).before
         assert messages(store.fetch(logs, before=cursor)) == numbered(1, 3)
         promoted = make_store(*children, id=id, primary="live")
@@ -501,7 +502,7 @@ class TestForgedCursors:
 class TestFallback:
     @pytest.fixture(autouse=True)
     def _nothing_remembered(self) -> None:
-        reading._unreadable.clear()
+        pages._unreadable.clear()
 
     @pytest.fixture
     def spare(self) -> SimulatedBackend:
@@ -535,7 +536,7 @@ class TestFallback:
             backend.fault = None
             add(backend, logs, 2)
             assert len(store.fetch(logs).items) == 3
-            clock.advance(reading.REMEMBERED_SECONDS)
+            clock.advance(pages.REMEMBERED_SECONDS)
             assert messages(store.fetch(logs)) == numbered(0, 2)
 
     def test_a_child_that_answers_is_not_remembered_any_more(
@@ -666,7 +667,7 @@ def test_ids_are_the_events_own(store: CompositeLogStore, backend: SimulatedBack
 class TestMissing:
     @pytest.fixture(autouse=True)
     def _finished(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+        monkeypatch.setattr(gaps, "is_finished", lambda logs: True)
 
     def test_an_entry_says_where_events_are_missing(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
         logs = stored(store, backend, 10)
@@ -726,7 +727,7 @@ class TestMissing:
     def test_what_is_not_finished_may_still_come(
         self, store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(missing, "is_finished", lambda logs: False)
+        monkeypatch.setattr(gaps, "is_finished", lambda logs: False)
         logs = stored(store, backend, 10)
         del backend.received[3]
         assert len(store.fetch(logs).items) == 9
@@ -737,7 +738,7 @@ class TestMissingWithoutOrder:
 
     @pytest.fixture(autouse=True)
     def _unordered(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(missing, "is_finished", lambda logs: True)
+        monkeypatch.setattr(gaps, "is_finished", lambda logs: True)
         monkeypatch.setattr(SimulatedReader, "in_order", False)
 
     @pytest.fixture
@@ -753,7 +754,7 @@ class TestMissingWithoutOrder:
             def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
                 return newest + age
 
-        monkeypatch.setattr(missing, "datetime", Now)
+        monkeypatch.setattr(gaps, "datetime", Now)
 
     def test_what_is_missing_is_looked_for_once_more(
         self,
@@ -763,7 +764,7 @@ class TestMissingWithoutOrder:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         lost = backend.received.pop(3)
-        self.age(monkeypatch, store.fetch(logs), missing.INDEXED_AFTER + timedelta(seconds=1))
+        self.age(monkeypatch, store.fetch(logs), gaps.INDEXED_AFTER + timedelta(seconds=1))
         assert "lacks 1 entry here, between 2 and 4" in messages(store.fetch(logs))[3]
         backend.received.append(lost)
         assert messages(store.fetch(logs, limit=7)) == ["m4", "m5", "m6", "m7", "m8", "m9", "m3"]
@@ -776,7 +777,7 @@ class TestMissingWithoutOrder:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         del backend.received[3]
-        self.age(monkeypatch, store.fetch(logs), missing.INDEXED_AFTER - timedelta(seconds=1))
+        self.age(monkeypatch, store.fetch(logs), gaps.INDEXED_AFTER - timedelta(seconds=1))
         assert len(store.fetch(logs).items) == 9
 
     def test_what_nobody_looked_for_is_not_called_lost(

@@ -11,7 +11,14 @@ from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.utils.secret_utils import SecretField, SecretReference
 
-from composite_logstore import ChildConfig, CompositeHandler, CompositeLogStoreConfig, Secret, UnavailableError, secrets
+from composite_logstore import (
+    ChildConfig,
+    CompositeHandler,
+    CompositeLogStoreConfig,
+    Secret,
+    UnavailableError,
+    secret_references,
+)
 from composite_logstore.config import UnknownChild
 from tests.unit.test_config import ARCHIVE, LIVE
 
@@ -134,14 +141,14 @@ def test_it_is_resolved_where_it_is_meant_and_nowhere_else(
     """A log store that was registered before loads all the same, so that its other children can be used."""
     child = load(settings).child("other")
     if meant:
-        resolved = secrets.resolve(child)
-        assert not list(secrets.references(resolved))
+        resolved = secret_references.resolve(child)
+        assert not list(secret_references.references(resolved))
         values = str({name: revealed(value) for name, value in resolved.model_dump().items()})
         assert VALUE in values
         assert "vault" not in values
         return
     with pytest.raises(UnavailableError, match=f"^'{place_of(settings)}") as raised:
-        secrets.resolve(child)
+        secret_references.resolve(child)
     assert "vault" not in str(raised.value)
     assert asked == []
 
@@ -167,8 +174,8 @@ def test_a_handler_refuses_it_at_once() -> None:
 def test_settings_whose_backend_is_not_installed_are_left_alone(asked: list[str]) -> None:
     child = load({"name": "other", "type": "nowhere", "token": WHOLE, "url": WHOLE}).child("other")
     assert isinstance(child, UnknownChild)
-    secrets.check(child)
-    assert secrets.resolve(child) == child
+    secret_references.check(child)
+    assert secret_references.resolve(child) == child
     assert asked == []
 
 
@@ -178,7 +185,7 @@ def test_what_a_secret_says_is_not_taken_for_a_reference(monkeypatch: pytest.Mon
     monkeypatch.setattr(Client, "__init__", lambda *_: None)
     monkeypatch.setattr(Client, "_global_client", None)
     child: Any = load(OTLP | {"headers": {"authorization": "{{outer.key}}"}}).child("other")
-    assert secrets.resolve(child).headers["authorization"].get_secret_value() == WHOLE
+    assert secret_references.resolve(child).headers["authorization"].get_secret_value() == WHOLE
 
 
 # A backend of somebody else's
@@ -216,10 +223,10 @@ class TheirConfig(ChildConfig):
 def test_a_backend_declares_what_is_meant_for_secrets(settings: dict[str, Any], meant: bool) -> None:
     child = TheirConfig(name="theirs", type="theirs", **settings)
     if meant:
-        secrets.check(child)
-        assert not list(secrets.references(secrets.resolve(child)))
+        secret_references.check(child)
+        assert not list(secret_references.references(secret_references.resolve(child)))
     else:
         with pytest.raises(ValueError, match="only in 'token', 'tokens', 'plain_token', 'options'"):
-            secrets.check(child)
+            secret_references.check(child)
         with pytest.raises(UnavailableError):
-            secrets.resolve(child)
+            secret_references.resolve(child)

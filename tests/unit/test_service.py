@@ -14,13 +14,15 @@ from uuid import uuid4
 import pytest
 from opentelemetry.metrics import _internal as metrics_api
 
-from composite_logstore import CompositeLogStore, adoption, spool, summary, telemetry, worker, writer
+from composite_logstore import CompositeLogStore
+from composite_logstore.capture.forked import Inbox
 from composite_logstore.clock import Clock, Signal
-from composite_logstore.delivery import Delivery
-from composite_logstore.fork import Inbox
-from composite_logstore.journal import Journal
+from composite_logstore.delivery import metrics, recovery, step_metadata, worker, writer
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.spilling import Spooling
 from composite_logstore.service import Service
-from composite_logstore.spooling import Spooling
+from composite_logstore.spool import folder
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import compaction
 from composite_logstore_artifact.compaction import Compaction
@@ -64,10 +66,10 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "the keeper's positions": (Spooling, "settle", "composite-logstore spool"),
     "the keeper's ticks": (Spooling, "tick", "composite-logstore spool"),
     "the keeper's events": (Spooling, "write_due", "composite-logstore spool"),
-    "the folders of dead processes": (adoption, "left_behind", "composite-logstore adoption"),
-    "what becomes of a dead process's events": (adoption.Adoption, "_get_on", "composite-logstore adoption"),
-    "a dead process's events": (adoption.AdoptedJournal, "load", "composite-logstore a"),
-    "what a dead process's events come to": (adoption.AdoptedJournal, "settled", "composite-logstore a"),
+    "the folders of dead processes": (recovery, "left_behind", "composite-logstore adoption"),
+    "what becomes of a dead process's events": (recovery.Adoption, "_get_on", "composite-logstore adoption"),
+    "a dead process's events": (recovery.AdoptedJournal, "load", "composite-logstore a"),
+    "what a dead process's events come to": (recovery.AdoptedJournal, "settled", "composite-logstore a"),
 }
 
 
@@ -492,8 +494,8 @@ def test_a_summary_that_fails_in_any_way_does_not_hold_up_the_next(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[Any] = []
-    monkeypatch.setattr(summary, "_publish", lambda *what: published.append(what))
-    failing = Failing(monkeypatch, summary, "_publish", error)
+    monkeypatch.setattr(step_metadata, "_publish", lambda *what: published.append(what))
+    failing = Failing(monkeypatch, step_metadata, "_publish", error)
     store = make_store(make_child("a"))
     for is_on in (True, False):
         failing.is_on = is_on
@@ -511,7 +513,7 @@ def test_a_summary_whose_thread_cannot_be_started_is_published_the_next_time(
     error: Exception, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[Any] = []
-    monkeypatch.setattr(summary, "_publish", lambda *what: published.append(what))
+    monkeypatch.setattr(step_metadata, "_publish", lambda *what: published.append(what))
     store = make_store(make_child("a"))
     step = SimpleNamespace(step_run_id=uuid4())
     store.get_step_run_metadata(step)  # type: ignore[arg-type]
@@ -557,7 +559,7 @@ def test_a_meter_provider_that_raises_costs_no_delivery(
     error: BaseException, late: bool, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER", _BrokenMeters(error, late))
-    telemetry.export_duration.cache_clear()
+    metrics.export_duration.cache_clear()
     writer._offer_metrics.cache_clear()
     if not isinstance(error, Exception):
         # In the thread of whoever builds a store, it is theirs.
@@ -571,7 +573,7 @@ def test_a_meter_provider_that_raises_costs_no_delivery(
         log(store, origin, "again")
         clock.advance(1)
     finally:
-        telemetry.export_duration.cache_clear()
+        metrics.export_duration.cache_clear()
         monkeypatch.undo()
         writer._offer_metrics.cache_clear()
     assert backend.batches
@@ -587,7 +589,7 @@ def test_metrics_that_could_not_be_offered_are_offered_by_the_next_writer(monkey
         if len(offered) == 1:
             raise RuntimeError("not yet")
 
-    monkeypatch.setattr(telemetry, "observe", observe)
+    monkeypatch.setattr(metrics, "observe", observe)
     writer._offer_metrics.cache_clear()
     try:
         for _ in range(3):
@@ -605,14 +607,14 @@ def test_the_packages_metadata_is_not_read_where_no_file_descriptor_may_be_free(
 
     monkeypatch.setattr("importlib.metadata.Distribution.from_name", exhausted)
     monkeypatch.setattr("importlib.metadata.version", exhausted)
-    monkeypatch.setattr(telemetry, "version", exhausted)
-    telemetry.export_duration.cache_clear()
+    monkeypatch.setattr(metrics, "version", exhausted)
+    metrics.export_duration.cache_clear()
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     log(store, register(store), "hello")
     clock.advance(1)
     assert backend.messages == ["hello"]
-    assert telemetry.export_duration.cache_info().currsize == 1
+    assert metrics.export_duration.cache_info().currsize == 1
 
 
 @errors
@@ -688,7 +690,7 @@ def test_a_ctrl_c_in_the_last_flush_leaves_the_events_on_disk(
     with pytest.raises(KeyboardInterrupt):
         store.writer.close(3.0)
     assert any(b'"hello"' in path.read_bytes() for path in tmp_path.rglob("*.log"))
-    spool.let_go_of_all()
+    folder.let_go_of_all()
 
 
 @pytest.mark.parametrize("seconds", [1e15, 1e300, float("inf")])

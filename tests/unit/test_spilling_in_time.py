@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from composite_logstore import spool, spooling
-from composite_logstore.spool import Spool, bytes_used
-from composite_logstore.spooling import Ages, Space
+from composite_logstore.delivery import spilling
+from composite_logstore.delivery.spilling import Ages, Space
+from composite_logstore.spool import folder
+from composite_logstore.spool.folder import Spool, bytes_used
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
 from tests.simulation import Machine
@@ -135,7 +136,7 @@ def test_events_that_come_after_a_rest_wait_as_long_as_others(
 SLOW: dict[str, tuple[Any, str]] = {
     "to allocate a segment": (Spool, "prepare"),
     "to close and remove segments": (Spool, "tidy"),
-    "to look at the other processes' folders": (spooling, "bytes_used"),
+    "to look at the other processes' folders": (spilling, "bytes_used"),
     "to look after the folder": (Spool, "standing"),
 }
 
@@ -231,17 +232,17 @@ def test_where_much_is_free_nobody_looks_each_time(
         looks.append(component)
         return used
 
-    monkeypatch.setattr(spooling, "bytes_used", counted)
+    monkeypatch.setattr(spilling, "bytes_used", counted)
     space = Space(tmp_path, 1 << 30, clock)
     assert space.look()
-    assert all(space.take(spool.SEGMENT_BYTES) for _ in range(16))
+    assert all(space.take(folder.SEGMENT_BYTES) for _ in range(16))
     assert len(looks) == 1
-    used = (1 << 30) - 10 * spool.SEGMENT_BYTES
-    assert [space.take(spool.SEGMENT_BYTES) for _ in range(3)] == [True] * 3
+    used = (1 << 30) - 10 * folder.SEGMENT_BYTES
+    assert [space.take(folder.SEGMENT_BYTES) for _ in range(3)] == [True] * 3
     # Where little is free, each time.
     assert len(looks) == 4
     used = (1 << 30) - 1
-    assert not space.take(spool.SEGMENT_BYTES)
+    assert not space.take(folder.SEGMENT_BYTES)
     assert space.is_exceeded
 
 

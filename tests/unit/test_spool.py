@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
-from composite_logstore.spool import (
+from composite_logstore.spool.folder import (
     SEGMENT_BYTES,
     Cursor,
     Damage,

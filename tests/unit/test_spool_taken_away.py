@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from composite_logstore.spool import Spool, is_alive, left_behind
+from composite_logstore.spool.folder import Spool, is_alive, left_behind
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
 from tests.simulation import Machine, assert_accounts_add_up
@@ -26,7 +26,7 @@ def clock() -> Iterator[SimulatedClock]:
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("spool", "spooling"):
+    for module in ("spool.folder", "delivery.spilling"):
         monkeypatch.setattr(f"composite_logstore.{module}.SEGMENT_BYTES", 4096)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 import pytest
 
-from composite_logstore import writer
-from composite_logstore.private_folder import UntrustedError
-from composite_logstore.spool import Spool, damaged, is_alive, left_behind
-from composite_logstore.spooling import SpoolSettings, check, in_words
+from composite_logstore.delivery import writer
+from composite_logstore.delivery.spilling import SpoolSettings, check, in_words
+from composite_logstore.spool.folder import Spool, damaged, is_alive, left_behind
+from composite_logstore.spool.private_folder import UntrustedError
 from composite_logstore.testing import SimulatedClock
 from tests.events import WRITER, make_events
 from tests.simulation import Machine, assert_accounts_add_up
@@ -322,7 +322,7 @@ PLACES = {
 def test_whatever_a_folder_holds_what_is_intact_is_delivered_and_so_are_the_others(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path, Path], None]
 ) -> None:
-    monkeypatch.setattr("composite_logstore.spool.SEGMENT_BYTES", 4096)
+    monkeypatch.setattr("composite_logstore.spool.folder.SEGMENT_BYTES", 4096)
     monkeypatch.chdir(tmp_path)
     elsewhere = tmp_path / "home" / "bashrc"
     elsewhere.parent.mkdir()

@@ -9,7 +9,8 @@ from opentelemetry.metrics import _internal as metrics_api
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from composite_logstore import RejectedError, RetryableError, telemetry, writer
+from composite_logstore import RejectedError, RetryableError
+from composite_logstore.delivery import metrics, writer
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import make_child, make_logs, make_store
 
@@ -24,11 +25,11 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER", provider)
     monkeypatch.setattr(writer, "_writers", {})
     writer._offer_metrics.cache_clear()
-    telemetry.export_duration.cache_clear()
+    metrics.export_duration.cache_clear()
     yield reader
     provider.shutdown()
     writer._offer_metrics.cache_clear()
-    telemetry.export_duration.cache_clear()
+    metrics.export_duration.cache_clear()
 
 
 def collected(reader: InMemoryMetricReader) -> Points:

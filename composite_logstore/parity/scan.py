@@ -13,9 +13,9 @@ from zenml.enums import LoggingLevels
 from zenml.exceptions import LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.models import LogEntry, LogsEntriesFilter
 
-from composite_logstore import secrets
+from composite_logstore import secret_references
 from composite_logstore.backend import Event, Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
-from composite_logstore.backoff import bounded_seconds
+from composite_logstore.delivery.backoff import bounded_seconds
 from composite_logstore.event import LogEvent, Stream
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def open_source(child: ChildConfig) -> Source:
         UnavailableError: A secret, or something else that somebody can mend, is missing.
         ImportError: What its reader needs is not installed.
     """
-    reader = secrets.resolve(child).create_reader()
+    reader = secret_references.resolve(child).create_reader()
     scanner: Any = reader if isinstance(reader, Scanner) else PageScanner(reader)
     return Source(child.name, scanner, reader.in_order, child, reader.close)
 

@@ -22,11 +22,12 @@ from zenml.exceptions import (
 )
 from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
-from composite_logstore import clock, missing, nesting, secrets, server
+from composite_logstore import clock, secret_references, server
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
-from composite_logstore.backoff import bounded_seconds
-from composite_logstore.cursor import Cursor, Direction, SeenEvents, within_bounds
-from composite_logstore.runs import Runs
+from composite_logstore.delivery.backoff import bounded_seconds
+from composite_logstore.parity.intervals import Runs
+from composite_logstore.reading import gaps, nesting
+from composite_logstore.reading.cursor import Cursor, Direction, SeenEvents, within_bounds
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -216,7 +217,7 @@ def _read_page(
     cursor: Cursor | None,
 ) -> LogsEntriesResponse:
     try:
-        reader = secrets.resolve(store.config.child(name), store.user).create_reader()
+        reader = secret_references.resolve(store.config.child(name), store.user).create_reader()
     except (UnavailableError, ImportError) as error:
         raise LogStoreUnavailableError(f"Child '{name}' cannot be read: {error}") from error
     try:
@@ -233,12 +234,12 @@ def _read_page(
             if fresh or token in (None, before) or clock.current.now() >= give_up_at:
                 break
         from_oldest = direction == "newer" and (cursor is None or cursor.from_oldest)
-        found = missing.Missing()
-        if missing.takes_all(store.config.child(name), filter_):
+        found = gaps.Missing()
+        if gaps.takes_all(store.config.child(name), filter_):
             reaches_oldest = from_oldest if direction == "newer" else page.older is None
-            gaps = missing.find_gaps(fresh, seen, direction, reaches_oldest)
-            if gaps and missing.is_finished(logs):
-                found = missing.looked_for(gaps, fresh, reader, logs, give_up_at)
+            open_gaps = gaps.find_gaps(fresh, seen, direction, reaches_oldest)
+            if open_gaps and gaps.is_finished(logs):
+                found = gaps.looked_for(open_gaps, fresh, reader, logs, give_up_at)
     finally:
         reader.close()
 
@@ -263,7 +264,7 @@ def _read_page(
         ).encode()
 
     return LogsEntriesResponse(
-        items=missing.with_notices(fresh, found, name, logs),
+        items=gaps.with_notices(fresh, found, name, logs),
         before=cursor_to("older", page.older),
         after=cursor_to("newer", page.newer),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from composite_logstore.delivery import Delivery
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.event import LogEvent
 
 _PARTS = 64

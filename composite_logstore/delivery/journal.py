@@ -16,11 +16,11 @@ from typing import Any
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
-from composite_logstore.delivery import Delivery, Load
+from composite_logstore.delivery.delivery import Delivery, Load
+from composite_logstore.delivery.memory import Held, Memory, batch_bytes
+from composite_logstore.delivery.spilling import Spooling, SpoolSettings, next_batch
 from composite_logstore.event import EVENT_BYTES, Capture, LogEvent, Note, Stream, numbered
-from composite_logstore.memory import Held, Memory, batch_bytes
-from composite_logstore.spool import Cursor
-from composite_logstore.spooling import Spooling, SpoolSettings, next_batch
+from composite_logstore.spool.folder import Cursor
 
 MOST_CAPTURED = 512
 """How many records may wait for their number. The last of them waits for it: less than a millisecond. So does one that

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from composite_logstore.backoff import described
 from composite_logstore.clock import Clock
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.delivery import Delivery, Load
+from composite_logstore.delivery.backoff import described
+from composite_logstore.delivery.delivery import Delivery, Load
 from composite_logstore.event import LogEvent, abridged
-from composite_logstore.private_folder import UntrustedError
-from composite_logstore.spool import (
+from composite_logstore.spool.folder import (
     LINE_BYTES,
     SEGMENT_BYTES,
     Cursor,
@@ -29,6 +28,7 @@ from composite_logstore.spool import (
     UnstorableEventError,
     bytes_used,
 )
+from composite_logstore.spool.private_folder import UntrustedError
 
 TICK_SECONDS = 0.1
 _TICKS = 8

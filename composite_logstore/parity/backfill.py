@@ -20,7 +20,7 @@ from uuid import UUID
 import orjson
 from zenml.exceptions import DoesNotExistException, LogStoreError
 
-from composite_logstore import secrets
+from composite_logstore import secret_references
 from composite_logstore.backend import (
     BACKFILLED,
     Copier,
@@ -31,12 +31,12 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.backoff import count_reason, is_judged, may_be_size, rejections, retry_after, words
-from composite_logstore.batch_size import MOST_REJECTED, BatchSize
+from composite_logstore.delivery.backoff import count_reason, is_judged, may_be_size, rejections, retry_after, words
+from composite_logstore.delivery.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.event import Stream
-from composite_logstore.parity import Holding
-from composite_logstore.runs import Runs
-from composite_logstore.scanning import PAGES, Source, as_event, foreign_writer
+from composite_logstore.parity.compare import Holding
+from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -287,7 +287,7 @@ class Backfill:
         self._clock = clock
         self._sleep = sleep
         self._free_at = clock()
-        config = secrets.resolve(target)
+        config = secret_references.resolve(target)
         self._exporter: Exporter = config.create_exporter()
         # Nobody waits for a copy: fuller batches than live ones cost less.
         batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from zenml.exceptions import LogStoreError
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore.runs import Run, Runs
+from composite_logstore.parity.intervals import Run, Runs
 
 LONGEST_CURSOR = 64 * 1024
 """In characters. Ours have a few hundred to six thousand, unless what is searched for or a reader's token is long."""

@@ -19,8 +19,8 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import clock
 from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader, Scanner
-from composite_logstore.cursor import Direction, SeenEvents
-from composite_logstore.runs import Runs
+from composite_logstore.parity.intervals import Runs
+from composite_logstore.reading.cursor import Direction, SeenEvents
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse

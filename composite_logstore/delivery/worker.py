@@ -12,18 +12,19 @@ from uuid import UUID
 
 from zenml.logger import get_logger
 
-from composite_logstore import secrets, telemetry
+from composite_logstore import secret_references
 from composite_logstore.backend import Exporter
-from composite_logstore.backoff import described
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery import Action, ChildStats, Delivery, EndStream, Export, Load, State, Wait
-from composite_logstore.journal import Journal, patiently
+from composite_logstore.delivery import metrics
+from composite_logstore.delivery.backoff import described
+from composite_logstore.delivery.delivery import Action, ChildStats, Delivery, EndStream, Export, Load, State, Wait
+from composite_logstore.delivery.journal import Journal, patiently
 from composite_logstore.loading import loading
 from composite_logstore.service import Service, tell
 
 if TYPE_CHECKING:
-    from composite_logstore.adoption import AdoptedJournal
+    from composite_logstore.delivery.recovery import AdoptedJournal
 
 logger = get_logger(__name__)
 
@@ -65,7 +66,7 @@ class Worker:
         self._tells_state = tells_state
         self._config = config
         self._delivery = delivery
-        self._attributes = telemetry.attributes(log_store_id, config)
+        self._attributes = metrics.attributes(log_store_id, config)
         self._journal = journal
         self._clock = clock
         self._awake = clock.signal()
@@ -244,7 +245,7 @@ class Worker:
             delay_millis = getattr(self._exporter, "schedule_delay_millis", None)
         end = self._clock.now()
         failure = {"error.type": type(error).__name__} if error else {}
-        telemetry.exported(end - begin, self._attributes | failure)
+        metrics.exported(end - begin, self._attributes | failure)
 
         def conclude() -> None:
             if error is None:
@@ -259,7 +260,7 @@ class Worker:
 
     def _create_exporter(self) -> Exporter:
         try:
-            return secrets.resolve(self._config).create_exporter()
+            return secret_references.resolve(self._config).create_exporter()
         except BaseException:
             # What could not be read for want of a file descriptor counts as missing until it is looked for anew.
             importlib.invalidate_caches()

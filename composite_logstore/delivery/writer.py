@@ -18,20 +18,21 @@ from uuid import UUID
 
 from zenml.logger import get_logger
 
-from composite_logstore import clock, telemetry
-from composite_logstore.adoption import Adoption
-from composite_logstore.backoff import described
+from composite_logstore import clock
+from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox, ParentGoneError
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.delivery import ChildStats, Flush
+from composite_logstore.delivery import metrics
+from composite_logstore.delivery.backoff import described
+from composite_logstore.delivery.delivery import ChildStats, Flush
+from composite_logstore.delivery.journal import Journal, patiently
+from composite_logstore.delivery.metrics import Observed
+from composite_logstore.delivery.recovery import Adoption
+from composite_logstore.delivery.spilling import TICK_SECONDS, in_words, spool_settings
+from composite_logstore.delivery.step_metadata import Summaries
+from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import Capture, Note, Stream, captured
-from composite_logstore.fork import Inbox, Loss, Message, Outbox, ParentGoneError
-from composite_logstore.journal import Journal, patiently
 from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
-from composite_logstore.spool import Standing
-from composite_logstore.spooling import TICK_SECONDS, in_words, spool_settings
-from composite_logstore.summary import Summaries
-from composite_logstore.telemetry import Observed
-from composite_logstore.worker import Worker
+from composite_logstore.spool.folder import Standing
 
 logger = get_logger(__name__)
 
@@ -576,7 +577,7 @@ def _forget(writer: Writer) -> list[tuple[UUID, str]]:
 
 @lru_cache(maxsize=1)
 def _offer_metrics() -> None:
-    telemetry.observe(lambda: [child for writer in list(_writers.values()) for child in writer.observed()])
+    metrics.observe(lambda: [child for writer in list(_writers.values()) for child in writer.observed()])
 
 
 _seconds_left = EXIT_SECONDS

@@ -20,7 +20,8 @@ from typing import TypeAlias
 from uuid import UUID
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.backoff import (
+from composite_logstore.config import ChildConfig
+from composite_logstore.delivery.backoff import (
     at_most,
     count_reason,
     described,
@@ -30,8 +31,7 @@ from composite_logstore.backoff import (
     retry_after,
     words,
 )
-from composite_logstore.batch_size import MOST_REJECTED, BatchSize
-from composite_logstore.config import ChildConfig
+from composite_logstore.delivery.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.event import LogEvent, Stream, total_size
 
 _LONGEST_DELAY_MILLIS = 3_600_000

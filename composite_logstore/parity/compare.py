@@ -20,8 +20,8 @@ from zenml.exceptions import DoesNotExistException, LogStoreError
 
 from composite_logstore.backend import BACKFILLED, Scanned, UnavailableError
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.runs import Runs
-from composite_logstore.scanning import PAGES, Source, as_event, foreign_writer
+from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse

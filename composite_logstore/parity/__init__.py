@@ -1,0 +1,1 @@
+"""Whether children hold the same events, and copying those that one of them misses."""

@@ -1,0 +1,1 @@
+"""Pages of a stream, as `fetch()` returns them."""
