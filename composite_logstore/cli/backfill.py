@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from composite_logstore.cli.as_pipeline import copy_as_pipeline, refuse_second
+from composite_logstore.catalog.stores import RunStream, find_store, mistake
 from composite_logstore.cli.console import output_option, say, say_json, warn
-from composite_logstore.cli.copying import Totals, copy_streams, ended, ledger_of
-from composite_logstore.cli.selection import Bars, Selection, log_stores_of, selection_options
-from composite_logstore.cli.stores import RunStream, find_store, mistake
 from composite_logstore.config import ChildConfig
+from composite_logstore.operations.backfill import Totals, copy_streams, ended, ledger_of
+from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
+from composite_logstore.operations.selection import Bars, Selection, log_stores_of, selection_options
 from composite_logstore.parity.backfill import BackfillStoppedError
 
 

@@ -23,8 +23,8 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
+from composite_logstore.catalog.stores import RegisteredStore, asking_zenml, find_store
 from composite_logstore.cli.console import console, output_option, say, say_json, show_table
-from composite_logstore.cli.stores import RegisteredStore, asking_zenml, find_store
 from composite_logstore.config import ChildConfig, UnknownChild
 from composite_logstore.delivery import spilling
 from composite_logstore.event import LogEvent, Stream

@@ -17,9 +17,7 @@ from zenml.utils.time_utils import utc_now
 
 from composite_logstore import clock
 from composite_logstore.artifact_store import open_artifact_store
-from composite_logstore.cli.console import output_option, say_json, warn
-from composite_logstore.cli.moment import Moment
-from composite_logstore.cli.stores import (
+from composite_logstore.catalog.stores import (
     FLAVOR,
     NoAnswer,
     RegisteredStore,
@@ -32,6 +30,8 @@ from composite_logstore.cli.stores import (
     nearest,
     streams_of_run,
 )
+from composite_logstore.cli.console import output_option, say_json, warn
+from composite_logstore.cli.options import Moment
 from composite_logstore.inert import inert, paragraph
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import Any
 import click
 import orjson
 
+from composite_logstore.catalog.stores import FLAVOR, asking_zenml, mistake, nearest
 from composite_logstore.cli.console import ask, output_option, say, say_json, show_table, warn
-from composite_logstore.cli.moment import Moment
-from composite_logstore.cli.stages import (
+from composite_logstore.cli.options import Moment
+from composite_logstore.operations.migrate import (
     EARLIER,
     LOOK_SECONDS,
     STAGES,
@@ -27,7 +28,6 @@ from composite_logstore.cli.stages import (
     raw_children,
     undo,
 )
-from composite_logstore.cli.stores import FLAVOR, asking_zenml, mistake, nearest
 
 
 @click.command()

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, asking_zenml, find_store, in_words, mistake
 from composite_logstore.cli.console import Failed, ask, output_option, say, say_json, warn
-from composite_logstore.cli.stores import NoAnswer, RegisteredStore, asking_zenml, find_store, in_words, mistake
 
 
 class Verdict(NamedTuple):

@@ -15,13 +15,22 @@ import click
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from composite_logstore.catalog.stores import mistake, nearest
 from composite_logstore.cli.console import Failed, console, say, show_table, warn
-from composite_logstore.cli.drain import Drain
-from composite_logstore.cli.left import Left, LogStore, Part, children_of, folders, left_in, processes_in, registered
-from composite_logstore.cli.stores import mistake, nearest
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.delivery import ChildStats
 from composite_logstore.inert import inert
+from composite_logstore.operations.drain import Drain
+from composite_logstore.operations.inventory import (
+    Left,
+    LogStore,
+    Part,
+    children_of,
+    folders,
+    left_in,
+    processes_in,
+    registered,
+)
 from composite_logstore.spool.folder import Spool, damaged, remove_damaged
 
 Why = Callable[[Left, Part | None], str]

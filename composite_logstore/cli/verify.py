@@ -16,9 +16,11 @@ from uuid import UUID
 import click
 import orjson
 
+from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake, open_child
 from composite_logstore.cli.console import output_option, say, say_json, show_table, warn
 from composite_logstore.cli.report import Summary, write_report
-from composite_logstore.cli.selection import (
+from composite_logstore.config import ChildConfig
+from composite_logstore.operations.selection import (
     Bars,
     Selection,
     collector_of,
@@ -26,8 +28,6 @@ from composite_logstore.cli.selection import (
     selection_options,
     state_folder,
 )
-from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake, open_child
-from composite_logstore.config import ChildConfig
 from composite_logstore.parity.compare import StreamParity, compare
 from composite_logstore.parity.scan import Source
 

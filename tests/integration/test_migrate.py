@@ -37,10 +37,10 @@ def fit() -> None:
 """
 
 BEGIN = """
-from composite_logstore.cli import stages
+from composite_logstore.operations import migrate
 
 # What is on its way here comes soon.
-stages.SETTLE_SECONDS = 4
+migrate.SETTLE_SECONDS = 4
 
 
 def run(stack, name):
@@ -258,7 +258,7 @@ def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind
     archive = {"name": "archive", "type": "artifact"}
     config = {"primary": "archive", "children": [archive]}
     house.do(
-        "from composite_logstore.cli.stages import _register_flavor; _register_flavor()\n"
+        "from composite_logstore.operations.migrate import _register_flavor; _register_flavor()\n"
         f"client.create_stack_component('mine', 'composite', Type.LOG_STORE, {config!r}); make_stack('own', 'mine')"
     )
     house.do("run('own', 'early')")

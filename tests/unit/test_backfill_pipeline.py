@@ -12,12 +12,12 @@ import click
 import pytest
 from zenml.enums import ExecutionStatus, StackComponentType
 
-from composite_logstore.cli import as_pipeline, backfill_pipeline
-from composite_logstore.cli.as_pipeline import copy_as_pipeline, refuse_second
-from composite_logstore.cli.backfill_pipeline import PIPELINE, RESULT, SliceLedger, deal, merge
-from composite_logstore.cli.copying import Totals
-from composite_logstore.cli.selection import Selection
-from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream
+from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, RunStream
+from composite_logstore.operations import backfill_pipeline, pipeline_launch
+from composite_logstore.operations.backfill import Totals
+from composite_logstore.operations.backfill_pipeline import PIPELINE, RESULT, SliceLedger, deal, merge
+from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
+from composite_logstore.operations.selection import Selection
 from composite_logstore.parity.backfill import BackfillStoppedError
 from composite_logstore.testing import make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -152,7 +152,7 @@ def test_what_slices_have_done_is_added_up_and_what_failed_is_named(
     monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(*steps)))
     totals = Totals()
     run = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.FAILED)
-    assert as_pipeline._gather(run, totals, False) == why  # type: ignore[arg-type]
+    assert pipeline_launch._gather(run, totals, False) == why  # type: ignore[arg-type]
     slices = [step for step in steps if "copied" in step.run_metadata.get(RESULT, {})]
     assert totals.copied == sum(step.run_metadata[RESULT]["copied"] for step in slices)
     assert totals.left_out == (2 if any(step.name == "s1" for step in steps) and "full" in why else 0)
@@ -161,7 +161,7 @@ def test_what_slices_have_done_is_added_up_and_what_failed_is_named(
 def test_a_run_that_goes_on_without_its_watcher_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(PLAN)))
     run = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.RUNNING)
-    why = as_pipeline._gather(run, Totals(), True)  # type: ignore[arg-type]
+    why = pipeline_launch._gather(run, Totals(), True)  # type: ignore[arg-type]
     assert why.startswith("No longer watched, but pipeline run 'backfill-1' goes on; wait for its end, or stop it")
     assert f"`zenml pipeline runs stop {RUNS[0]}`" in why
 

@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from composite_logstore import CompositeLogStoreConfig
-from composite_logstore.cli import drain
 from composite_logstore.cli import spool as commands
-from composite_logstore.cli.left import LogStore, registered
 from composite_logstore.cli.main import main
 from composite_logstore.delivery.delivery import ChildStats
 from composite_logstore.event import Stream
+from composite_logstore.operations import drain
+from composite_logstore.operations.inventory import LogStore, registered
 from composite_logstore.spool import folder
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
@@ -228,7 +228,7 @@ def test_a_folder_that_goes_while_it_is_looked_at_is_not_listed(
             shutil.rmtree(folder)
         return False
 
-    monkeypatch.setattr("composite_logstore.cli.left.is_alive", look)
+    monkeypatch.setattr("composite_logstore.operations.inventory.is_alive", look)
     assert [row[1] for row in rows(machine.run("list"))] == [stays.name]
 
 
@@ -297,7 +297,7 @@ def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeyp
 
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", look)
-    monkeypatch.setattr("composite_logstore.cli.left.is_alive", look)
+    monkeypatch.setattr("composite_logstore.operations.inventory.is_alive", look)
     why = "cannot be read: Permission denied; it belongs to user '"
     result = machine.run("list")
     assert [(row[0], row[-1][: len(why)]) for row in rows(result)] == [("logs", why), ("other", why)]

@@ -13,8 +13,8 @@ from zenml.exceptions import AuthorizationException
 from zenml.models import LogsResponse
 
 from composite_logstore import LogEvent, RetryableError, Scanned, Stream
-from composite_logstore.cli import copying
 from composite_logstore.inert import inert
+from composite_logstore.operations import backfill as copying
 from composite_logstore.parity.backfill import BackfillStoppedError
 from composite_logstore.testing import SimulatedBackend, make_stream
 from composite_logstore_artifact.reader import ArtifactReader

@@ -7,10 +7,10 @@ import json
 import pytest
 from zenml.exceptions import IllegalOperationError
 
+from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.cli import promote, verify
 from composite_logstore.cli.promote import Verdict
 from composite_logstore.cli.report import Summary
-from composite_logstore.cli.stores import RegisteredStore
 from composite_logstore.parity.compare import ChildParity, StreamParity
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child

@@ -10,7 +10,7 @@ import pytest
 from zenml.exceptions import CredentialsNotValid
 
 from composite_logstore import CompositeLogStoreConfig
-from composite_logstore.cli.stores import (
+from composite_logstore.catalog.stores import (
     NoAnswer,
     count_runs,
     find_run,

@@ -11,11 +11,11 @@ from typing import Any
 from uuid import UUID
 
 from composite_logstore.backend import UnavailableError
+from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, RunStream, asking_zenml, open_child
 from composite_logstore.cli.console import warn
-from composite_logstore.cli.selection import Bars, collector_of, state_folder
-from composite_logstore.cli.stores import NoAnswer, RegisteredStore, RunStream, asking_zenml, open_child
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream
+from composite_logstore.operations.selection import Bars, collector_of, state_folder
 from composite_logstore.parity.backfill import (
     REMEMBERED_SECONDS,
     Backfill,

@@ -14,15 +14,15 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, asking_zenml, find_run, mistake
 from composite_logstore.cli.console import warn
-from composite_logstore.cli.selection import Selection
-from composite_logstore.cli.stores import NoAnswer, RegisteredStore, asking_zenml, find_run, mistake
 from composite_logstore.config import ChildConfig
+from composite_logstore.operations.selection import Selection
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from composite_logstore.cli.copying import Totals
+    from composite_logstore.operations.backfill import Totals
 
 SLICES = 10
 """As many steps as ZenML runs at once in one process."""
@@ -55,8 +55,8 @@ def copy_as_pipeline(
         click.BadParameter: The active stack cannot run it.
         NoAnswer: ZenML cannot be asked, the pipeline could not be started, or another one copies to the child.
     """
-    from composite_logstore.cli import backfill_pipeline
     from composite_logstore.log_store import pinned
+    from composite_logstore.operations import backfill_pipeline
 
     slices, rate, anew = how
     with asking_zenml():
@@ -121,7 +121,7 @@ def refuse_second(registered: RegisteredStore, target: ChildConfig) -> None:
     Raises:
         NoAnswer: One does.
     """
-    from composite_logstore.cli.backfill_pipeline import PIPELINE
+    from composite_logstore.operations.backfill_pipeline import PIPELINE
 
     with asking_zenml():
         from zenml.client import Client
@@ -164,8 +164,8 @@ def _wait(name: str) -> PipelineRunResponse | None:
 
 def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> str:
     """Add up what the slices have done, and return why they did not do all."""
-    from composite_logstore.cli.backfill_pipeline import RESULT
-    from composite_logstore.cli.copying import Totals
+    from composite_logstore.operations.backfill import Totals
+    from composite_logstore.operations.backfill_pipeline import RESULT
 
     with asking_zenml():
         from zenml.client import Client

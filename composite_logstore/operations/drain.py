@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from composite_logstore import clock
-from composite_logstore.cli.left import LogStore, children_of
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.delivery import ChildStats, Delivery, Flush
 from composite_logstore.delivery.recovery import AdoptedJournal
 from composite_logstore.delivery.worker import Worker
+from composite_logstore.operations.inventory import LogStore, children_of
 from composite_logstore.spool.folder import Spool
 
 GIVE_UP_SECONDS = 30.0

@@ -30,7 +30,7 @@ from composite_logstore.parity.intervals import Runs
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from composite_logstore.cli.stores import RunStream
+    from composite_logstore.catalog.stores import RunStream
     from composite_logstore.config import ChildConfig
 
 PIPELINE = "composite_logstore_backfill"
@@ -67,7 +67,7 @@ def plan(
         rate: The most events in a second, of all slices together.
         anew: Whether to forget what earlier slices have sent.
     """
-    from composite_logstore.cli.stores import find_store, runs_of_project
+    from composite_logstore.catalog.stores import find_store, runs_of_project
 
     with _told() as told:
         child = find_store(store).child(target)
@@ -94,9 +94,9 @@ def copy_slice(slice: dict[str, Any]) -> None:
         slice: The id of the log store, the names of the children, the ids of the runs, what was sent of them, and the
             most events in a second.
     """
-    from composite_logstore.cli.copying import Totals, copy_with, ended
-    from composite_logstore.cli.selection import log_stores_of
-    from composite_logstore.cli.stores import find_store
+    from composite_logstore.catalog.stores import find_store
+    from composite_logstore.operations.backfill import Totals, copy_with, ended
+    from composite_logstore.operations.selection import log_stores_of
 
     totals = Totals()
     began = time.monotonic()
@@ -247,7 +247,7 @@ def _sent_earlier(name: str, for_ever: bool) -> dict[str, Any]:
 def _streams(runs: list[str], children: Iterable[ChildConfig]) -> Iterator[RunStream]:
     from zenml.client import Client
 
-    from composite_logstore.cli.stores import asking_zenml, streams_of_run
+    from composite_logstore.catalog.stores import asking_zenml, streams_of_run
 
     for run_id in runs:
         _go_on(0)

@@ -17,13 +17,7 @@ import orjson
 
 import composite_logstore
 from composite_logstore.artifact_store import open_artifact_store
-from composite_logstore.cli.as_pipeline import refuse_second
-from composite_logstore.cli.check import logs_of_checks, try_out
-from composite_logstore.cli.copying import copy_streams
-from composite_logstore.cli.promote import settings_to_promote, update_settings
-from composite_logstore.cli.report import Summary
-from composite_logstore.cli.selection import Bars, collector_of
-from composite_logstore.cli.stores import (
+from composite_logstore.catalog.stores import (
     FLAVOR,
     RegisteredStore,
     RunStream,
@@ -37,8 +31,14 @@ from composite_logstore.cli.stores import (
     streams_of_project,
     streams_of_run,
 )
+from composite_logstore.cli.check import logs_of_checks, try_out
+from composite_logstore.cli.promote import settings_to_promote, update_settings
+from composite_logstore.cli.report import Summary
 from composite_logstore.cli.verify import compare_stream
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.operations.backfill import copy_streams
+from composite_logstore.operations.pipeline_launch import refuse_second
+from composite_logstore.operations.selection import Bars, collector_of
 from composite_logstore.parity.backfill import BackfillStoppedError, Copied
 from composite_logstore.parity.compare import StreamParity
 from composite_logstore.parity.scan import Source

@@ -13,9 +13,7 @@ import click
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from composite_logstore.cli.console import console
-from composite_logstore.cli.moment import Moment
-from composite_logstore.cli.stores import (
+from composite_logstore.catalog.stores import (
     RegisteredStore,
     RunStream,
     asking_zenml,
@@ -24,6 +22,8 @@ from composite_logstore.cli.stores import (
     streams_of_project,
     streams_of_run,
 )
+from composite_logstore.cli.console import console
+from composite_logstore.cli.options import Moment
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.spilling import spool_root
 from composite_logstore.inert import inert
