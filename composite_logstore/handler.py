@@ -141,7 +141,7 @@ class CompositeHandler(RecordHandler):
             ValueError: A setting is wrong. The message names the child, the setting and the fix.
         """
         with _root_logger_left_alone():
-            from composite_logstore.delivery.writer import use
+            from composite_logstore.delivery.writers import use
             from composite_logstore.handler_config import HandlerConfig
         if not program:
             raise ValueError("'program' is empty; set it to the program's name")
@@ -191,7 +191,7 @@ class CompositeHandler(RecordHandler):
         super().emit(record)
 
     def _open_again(self) -> None:
-        from composite_logstore.delivery.writer import use
+        from composite_logstore.delivery.writers import use
 
         writer = use(self._component_id, self._config)
         self._stream = writer.stream(self._stream.id, self._stream.metadata, None)
@@ -216,7 +216,7 @@ class CompositeHandler(RecordHandler):
         atexit.unregister(self._exit)
         super().close()
         if not self._is_exiting:
-            from composite_logstore.delivery.writer import release
+            from composite_logstore.delivery.writers import release
 
             release(writer)
 

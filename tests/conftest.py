@@ -65,10 +65,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
 @pytest.fixture(autouse=True)
 def _no_worker_outlives_its_test() -> Iterator[None]:
     """A child that a test left dead would be retried until all tests are done."""
-    from composite_logstore.delivery import writer
+    from composite_logstore.delivery import writers
 
-    before = set(writer._writers)
+    before = set(writers._writers)
     yield
-    for key in writer._writers.keys() - before:
-        for worker in writer._writers.pop(key)._workers:
+    for key in writers._writers.keys() - before:
+        for worker in writers._writers.pop(key)._workers:
             worker.stop()

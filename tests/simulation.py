@@ -13,7 +13,7 @@ from zenml.models import LogsResponse
 from zenml.models.v2.core.logs import LogsResponseBody
 
 from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig
-from composite_logstore.delivery import writer
+from composite_logstore.delivery import writers
 from composite_logstore.spool import folder
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 
@@ -59,7 +59,7 @@ def make_logs(store: CompositeLogStore, source: str = "step", id: UUID | None = 
 def process_dies(clock: SimulatedClock) -> None:
     """Do what SIGKILL does to the only simulated process: its threads stop, its locks go."""
     clock.kill()
-    writer._writers.clear()
+    writers._writers.clear()
     folder.let_go_of_all()
 
 

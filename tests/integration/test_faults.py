@@ -43,7 +43,7 @@ from zenml.io.local_filesystem import LocalFilesystem
 from zenml.models import LogsResponse
 
 from composite_logstore import ChildConfig, CompositeLogStore
-from composite_logstore.delivery import writer
+from composite_logstore.delivery import writers
 from composite_logstore.testing import SimulatedClock
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
@@ -203,11 +203,11 @@ def surroundings(module_surroundings: Surroundings, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "getaddrinfo", module_surroundings.names)
     module_surroundings.disk = Disk(module_surroundings.folder, LocalFilesystem.open)
     monkeypatch.setattr(LocalFilesystem, "open", staticmethod(module_surroundings.disk.open))
-    before = set(writer._writers)
+    before = set(writers._writers)
     yield module_surroundings
     module_surroundings.datadog.control(forget=True)
-    for key in set(writer._writers) - before:
-        del writer._writers[key]
+    for key in set(writers._writers) - before:
+        del writers._writers[key]
 
 
 @pytest.fixture(scope="module")

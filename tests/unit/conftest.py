@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from composite_logstore import log_store
-from composite_logstore.delivery import writer
+from composite_logstore.delivery import writers
 
 
 @pytest.fixture(autouse=True)
@@ -18,4 +18,4 @@ def _no_zenml_client(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_writers_left() -> Iterator[None]:
     """What a test leaves undelivered is no business of the test run's own exit."""
     yield
-    writer._writers.clear()
+    writers._writers.clear()

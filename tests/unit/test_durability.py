@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from zenml.stack import Stack
 
-from composite_logstore.delivery import recovery, writer
+from composite_logstore.delivery import recovery, writer, writers
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import Machine, assert_accounts_add_up, make_child, make_store
@@ -178,7 +178,7 @@ def test_two_processes_at_once_adopt_nothing_twice(tmp_path: Path, clock: Simula
     first = machine.start()
     machine.log("d")
     # Another process: another writer, which has its own locks.
-    writer._writers.clear()
+    writers._writers.clear()
     second = machine.start()
     machine.log("e")
     clock.advance(10)

@@ -17,7 +17,7 @@ from opentelemetry.metrics import _internal as metrics_api
 from composite_logstore import CompositeLogStore
 from composite_logstore.capture.forked import Inbox
 from composite_logstore.clock import Clock, Signal
-from composite_logstore.delivery import metrics, recovery, step_metadata, worker, writer
+from composite_logstore.delivery import metrics, recovery, step_metadata, worker, writer, writers
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.spilling import Spooling
@@ -386,10 +386,10 @@ def test_whoever_logs_while_the_first_writer_is_made_does_not_wait_for_it(monkey
             super()._begin()
             if not made:
                 made.append(self)
-                made.append(writer.writer_of(store.id, store.config))
+                made.append(writers.writer_of(store.id, store.config))
 
-    monkeypatch.setattr(writer, "Writer", Interrupted)
-    program = threading.Thread(target=lambda: made.append(writer.writer_of(store.id, store.config)), daemon=True)
+    monkeypatch.setattr(writers, "Writer", Interrupted)
+    program = threading.Thread(target=lambda: made.append(writers.writer_of(store.id, store.config)), daemon=True)
     program.start()
     program.join(10)
     # All go on with one of them: there is one queue and one order.
@@ -560,10 +560,10 @@ def test_a_meter_provider_that_raises_costs_no_delivery(
 ) -> None:
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER", _BrokenMeters(error, late))
     metrics.export_duration.cache_clear()
-    writer._offer_metrics.cache_clear()
+    writers._offer_metrics.cache_clear()
     if not isinstance(error, Exception):
         # In the thread of whoever builds a store, it is theirs.
-        monkeypatch.setattr(writer, "_offer_metrics", lambda: None)
+        monkeypatch.setattr(writers, "_offer_metrics", lambda: None)
     try:
         backend = SimulatedBackend()
         store = make_store(make_child("a", backend))
@@ -575,7 +575,7 @@ def test_a_meter_provider_that_raises_costs_no_delivery(
     finally:
         metrics.export_duration.cache_clear()
         monkeypatch.undo()
-        writer._offer_metrics.cache_clear()
+        writers._offer_metrics.cache_clear()
     assert backend.batches
     assert backend.messages == ["hello", "again"]
     assert store.stats()["a"]["last_error"] is None
@@ -590,12 +590,12 @@ def test_metrics_that_could_not_be_offered_are_offered_by_the_next_writer(monkey
             raise RuntimeError("not yet")
 
     monkeypatch.setattr(metrics, "observe", observe)
-    writer._offer_metrics.cache_clear()
+    writers._offer_metrics.cache_clear()
     try:
         for _ in range(3):
             register(make_store(make_child("a")))
     finally:
-        writer._offer_metrics.cache_clear()
+        writers._offer_metrics.cache_clear()
     assert len(offered) == 2
 
 
@@ -671,7 +671,7 @@ def test_one_writer_that_cannot_be_closed_does_not_keep_the_others_from_it(monke
         raise RuntimeError("no")
 
     monkeypatch.setattr(writer.Writer, "close", close)
-    writer._close_all()
+    writers._close_all()
     assert {store.writer for store in stores} <= set(closed)
 
 

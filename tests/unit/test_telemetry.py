@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from composite_logstore import RejectedError, RetryableError
-from composite_logstore.delivery import metrics, writer
+from composite_logstore.delivery import metrics, writers
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import make_child, make_logs, make_store
 
@@ -23,12 +23,12 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
     reader = InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader])
     monkeypatch.setattr(metrics_api, "_METER_PROVIDER", provider)
-    monkeypatch.setattr(writer, "_writers", {})
-    writer._offer_metrics.cache_clear()
+    monkeypatch.setattr(writers, "_writers", {})
+    writers._offer_metrics.cache_clear()
     metrics.export_duration.cache_clear()
     yield reader
     provider.shutdown()
-    writer._offer_metrics.cache_clear()
+    writers._offer_metrics.cache_clear()
     metrics.export_duration.cache_clear()
 
 
