@@ -7,12 +7,16 @@ import re
 import unicodedata
 from typing import Any
 
+from composite_logstore.event import name_of, text_of
+
 INDENT = "    "
 """What the further lines of a text begin with, so that none passes for the first line of another one."""
 
 # https://www.ecma-international.org/publications-and-standards/standards/ecma-48/ 8.3.117, Select Graphic Rendition
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
 _NO_COLOUR = "\x1b[0m"
+
+_MOST_CHARACTERS = 2_000
 
 
 def inert(text: str, kept: str = "\n") -> str:
@@ -28,6 +32,19 @@ def inert(text: str, kept: str = "\n") -> str:
     if text.isprintable():
         return text
     return "".join(one if _is_shown(one) or one in kept else _escaped(one) for one in text)
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's message on one line that no terminal obeys: a backend's answer may be part of it.
+
+    An error may repeat a whole request, so only its beginning counts. Never raises, even if `str(error)` does.
+    """
+    return inert(text_of(error)[:_MOST_CHARACTERS], "")
+
+
+def described(error: BaseException) -> str:
+    """Return an error's type and message, such as `ValueError: no such index`. Never raises."""
+    return f"{name_of(type(error))}: {message_of(error)}"
 
 
 def paragraph(text: str, colours: bool = False) -> str:

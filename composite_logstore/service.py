@@ -15,7 +15,7 @@ from math import inf
 from typing import TypeAlias
 
 from composite_logstore.clock import Clock, Ended
-from composite_logstore.delivery.backoff import described
+from composite_logstore.inert import described
 
 FIRST_PAUSE_SECONDS = 0.1
 """How long a thread pauses after its first failure; after each further one twice as long."""

@@ -34,8 +34,8 @@ from zlib import crc32
 from zenml.logger import get_logger
 
 from composite_logstore.clock import Clock
-from composite_logstore.delivery.backoff import described
 from composite_logstore.event import Capture, Stream
+from composite_logstore.inert import described
 from composite_logstore.service import tell
 
 logger = get_logger(__name__)

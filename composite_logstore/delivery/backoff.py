@@ -9,27 +9,11 @@ from collections.abc import MutableMapping
 
 from composite_logstore.backend import RejectedError, RetryableError
 from composite_logstore.bounds import Bounds
-from composite_logstore.event import name_of, text_of
-from composite_logstore.inert import inert
 
 LONGEST_RETRY_AFTER = Bounds.WAIT_SECONDS
 """How long a backend may ask to be left alone, in seconds. One that asks for a year has a defect."""
 
 _MOST_REASONS = 20
-_MOST_CHARACTERS = 2_000
-
-
-def words(error: BaseException) -> str:
-    """Return what an error says, also where saying it raises; of one that repeats a whole request, the beginning.
-
-    A backend's answer may be in there, so it is one line, and no terminal obeys it.
-    """
-    return inert(text_of(error)[:_MOST_CHARACTERS], "")
-
-
-def described(error: BaseException) -> str:
-    """Return an error's type and what it says."""
-    return f"{name_of(type(error))}: {words(error)}"
 
 
 def at_most(most: int, number: object) -> int:

@@ -24,15 +24,14 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.backoff import (
     at_most,
     count_reason,
-    described,
     is_judged,
     may_be_size,
     rejections,
     retry_after,
-    words,
 )
 from composite_logstore.delivery.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.event import LogEvent, Stream, total_size
+from composite_logstore.inert import described, message_of
 
 _LONGEST_DELAY_MILLIS = 3_600_000
 
@@ -459,7 +458,7 @@ class Delivery:
             now: The time in seconds.
         """
         if isinstance(error, RetryableError | RejectedError | TooLargeError | UnavailableError):
-            reason = words(error)
+            reason = message_of(error)
         else:
             # A file that cannot be opened, or no memory, may be the machine's fault.
             is_defect = not isinstance(error, OSError | ImportError | MemoryError)

@@ -14,11 +14,11 @@ from uuid import UUID
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.backoff import described
 from composite_logstore.delivery.delivery import ChildStats, Delivery, Load
 from composite_logstore.delivery.spilling import give_up_oldest, next_batch
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.inert import described
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool.folder import Cursor, Damage, Spool, left_behind
 from composite_logstore.spool.private_folder import UntrustedError, shown

@@ -14,9 +14,9 @@ from uuid import UUID
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.delivery.backoff import described
 from composite_logstore.delivery.delivery import Delivery, Load
 from composite_logstore.event import LogEvent, abridged
+from composite_logstore.inert import described
 from composite_logstore.spool.folder import (
     LINE_BYTES,
     SEGMENT_BYTES,

@@ -16,7 +16,6 @@ from zenml.logger import get_logger
 from composite_logstore import clock
 from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox, ParentGoneError
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.delivery.backoff import described
 from composite_logstore.delivery.delivery import ChildStats, Flush
 from composite_logstore.delivery.journal import Journal, patiently
 from composite_logstore.delivery.metrics import Observed
@@ -25,6 +24,7 @@ from composite_logstore.delivery.spilling import TICK_SECONDS, in_words, spool_s
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import Capture, Note, Stream, captured
+from composite_logstore.inert import described
 from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
 from composite_logstore.spool.folder import Standing
 

@@ -18,8 +18,8 @@ from zenml.logger import get_logger
 from composite_logstore import clock
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery import metrics
-from composite_logstore.delivery.backoff import described
 from composite_logstore.delivery.writer import Writer
+from composite_logstore.inert import described
 from composite_logstore.service import tell
 
 logger = get_logger(__name__)

@@ -31,9 +31,10 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.delivery.backoff import count_reason, is_judged, may_be_size, rejections, retry_after, words
+from composite_logstore.delivery.backoff import count_reason, is_judged, may_be_size, rejections, retry_after
 from composite_logstore.delivery.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.event import Stream
+from composite_logstore.inert import message_of
 from composite_logstore.parity.compare import Holding
 from composite_logstore.parity.intervals import Runs
 from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
@@ -546,17 +547,19 @@ class Backfill:
                     if isinstance(error, TooLargeError):
                         self._size.too_large(count)
                     break
-                result.add(Copied(copied=count - rejected, rejected={words(error): rejected}))
+                result.add(Copied(copied=count - rejected, rejected={message_of(error): rejected}))
                 if not is_judged(error):
                     self._rejected_alone(error)
                     return
                 self._note(batch)
                 return
             except UnavailableError as error:
-                raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {words(error)}") from error
+                raise BackfillStoppedError(
+                    f"child '{self._target.name}' takes no events: {message_of(error)}"
+                ) from error
             except Exception as error:
                 is_known = isinstance(error, RetryableError)
-                why = words(error) if is_known else f"its exporter raised {type(error).__name__}"
+                why = message_of(error) if is_known else f"its exporter raised {type(error).__name__}"
                 # One that asks to be tried again at once, and again, would otherwise be asked without end.
                 wanted = max(retry_after(error) or 0.0, seconds)
                 is_smaller = may_be_size(error, was_late=False) and self._size.broken_off(count)
@@ -581,8 +584,9 @@ class Backfill:
         """
         self._rejected_in_a_row += 1
         if self._rejected_in_a_row >= MOST_REJECTED:
+            why = message_of(error)
             raise BackfillStoppedError(
-                f"child '{self._target.name}' takes no events: the last {MOST_REJECTED} were rejected: {words(error)}"
+                f"child '{self._target.name}' takes no events: the last {MOST_REJECTED} were rejected: {why}"
             )
 
     def _note(self, batch: _Batch) -> None:

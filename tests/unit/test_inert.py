@@ -17,9 +17,8 @@ from zenml.exceptions import LogStoreUnavailableError
 import composite_logstore
 from composite_logstore import RetryableError, UnavailableError
 from composite_logstore.cli.main import main
-from composite_logstore.delivery.backoff import words
 from composite_logstore.event import Stream
-from composite_logstore.inert import INDENT, inert, inert_json, paragraph
+from composite_logstore.inert import INDENT, inert, inert_json, message_of, paragraph
 from composite_logstore.operations import backfill as copying
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from tests.simulated_zenml import SimulatedZenML
@@ -72,9 +71,9 @@ def test_nothing_is_left_that_would_be_obeyed(text: str) -> None:
     assert is_inert(paragraph(text).replace("\t", ""))
     assert is_inert(inert_json({text: [text]}))
     assert json.loads(inert_json({text: [text]})) == {text: [text]}
-    assert words(RetryableError(text)).startswith("before")
-    assert is_inert(words(RetryableError(text)))
-    assert "\n" not in words(RetryableError(text))
+    assert message_of(RetryableError(text)).startswith("before")
+    assert is_inert(message_of(RetryableError(text)))
+    assert "\n" not in message_of(RetryableError(text))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_colours_are_let_through_alone_and_end_with_the_message() -> None:
 
 
 def test_what_a_backend_answers_is_bounded_where_it_is_repeated() -> None:
-    assert len(words(RetryableError("x" * 10_000_000))) <= 2_000
+    assert len(message_of(RetryableError("x" * 10_000_000))) <= 2_000
 
 
 # The commands
