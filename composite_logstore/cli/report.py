@@ -1,10 +1,8 @@
-"""What a verify found, added up; and as one page that needs nothing but a browser."""
+"""The report of a verify: one HTML page that loads nothing."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from html import escape
 from itertools import cycle
@@ -12,118 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from composite_logstore.inert import inert
-from composite_logstore.parity.compare import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
+from composite_logstore.parity.compare import DELAYS_SECONDS
+from composite_logstore.parity.summary import NAMED, ParitySummary
 
-_NAMED = 500
-_WORST = 20
 _COLUMNS = 120
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 180, 46, 26
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#475569")
 
 
-@dataclass
-class ChildSummary(Counts):
-    """One child in all streams. The attributes are those of `ChildParity`, added up."""
-
-    streams: int = 0
-    delays: list[int] = field(default_factory=lambda: [0] * (len(DELAYS_SECONDS) + 1))
-    held: Counter[int] = field(default_factory=Counter)
-    most: Counter[int] = field(default_factory=Counter)
-
-    def add(self, child: ChildParity, most: Counter[int]) -> None:
-        """Add a stream.
-
-        Args:
-            child: What the child holds of it.
-            most: A minute → the most events of it that any child holds.
-        """
-        self.streams += 1
-        self.count(child)
-        for place, number in enumerate(child.delays):
-            self.delays[place] += number
-        self.held.update(child.minutes)
-        self.most.update(most)
-
-
-class Summary:
-    """What was found in all streams that were compared.
-
-    Attributes:
-        log_store: The log store's name.
-        children: A child's name → what was found.
-        streams: How many streams were looked at.
-        named: The streams' labels and the events that were named, the first ones.
-        worst: The streams with the most differences: their number, label, child.
-        not_compared: A stream's label, a child's name, and why it was not compared.
-        seconds: How long it took.
-    """
-
-    def __init__(self, log_store: str, children: Iterable[str]) -> None:
-        """Begin with nothing."""
-        self.log_store = log_store
-        self.children = {name: ChildSummary() for name in children}
-        self.streams = 0
-        self.named: list[tuple[str, Difference]] = []
-        self.worst: list[tuple[int, str, str]] = []
-        self.not_compared: list[tuple[str, str, str]] = []
-        self.seconds = 0.0
-
-    @property
-    def differences(self) -> int:
-        """How many events are not as they should be."""
-        return sum(child.differences for child in self.children.values())
-
-    @property
-    def duplicated(self) -> int:
-        """How many copies there are."""
-        return sum(child.duplicated for child in self.children.values())
-
-    @property
-    def arriving(self) -> int:
-        """How many events may yet arrive."""
-        return sum(child.arriving for child in self.children.values())
-
-    def add(self, result: StreamParity) -> None:
-        """Add a stream."""
-        self.streams += 1
-        compared = {name: child for name, child in result.children.items() if not child.error and not child.excuse}
-        most: Counter[int] = Counter()
-        for child in compared.values():
-            most |= Counter(child.minutes)
-        for name, child in result.children.items():
-            if why := child.error or child.excuse:
-                self.not_compared.append((result.label, name, why))
-                continue
-            self.children[name].add(child, most)
-            if child.differences:
-                self.worst.append((child.differences, result.label, name))
-        self.worst = sorted(self.worst, key=lambda row: -row[0])[:_WORST]
-        room = max(0, _NAMED - len(self.named))
-        self.named += [(result.label, named) for named in result.differences[:room]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it in plain values."""
-        return {
-            "log_store": self.log_store,
-            "parity": not self.differences and not self.not_compared and self.streams > 0,
-            "streams": self.streams,
-            "differences": self.differences,
-            "seconds": round(self.seconds, 3),
-            "children": {
-                name: {key: value for key, value in asdict(child).items() if key not in ("delays", "held", "most")}
-                for name, child in self.children.items()
-            },
-            "events": [{"stream": label, **asdict(named), "child": named.child} for label, named in self.named],
-            "not_compared": [{"stream": label, "child": name, "why": why} for label, name, why in self.not_compared],
-        }
-
-
-def write_report(path: Path, summary: Summary) -> None:
+def write_report(path: Path, summary: ParitySummary) -> None:
     """Write the page. Whatever comes from logs or names is escaped, and nothing is loaded from elsewhere."""
     path.write_text(_page(summary), encoding="utf-8", errors="replace")
 
 
-def _page(summary: Summary) -> str:
+def _page(summary: ParitySummary) -> str:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     if summary.differences:
         verdict, kind = f"{summary.differences:,} differences", "bad"
@@ -150,7 +50,7 @@ def _page(summary: Summary) -> str:
 <h2>Events that differ</h2>
 {_table(("Stream", "Kind", "Child", "Event", "Time", "Message", "Detail"), _events(summary))}
 <h2>Not compared</h2>
-{_table(("Stream", "Child", "Why"), summary.not_compared[:_NAMED])}
+{_table(("Stream", "Child", "Why"), summary.not_compared[:NAMED])}
 </body></html>
 """
 
@@ -180,7 +80,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "<table><tr>" + "".join(f"<th>{_inert(name)}</th>" for name in columns) + f"</tr>\n{body}</table>"
 
 
-def _counts(summary: Summary) -> list[tuple[str, ...]]:
+def _counts(summary: ParitySummary) -> list[tuple[str, ...]]:
     return [
         (
             name,
@@ -201,7 +101,7 @@ def _counts(summary: Summary) -> list[tuple[str, ...]]:
     ]
 
 
-def _events(summary: Summary) -> list[tuple[str, ...]]:
+def _events(summary: ParitySummary) -> list[tuple[str, ...]]:
     return [
         (
             label,
@@ -223,7 +123,7 @@ def _moment(seconds: float) -> str:
         return ""
 
 
-def _completeness(summary: Summary) -> str:
+def _completeness(summary: ParitySummary) -> str:
     minutes = sorted({minute for child in summary.children.values() for minute in child.most if minute > 0})
     if not minutes:
         return "<p>There are no events.</p>"
@@ -251,7 +151,7 @@ def _completeness(summary: Summary) -> str:
     return _legend(summary.children) + _svg(labels + times + "".join(marks))
 
 
-def _delays(summary: Summary) -> str:
+def _delays(summary: ParitySummary) -> str:
     known = {name: child.delays for name, child in summary.children.items() if any(child.delays)}
     unknown = [name for name in summary.children if name not in known]
     words = f"<p>Not known of {_inert(', '.join(unknown))}: only an archive of objects notes when events arrived.</p>"

@@ -18,7 +18,7 @@ import orjson
 
 from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, RunStream, find_store, mistake, open_child
 from composite_logstore.cli.console import output_option, say, say_json, show_table, warn
-from composite_logstore.cli.report import Summary, write_report
+from composite_logstore.cli.report import write_report
 from composite_logstore.config import ChildConfig
 from composite_logstore.operations.selection import (
     Bars,
@@ -30,6 +30,7 @@ from composite_logstore.operations.selection import (
 )
 from composite_logstore.parity.compare import StreamParity, compare
 from composite_logstore.parity.scan import Source
+from composite_logstore.parity.summary import ParitySummary
 
 _SHOWN = 20
 
@@ -66,7 +67,7 @@ def verify(
     registered = find_store(store)
     chosen = _choose(registered, children)
     ids = log_stores_of(registered, chosen)
-    summary = Summary(registered.name, [child.name for child in chosen])
+    summary = ParitySummary(registered.name, [child.name for child in chosen])
     began = time.monotonic()
     sources: list[Source] = []
     is_interrupted = False
@@ -138,7 +139,7 @@ def compare_stream(stream: RunStream, sources: list[Source], bars: Bars) -> Stre
     return compare(stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, bars.tell)
 
 
-def compare_with_primary(registered: RegisteredStore, child: str) -> Summary:
+def compare_with_primary(registered: RegisteredStore, child: str) -> ParitySummary:
     """Compare a child with the primary, in all runs of the active project.
 
     Args:
@@ -150,7 +151,7 @@ def compare_with_primary(registered: RegisteredStore, child: str) -> Summary:
     """
     chosen = _choose(registered, (registered.config.primary, child))
     ids = log_stores_of(registered, chosen)
-    summary = Summary(registered.name, [one.name for one in chosen])
+    summary = ParitySummary(registered.name, [one.name for one in chosen])
     sources = []
     try:
         with Bars("verify") as bars:
@@ -197,7 +198,7 @@ def _progress(name: str, is_anew: bool) -> Iterator[tuple[dict[str, StreamParity
         path.unlink()
 
 
-def _show(summary: Summary, strict: bool) -> None:
+def _show(summary: ParitySummary, strict: bool) -> None:
     numbers = ["Streams", "Events", "Missing", "Arriving", "Duplicated", "Out of order", "Different"]
     rows: list[list[str]] = []
     for name, child in summary.children.items():
@@ -235,7 +236,7 @@ def _show(summary: Summary, strict: bool) -> None:
         say(f"Parity: {_words(summary)}.", style="success")
 
 
-def _words(summary: Summary) -> str:
+def _words(summary: ParitySummary) -> str:
     events = max((child.events for child in summary.children.values()), default=0)
     return f"{summary.streams:,} streams, {events:,} events, {summary.seconds:.1f} s"
 

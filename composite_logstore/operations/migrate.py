@@ -33,7 +33,6 @@ from composite_logstore.catalog.stores import (
 )
 from composite_logstore.cli.check import logs_of_checks, try_out
 from composite_logstore.cli.promote import settings_to_promote, update_settings
-from composite_logstore.cli.report import Summary
 from composite_logstore.cli.verify import compare_stream
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
 from composite_logstore.operations.backfill import copy_streams
@@ -42,6 +41,7 @@ from composite_logstore.operations.selection import Bars, collector_of
 from composite_logstore.parity.backfill import BackfillStoppedError, Copied
 from composite_logstore.parity.compare import StreamParity
 from composite_logstore.parity.scan import Source
+from composite_logstore.parity.summary import ParitySummary
 
 if TYPE_CHECKING:
     from zenml.models import ComponentResponse, StackResponse
@@ -360,7 +360,7 @@ def backfill(move: Move) -> str:
 
 def verify(move: Move) -> str:
     """Prove that the child has all."""
-    summary = Summary(move.name, [move.source.name, move.to])
+    summary = ParitySummary(move.name, [move.source.name, move.to])
     elsewhere = 0
     with Bars("verify") as bars, _Comparing(move, bars) as comparing:
         for stream in move.streams(bars):

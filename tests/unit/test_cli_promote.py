@@ -10,8 +10,8 @@ from zenml.exceptions import IllegalOperationError
 from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.cli import promote, verify
 from composite_logstore.cli.promote import Verdict
-from composite_logstore.cli.report import Summary
 from composite_logstore.parity.compare import ChildParity, StreamParity
+from composite_logstore.parity.summary import ParitySummary
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
 
@@ -64,7 +64,7 @@ def test_one_that_lacks_something_does_not_unless_it_is_forced(
 
 
 def test_what_could_not_be_compared_is_refused(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
-    summary = Summary("logs", ["archive", "live"])
+    summary = ParitySummary("logs", ["archive", "live"])
     summary.add(StreamParity("", "first step", {"archive": ChildParity(), "live": ChildParity(error="it is away.")}))
     monkeypatch.setattr(verify, "compare_with_primary", lambda store, child: summary)
     result = zenml.run_command("promote", "logs", "live", "--yes")
