@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -102,6 +103,41 @@ class ChildConfig(BaseModel):
     def batch_size(self) -> int:
         """The most events of one export."""
         return min(self.max_export_batch_size or self.default_batch_size, self.max_queue_size)
+
+    @property
+    def is_thinned(self) -> bool:
+        """Whether the child gets only the latest update in each second of a progress bar, at level INFO."""
+        return self.progress == "latest"
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether the child gets every event, unchanged."""
+        return self.min_level is None and not self.is_thinned
+
+    def wants(self, level: int, is_update: bool = False) -> bool:
+        """Return whether the child gets events of this kind: all of them, or the latest updates in each second.
+
+        This and `expects` are the only places that decide which events a child gets.
+
+        Args:
+            level: Their level, as a number.
+            is_update: Whether they are updates of a progress bar.
+        """
+        if is_update and self.is_thinned:
+            level = logging.INFO
+        return self.min_level is None or level >= int(self.min_level.value)
+
+    def expects(self, level: int, is_update: bool = False) -> bool:
+        """Return whether the child gets each event of this kind.
+
+        Of a thinned progress bar it depends on the moment of delivery which updates arrive, so none is expected:
+        backfill copies none, and a comparison misses none.
+
+        Args:
+            level: Their level, as a number.
+            is_update: Whether they are updates of a progress bar.
+        """
+        return self.wants(level, is_update) and not (is_update and self.is_thinned)
 
     @property
     def is_local(self) -> bool:

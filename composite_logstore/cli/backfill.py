@@ -109,7 +109,7 @@ def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool) ->
             f"but for what earlier backfills {known} have sent. What it has already it gets again, with the "
             f"same log.record.uid."
         )
-    if target.min_level or target.progress == "latest":
+    if not target.wants_all:
         warn(f"What the 'min_level' or 'progress' of child '{target.name}' keeps from it is not copied.")
 
 

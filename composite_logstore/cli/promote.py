@@ -76,7 +76,7 @@ def promote(store: str, child: str, force: bool, yes: bool, output: str) -> None
         if output == "json":
             say_json(_as_json(found, before, before, verdict))
         raise Failed(f"child '{child}' is not made the primary: {verdict.reason}. '--force' does it.")
-    if config.min_level or config.progress == "latest":
+    if not config.wants_all:
         warn(f"What the 'min_level' or 'progress' of child '{child}' keeps from it will not be shown any more.")
     if not yes:
         ask(f"Read the logs of log store '{found.name}' from '{child}' and no longer from '{before}'?", abort=True)

@@ -261,7 +261,7 @@ def _takers(
         raise mistake("--to", f"log store '{store.label}' has no child '{to}'{nearest(to, known)}")
     if not known[to].enabled:
         raise mistake("--to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
-    if known[to].min_level or known[to].progress == "latest":
+    if not known[to].wants_all:
         warn(
             f"{store.label}: what the 'min_level' or 'progress' of child '{to}' keeps from it is not delivered to it, "
             f"and is gone for child {_quoted(sorted(names))}."

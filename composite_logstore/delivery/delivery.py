@@ -217,8 +217,8 @@ class Delivery:
         self.state = State.HEALTHY
         self.updates = 0
         self.lost_in_forks = 0
-        self._min_level = -inf if config.min_level is None else int(config.min_level.value)
-        self.is_thinned = config.progress == "latest"
+        self._config = config
+        self.is_thinned = config.is_thinned
         self._accepted = accepted
         self._rand = rand
         self._batch_size = config.batch_size
@@ -367,12 +367,8 @@ class Delivery:
         """
         if first <= self.taken or (self.queue and self.queue[0].number <= last):
             return None
-        wanted = sum(
-            count
-            for (level, is_update), count in kinds.items()
-            if level >= self._min_level and not (is_update and self.is_thinned)
-        )
-        if self.is_thinned and self._min_level <= logging.INFO:
+        wanted = sum(count for kind, count in kinds.items() if self._config.expects(*kind))
+        if self.is_thinned and self._config.wants(logging.INFO):
             wanted += sum(first <= number <= last for number in self.updates_in_spool)
         return wanted
 
@@ -382,7 +378,7 @@ class Delivery:
             if event.number not in self.updates_in_spool:
                 return None
             event = event._replace(level=logging.INFO, level_name="INFO")
-        return event if event.level >= self._min_level else None
+        return event if self._config.wants(event.level) else None
 
     def flush(self, before: int) -> None:
         """Let no event whose number is below `before` wait for a fuller batch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
@@ -369,10 +368,10 @@ class Journal:
         latest: list[tuple[Delivery, Held]] = []
         holders: list[Delivery] = []
         for child, delivery in zip(self._children, self._deliveries, strict=True):
-            thinned = progress and child.progress == "latest"
+            thinned = progress and child.is_thinned
             # With a spool it has to note which updates give way, so it takes every event by itself.
-            by_itself = thinned or (child.progress == "latest" and self.spooling is not None)
-            if child.min_level is None or (logging.INFO if thinned else level) >= int(child.min_level.value):
+            by_itself = thinned or (child.is_thinned and self.spooling is not None)
+            if child.wants(level, progress):
                 if by_itself:
                     latest.append((delivery, self._memory.held_by([delivery])))
                 else:

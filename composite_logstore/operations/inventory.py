@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -128,8 +127,7 @@ class Part:
         self.streams: set[UUID] = set()
         self.oldest: float = inf
         self._settled_before = settled_before
-        self._min_level = int(config.min_level.value) if config and config.min_level else None
-        self._is_thinned = config is not None and config.progress == "latest"
+        self._config = config
         # A progress bar → the second of its last update: one of each second counts.
         self._seconds: dict[tuple[UUID, str], int] = {}
 
@@ -137,10 +135,9 @@ class Part:
         """Count an event, if it is meant for the child and not settled."""
         if event.number < self._settled_before:
             return
-        is_thinned = event.progress and self._is_thinned
-        if self._min_level is not None and (logging.INFO if is_thinned else event.level) < self._min_level:
+        if self._config and not self._config.wants(event.level, event.progress):
             return
-        if is_thinned:
+        if event.progress and self._config and self._config.is_thinned:
             key, second = (event.stream.id, event.logger_name), event.time_unix_nano // 1_000_000_000
             if self._seconds.get(key) == second:
                 return

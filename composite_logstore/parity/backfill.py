@@ -302,7 +302,7 @@ class Backfill:
         if (
             isinstance(self._exporter, Copier)
             and self._exporter.scan_format == source.scanner.scan_format
-            and source._replace(config=target).takes_all
+            and target.wants_all
             and target.oldest_seconds is None
         ):
             self._copier = self._exporter
@@ -387,7 +387,6 @@ class Backfill:
         oldest = 0
         if self._target.oldest_seconds is not None:
             oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
-        wants = self._source._replace(config=self._target).wants
         foreign, ordinal = foreign_writer(logs.id), 0
         has_own = self._source.scanner.scan_format == PAGES and bool(there.keys() - {foreign})
         for chunk in self._chunks(logs, result):
@@ -423,7 +422,7 @@ class Backfill:
                 if not event.time_unix_nano:
                     # Another program's line without a time: that of its stream.
                     event = event._replace(time_unix_nano=_created(logs))
-                if not wants(event):
+                if not self._target.expects(event.level, event.progress):
                     result.unwanted += 1
                     continue
                 if event.time_unix_nano < oldest:

@@ -226,7 +226,10 @@ class Holding:
         self.exempt: dict[str, dict[str, Runs]] = {}
         self._stretches = [_Stretch(None, 0)]
         self._stream = stream
-        self._particular = [other for other in others if not other.takes_all]
+        self._particular = [other for other in others if not other.config.wants_all]
+        if source.config.is_thinned:
+            # Its updates have another level than elsewhere: they take no part in the comparison of contents.
+            self._particular.append(source)
         self._is_raw = is_raw and source.scanner.scan_format != PAGES
 
     @property
@@ -298,7 +301,7 @@ class Holding:
                 event = event or as_event(self.source.scanner, content, self._stream, first_ordinal + place)
             is_common = True
             for other in self._particular:
-                if event is not None and not other.wants(event):
+                if event is not None and not other.config.expects(event.level, event.progress):
                     is_common = False
                     self.exempt.setdefault(other.name, {}).setdefault(writer, Runs()).add(sequence, sequence)
             if is_common:
@@ -427,6 +430,7 @@ class Comparison:
         self._is_raw = len(formats) == 1 and PAGES not in formats
         self._fields = _whole if self._is_raw else _shown
         self._names = _WHOLE if self._is_raw else _SHOWN
+        self._is_thinned = any(source.config.is_thinned for source in sources)
         self.result = StreamParity(str(logs.id), label, {source.name: ChildParity() for source in sources})
         self._holdings = {
             source.name: Holding(
@@ -498,7 +502,7 @@ class Comparison:
                     expected = expected - exempt if exempt else expected
                 lacks = expected - holding.runs.get(writer, Runs())
                 # Of what nobody has, nobody knows whether it was meant for one that does not take everything.
-                if gaps and holding.source.takes_all:
+                if gaps and holding.source.config.wants_all:
                     lacks |= gaps
                 if lacks:
                     missing.setdefault(name, {})[writer] = lacks
@@ -547,6 +551,8 @@ class Comparison:
         for name in list(self._holdings):
             found[name] = {key: array("Q", bytes(8 * _BLOCK)) for key in blocks}
             for event in self._again(name, wanted):
+                if event.progress and self._is_thinned:
+                    continue
                 of_block = found[name][event.writer, event.sequence >> _BLOCK_BITS]
                 place = event.sequence & (_BLOCK - 1)
                 # The first of its copies counts; 0 is none.

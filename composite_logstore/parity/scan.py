@@ -49,18 +49,6 @@ class Source(NamedTuple):
     config: ChildConfig
     close: Callable[[], None]
 
-    def wants(self, event: LogEvent) -> bool:
-        """Return whether the event is meant for the child. Of a progress bar's updates nobody knows afterwards."""
-        level = self.config.min_level
-        if event.progress and self.config.progress == "latest":
-            return False
-        return level is None or event.level >= int(level.value)
-
-    @property
-    def takes_all(self) -> bool:
-        """Whether every event is meant for it."""
-        return self.config.min_level is None and self.config.progress == "all"
-
 
 def open_source(child: ChildConfig) -> Source:
     """Return the child, to be read.
@@ -188,7 +176,7 @@ def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: St
         None,
         {},
         {},
-        name in ("stdout", "stderr") and "\r" in entry.message and not filename,
+        name in ("stdout", "stderr") and not filename and "\r" in entry.message.replace("\r\n", "\n"),
     )
 
 

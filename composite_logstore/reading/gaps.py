@@ -74,13 +74,9 @@ class Missing(NamedTuple):
     unchecked: Sequence[Gap] = ()
 
 
-def takes_all(child: ChildConfig, filter_: LogsEntriesFilter) -> bool:
-    """Return whether a page of the child, with this filter, should have every event."""
-    return (
-        child.min_level is None
-        and child.progress == "all"
-        and not (filter_.search or filter_.level or filter_.since or filter_.until)
-    )
+def shows_all(child: ChildConfig, filter_: LogsEntriesFilter) -> bool:
+    """Return whether the child's pages, with this filter, should have every event."""
+    return child.wants_all and not (filter_.search or filter_.level or filter_.since or filter_.until)
 
 
 def find_gaps(entries: Sequence[ReadEntry], seen: SeenEvents, direction: Direction, reaches_oldest: bool) -> list[Gap]:

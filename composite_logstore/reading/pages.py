@@ -235,7 +235,7 @@ def _read_page(
                 break
         from_oldest = direction == "newer" and (cursor is None or cursor.from_oldest)
         found = gaps.Missing()
-        if gaps.takes_all(store.config.child(name), filter_):
+        if gaps.shows_all(store.config.child(name), filter_):
             reaches_oldest = from_oldest if direction == "newer" else page.older is None
             open_gaps = gaps.find_gaps(fresh, seen, direction, reaches_oldest)
             if open_gaps and gaps.is_finished(logs):
