@@ -8,13 +8,14 @@ PYTEST_PROCESSES ?= 3
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 
 # ZenML would report its use over the network and open a browser.
 export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test coverage test-unit test-versions test-deep torture soak check lint types imports format clean
+.PHONY: help install demo docs bench test coverage test-unit test-versions test-deep torture soak check lint types imports format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +28,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 install: $(STAMP) ## make the virtual environment, with the package and all it needs
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PY) -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# The package that draws the site warns of its own successor otherwise.
+docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --clean
+	@echo "site/index.html"
 
 demo: $(STAMP) ## show what it does, with real servers on this machine
 	@$(PY) -m examples.demo
@@ -77,6 +87,6 @@ format: $(STAMP) ## let ruff put right what it can
 	@$(PY) -m ruff format .
 
 clean: ## remove the virtual environment, caches and reports
-	rm -rf $(VENV) .venv-3.* build dist htmlcov .coverage .coverage.* coverage.xml \
+	rm -rf $(VENV) .venv-3.* build dist site htmlcov .coverage .coverage.* coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,7 @@ from composite_logstore.delivery.delivery import TRANSITIONS, ChildStats, Outcom
 from composite_logstore.delivery.metrics import COUNTERS, LEVELS
 from composite_logstore.log_store import CompositeLogStore
 from composite_logstore_component import components
+from docs.hooks import loaded_from_elsewhere
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -339,3 +340,25 @@ def test_every_list_of_children_is_accepted(block: str, monkeypatch: pytest.Monk
     children = [child for child in listed if child["type"] in config_classes()]
     primary = next(child["name"] for child in children if child["type"] in ("artifact", "datadog"))
     assert CompositeLogStoreConfig(primary=primary, children=children).is_valid
+
+
+# The site
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', ".html"),
+        ('<img src="//cdn.example/x.png">', ".html"),
+        ('<link rel="stylesheet" href="https://cdn.example/x.css">', ".html"),
+        ("<style>@import url(https://cdn.example/x.css);</style>", ".html"),
+        ('@font-face { src: url("https://cdn.example/x.woff2") }', ".css"),
+    ],
+)
+def test_the_build_finds_what_a_page_would_load_from_another_host(text: str, suffix: str) -> None:
+    assert len(loaded_from_elsewhere(text, suffix)) == 1
+
+
+def test_links_and_own_files_may_be_on_a_page() -> None:
+    text = '<a href="https://example.com">x</a><script src="assets/x.js"></script><img src="data:image/png;base64,AA">'
+    assert loaded_from_elsewhere(text, ".html") == []
