@@ -23,8 +23,10 @@ from zenml.artifact_stores import BaseArtifactStore
 from benchmarks.backends import backends
 from benchmarks.stores import composite, emitter, make_records, null_children
 from composite_logstore import ChildConfig, LogEvent, Stream
-from composite_logstore.parity.backfill import Backfill, open_ledger
-from composite_logstore.parity.compare import StreamParity, compare
+from composite_logstore.parity.backfill import Backfill
+from composite_logstore.parity.compare import compare
+from composite_logstore.parity.ledger import open_ledger
+from composite_logstore.parity.result import StreamParity
 from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import make_events, make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from composite_logstore.inert import inert
-from composite_logstore.parity.compare import DELAYS_SECONDS
+from composite_logstore.parity.result import DELAYS_SECONDS
 from composite_logstore.parity.summary import NAMED, ParitySummary
 
 _COLUMNS = 120

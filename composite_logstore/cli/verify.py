@@ -28,7 +28,8 @@ from composite_logstore.operations.selection import (
     selection_options,
     state_folder,
 )
-from composite_logstore.parity.compare import StreamParity, compare
+from composite_logstore.parity.compare import compare
+from composite_logstore.parity.result import StreamParity
 from composite_logstore.parity.scan import Source
 from composite_logstore.parity.summary import ParitySummary
 

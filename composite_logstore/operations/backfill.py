@@ -16,15 +16,9 @@ from composite_logstore.cli.console import warn
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream
 from composite_logstore.operations.selection import Bars, collector_of, state_folder
-from composite_logstore.parity.backfill import (
-    REMEMBERED_SECONDS,
-    Backfill,
-    BackfillRunsError,
-    Copied,
-    Ledger,
-    Tell,
-    open_ledger,
-)
+from composite_logstore.parity.backfill import Backfill, Copied
+from composite_logstore.parity.ledger import REMEMBERED_SECONDS, BackfillRunsError, Ledger, open_ledger
+from composite_logstore.parity.result import Tell
 
 
 @dataclass

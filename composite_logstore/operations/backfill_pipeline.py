@@ -24,8 +24,9 @@ import orjson
 from zenml import get_step_context, log_metadata, pipeline, save_artifact, step
 from zenml.enums import ExecutionMode, StackComponentType
 
-from composite_logstore.parity.backfill import REMEMBERED_SECONDS, BackfillStoppedError, Ledger
-from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.backfill import BackfillStoppedError
+from composite_logstore.parity.intervals import Intervals
+from composite_logstore.parity.ledger import REMEMBERED_SECONDS, Ledger
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -217,7 +218,7 @@ def merge(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
             for logs_id, writers in streams.items():
                 known = merged.setdefault(run, {}).setdefault(logs_id, {})
                 for writer, runs in writers.items():
-                    both = Runs(sorted(map(tuple, [*known.get(writer, []), *runs])))
+                    both = Intervals(sorted(map(tuple, [*known.get(writer, []), *runs])))
                     known[writer] = [list(run) for run in both]
     return merged
 

@@ -39,7 +39,7 @@ from composite_logstore.operations.backfill import copy_streams
 from composite_logstore.operations.pipeline_launch import refuse_second
 from composite_logstore.operations.selection import Bars, collector_of
 from composite_logstore.parity.backfill import BackfillStoppedError, Copied
-from composite_logstore.parity.compare import StreamParity
+from composite_logstore.parity.result import StreamParity
 from composite_logstore.parity.scan import Source
 from composite_logstore.parity.summary import ParitySummary
 

@@ -6,18 +6,12 @@ that cannot be read gets nothing twice.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
-import orjson
 from zenml.exceptions import DoesNotExistException, LogStoreError
 
 from composite_logstore import secret_references
@@ -35,8 +29,10 @@ from composite_logstore.delivery.backoff import count_reason, is_judged, may_be_
 from composite_logstore.delivery.batch_size import MOST_REJECTED, BatchSize
 from composite_logstore.event import Stream
 from composite_logstore.inert import message_of
-from composite_logstore.parity.compare import Holding
-from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.holding import Holding
+from composite_logstore.parity.intervals import Intervals
+from composite_logstore.parity.ledger import Ledger
+from composite_logstore.parity.result import Tell
 from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
 
 if TYPE_CHECKING:
@@ -44,8 +40,6 @@ if TYPE_CHECKING:
 
     from composite_logstore.config import ChildConfig
 
-REMEMBERED_SECONDS = 3600.0
-"""How long what was sent to a child that can be read counts as there although it is not found: some take a while."""
 
 GIVE_UP_SECONDS = 60.0
 """How long one batch is tried again."""
@@ -53,15 +47,9 @@ GIVE_UP_SECONDS = 60.0
 _LARGER = 4
 _QUEUED = 2
 
-Tell: TypeAlias = Callable[[int], None]
-
 
 class BackfillStoppedError(Exception):
     """The copy cannot go on. The message says why, and what would mend it."""
-
-
-class BackfillRunsError(Exception):
-    """Another process copies to the same child."""
 
 
 @dataclass
@@ -97,126 +85,6 @@ class Copied:
         self.absent += other.absent
         for reason, number in other.rejected.items():
             count_reason(self.rejected, reason, number)
-
-
-class Ledger:
-    """What was sent to a child, on disk. Made by `open_ledger`.
-
-    Attributes:
-        is_resumed: Whether an earlier copy was interrupted.
-        finished: The streams that it had finished.
-    """
-
-    def __init__(self, path: Path, since: float, clock: Callable[[], float] = time.time) -> None:
-        """Read what there is.
-
-        Args:
-            path: The file.
-            since: What was sent before that does not count, in seconds since the epoch.
-            clock: The time in seconds since the epoch.
-        """
-        self._path = path
-        self._clock = clock
-        self._sent: dict[str, dict[str, Runs]] = {}
-        self.finished: set[str] = set()
-        self.is_resumed = False
-        self._read(since)
-        self._file = open(path, "ab")  # noqa: SIM115
-
-    def _read(self, since: float) -> None:
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
-            return
-        for text in content.splitlines():
-            try:
-                line = orjson.loads(text)
-                if "complete" in line:
-                    self.is_resumed = False
-                    self.finished.clear()
-                elif "finished" in line:
-                    self.finished.add(line["finished"])
-                    self.is_resumed = True
-                else:
-                    self.is_resumed = True
-                    if line["time"] >= since:
-                        for first, last in line["runs"]:
-                            self.sent(line["stream"], line["writer"]).add(first, last)
-            except (ValueError, KeyError, TypeError):
-                # The last line of a process that was killed.
-                continue
-        if content and not content.endswith(b"\n"):
-            with open(self._path, "ab") as file:
-                file.write(b"\n")
-
-    def sent(self, logs_id: str, writer: str) -> Runs:
-        """Return which of a writer's events of a stream were sent."""
-        return self._sent.setdefault(logs_id, {}).setdefault(writer, Runs())
-
-    def writers(self, logs_id: str) -> list[str]:
-        """Return the writers of whose events some were sent."""
-        return list(self._sent.get(logs_id, {}))
-
-    def note(self, logs_id: str, writer: str, sequences: Sequence[int]) -> None:
-        """Note that events of one writer were sent."""
-        runs = Runs()
-        for sequence in sequences:
-            runs.add(sequence, sequence)
-        self._write({"time": self._clock(), "stream": logs_id, "writer": writer, "runs": list(runs)})
-
-    def finish(self, logs_id: str) -> None:
-        """Note that all of a stream was looked at."""
-        self._write({"finished": logs_id})
-
-    def complete(self) -> None:
-        """Note that nothing is left to be resumed."""
-        self._write({"complete": self._clock()})
-
-    def _write(self, line: dict[str, object]) -> None:
-        self._file.write(orjson.dumps(line) + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-@contextmanager
-def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew: bool = False) -> Iterator[Ledger]:
-    """Give the ledger of a child, which no other process has meanwhile.
-
-    Args:
-        folder: Where ledgers are.
-        store_id: The log store.
-        child: The child that is copied to.
-        since: What was sent before that does not count, in seconds since the epoch.
-        is_anew: Whether to forget what was sent.
-
-    Raises:
-        BackfillRunsError: Another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{store_id}-{child}"
-    with open(folder / f"{name}.lock", "a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            process = lock.read().decode(errors="replace") or "unknown"
-            raise BackfillRunsError(
-                f"another backfill to child '{child}' runs on this machine (process {process}); wait for it, or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
-        lock.flush()
-        path = folder / f"{name}.jsonl"
-        if is_anew:
-            path.unlink(missing_ok=True)
-        ledger = Ledger(path, since)
-        try:
-            yield ledger
-        finally:
-            ledger.close()
 
 
 @dataclass(slots=True)
@@ -352,9 +220,9 @@ class Backfill:
         self._ledger.finish(logs_id)
         return result
 
-    def _held(self, logs: LogsResponse, stream: Stream) -> dict[str, Runs]:
+    def _held(self, logs: LogsResponse, stream: Stream) -> dict[str, Intervals]:
         """Return what the child has, or will have as soon as it can be found."""
-        held: dict[str, Runs] = {}
+        held: dict[str, Intervals] = {}
         if self._there is not None:
             holding = Holding(self._there, stream)
             try:
@@ -363,7 +231,7 @@ class Backfill:
                 pass
             except Exception as error:
                 raise BackfillStoppedError(_read_in_vain(self._there.name, error)) from error
-            held = dict(holding.runs)
+            held = dict(holding.numbers)
             foreign = foreign_writer(logs.id)
             if holding.foreign and not held.keys() - {foreign} and self._there.scanner.scan_format == PAGES:
                 # What it has may be all of it, or nothing.
@@ -375,11 +243,11 @@ class Backfill:
             # What was sent there can be found at once, unless somebody has lost it.
             return held
         for writer in self._ledger.writers(str(logs.id)):
-            held[writer] = held.get(writer, Runs()) | self._ledger.sent(str(logs.id), writer)
+            held[writer] = held.get(writer, Intervals()) | self._ledger.sent(str(logs.id), writer)
         return held
 
-    def _copy(self, logs: LogsResponse, stream: Stream, there: dict[str, Runs], result: Copied) -> None:
-        highest: dict[str, int] = {writer: runs.last for writer, runs in there.items()}
+    def _copy(self, logs: LogsResponse, stream: Stream, there: dict[str, Intervals], result: Copied) -> None:
+        highest: dict[str, int] = {writer: held.last for writer, held in there.items()}
         # A writer → the last of its events that the exporter got, or will get, and remembers.
         reached: dict[str, int] = {}
         is_in_order = self._there is not None and self._there.in_order
@@ -400,7 +268,7 @@ class Backfill:
             if not chunk.writer:
                 sequences = range(ordinal, ordinal + size)
                 ordinal += size
-            held = there.setdefault(writer, Runs())
+            held = there.setdefault(writer, Intervals())
             self._tell(size)
             if isinstance(sequences, range) and held.has(sequences[0], sequences[-1]):
                 result.there += size
@@ -456,7 +324,7 @@ class Backfill:
         except Exception as error:
             raise BackfillStoppedError(_read_in_vain(self._source.name, error)) from error
 
-    def _can_be_copied(self, chunk: Scanned, held: Runs, highest: int) -> bool:
+    def _can_be_copied(self, chunk: Scanned, held: Intervals, highest: int) -> bool:
         """Return whether records can go out as they are: events without a gap, none of them there, none late."""
         sequences = chunk.sequences
         return (

@@ -7,19 +7,19 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-Run: TypeAlias = tuple[int, int]
+Interval: TypeAlias = tuple[int, int]
 """A first and a last number, both in it."""
 
 
-class Runs:
-    """A set of numbers from 0 to 2^62, as runs: a stream without a loss is one, whatever its length."""
+class Intervals:
+    """A set of numbers from 0 to 2^62, as intervals: a stream without a loss is one, whatever its length."""
 
     __slots__ = ("_firsts", "_lasts")
 
-    def __init__(self, runs: Iterable[Run] = ()) -> None:
+    def __init__(self, intervals: Iterable[Interval] = ()) -> None:
         self._firsts = array("q")
         self._lasts = array("q")
-        for first, last in runs:
+        for first, last in intervals:
             self.add(first, last)
 
     def add(self, first: int, last: int) -> None:
@@ -35,7 +35,7 @@ class Runs:
         if last == firsts[0] - 1:
             firsts[0] = first
             return
-        # The runs that it touches become one.
+        # The intervals that it touches become one.
         begin = bisect_right(lasts, first - 2)
         end = bisect_right(firsts, last + 1)
         if begin < end:
@@ -56,7 +56,7 @@ class Runs:
     def __contains__(self, number: int) -> bool:
         return self.has(number, number)
 
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[Interval]:
         return iter(zip(self._firsts, self._lasts, strict=True))
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Runs:
 
     @property
     def count(self) -> int:
-        """How many runs it consists of."""
+        """How many intervals it consists of."""
         return len(self._firsts)
 
     @property
@@ -75,11 +75,11 @@ class Runs:
         """The highest number, -1 if there is none."""
         return self._lasts[-1] if self._lasts else -1
 
-    def __or__(self, other: Runs) -> Runs:
-        return Runs(sorted([*self, *other]))
+    def __or__(self, other: Intervals) -> Intervals:
+        return Intervals(sorted([*self, *other]))
 
-    def __sub__(self, other: Runs) -> Runs:
-        left = Runs()
+    def __sub__(self, other: Intervals) -> Intervals:
+        left = Intervals()
         firsts, lasts = other._firsts, other._lasts
         place = 0
         for first, last in self:

@@ -79,17 +79,17 @@ class PageScanner:
         while True:
             page = self._read(PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter()))
             before, token = token, page.newer
-            runs = [list(run) for _, run in groupby(map(_checked, page.entries), _writer_of)]
-            for place, run in enumerate(runs, start=1):
-                events = [read.event for read in run if read.event]
-                times = [unix_nano(read.entry) for read in run]
+            groups = [list(group) for _, group in groupby(map(_checked, page.entries), _writer_of)]
+            for place, group in enumerate(groups, start=1):
+                events = [read.event for read in group if read.event]
+                times = [unix_nano(read.entry) for read in group]
                 yield Scanned(
                     events[0].writer if events else "",
                     [event.sequence for event in events],
                     times,
-                    run,
+                    group,
                     None,
-                    token if place == len(runs) else None,
+                    token if place == len(groups) else None,
                 )
             if token in (None, before):
                 return

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from composite_logstore.parity.compare import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
+from composite_logstore.parity.result import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
 
 NAMED = 500
 """How many of the events that differ a summary names."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from zenml.exceptions import LogStoreError
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore.parity.intervals import Run, Runs
+from composite_logstore.parity.intervals import Interval, Intervals
 
 LONGEST_CURSOR = 64 * 1024
 """In characters. Ours have a few hundred to six thousand, unless what is searched for or a reader's token is long."""
@@ -30,7 +30,7 @@ _LARGEST_EXPANDED = 128 * 1024
 _HIGHEST = 1 << 62
 
 Direction: TypeAlias = Literal["newer", "older"]
-SeenEvents: TypeAlias = dict[str, Runs]
+SeenEvents: TypeAlias = dict[str, Intervals]
 """A writer → which of its events have been returned. The writer that came last is the last."""
 
 
@@ -44,8 +44,8 @@ def within_bounds(seen: SeenEvents, direction: Direction) -> SeenEvents:
         direction: The way in which the pages go.
     """
     writers = list(seen.items())
-    most = min(max((runs.count for runs in seen.values()), default=1), _LARGEST_EXPANDED // 4)
-    while not _fits(kept := {writer: _nearest(runs, most, direction) for writer, runs in writers}):
+    most = min(max((intervals.count for intervals in seen.values()), default=1), _LARGEST_EXPANDED // 4)
+    while not _fits(kept := {writer: _nearest(intervals, most, direction) for writer, intervals in writers}):
         if most > 1:
             most //= 2
         else:
@@ -53,11 +53,12 @@ def within_bounds(seen: SeenEvents, direction: Direction) -> SeenEvents:
     return kept
 
 
-def _nearest(runs: Runs, most: int, direction: Direction) -> Runs:
+def _nearest(intervals: Intervals, most: int, direction: Direction) -> Intervals:
     """Return the intervals that were passed last, since a writer's events mostly come in their order."""
-    if runs.count <= most:
-        return runs
-    return Runs(islice(runs, runs.count - most, None) if direction == "newer" else islice(runs, most))
+    if intervals.count <= most:
+        return intervals
+    first = intervals.count - most if direction == "newer" else 0
+    return Intervals(islice(intervals, first, first + most))
 
 
 def _fits(seen: SeenEvents) -> bool:
@@ -66,13 +67,13 @@ def _fits(seen: SeenEvents) -> bool:
 
 
 def _expanded(seen: SeenEvents) -> bytes:
-    return orjson.dumps({writer: list(_steps(runs)) for writer, runs in seen.items()})
+    return orjson.dumps({writer: list(_steps(intervals)) for writer, intervals in seen.items()})
 
 
-def _steps(runs: Iterable[Run]) -> Iterable[int]:
+def _steps(intervals: Iterable[Interval]) -> Iterable[int]:
     """Yield how far it is from the end of one interval to the beginning of the next, and to its end: small numbers."""
     place = 0
-    for first, last in runs:
+    for first, last in intervals:
         yield first - place
         yield last - first
         place = last
@@ -88,7 +89,7 @@ def _decode_seen(value: Any) -> SeenEvents:
     Raises:
         ValueError: It is malformed.
     """
-    if isinstance(value, dict) and all(isinstance(runs, Runs) for runs in value.values()):
+    if isinstance(value, dict) and all(isinstance(intervals, Intervals) for intervals in value.values()):
         return value
     if not isinstance(value, str) or len(value) > 2 * LARGEST_SEEN:
         raise ValueError("not what a page had returned")
@@ -99,16 +100,16 @@ def _decode_seen(value: Any) -> SeenEvents:
         raise ValueError("not compressed") from error
     if not decompressor.eof or decompressor.unused_data or len(content) > _LARGEST_EXPANDED:
         raise ValueError("incomplete, or too large")
-    return {writer: _runs(steps) for writer, steps in orjson.loads(content).items()}
+    return {writer: _intervals(steps) for writer, steps in orjson.loads(content).items()}
 
 
-def _runs(steps: Any) -> Runs:
+def _intervals(steps: Any) -> Intervals:
     if not isinstance(steps, list) or not all(type(step) is int and step >= 0 for step in steps):
         raise ValueError("not steps")
     if sum(steps) >= _HIGHEST:
         raise ValueError("too far")
     places = list(accumulate(steps))
-    return Runs(zip(places[::2], places[1::2], strict=True))
+    return Intervals(zip(places[::2], places[1::2], strict=True))
 
 
 class Cursor(BaseModel):

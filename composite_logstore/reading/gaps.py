@@ -19,7 +19,7 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import clock
 from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader, Scanner
-from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.intervals import Intervals
 from composite_logstore.reading.cursor import Direction, SeenEvents
 
 if TYPE_CHECKING:
@@ -90,18 +90,22 @@ def find_gaps(entries: Sequence[ReadEntry], seen: SeenEvents, direction: Directi
         direction: The way in which the pages go.
         reaches_oldest: Whether the page, or one before it, begins with the stream's oldest entry.
     """
-    broken = {writer: runs for writer, runs in seen.items() if runs.count > 1 or (reaches_oldest and 0 not in runs)}
+    broken = {
+        writer: numbers
+        for writer, numbers in seen.items()
+        if numbers.count > 1 or (reaches_oldest and 0 not in numbers)
+    }
     places_of: dict[str, dict[int, int]] = {writer: {} for writer in broken}
     for place, read in enumerate(entries if broken else ()):
         if read.event is not None and read.event.writer in broken:
             places_of[read.event.writer][read.event.sequence] = place
     gaps: list[Gap] = []
-    for writer, runs in broken.items():
+    for writer, numbers in broken.items():
         places = places_of[writer]
         # What comes before the first event is known from the beginning, or else at the end.
         before = -1 if reaches_oldest else None
         is_new = direction == "older"
-        for first, last in runs:
+        for first, last in numbers:
             if before is not None and first > before + 1 and (is_new or first in places):
                 gaps.append(Gap(places.get(first, len(entries)), writer, before + 1, first - 1))
             before, is_new = last, last in places
@@ -153,16 +157,16 @@ def looked_for(
 
 def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give_up_at: float) -> Missing:
     """Look through the whole stream: what was copied there later is at its end, and clocks go back."""
-    there = {gap.writer: Runs() for gap in gaps}
+    there = {gap.writer: Intervals() for gap in gaps}
     is_whole = True
     for chunk in scanner.scan(logs):
-        runs = there.get(chunk.writer)
-        if runs is not None:
+        numbers = there.get(chunk.writer)
+        if numbers is not None:
             if isinstance(chunk.sequences, range):
-                runs.add(chunk.sequences[0], chunk.sequences[-1])
+                numbers.add(chunk.sequences[0], chunk.sequences[-1])
             else:
                 for sequence in chunk.sequences:
-                    runs.add(sequence, sequence)
+                    numbers.add(sequence, sequence)
         if clock.current.now() >= give_up_at:
             is_whole = False
             break
@@ -180,7 +184,7 @@ def _looked_around(
     times = [time for time in map(_time_of, entries) if time is not None]
     if not times or max(times) > datetime.now(timezone.utc) - INDEXED_AFTER:
         return Missing()
-    found: dict[str, Runs] = {}
+    found: dict[str, Intervals] = {}
     looks = 0
     checked: set[Gap] = set()
     for since, until, around in _windows(gaps, entries):
@@ -192,7 +196,7 @@ def _looked_around(
             page = reader.read(PageRequest(logs, "older", token, reader.max_page_size, filter_))
             for read in page.entries:
                 if read.event is not None and (event := Event.of(*read.event)):
-                    found.setdefault(event.writer, Runs()).add(event.sequence, event.sequence)
+                    found.setdefault(event.writer, Intervals()).add(event.sequence, event.sequence)
             before, token = token, page.older
             if token in (None, before):
                 checked.update(around)

@@ -25,7 +25,7 @@ from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 from composite_logstore import clock, secret_references, server
 from composite_logstore.backend import Event, PageRequest, ReadEntry, UnavailableError
 from composite_logstore.delivery.backoff import bounded_seconds
-from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.intervals import Intervals
 from composite_logstore.reading import gaps, nesting
 from composite_logstore.reading.cursor import Cursor, Direction, SeenEvents, within_bounds
 
@@ -282,7 +282,7 @@ def _fresh(entries: Sequence[ReadEntry], direction: Direction, seen: SeenEvents)
         seen: Which events were returned on earlier pages.
     """
     fresh: list[ReadEntry] = []
-    writer, runs = "", Runs()
+    writer, numbers = "", Intervals()
     reads: Iterable[ReadEntry] = map(_with_checked_event, entries)
     if direction == "older":
         # Of copies on one page the first stays where it is, from this end too: later ones need not be in their order.
@@ -291,11 +291,11 @@ def _fresh(entries: Sequence[ReadEntry], direction: Direction, seen: SeenEvents)
         event = read.event
         if event is not None:
             if event.writer != writer:
-                writer, runs = event.writer, seen.pop(event.writer, Runs())
-                seen[writer] = runs
-            if event.sequence in runs:
+                writer, numbers = event.writer, seen.pop(event.writer, Intervals())
+                seen[writer] = numbers
+            if event.sequence in numbers:
                 continue
-            runs.add(event.sequence, event.sequence)
+            numbers.add(event.sequence, event.sequence)
         fresh.append(read)
     return fresh if direction == "newer" else fresh[::-1]
 

@@ -20,8 +20,9 @@ from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import PageRequest, Stream
-from composite_logstore.parity.backfill import Backfill, Copied, open_ledger
+from composite_logstore.parity.backfill import Backfill, Copied
 from composite_logstore.parity.compare import compare
+from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.scan import open_source
 from composite_logstore.reading.pages import _fresh
 from composite_logstore.testing import make_logs, make_stream
@@ -48,7 +49,7 @@ faults = st.lists(st.sampled_from([None, OSError(errno.EIO, "broken"), 0, 100, 7
 def small_pieces() -> Iterator[None]:
     """What is scanned comes in many pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "_STRETCH", 5)
+        patch.setattr("composite_logstore.parity.holding._STRETCH", 5)
         for name, size in {"_SCANNED_LINES": 1, "_FIRST_BLOCK": 1_500, "_LARGEST_BLOCK": 3_000}.items():
             patch.setattr(artifact_reader, name, size)
         yield

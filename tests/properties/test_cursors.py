@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zenml.models import LogsEntriesFilter, LogsResponse
 
 from composite_logstore import CompositeLogStore, Stream
-from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.intervals import Intervals
 from composite_logstore.reading.cursor import LARGEST_SEEN, Cursor, within_bounds
 from composite_logstore.testing import SimulatedBackend
 from tests.artifact_stores import FolderArchive
@@ -112,7 +112,7 @@ def test_what_was_returned_is_remembered_as_far_as_there_is_room(
     found: dict[str, list[tuple[int, int]]], times: int, direction: Any
 ) -> None:
     seen = {
-        f"{writer[:60]}{number}": Runs(sorted((first, first + length) for first, length in intervals))
+        f"{writer[:60]}{number}": Intervals(sorted((first, first + length) for first, length in intervals))
         for writer, intervals in found.items()
         for number in range(times)
     }
@@ -131,10 +131,10 @@ def test_what_was_returned_is_remembered_as_far_as_there_is_room(
     text = cursor.encode()
     assert len(text) < 4 / 3 * (1.25 * LARGEST_SEEN + 400)
     again = Cursor.decode(text)
-    assert {writer: list(runs) for writer, runs in again.seen.items()} == {w: list(runs) for w, runs in kept.items()}
+    assert {w: list(found) for w, found in again.seen.items()} == {w: list(found) for w, found in kept.items()}
     # Nothing is taken for returned that was not; and what came last is remembered first.
-    for writer, runs in kept.items():
-        assert set(runs) <= set(seen[writer])
-        assert list(seen[writer])[-1 if direction == "newer" else 0] in list(runs)
+    for writer, intervals in kept.items():
+        assert set(intervals) <= set(seen[writer])
+        assert list(seen[writer])[-1 if direction == "newer" else 0] in list(intervals)
     assert list(kept) == list(seen)[len(seen) - len(kept) :]
     assert kept or not seen

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import LogEvent, Scanned, Stream
-from composite_logstore.parity.compare import NAMED, Holding, StreamParity, compare
-from composite_logstore.parity.intervals import Runs
+from composite_logstore.parity.compare import compare
+from composite_logstore.parity.holding import Holding
+from composite_logstore.parity.intervals import Intervals
+from composite_logstore.parity.result import NAMED, StreamParity
 from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
@@ -41,7 +43,7 @@ held = st.lists(records, max_size=40) | st.builds(
 def small_pieces() -> Iterator[None]:
     """What is read again is found in the middle of a stream, too, and not only at its beginning."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "_STRETCH", 5)
+        patch.setattr("composite_logstore.parity.holding._STRETCH", 5)
         for name, size in {"_SCANNED_LINES": 1, "_FIRST_BLOCK": 700, "_LARGEST_BLOCK": 700}.items():
             patch.setattr(artifact_reader, name, size)
         yield
@@ -137,18 +139,18 @@ some_runs = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)))
 
 @given(some_runs, some_runs)
 def test_runs_are_sets(ones: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
-    one, other = Runs(), Runs()
+    one, other = Intervals(), Intervals()
     plain_one: set[int] = set()
     plain_other: set[int] = set()
-    for runs, plain, added in ((one, plain_one, ones), (other, plain_other, others)):
+    for intervals, plain, added in ((one, plain_one, ones), (other, plain_other, others)):
         for first, length in added:
-            runs.add(first, first + length)
+            intervals.add(first, first + length)
             plain.update(range(first, first + length + 1))
 
-    def numbers(runs: Runs) -> set[int]:
-        found = [number for first, last in runs for number in range(first, last + 1)]
+    def numbers(intervals: Intervals) -> set[int]:
+        found = [number for first, last in intervals for number in range(first, last + 1)]
         assert found == sorted(set(found))
-        assert len(found) == len(runs)
+        assert len(found) == len(intervals)
         return set(found)
 
     assert numbers(one) == plain_one
@@ -161,12 +163,12 @@ def test_runs_are_sets(ones: list[tuple[int, int]], others: list[tuple[int, int]
 
 
 def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "_STRETCH", 16_384)
+    monkeypatch.setattr("composite_logstore.parity.holding._STRETCH", 16_384)
     stream = make_stream()
     holding = Holding(archived("a", [], stream, tmp_path), stream)
     for first in range(0, 1_000_000, 10_000):
         numbers = range(first, first + 10_000)
         holding.add(Scanned(WRITERS[0], numbers, [1] * 10_000, numbers, None, str(first)))
-    assert list(holding.runs[WRITERS[0]]) == [(0, 999_999)]
+    assert list(holding.numbers[WRITERS[0]]) == [(0, 999_999)]
     assert len(holding.sums[WRITERS[0]]) == 977
     assert len(holding._stretches) == 51

@@ -15,7 +15,8 @@ from composite_logstore.backend import Page
 from composite_logstore.delivery.backoff import LONGEST_RETRY_AFTER
 from composite_logstore.delivery.delivery import Delivery, Export, Wait
 from composite_logstore.event import Stream
-from composite_logstore.parity.backfill import Backfill, BackfillStoppedError, Copied, open_ledger
+from composite_logstore.parity.backfill import Backfill, BackfillStoppedError, Copied
+from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.scan import PageScanner, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from tests.artifact_stores import FolderArchive

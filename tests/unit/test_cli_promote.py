@@ -10,7 +10,7 @@ from zenml.exceptions import IllegalOperationError
 from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.cli import promote, verify
 from composite_logstore.cli.promote import Verdict
-from composite_logstore.parity.compare import ChildParity, StreamParity
+from composite_logstore.parity.result import ChildParity, StreamParity
 from composite_logstore.parity.summary import ParitySummary
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child

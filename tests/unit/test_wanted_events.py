@@ -13,12 +13,13 @@ import pytest
 from zenml.models import LogsEntriesFilter
 
 from composite_logstore import LogEvent
-from composite_logstore.cli.left import Part
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.recovery import AdoptedJournal
-from composite_logstore.parity.backfill import Backfill, open_ledger
+from composite_logstore.operations.inventory import Part
+from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
+from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.scan import open_source
 from composite_logstore.reading.gaps import shows_all
 from composite_logstore.spool.folder import Spool

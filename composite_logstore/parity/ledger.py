@@ -1,0 +1,142 @@
+"""What was sent to a child, noted on disk after each export."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+
+from composite_logstore.parity.intervals import Intervals
+
+REMEMBERED_SECONDS = 3600.0
+"""How long what was sent to a child that can be read counts as there although it is not found: some take a while."""
+
+
+class BackfillRunsError(Exception):
+    """Another process copies to the same child."""
+
+
+class Ledger:
+    """What was sent to a child, on disk. Made by `open_ledger`.
+
+    Attributes:
+        is_resumed: Whether an earlier copy was interrupted.
+        finished: The streams that it had finished.
+    """
+
+    def __init__(self, path: Path, since: float, clock: Callable[[], float] = time.time) -> None:
+        """Read what there is.
+
+        Args:
+            path: The file.
+            since: What was sent before that does not count, in seconds since the epoch.
+            clock: The time in seconds since the epoch.
+        """
+        self._path = path
+        self._clock = clock
+        self._sent: dict[str, dict[str, Intervals]] = {}
+        self.finished: set[str] = set()
+        self.is_resumed = False
+        self._read(since)
+        self._file = open(path, "ab")  # noqa: SIM115
+
+    def _read(self, since: float) -> None:
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        for text in content.splitlines():
+            try:
+                line = orjson.loads(text)
+                if "complete" in line:
+                    self.is_resumed = False
+                    self.finished.clear()
+                elif "finished" in line:
+                    self.finished.add(line["finished"])
+                    self.is_resumed = True
+                else:
+                    self.is_resumed = True
+                    if line["time"] >= since:
+                        for first, last in line["runs"]:
+                            self.sent(line["stream"], line["writer"]).add(first, last)
+            except (ValueError, KeyError, TypeError):
+                # The last line of a process that was killed.
+                continue
+        if content and not content.endswith(b"\n"):
+            with open(self._path, "ab") as file:
+                file.write(b"\n")
+
+    def sent(self, logs_id: str, writer: str) -> Intervals:
+        """Return which of a writer's events of a stream were sent."""
+        return self._sent.setdefault(logs_id, {}).setdefault(writer, Intervals())
+
+    def writers(self, logs_id: str) -> list[str]:
+        """Return the writers of whose events some were sent."""
+        return list(self._sent.get(logs_id, {}))
+
+    def note(self, logs_id: str, writer: str, sequences: Sequence[int]) -> None:
+        """Note that events of one writer were sent."""
+        sent = Intervals()
+        for sequence in sequences:
+            sent.add(sequence, sequence)
+        self._write({"time": self._clock(), "stream": logs_id, "writer": writer, "runs": list(sent)})
+
+    def finish(self, logs_id: str) -> None:
+        """Note that all of a stream was looked at."""
+        self._write({"finished": logs_id})
+
+    def complete(self) -> None:
+        """Note that nothing is left to be resumed."""
+        self._write({"complete": self._clock()})
+
+    def _write(self, line: dict[str, object]) -> None:
+        self._file.write(orjson.dumps(line) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew: bool = False) -> Iterator[Ledger]:
+    """Give the ledger of a child, which no other process has meanwhile.
+
+    Args:
+        folder: Where ledgers are.
+        store_id: The log store.
+        child: The child that is copied to.
+        since: What was sent before that does not count, in seconds since the epoch.
+        is_anew: Whether to forget what was sent.
+
+    Raises:
+        BackfillRunsError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{store_id}-{child}"
+    with open(folder / f"{name}.lock", "a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            process = lock.read().decode(errors="replace") or "unknown"
+            raise BackfillRunsError(
+                f"another backfill to child '{child}' runs on this machine (process {process}); wait for it, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        lock.flush()
+        path = folder / f"{name}.jsonl"
+        if is_anew:
+            path.unlink(missing_ok=True)
+        ledger = Ledger(path, since)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
