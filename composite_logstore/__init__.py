@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         TooLargeError,
         UnavailableError,
         quote,
-        shorten,
     )
     from composite_logstore.bounds import Bounds
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from composite_logstore.http_client import AnswerTooLargeError, HttpClient, HttpResponse
     from composite_logstore.log_store import CompositeLogStore
     from composite_logstore.otel import OtelExporter
+    from composite_logstore.plain import shorten
     from composite_logstore.reading.nesting import nested_in, reading_through
     from composite_logstore.secret_references import has_reference
 
@@ -80,7 +80,7 @@ _HOMES = {
     "open_log_store": "artifact_store",
     "quote": "backend",
     "reading_through": "reading.nesting",
-    "shorten": "backend",
+    "shorten": "plain",
 }
 
 __all__ = [

@@ -289,31 +289,6 @@ class Copier(Protocol):
         """
 
 
-def shorten(text: str, max_bytes: int) -> str:
-    """Cut a text that is too long for a backend, with a mark that says by how much.
-
-    Args:
-        text: The text.
-        max_bytes: The most bytes of UTF-8 that the result may have.
-
-    Returns:
-        The text itself, if it fits.
-    """
-    if len(text) * 4 <= max_bytes:
-        return text
-    encoded = text.encode()
-    if len(encoded) <= max_bytes:
-        return text
-    # The mark's own length depends on the number in it, so leave room for the longest.
-    room = max(0, max_bytes - len(_MARK.format(len(encoded)).encode()))
-    kept = encoded[:room].decode("utf-8", "ignore")
-    mark = _MARK.format(len(encoded) - len(kept.encode()))
-    # Where not even the mark fits, a part of it is all that can be had.
-    return (kept + mark).encode()[:max_bytes].decode("utf-8", "ignore")
-
-
-_MARK = "… [shortened by {} bytes]"
-
 _LOOKED_AT_CHARACTERS = 64 * 1024
 _SHORTEST_KEY = 6
 

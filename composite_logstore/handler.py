@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
 
-from composite_logstore.event import note
+from composite_logstore.capture.record import note
 
 if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig

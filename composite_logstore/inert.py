@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
-from composite_logstore.event import name_of, text_of
+from composite_logstore.plain import name_of, text_of
 
 INDENT = "    "
 """What the further lines of a text begin with, so that none passes for the first line of another one."""

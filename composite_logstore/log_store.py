@@ -15,12 +15,13 @@ from zenml.logger import get_logger
 from zenml.stack.stack_validator import StackValidator
 
 from composite_logstore import secret_references
+from composite_logstore.capture.record import note
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery import spilling
 from composite_logstore.delivery.delivery import ChildStats
 from composite_logstore.delivery.writer import Writer
 from composite_logstore.delivery.writers import writer_of
-from composite_logstore.event import Stream, note
+from composite_logstore.event import Stream
 from composite_logstore.handler import RecordHandler
 from composite_logstore.reading import nesting, pages
 

@@ -17,9 +17,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableError, TooLargeError, quote, shorten
-from composite_logstore.event import LogEvent, Plain, Stream
+from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableError, TooLargeError, quote
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.http_client import bound
+from composite_logstore.plain import Plain, shorten
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter

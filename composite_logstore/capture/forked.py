@@ -33,8 +33,9 @@ from zlib import crc32
 
 from zenml.logger import get_logger
 
+from composite_logstore.capture.record import NOWHERE
 from composite_logstore.clock import Clock
-from composite_logstore.event import Capture, Stream
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
 from composite_logstore.service import tell
 
@@ -72,13 +73,13 @@ class Message(NamedTuple):
         stream: The id of the stream.
         metadata: Its origin's metadata, if the forked process registered it.
         artifact_store_id: Its artifact store, if the forked process registered it and knows it.
-        capture: An event, or None where the stream has ended.
+        event: An event without numbers, or None where the stream has ended.
     """
 
     stream: UUID
     metadata: dict[str, Any] | None
     artifact_store_id: UUID | None
-    capture: Capture | None
+    event: LogEvent | None
 
 
 class Loss(NamedTuple):
@@ -384,15 +385,16 @@ def _understood(data: bytes) -> tuple[list[tuple[int, int, Message | Loss]], int
 
 def _encoded(message: Message) -> bytes:
     # Plain tuples and bytes take a fifth of the time that named tuples and UUIDs take, on both ends.
-    stream, metadata, store, capture = message
-    plain = stream.bytes, metadata, store and store.bytes, capture and tuple(capture)
+    stream, metadata, store, event = message
+    plain = stream.bytes, metadata, store and store.bytes, event and event[4:]
     return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
 
 def _message(data: bytes) -> Message | Loss:
     try:
-        stream, metadata, store, capture = pickle.loads(data)
-        return Message(UUID(bytes=stream), metadata, store and UUID(bytes=store), capture and Capture(*capture))
+        stream, metadata, store, fields = pickle.loads(data)
+        event = fields and LogEvent(NOWHERE, "", 0, 0, *fields)
+        return Message(UUID(bytes=stream), metadata, store and UUID(bytes=store), event)
     except Exception as error:
         tell(logger.debug, "What a forked process says cannot be read: %s", described(error))
     return _UNKNOWN
@@ -413,12 +415,12 @@ class ParentGoneError(Exception):
 class _Item:
     """What is to be sent. Its number is given when it is first tried: a Ctrl-C has it tried again."""
 
-    __slots__ = ("capture", "is_own", "number", "stream")
+    __slots__ = ("event", "is_own", "number", "stream")
 
-    def __init__(self, stream: Stream, is_own: bool, capture: Capture | None) -> None:
+    def __init__(self, stream: Stream, is_own: bool, event: LogEvent | None) -> None:
         self.stream = stream
         self.is_own = is_own
-        self.capture = capture
+        self.event = event
         self.number = -1
 
 
@@ -451,18 +453,18 @@ class Outbox:
         """Return the same end for a process that this one has forked."""
         return Outbox(self._inbox)
 
-    def send(self, stream: Stream, is_own: bool, capture: Capture | None) -> None:
+    def send(self, stream: Stream, is_own: bool, event: LogEvent | None) -> None:
         """Send an event, or that the stream has ended. What finds no room is lost, and counted.
 
         Args:
             stream: The stream.
             is_own: Whether this process registered it.
-            capture: The event, or None where the stream has ended.
+            event: The event, or None where the stream has ended.
 
         Raises:
             ParentGoneError: The parent is dead or at its end, or the way to it is gone. `take_back` has the event.
         """
-        self._waiting.append(_Item(stream, is_own, capture))
+        self._waiting.append(_Item(stream, is_own, event))
         # A signal handler that logs meanwhile leaves it to this loop.
         while self._waiting and not self.is_sending:
             self.is_sending = True
@@ -479,17 +481,17 @@ class Outbox:
             self._tell_losses()
         if item.number < 0:
             item.number = next(self._numbers)
-        stream, capture = item.stream, item.capture
+        stream, event = item.stream, item.event
         metadata, artifact_store_id = (stream.attributes, stream.artifact_store_id) if item.is_own else (None, None)
         try:
-            data = _encoded(Message(stream.id, metadata, artifact_store_id, capture))
+            data = _encoded(Message(stream.id, metadata, artifact_store_id, event))
         except Exception as error:
             tell(logger.debug, "A forked process has something to say that cannot be sent: %s", described(error))
             data = b""
         # Hardly anything is as short as the end of a stream.
-        room = _MOST_BYTES if capture is not None else _MOST_BYTES + _LOSSES_BYTES
-        if not (data and self._has_written(item.number, stream, True, data, room)) and capture is not None:
-            self._lost[stream, capture.level, capture.progress] += 1
+        room = _MOST_BYTES if event is not None else _MOST_BYTES + _LOSSES_BYTES
+        if not (data and self._has_written(item.number, stream, True, data, room)) and event is not None:
+            self._lost[stream, event.level, event.progress] += 1
             self._tell_losses()
 
     def _tell_losses(self) -> None:
@@ -570,7 +572,7 @@ class Outbox:
             return False
         return True
 
-    def take_back(self) -> Iterator[tuple[Stream, Capture | Loss | None]]:
+    def take_back(self) -> Iterator[tuple[Stream, LogEvent | Loss | None]]:
         """Yield what a parent that is gone has not journaled: events, losses, or None where a stream has ended.
 
         What was yielded counts as taken back when the next one is asked for.
@@ -583,13 +585,13 @@ class Outbox:
         while self._kept:
             number, stream, is_message, data = self._kept[0]
             said = _message(data) if is_message else _loss(data)
-            yield stream, said.capture if isinstance(said, Message) else said
+            yield stream, said.event if isinstance(said, Message) else said
             self._kept.popleft()
             if self._waiting and self._waiting[0].number == number:
                 self._waiting.popleft()
         while self._waiting:
             item = self._waiting[0]
-            yield item.stream, item.capture
+            yield item.stream, item.event
             self._waiting.popleft()
         while self._lost:
             (stream, level, progress), events = next(iter(self._lost.items()))

@@ -13,12 +13,13 @@ from math import inf
 from operator import attrgetter
 from typing import Any
 
+from composite_logstore.capture.record import Note, numbered
 from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
 from composite_logstore.delivery.delivery import Delivery, Load
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
 from composite_logstore.delivery.spilling import Spooling, SpoolSettings, next_batch
-from composite_logstore.event import EVENT_BYTES, Capture, LogEvent, Note, Stream, numbered
+from composite_logstore.event import EVENT_BYTES, LogEvent, Stream
 from composite_logstore.spool.folder import Cursor
 
 MOST_CAPTURED = 512
@@ -61,11 +62,11 @@ def patiently(lock: threading.RLock) -> Iterator[None]:
         lock.release()
 
 
-def _size_of(said: tuple[Stream, Note | Capture]) -> int:
+def _size_of(said: tuple[Stream, Note | LogEvent]) -> int:
     """Return roughly how many bytes the event takes that this becomes."""
     one = said[1]
-    size: int = one.size if isinstance(one, Capture) else one[-1]
-    return EVENT_BYTES + size
+    size: int = one.size if isinstance(one, LogEvent) else EVENT_BYTES + one[-1]
+    return size
 
 
 class _Route:
@@ -135,7 +136,7 @@ class Journal:
         self._routes: dict[int, _Route] = {}
         self._update_routes: dict[int, _Route] = {}
         # What has no number yet. It is added to without the lock.
-        self._captured: deque[tuple[Stream, Note | Capture]] = deque()
+        self._captured: deque[tuple[Stream, Note | LogEvent]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
         self.batch_bytes = batch_bytes(most_bytes, len(children))
         self._deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
@@ -178,7 +179,7 @@ class Journal:
     def _next_number(self) -> int:
         return self._last[0].number + 1 if self._last else 0
 
-    def append(self, stream: Stream, said: Note | Capture) -> bool:
+    def append(self, stream: Stream, said: Note | LogEvent) -> bool:
         """Take an event in. It is numbered and handed out by whoever is next: the pipeline does not wait for that.
 
         Args:
@@ -192,12 +193,12 @@ class Journal:
             self._append_now(stream, said)
         else:
             self._captured.append((stream, said))
-            size = said.size if isinstance(said, Capture) else said[-1]
+            size = said.size if isinstance(said, LogEvent) else said[-1]
             if size > self._large or len(self._captured) >= self._most_captured:
                 self.hand_out()
         return self.wakes_wanted > self.wakes_done
 
-    def _append_now(self, stream: Stream, said: Note | Capture) -> None:
+    def _append_now(self, stream: Stream, said: Note | LogEvent) -> None:
         """Do with one event what `hand_out` does with many, in less time."""
         last, before = self._last, stream.last
         with self.lock:
@@ -248,7 +249,7 @@ class Journal:
             if self._has_handed_out(list(self._captured), last):
                 break
 
-    def _has_handed_out(self, said: list[tuple[Stream, Note | Capture]], last: LogEvent | None) -> bool:
+    def _has_handed_out(self, said: list[tuple[Stream, Note | LogEvent]], last: LogEvent | None) -> bool:
         events = self._numbered(said, last.number + 1 if last else 0)
         for run in (events,) if len(events) == 1 else [list(run) for _, run in groupby(events, _kind_of)]:
             newest = run[-1]
@@ -313,7 +314,7 @@ class Journal:
     def _first_unspooled(self) -> float:
         return self._unspooled[0].number if self._unspooled else inf
 
-    def _numbered(self, said: list[tuple[Stream, Note | Capture]], number: int) -> list[LogEvent]:
+    def _numbered(self, said: list[tuple[Stream, Note | LogEvent]], number: int) -> list[LogEvent]:
         writer = self.writer
         sequences: dict[Stream, int] = {}
         events = []

@@ -15,6 +15,7 @@ from zenml.logger import get_logger
 
 from composite_logstore import clock
 from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox, ParentGoneError
+from composite_logstore.capture.record import Note, captured
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.delivery import ChildStats, Flush
 from composite_logstore.delivery.journal import Journal, patiently
@@ -23,7 +24,7 @@ from composite_logstore.delivery.recovery import Adoption
 from composite_logstore.delivery.spilling import TICK_SECONDS, in_words, spool_settings
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
-from composite_logstore.event import Capture, Note, Stream, captured
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
 from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
 from composite_logstore.spool.folder import Standing
@@ -116,7 +117,7 @@ class Writer:
             stream.metadata = metadata
             return stream
 
-    def append(self, stream: Stream, said: Note | Capture) -> None:
+    def append(self, stream: Stream, said: Note | LogEvent) -> None:
         """Hand an event to every child that wants it. Waits for nothing that is held across I/O."""
         if self._outbox is not None and self._tell_parent(stream, captured(said)):
             return
@@ -384,7 +385,7 @@ class Writer:
         for stream in self._streams.values():
             stream.last.clear()
 
-    def _tell_parent(self, stream: Stream, capture: Capture | None) -> bool:
+    def _tell_parent(self, stream: Stream, event: LogEvent | None) -> bool:
         """Hand over an event, or that the stream has ended.
 
         Returns:
@@ -394,7 +395,7 @@ class Writer:
             if self._outbox is None:
                 return False
             try:
-                self._outbox.send(stream, stream.id not in self._inherited, capture)
+                self._outbox.send(stream, stream.id not in self._inherited, event)
             except ParentGoneError:
                 self._take_over()
                 self._wake()
@@ -464,14 +465,14 @@ class Writer:
             self.stream(said.stream, said.metadata, said.artifact_store_id)
         with self._journal.lock:
             stream = self._streams.get(said.stream)
-        if said.capture is None:
+        if said.event is None:
             if stream is not None:
                 self.end_stream(stream)
         elif stream is None:
             # It was registered so long ago that it is forgotten.
-            self._journal.drop(said.capture.level, said.capture.progress)
+            self._journal.drop(said.event.level, said.event.progress)
         else:
-            self.append(stream, said.capture)
+            self.append(stream, said.event)
 
     def _wake(self) -> list[Worker]:
         """Wake all threads; where one is not there, try to start it. Never raises: this is part of `emit`.

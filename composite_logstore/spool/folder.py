@@ -45,8 +45,9 @@ from uuid import UUID
 
 import orjson
 
-from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext, plain_mapping
+from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
 from composite_logstore.inert import described
+from composite_logstore.plain import plain_mapping
 from composite_logstore.spool.private_folder import PrivateFolder, identity_of
 
 SEGMENT_BYTES = 4 * 1024 * 1024

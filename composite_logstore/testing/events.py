@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 from zenml.models import LogsResponse
 from zenml.models.v2.core.logs import LogsResponseBody
 
-from composite_logstore.event import LogEvent, Stream, capture
+from composite_logstore.capture.record import note, numbered
+from composite_logstore.event import LogEvent, Stream
 
 WRITER = "0123456789abcde"
 
@@ -70,8 +71,8 @@ def make_events(
     events = []
     for number, message in enumerate(messages, start=first):
         level = levels[(number - first) % len(levels)]
-        said = capture(logging.LogRecord("train", level, "/code/train.py", 42, message, (), None, "fit"))
-        event = LogEvent(stream, writer, number, number, *said)
+        record = logging.LogRecord("train", level, "/code/train.py", 42, message, (), None, "fit")
+        event = numbered(note(record), stream, writer, number, number)
         events.append(event._replace(time_unix_nano=start_unix_nano + number * step_nanos)._replace(**changes))
     return events
 

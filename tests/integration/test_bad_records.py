@@ -21,7 +21,7 @@ from zenml.enums import StackComponentType
 from zenml.models import LogEntry, LogsResponse
 
 from composite_logstore import ChildConfig, CompositeLogStore
-from composite_logstore.event import plain
+from composite_logstore.plain import plain
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_otlp.config import OtlpChildConfig

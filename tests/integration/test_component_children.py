@@ -38,7 +38,6 @@ from composite_logstore import (
     Stream,
     UnavailableError,
 )
-from composite_logstore.event import capture
 from composite_logstore.testing import (
     ExporterContract,
     Fault,
@@ -55,6 +54,7 @@ from composite_logstore.testing.reader_contract import fetched, walked
 from composite_logstore_component.config import ComponentChildConfig
 from composite_logstore_component.reader import ComponentReader
 from tests import simulation
+from tests.events import capture
 from tests.own_flavor import OwnLogStore
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog

@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from composite_logstore import Event, HttpResponse, LogEvent, Stream
-from composite_logstore.event import ExceptionInfo, TraceContext, plain_mapping
+from composite_logstore.event import ExceptionInfo, TraceContext
+from composite_logstore.plain import plain_mapping
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import MAX_ENTRY_BYTES, DatadogExporter, _Encoder, _fields
 from composite_logstore_datadog.reader import parse

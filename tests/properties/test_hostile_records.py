@@ -21,7 +21,7 @@ from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
 from benchmarks.stores import make
 from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, Stream
 from composite_logstore.capture.forked import Outbox
-from composite_logstore.event import capture, note, numbered
+from composite_logstore.capture.record import note, numbered
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import exporter as archive
 from composite_logstore_artifact.lines import event_of
@@ -30,7 +30,7 @@ from composite_logstore_datadog import exporter as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_otlp.encoding import encode_request, encode_resource
 from composite_logstore_otlp.exporter import MAX_GRPC_REQUEST_BYTES, MAX_HTTP_REQUEST_BYTES
-from tests.events import WRITER
+from tests.events import WRITER, capture
 from tests.hostile import VALUES, assert_plain, make_record, records, values
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
 

@@ -19,8 +19,8 @@ from zenml.exceptions import LogStoreError
 from composite_logstore import CompositeLogStore
 from composite_logstore.capture.forked import Outbox
 from composite_logstore.delivery import writer
-from composite_logstore.event import capture
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
+from tests.events import capture
 from tests.properties.machines import assert_found, run
 from tests.properties.planted import BUGS, DURABILITY_BUGS
 from tests.properties.transitions import Watched

@@ -12,8 +12,8 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.logging.handler import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 
-from composite_logstore.event import capture, plain
-from tests.events import make_capture, make_events, make_stream
+from composite_logstore.plain import plain
+from tests.events import capture, make_capture, make_events, make_stream
 
 
 def record(message: Any = "hello", *args: Any, name: str = "train", **changes: Any) -> logging.LogRecord:

@@ -18,7 +18,7 @@ import pytest
 from composite_logstore import CompositeLogStore, loading
 from composite_logstore.capture import forked
 from composite_logstore.capture.forked import Inbox, Loss, Outbox, ParentGoneError
-from composite_logstore.event import Capture, LogEvent
+from composite_logstore.event import LogEvent
 from composite_logstore.reading import gaps
 from composite_logstore.testing import SimulatedBackend
 from tests.artifact_stores import FolderArchive
@@ -393,11 +393,11 @@ STREAM = make_stream()
 
 
 def texts(said: Iterable[Any]) -> list[str]:
-    return [one.message if isinstance(one, Capture) else one.capture.message for one in said]
+    return [one.message if isinstance(one, LogEvent) else one.event.message for one in said]
 
 
 def taken_back(outbox: Outbox) -> list[Any]:
-    return [said.message if isinstance(said, Capture) else said for _, said in outbox.take_back()]
+    return [said.message if isinstance(said, LogEvent) else said for _, said in outbox.take_back()]
 
 
 def test_what_the_parent_has_not_journaled_is_the_forked_process_s_own(pipe: tuple[Inbox, Outbox]) -> None:
@@ -412,7 +412,7 @@ def test_what_the_parent_has_not_journaled_is_the_forked_process_s_own(pipe: tup
     with pytest.raises(ParentGoneError):
         outbox.send(STREAM, False, make_capture("5"))
     assert texts(heard) == ["0", "1"]
-    assert [(stream, said.message) for stream, said in outbox.take_back() if isinstance(said, Capture)] == [
+    assert [(stream, said.message) for stream, said in outbox.take_back() if isinstance(said, LogEvent)] == [
         (STREAM, str(number)) for number in range(1, 6)
     ]
     assert taken_back(outbox) == []

@@ -14,20 +14,12 @@ import orjson
 import pytest
 from opentelemetry.trace import NonRecordingSpan, use_span
 
-from composite_logstore import event
-from composite_logstore.event import (
-    MOST_BYTES,
-    Capture,
-    LogEvent,
-    Stream,
-    abridged,
-    capture,
-    note,
-    numbered,
-    plain_mapping,
-)
+from composite_logstore.capture import record
+from composite_logstore.capture.record import note, numbered
+from composite_logstore.event import ExceptionInfo, LogEvent, Stream, abridged
+from composite_logstore.plain import MOST_BYTES, plain_mapping
 from composite_logstore.spool import folder
-from tests.events import WRITER, make_events, make_stream
+from tests.events import WRITER, capture, make_events, make_stream
 from tests.hostile import FIELDS, VALUES, Unreadable, Unusable, assert_plain, make_record, without
 
 STREAM = make_stream()
@@ -40,7 +32,7 @@ def numbered_as(record: Any, metadata: Any = None) -> LogEvent:
     assert noted[:4] == (STREAM, WRITER, 5, 3)
     # Once more, since a place is remembered.
     assert_plain(numbered(said, STREAM, WRITER, 6, 4))
-    assert_plain(LogEvent(*noted[:4], *pickle.loads(pickle.dumps(Capture(*noted[4:])))))
+    assert_plain(LogEvent(*noted[:4], *pickle.loads(pickle.dumps(noted[4:]))))
     line = folder._encode(noted, str(STREAM.id))
     read = folder._event(orjson.loads(line), lambda _: STREAM)
     assert read is not None
@@ -97,8 +89,8 @@ def test_any_attribute_may_be_missing(missing: str) -> None:
 
 
 def test_what_is_hardly_a_record_is_an_event_all_the_same() -> None:
-    for record in (None, object(), Unusable(), "text", Unreadable("n", 20, "", 0, "hello", (), None)):
-        numbered_as(record)
+    for hardly in (None, object(), Unusable(), "text", Unreadable("n", 20, "", 0, "hello", (), None)):
+        numbered_as(hardly)
 
 
 TIMELESS = [1_790_000_000_000, 1.79e12, 1e300, float("nan"), float("inf"), -1, -1e-9, None, "1790000000.25", b"1"]
@@ -202,7 +194,7 @@ def test_the_largest_event_fits_into_a_line_once_it_is_abridged() -> None:
     nothing_but_escapes = "\0" * MOST_BYTES
     (largest,) = make_events([nothing_but_escapes], attributes={"a": nothing_but_escapes}, metadata={"b": [1] * 10_000})
     largest = largest._replace(
-        exception=event.ExceptionInfo("\0" * 4096, nothing_but_escapes, nothing_but_escapes),
+        exception=ExceptionInfo("\0" * 4096, nothing_but_escapes, nothing_but_escapes),
         file="\0" * 4096,
         function="\0" * 4096,
     )
@@ -213,12 +205,12 @@ def test_the_largest_event_fits_into_a_line_once_it_is_abridged() -> None:
 
 
 def test_what_is_odd_is_not_remembered() -> None:
-    event._places.clear()
+    record._places.clear()
     capture(make_record(funcName="ordinary"))
-    assert len(event._places) == 1
+    assert len(record._places) == 1
     for value in ("odd text", "unusable", "odd int", "long text", "numpy-like", "dict", "nan"):
         capture(make_record(funcName=VALUES[value](), lineno=VALUES[value]()))
-    assert len(event._places) == 1
+    assert len(record._places) == 1
 
 
 # What nobody handles

@@ -107,7 +107,7 @@ def interrupt_at(step: int) -> Any:
     left = [step]
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.endswith(("journal.py", "event.py")):
+        if not frame.f_code.co_filename.endswith(("journal.py", "event.py", "record.py")):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

@@ -20,7 +20,6 @@ from composite_logstore.capture import forked
 from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox
 from composite_logstore.delivery import writer
 from composite_logstore.delivery.delivery import Delivery, Export
-from composite_logstore.event import capture
 from composite_logstore.spool import folder
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from composite_logstore_artifact.exporter import ArtifactExporter
@@ -30,7 +29,7 @@ from composite_logstore_datadog.exporter import DatadogExporter
 from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.exporter import OtlpExporter
 from tests.artifact_stores import local_store
-from tests.events import make_capture, make_stream
+from tests.events import capture, make_capture, make_stream
 from tests.hostile import FIELDS, VALUES, NumpyLike, assert_plain, make_record
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
 from tests.unit.test_otel_exporter import Recording
@@ -314,15 +313,15 @@ def test_what_cannot_be_read_of_forked_processes_is_counted_and_the_rest_is_read
     inbox, outbox = pipe
     heard: list[Message | Loss] = []
     for _ in range(3):
-        outbox.send(STREAM, False, GOOD.capture)
+        outbox.send(STREAM, False, GOOD.event)
         os.write(inbox.files[0], data())
         # It may be read in the middle of anything.
         heard += inbox.receive()
         os.write(inbox.files[0], data())
-        outbox.send(STREAM, False, GOOD.capture)
+        outbox.send(STREAM, False, GOOD.event)
         heard += inbox.receive()
     good = [one for one in heard if isinstance(one, Message)]
-    assert [one.capture for one in good] == [GOOD.capture] * 6
+    assert [one.event for one in good] == [GOOD.event] * 6
     losses = [one for one in heard if isinstance(one, Loss)]
     assert len(losses) >= 6
     assert {(one.level, one.progress) for one in losses} == {(logging.CRITICAL, False)}
@@ -333,14 +332,14 @@ def test_messages_are_put_together_wherever_they_were_read(
 ) -> None:
     inbox, outbox = pipe
     long = make_capture("x" * 20_000)
-    for one in (long, GOOD.capture) * 3:
+    for one in (long, GOOD.event) * 3:
         outbox.send(STREAM, False, one)
     for step in (40, 51, 4096, 5000):
         monkeypatch.setattr(forked, "_CHUNK_BYTES", step)
         inbox._positions = (0, 0)
         inbox.shared.acknowledge(outbox._sender, 1_000)
         heard = list(inbox.receive())
-        assert [said.capture for said in heard if isinstance(said, Message)] == [long, GOOD.capture] * 3
+        assert [said.event for said in heard if isinstance(said, Message)] == [long, GOOD.event] * 3
 
 
 def test_what_a_killed_process_has_begun_to_write_is_left_behind(
@@ -352,7 +351,7 @@ def test_what_a_killed_process_has_begun_to_write_is_left_behind(
     inbox, outbox = pipe
     heard: list[Message | Loss] = []
     for _ in range(6):
-        outbox.send(STREAM, False, GOOD.capture)
+        outbox.send(STREAM, False, GOOD.event)
         os.write(inbox.files[inbox.shared.current], _frames(forked._encoded(GOOD))[:-10])
         heard += inbox.receive()
         heard += inbox.receive()
@@ -365,7 +364,7 @@ def test_what_cannot_be_sent_is_counted_with_its_level(pipe: tuple[Inbox, Outbox
     inbox, outbox = pipe
     odd = make_capture("odd", logging.ERROR, attributes={"given": _Unpicklable()})
     outbox.send(STREAM, False, odd)
-    outbox.send(STREAM, False, GOOD.capture)
+    outbox.send(STREAM, False, GOOD.event)
     assert list(inbox.receive()) == [Loss(logging.ERROR, False, 1, STREAM.id), GOOD]
 
 
@@ -373,7 +372,7 @@ def test_a_loss_is_told_in_one_piece_however_many_there_are(pipe: tuple[Inbox, O
     inbox, outbox = pipe
     outbox._lost[STREAM, logging.INFO, False] = 5_000_000_000
     outbox._lost[STREAM, logging.ERROR, True] = 3
-    outbox.send(STREAM, False, GOOD.capture)
+    outbox.send(STREAM, False, GOOD.event)
     losses = [one for one in inbox.receive() if isinstance(one, Loss)]
     assert losses == [Loss(logging.INFO, False, (1 << 32) - 1, STREAM.id), Loss(logging.ERROR, True, 3, STREAM.id)]
     assert not outbox._lost
