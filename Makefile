@@ -15,7 +15,7 @@ export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs bench test coverage test-unit test-versions test-deep torture soak check lint types imports format clean
+.PHONY: help install demo docs guides bench test coverage test-unit test-versions test-deep torture soak check lint types imports format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ $(DOCS_STAMP): $(STAMP)
 docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --clean
 	@echo "site/index.html"
+
+guides: $(STAMP) ## run the guides of docs/, and write what they print into their pages
+	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py $(PYTEST_ARGS)
 
 demo: $(STAMP) ## show what it does, with real servers on this machine
 	@$(PY) -m examples.demo

@@ -1,8 +1,12 @@
-"""The guides in docs/, from beginning to end: each command is run, and prints what the page says."""
+"""The guides in docs/, from beginning to end: each command is run, and prints what its page shows.
+
+`make guides` runs them too, and writes what they print into the pages.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -24,6 +28,8 @@ from tests.servers.zenml_server import ZenML
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"(?:`(\w+\.\w+)`[^`\n]*:\n\n)?```(\w*)\n(.*?)```", re.DOTALL)
+WRITES = os.environ.get("GUIDES") == "write"
 SHELL = ["bash", "-euo", "pipefail", "-c"]
 
 
@@ -47,26 +53,42 @@ class Reader:
     def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
         """Do what a page says: write its files, run its commands, and compare what they print.
 
+        With `GUIDES=write` in the environment, the page gets what they print instead.
+
         Args:
             page: The page.
             until: The heading before which to stop.
             since: The heading at which to begin.
         """
-        text = (ROOT / "docs" / page).read_text()
+        path = ROOT / "docs" / page
+        text = path.read_text()
         begin = text.index(f"## {since}\n") if since else 0
         end = text.index(f"## {until}\n") if until else len(text)
         printed = ""
-        blocks = re.findall(r"(?:`(\w+\.\w+)`[^`\n]*:\n\n)?```(\w*)\n(.*?)```", text[begin:end], re.DOTALL)
+        blocks = list(BLOCK.finditer(text, begin, end))
         assert blocks
-        for name, language, content in blocks:
-            for shown, real in self._there.items():
-                content = content.replace(shown, real)
+        written, done = "", 0
+        for block in blocks:
+            name, language, content = block.groups()
+            for stand_in, real in self._there.items():
+                content = content.replace(stand_in, real)
             if name:
                 (self.directory / name).write_text(content)
-            elif language == "text":
-                assert_prints(content, printed)
-            else:
+            elif language != "text":
                 printed = self.run(content)
+            elif WRITES:
+                written += text[done : block.start(3)] + self._for_the_page(printed)
+                done = block.end(3)
+            else:
+                assert_prints(content, printed)
+        if WRITES:
+            path.write_text(written + text[done:])
+
+    def _for_the_page(self, printed: str) -> str:
+        for stand_in, real in self._there.items():
+            printed = printed.replace(real, stand_in)
+        printed = printed.replace(f"{self.directory}/", "").replace(str(self.directory), ".")
+        return "\n".join(line.rstrip() for line in printed.strip("\n").splitlines()) + "\n"
 
     def run(self, commands: str) -> str:
         """Run commands and return what they print. Whatever they ask is answered with yes."""
