@@ -15,7 +15,7 @@ from uuid import uuid4
 import orjson
 
 from composite_logstore import LogEvent, Stream
-from composite_logstore_artifact.exporter import encode
+from composite_logstore_artifact.encoding import encode
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import DatadogExporter
 from composite_logstore_otlp.encoding import encode_request, encode_resource

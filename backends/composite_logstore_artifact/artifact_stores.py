@@ -40,12 +40,6 @@ class ArtifactStoreNotUsableError(Exception):
     """There is such an artifact store, but it cannot be used here. The message says what to do."""
 
 
-def is_refusal(error: Exception) -> bool:
-    """Return whether the error says that access was refused, whichever client library raised it."""
-    status = getattr(error, "status_code", None) or getattr(error, "code", None)
-    return isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__
-
-
 def find_named(name: str) -> BaseArtifactStore:
     """Return the artifact store with this name or id.
 

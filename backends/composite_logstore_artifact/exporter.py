@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
-from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -20,29 +16,22 @@ import orjson
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import (
-    UNENCODABLE,
     LogEvent,
     RejectedError,
-    RetryableError,
     Scanned,
     Stream,
-    TooLargeError,
-    UnavailableError,
 )
 from composite_logstore_artifact.artifact_stores import (
-    ArtifactStoreNotFoundError,
-    ArtifactStoreNotUsableError,
     find_for_stream,
     find_named,
-    is_refusal,
 )
 from composite_logstore_artifact.compaction import Compaction
+from composite_logstore_artifact.encoding import encode
+from composite_logstore_artifact.errors import export_error, is_refusal
 from composite_logstore_artifact.index import Chunk, add
 from composite_logstore_artifact.lines import (
     SCAN_FORMAT,
-    STANDARD_LEVELS,
     Summary,
-    standard_level,
     summarize_events,
     summarize_lines,
 )
@@ -198,7 +187,7 @@ class ArtifactExporter:
         except Exception as error:
             # Whoever mends an artifact store updates it: look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
-            translated = _translated(error, found)
+            translated = export_error(error, found)
             if translated is None:
                 raise
             raise translated from error
@@ -381,171 +370,3 @@ def _write_object(artifact_store: BaseArtifactStore, uri: str, lines: _Lines) ->
 def _write(artifact_store: BaseArtifactStore, uri: str, content: bytes) -> None:
     with artifact_store.open(uri, "wb") as file:
         file.write(content)
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-def encode(event: LogEvent) -> bytes:
-    """Return the event as a line: ZenML's `LogEntry` as JSON, and what else there is to know.
-
-    ZenML's readers ignore the keys that they do not know. What is empty is left out.
-
-    Raises:
-        RejectedError: It has something in it that JSON cannot say.
-    """
-    if event.is_ordinary:
-        try:
-            return _encode_ordinary(event)
-        except (orjson.JSONEncodeError, OverflowError, OSError, ValueError):
-            # It is less ordinary than it seems.
-            pass
-    try:
-        return _encode_any(event)
-    except UNENCODABLE as error:
-        # Of another program. No later try would change that.
-        raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
-
-
-def _encode_ordinary(event: LogEvent) -> bytes:
-    """Return the same line in less than half of the time."""
-    second, nanos = divmod(event.time_unix_nano, 1_000_000_000)
-    before, after = _place(
-        event.level, event.level_name, event.logger_name, event.file, event.line, event.function, event.writer
-    )
-    message = orjson.dumps(event.message).decode()
-    return (
-        f'{{"timestamp":"{_second(second)}.{nanos // 1000:06d}+00:00",{before}"message":{message},"id":"{event.uid}",'
-        f'{after}"sequence":{event.sequence},"number":{event.number},"time_unix_nano":{event.time_unix_nano}}}\n'
-    ).encode()
-
-
-@lru_cache(maxsize=100)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, timezone.utc).replace(tzinfo=None).isoformat()
-
-
-@lru_cache(maxsize=10_000)
-def _place(
-    level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str
-) -> tuple[str, str]:
-    """Return what all lines of one place in the code have in common, before the message and after it."""
-    before: dict[str, Any] = {"level": standard_level(level), "name": logger_name}
-    after: dict[str, Any] = {}
-    if file:
-        after |= {"filename": file, "lineno": line}
-    if function:
-        after["module"] = function
-    after["writer"] = writer
-    if level != before["level"]:
-        after["level_number"] = level
-    if level_name != STANDARD_LEVELS[before["level"]]:
-        after["level_name"] = level_name
-    return tuple(orjson.dumps(part)[1:-1].decode() + "," for part in (before, after))  # type: ignore[return-value]
-
-
-def _encode_any(event: LogEvent) -> bytes:
-    level = standard_level(event.level)
-    line: dict[str, Any] = {
-        "timestamp": _timestamp(event.time_unix_nano),
-        "level": level,
-        "name": event.logger_name,
-        "message": event.text,
-        "id": event.uid,
-    }
-    if event.file:
-        line["filename"] = event.file
-        line["lineno"] = event.line
-    if event.function:
-        line["module"] = event.function
-    line["writer"] = event.writer
-    line["sequence"] = event.sequence
-    line["number"] = event.number
-    line["time_unix_nano"] = event.time_unix_nano
-    if event.level != level:
-        line["level_number"] = event.level
-    if event.level_name != STANDARD_LEVELS[level]:
-        line["level_name"] = event.level_name
-    if event.exception:
-        # The message that was logged is `message` without what these add to it.
-        line["exception"] = event.exception._asdict()
-    if event.trace:
-        line["trace_id"] = f"{event.trace.trace_id:032x}"
-        line["span_id"] = f"{event.trace.span_id:016x}"
-        line["flags"] = event.trace.flags
-    if event.attributes or event.metadata:
-        line["attributes"] = {**event.attributes, **event.metadata}
-    try:
-        # What JSON has no number for (infinities, NaN) becomes null.
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:
-        # A field that nobody made plain: a lone surrogate in a path, a number beyond 64 bits.
-        return json.dumps(line, default=str, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _timestamp(time_unix_nano: int) -> datetime | None:
-    try:
-        return _EPOCH + timedelta(microseconds=time_unix_nano // 1000)
-    except OverflowError:
-        return None
-
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-# Throttled, as s3fs has it, or not even connected.
-_NOT_FOR_SIZE = {errno.EBUSY, errno.ECONNREFUSED}
-# What no retry mends: s3fs has no other name for a malformed request, a bucket of another region, and so on.
-_MISTAKES = {
-    errno.EINVAL,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOSYS,
-    errno.ENOTDIR,
-    errno.EROFS,
-    getattr(errno, "EREMCHG", errno.EINVAL),
-}
-
-
-def _translated(error: Exception, artifact_store: BaseArtifactStore | None) -> Exception | None:
-    """Return the error in the words of the write port, None if it has no words for it.
-
-    The error's own text may hold a secret: it is not repeated.
-    """
-    if isinstance(error, RejectedError):
-        return None
-    if isinstance(error, ArtifactStoreNotFoundError):
-        return UnavailableError(f"{error}, or set 'artifact_store' of this child")
-    if isinstance(error, ArtifactStoreNotUsableError):
-        return UnavailableError(str(error))
-    kind = type(error).__name__
-    if artifact_store is None:
-        # Finding it asks ZenML's server, or its database.
-        return RetryableError(f"the artifact store could not be looked up in ZenML: {kind}")
-    name = f"artifact store '{artifact_store.name}'"
-    if is_refusal(error):
-        return UnavailableError(f"{name} refuses access; check its credentials, and that they may write to its path")
-    if isinstance(error, FileNotFoundError) or getattr(error, "status_code", None) == 404:
-        return UnavailableError(f"the bucket or folder of {name} does not exist; create it, or correct its path")
-    if _is_too_large(error):
-        return TooLargeError(f"{name} takes no object of that size")
-    if isinstance(error, OSError):
-        reason = os.strerror(error.errno) if error.errno else kind
-        if error.errno in _FULL:
-            return RetryableError(f"{name} is full; free some space")
-        if error.errno in _MISTAKES:
-            return UnavailableError(f"{name} cannot be written to: {reason}; check its path and settings")
-        return RetryableError(f"{name} did not take it: {reason}", smaller_may_pass=error.errno not in _NOT_FOR_SIZE)
-    if type(error).__module__ == "builtins":
-        return None
-    # A client library's own kind of error: not connected, timed out, broken off. It says one for the other.
-    return RetryableError(f"{name} did not take it: {kind}", smaller_may_pass=True)
-
-
-def _is_too_large(error: Exception) -> bool:
-    """Return whether the error says that the object is too large, whichever client library raised it."""
-    # A proxy's status is not among those that s3fs knows; it is in what botocore raised.
-    response = getattr(error.__cause__, "response", None)
-    metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
-    statuses = [getattr(error, "status_code", None), getattr(error, "code", None)]
-    if isinstance(metadata, dict):
-        statuses.append(metadata.get("HTTPStatusCode"))
-    return 413 in statuses or (isinstance(error, OSError) and error.errno == errno.EMSGSIZE)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import orjson
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
-from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.models import LogEntry
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import BACKFILLED, Event, ExceptionInfo, LogEvent, ReadEntry, Scanned, Stream, TraceContext
+from composite_logstore import Event, ExceptionInfo, LogEvent, Stream, TraceContext
 
 SCAN_FORMAT = "archive"
 """What an archive's lines are called where they are compared and copied as they are."""
@@ -28,8 +28,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _BEGINNING = b'{"timestamp":'
 # Later than any time that can be asked for, and no more than 64 bits.
 _ETERNITY = 1 << 62
-# What JSON may write in another way than as itself, so that a line that has it need not show it.
-_ESCAPED = re.compile(r'[\x00-\x1f"\\/]')
 # What a line of ours says of its time and its id; of others the entry's own checks have to tell.
 _TIMESTAMP = re.compile(
     r"(?!0000)\d{4}-"
@@ -41,8 +39,6 @@ _UID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _INT64 = 1 << 63
 # Deeper than what is captured may be nested.
 _DEEPEST = 16
-# An escape that may stand for any character. Those of control characters stand for nothing that is looked for.
-_ODD_ESCAPE = re.compile(rb"\\u(?!00[01])")
 
 
 _time_of = attrgetter("time_unix_nano")
@@ -98,7 +94,7 @@ def summarize_lines(lines: Iterable[bytes]) -> Summary:
             fields = orjson.loads(text)
         except ValueError:
             fields = None
-        if type(fields) is dict and _is_surely_entry(fields):
+        if type(fields) is dict and is_surely_entry(fields):
             # As texts, too, they are in the order of time.
             timestamps.append(fields["timestamp"])
             levels.append(fields["level"])
@@ -106,122 +102,8 @@ def summarize_lines(lines: Iterable[bytes]) -> Summary:
             summarized.append(_time_and_level(text, fields))
     if timestamps:
         ends = map(datetime.fromisoformat, (min(timestamps), max(timestamps)))
-        summarized += [(_micros(time), max(levels)) for time in ends]
+        summarized += [(to_micros(time), max(levels)) for time in ends]
     return Summary.of(summarized)
-
-
-class Wanted:
-    """What a filter wants."""
-
-    def __init__(self, filter_: LogsEntriesFilter) -> None:
-        """Prepare to look for it."""
-        self._search = filter_.search.casefold() if filter_.search else None
-        self._level = filter_.level.value if filter_.level else 0
-        self._since = filter_.since
-        self._until = filter_.until
-        self._since_micros = _micros(filter_.since) if filter_.since else None
-        self._until_micros = _micros(filter_.until) if filter_.until else None
-        # Of what is searched for, the longest piece that is in every line that has it, whatever JSON escapes.
-        self._piece = max(_ESCAPED.split(self._search or ""), key=len)
-        self._piece_bytes = self._piece.encode("utf-8", "replace")
-
-    @property
-    def is_all(self) -> bool:
-        """Whether everything is wanted."""
-        return self._search is None and not self.is_summarized
-
-    @property
-    def is_summarized(self) -> bool:
-        """Whether a summary may tell that nothing is wanted."""
-        return bool(self._level) or self._since is not None or self._until is not None
-
-    def may_be_in(self, summary: Summary) -> bool:
-        """Return whether it may be among the lines that were summarized."""
-        return (
-            summary.level >= self._level
-            and (self._since_micros is None or summary.newest >= self._since_micros)
-            and (self._until_micros is None or summary.oldest <= self._until_micros)
-            and (summary.oldest <= summary.newest or (self._since is None and self._until is None))
-        )
-
-    def find(self, content: bytes, backwards: bool) -> Iterator[tuple[int, int]]:
-        """Yield where the lines begin and end that may be wanted, without their newlines."""
-        if self._piece and not self._may_be_in(content):
-            return
-        end = len(content)
-        if backwards:
-            if content.endswith(b"\n"):
-                end -= 1
-            while end >= 0:
-                begin = content.rfind(b"\n", 0, end) + 1
-                if not self._piece or self._may_be_in(content[begin:end]):
-                    yield begin, end
-                end = begin - 1
-            return
-        begin = 0
-        while begin < end:
-            newline = content.find(b"\n", begin)
-            last = end if newline < 0 else newline
-            if not self._piece or self._may_be_in(content[begin:last]):
-                yield begin, last
-            begin = last + 1
-
-    def _may_be_in(self, content: bytes) -> bool:
-        """Judge bytes by what is searched for, at the speed of a search in bytes."""
-        if content.isascii():
-            found = self._piece_bytes in content.lower()
-        else:
-            found = self._piece in content.decode("utf-8", "replace").casefold()
-        return found or _ODD_ESCAPE.search(content) is not None
-
-    def parse(self, text: bytes) -> ReadEntry | None:
-        """Return the line as an entry, None if it is empty or not wanted.
-
-        A line that is not an entry is one all the same, of plain text, as ZenML has it, but for a piece of one.
-        """
-        event: Event | None = None
-        try:
-            fields = orjson.loads(text)
-            event = _event(fields)
-            if event is not None and self._is_surely_unwanted(fields):
-                return None
-            if event is not None and type(attributes := fields.get("attributes")) is dict and BACKFILLED in attributes:
-                # It lies after later ones of its writer: its number says nothing of what is missing around it.
-                event = None
-            entry: LogEntry | None = LogEntry.model_validate(fields)
-        except ValueError:
-            if _is_piece(text):
-                return None
-            event = None
-            entry = _plain(text)
-        if entry is None or not self._wants(entry):
-            return None
-        return ReadEntry(entry, event)
-
-    def _is_surely_unwanted(self, fields: dict[str, Any]) -> bool:
-        """Judge an event's line before it is validated, which takes four times as long as the rest."""
-        if self.is_all or not _is_surely_entry(fields):
-            return False
-        if fields["level"] < self._level or (self._search and self._search not in fields["message"].casefold()):
-            return True
-        if self._since is None and self._until is None:
-            return False
-        timestamp = datetime.fromisoformat(fields["timestamp"])
-        return (self._since is not None and timestamp < self._since) or (
-            self._until is not None and timestamp > self._until
-        )
-
-    def _wants(self, entry: LogEntry) -> bool:
-        if self._level and (entry.level is None or entry.level.value < self._level):
-            return False
-        if self._search is not None and self._search not in entry.message.casefold():
-            return False
-        if self._since is None and self._until is None:
-            return True
-        timestamp = _utc(entry.timestamp)
-        if timestamp is None:
-            return False
-        return (self._since is None or self._since <= timestamp) and (self._until is None or timestamp <= self._until)
 
 
 def find_event(content: bytes, writer: str, number: int) -> int | None:
@@ -249,93 +131,6 @@ def is_complete(text: bytes) -> bool:
         return False
 
 
-class _Times(Sequence[int]):
-    """The times of lines, in nanoseconds since the epoch: looked for when they are asked for, and few are."""
-
-    def __init__(self, lines: Sequence[bytes]) -> None:
-        self._lines = lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    @overload
-    def __getitem__(self, place: int) -> int: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[int]: ...
-
-    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
-        if isinstance(place, slice):
-            return _Times(self._lines[place])
-        line = self._lines[place]
-        # That is how most of ours end.
-        begin = line.rfind(b'"time_unix_nano":')
-        digits = line[begin + 17 : -1] if begin > 0 else b""
-        if digits.isdigit() and len(digits) < 20:
-            return int(digits)
-        row = _identity(line)
-        return row[2] if row else 0
-
-
-def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
-    """Yield what lines say of which event each is, and no more: most are not parsed.
-
-    A writer's lines mostly follow each other, so it is known how the next one ends if it is one of them. An attribute
-    cannot pass for that, since it stands in braces of its own, nor a text: in it, quotation marks are escaped.
-
-    Args:
-        content: Whole lines.
-        arrived: When they were written, in nanoseconds since the epoch, if that is known.
-    """
-    lines = content.split(b"\n")
-    begin, writer, sequence, expected = 0, "", 0, b""
-
-    def until(end: int) -> Iterator[Scanned]:
-        if begin < end:
-            run = lines[begin:end]
-            sequences = range(sequence - len(run), sequence) if writer else ()
-            yield Scanned(writer, sequences, _Times(run), run, arrived, None)
-
-    for place, line in enumerate(lines):
-        # A line that was torn off does not end like this.
-        if expected and line.startswith(expected % sequence, line.rfind(b'"writer":"')) and line.endswith(b"}"):
-            sequence += 1
-            continue
-        row = _identity(line)
-        if row is not None and begin < place and (row[0] == writer) and (not writer or row[1] == sequence):
-            sequence += 1
-            continue
-        yield from until(place)
-        begin = place
-        if row is None:
-            begin, expected = place + 1, b""
-            continue
-        writer, sequence = row[0], row[1] + 1
-        # What a format would make something else of has to be written twice.
-        expected = (
-            b'"writer":%b,"sequence":%%d,"number":' % orjson.dumps(writer).replace(b"%", b"%%") if writer else b""
-        )
-    yield from until(len(lines))
-
-
-def _identity(text: bytes) -> tuple[str, int, int] | None:
-    """Return a line's writer (empty if another program wrote it), sequence and time; None if it is no entry."""
-    if not text:
-        return None
-    try:
-        fields = orjson.loads(text)
-    except ValueError:
-        fields = None
-    event, entry = _event(fields), None
-    if event is not None and type(fields.get("time_unix_nano")) is int:
-        return event.writer, event.sequence, fields["time_unix_nano"]
-    if (entry := entry_of(text)) is None:
-        return None
-    timestamp = _utc(entry.timestamp)
-    micros = _micros(timestamp) if timestamp else 0
-    return (event.writer, event.sequence, micros * 1000) if event else ("", 0, micros * 1000)
-
-
 def event_of(text: bytes, stream: Stream) -> LogEvent | None:
     """Return the event that a line was made of, None if another program wrote it.
 
@@ -345,7 +140,7 @@ def event_of(text: bytes, stream: Stream) -> LogEvent | None:
         fields = orjson.loads(text)
     except ValueError:
         return None
-    event = _event(fields)
+    event = identity_of(fields)
     if event is None:
         return None
     number, time_unix_nano = fields.get("number"), fields.get("time_unix_nano")
@@ -369,7 +164,7 @@ def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:
     Raises:
         ValueError: It is no entry.
     """
-    if _is_surely_entry(fields):
+    if is_surely_entry(fields):
         level, message, name = fields["level"], fields["message"], fields.get("name", "")
         filename, lineno, module = fields.get("filename", ""), fields.get("lineno", 0), fields.get("module", "")
     else:
@@ -423,7 +218,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return type(value) is not int or -_INT64 <= value < _INT64
 
 
-def _is_surely_entry(fields: dict[str, Any]) -> bool:
+def is_surely_entry(fields: dict[str, Any]) -> bool:
     """Return whether fields are those of an entry, as ours are. To have `LogEntry` tell takes four times as long."""
     get = fields.get
     level, timestamp, uid = get("level"), get("timestamp"), get("id")
@@ -452,11 +247,11 @@ def entry_of(text: bytes) -> LogEntry | None:
     try:
         entry: LogEntry = LogEntry.model_validate(orjson.loads(text))
     except ValueError:
-        return None if _is_piece(text) else _plain(text)
+        return None if is_piece(text) else plain_entry(text)
     return entry
 
 
-def _is_piece(text: bytes) -> bool:
+def is_piece(text: bytes) -> bool:
     """Return whether a line that is no entry is the beginning of one of ours.
 
     Its process was killed in the middle of writing it, or found the disk full. The event is written again. What
@@ -482,12 +277,12 @@ def _time_and_level(text: bytes, fields: Any) -> tuple[int | None, int]:
     try:
         entry: LogEntry | None = LogEntry.model_validate(fields)
     except ValueError:
-        entry = _plain(text)
-    timestamp = _utc(entry.timestamp) if entry else None
-    return _micros(timestamp) if timestamp else None, entry.level.value if entry and entry.level else 0
+        entry = plain_entry(text)
+    timestamp = to_utc(entry.timestamp) if entry else None
+    return to_micros(timestamp) if timestamp else None, entry.level.value if entry and entry.level else 0
 
 
-def _plain(text: bytes) -> LogEntry | None:
+def plain_entry(text: bytes) -> LogEntry | None:
     """Return the entry that ZenML makes of a line of plain text, None if it is empty."""
     line = text.decode("utf-8", "replace")
     try:
@@ -497,17 +292,19 @@ def _plain(text: bytes) -> LogEntry | None:
         return LogEntry(message=line.strip(), level=LoggingLevels.INFO)
 
 
-def _utc(timestamp: datetime | None) -> datetime | None:
+def to_utc(timestamp: datetime | None) -> datetime | None:
+    """Return a time with its zone; None if there is none, or none that a `datetime` can hold in UTC."""
     try:
         return to_utc_timezone(timestamp) if timestamp else None
     except OverflowError:
         return None
 
 
-def _micros(time: datetime) -> int:
+def to_micros(time: datetime) -> int:
+    """Return a time in microseconds since the epoch."""
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
-def _event(fields: Any) -> Event | None:
+def identity_of(fields: Any) -> Event | None:
     """Return which event the line is, None if another program wrote it."""
     return Event.of(fields.get("writer"), fields.get("sequence")) if isinstance(fields, dict) else None

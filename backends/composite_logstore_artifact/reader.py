@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -18,14 +17,12 @@ from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
 
 from composite_logstore import LogEvent, Page, PageRequest, ReadEntry, Scanned, Stream
-from composite_logstore_artifact import artifact_stores, lines
-from composite_logstore_artifact.artifact_stores import (
-    ArtifactStoreNotFoundError,
-    ArtifactStoreNotUsableError,
-    is_refusal,
-)
+from composite_logstore_artifact import artifact_stores, lines, scanning
+from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
+from composite_logstore_artifact.errors import read_error
+from composite_logstore_artifact.filtering import LineFilter
 from composite_logstore_artifact.index import Chunk, add, load
-from composite_logstore_artifact.lines import Summary, Wanted, find_event, is_complete, summarize_lines
+from composite_logstore_artifact.lines import Summary, find_event, is_complete, summarize_lines
 from composite_logstore_artifact.objects import ObjectName, superseded
 from composite_logstore_artifact.parts import Archive, Block, Part, backward, fetched, forward, open_archive
 
@@ -181,31 +178,10 @@ def _in_words(artifact_store: BaseArtifactStore) -> Iterator[None]:
             f"ZenML server does not read. Fetch these logs there, or use a remote artifact store."
         ) from error
     except Exception as error:
-        translated = _translated(error, artifact_store)
+        translated = read_error(error, artifact_store)
         if translated is None:
             raise
         raise translated from error
-
-
-def _translated(error: Exception, artifact_store: BaseArtifactStore) -> LogStoreError | None:
-    """Return the error in the words of the read port, None if it is not the artifact store's.
-
-    The error's own text may hold a secret: it is not repeated.
-    """
-    name = f"artifact store '{artifact_store.name}'"
-    kind = type(error)
-    if is_refusal(error):
-        return LogStoreUnavailableError(
-            f"The {name} refuses access. Check its credentials, and that they may list and read its path."
-        )
-    if isinstance(error, OSError):
-        reason = os.strerror(error.errno) if error.errno else kind.__name__
-    elif kind.__module__ == "builtins" or kind.__module__.startswith("zenml."):
-        return None
-    else:
-        # A client library's own kind of error: not connected, timed out.
-        reason = kind.__name__
-    return LogStoreUnavailableError(f"The {name} could not be read: {reason}. Try again later.")
 
 
 class _Position(NamedTuple):
@@ -276,7 +252,7 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     archive, start = _without_copies(archive, start)
     towards_newer = request.direction == "newer"
     limit = min(request.limit, ArtifactReader.max_page_size)
-    wanted = Wanted(request.filter)
+    wanted = LineFilter(request.filter)
     entries: list[ReadEntry] = []
     near: _Position | None = None  # where the first entry in the direction begins, seen from there
     edge: _Position | None = None  # where the last one ends
@@ -321,7 +297,7 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
 
 def _scan(archive: Archive, start: _Position | None) -> Iterator[Scanned]:
     archive, start = _without_copies(archive, start)
-    with closing(_blocks(archive, start, True, Wanted(LogsEntriesFilter()), _SCANNED_LINES)) as blocks:
+    with closing(_blocks(archive, start, True, LineFilter(LogsEntriesFilter()), _SCANNED_LINES)) as blocks:
         for part, block, _ in blocks:
             content = block.content
             if part is archive.parts[-1] and block.end == part.size:
@@ -330,7 +306,7 @@ def _scan(archive: Archive, start: _Position | None) -> Iterator[Scanned]:
             # When each of the merged had arrived is not known any more.
             arrival = name.arrival if name is not None and name.size is None else None
             before: Scanned | None = None
-            for scanned in lines.scan(content, arrival):
+            for scanned in scanning.scan(content, arrival):
                 if before is not None:
                     yield before
                 before = scanned
@@ -345,7 +321,7 @@ def _whole(content: bytes) -> bytes:
 
 
 def _blocks(
-    archive: Archive, start: _Position | None, towards_newer: bool, wanted: Wanted, limit: int
+    archive: Archive, start: _Position | None, towards_newer: bool, wanted: LineFilter, limit: int
 ) -> Generator[tuple[Part, Block, int]]:
     """Yield the lines of the stream from a place on, in the direction, and how many bytes it took to get them.
 

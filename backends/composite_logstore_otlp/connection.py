@@ -9,15 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from composite_logstore import UnavailableError, quote
-from composite_logstore_otlp.config import (
-    FILES,
-    GRPC,
-    HTTP,
-    OtlpChildConfig,
-    check_compression,
-    check_endpoint,
-    check_header,
-)
+from composite_logstore_otlp.checks import FILES, GRPC, HTTP, check_compression, check_endpoint, check_header
+from composite_logstore_otlp.config import OtlpChildConfig
 
 LOGS_PATH = "/v1/logs"
 

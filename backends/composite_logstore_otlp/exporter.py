@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from zenml import __version__ as zenml_version
 
 from composite_logstore import UNENCODABLE, RejectedError
-from composite_logstore_otlp.config import GRPC
+from composite_logstore_otlp.checks import GRPC
 from composite_logstore_otlp.connection import Connection
 from composite_logstore_otlp.encoding import encode_request, encode_resource
 

@@ -21,8 +21,9 @@ from composite_logstore.backend import ExportError
 from composite_logstore.reading import gaps as reading_gaps
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.compaction import Loose, compact
-from composite_logstore_artifact.exporter import ArtifactExporter, encode
-from composite_logstore_artifact.lines import Wanted
+from composite_logstore_artifact.encoding import encode
+from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.filtering import LineFilter
 from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import FolderArchive, listing_store, local_store, make_logs, object_store, with_faults
@@ -612,7 +613,7 @@ def test_a_search_finds_what_is_there_however_it_is_written(
             lines.append(json.dumps({"message": message}).encode() + b"\n")
         else:
             lines.append(message.replace("\n", " ").encode() + b"\n")
-    wanted = Wanted(LogsEntriesFilter(search=search))
+    wanted = LineFilter(LogsEntriesFilter(search=search))
     content = b"".join(lines)
 
     found = [wanted.parse(content[begin:end]) for begin, end in wanted.find(content, backwards)]

@@ -28,7 +28,8 @@ from composite_logstore.reading.pages import _fresh
 from composite_logstore.testing import make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.encoding import encode
+from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import local_store, object_store, with_faults
 from tests.events import make_events

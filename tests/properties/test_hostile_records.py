@@ -24,6 +24,7 @@ from composite_logstore.capture.forked import Outbox
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import exporter as archive
+from composite_logstore_artifact.encoding import encode
 from composite_logstore_artifact.lines import event_of
 from composite_logstore_component import exporter as component
 from composite_logstore_datadog import exporter as datadog
@@ -104,12 +105,12 @@ def test_every_backend_encodes_every_numbered_event(batch: list[LogEvent]) -> No
 
 def check_archive(batch: list[LogEvent]) -> None:
     for event in batch:
-        line = archive.encode(event)
+        line = encode(event)
         assert line.count(b"\n") == 1
         found = event_of(line[:-1], event.stream)
         assert found is not None
         assert found[1:6] == event[1:6]
-    archive._Lines(WRITER, batch, archive.encode, archive._number_of, archive.summarize_events).summary  # noqa: B018
+    archive._Lines(WRITER, batch, encode, archive._number_of, archive.summarize_events).summary  # noqa: B018
 
 
 def check_otlp(batch: list[LogEvent]) -> None:

@@ -16,15 +16,14 @@ from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import ExceptionInfo, LogEvent, TraceContext
-from composite_logstore_artifact import exporter as artifact
-from composite_logstore_artifact import lines
+from composite_logstore_artifact import encoding, lines, scanning
 from composite_logstore_datadog import exporter as datadog
 from tests.events import NOON, WRITER, make_capture, make_events, make_stream
 from tests.properties.test_otlp_encoding import attributes, batches, by_the_sdk, exceptions, names, traces, values
 
 # A line of ours with all that one can have, and what others may put in its place.
 LINE: dict[str, Any] = orjson.loads(
-    artifact.encode(
+    encoding.encode(
         make_events(["hello"])[0]._replace(
             level=25,
             level_name="NOTE",
@@ -105,14 +104,14 @@ def in_micros(value: str | None) -> int | None:
 
 @given(events())
 def test_a_short_way_to_a_line_leads_to_the_same_line(event: LogEvent) -> None:
-    line, plain = orjson.loads(artifact.encode(event)), orjson.loads(artifact._encode_any(event))
+    line, plain = orjson.loads(encoding.encode(event)), orjson.loads(encoding._encode_any(event))
     assert in_micros(line.pop("timestamp", None)) == in_micros(plain.pop("timestamp", None))
     assert line == plain
 
 
 @given(events())
 def test_zenml_reads_every_line(event: LogEvent) -> None:
-    entry = parse_log_entry(artifact.encode(event).decode())
+    entry = parse_log_entry(encoding.encode(event).decode())
     assert entry is not None
     assert entry.message == event.text
     assert (entry.name, str(entry.id)) == (event.logger_name, event.uid)
@@ -130,7 +129,7 @@ def test_any_line_is_one_entry_at_most_and_hides_no_other(
     line: bytes, filter_: LogsEntriesFilter, backwards: bool
 ) -> None:
     assume(not is_torn(line))
-    before, after = (artifact.encode(event) for event in make_events(["before", "after"]))
+    before, after = (encoding.encode(event) for event in make_events(["before", "after"]))
     content = before + line + b"\n" + after
     wanted = lines.Wanted(filter_)
 
@@ -142,7 +141,7 @@ def test_any_line_is_one_entry_at_most_and_hides_no_other(
 
     # So it is where whole streams are compared and copied, and what is copied can be written.
     stream = make_stream()
-    scanned = list(lines.scan(content, None))
+    scanned = list(scanning.scan(content, None))
     assert [text for chunk in scanned for text in chunk.contents] == [before[:-1], line, after[:-1]]
     assert all(isinstance(time, int) for chunk in scanned for time in chunk.times)
     for chunk in scanned:
@@ -154,7 +153,7 @@ def test_any_line_is_one_entry_at_most_and_hides_no_other(
                 assert lines.entry_of(text) is not None
                 continue
             assert (event.writer, event.sequence) == (chunk.writer, chunk.sequences[place])
-            again = orjson.loads(artifact.encode(event))
+            again = orjson.loads(encoding.encode(event))
             assert (again["writer"], again["sequence"]) == (event.writer, event.sequence)
     summary = lines.summarize_lines(content.split(b"\n"))
     assert any(map(bool, read)) <= wanted.may_be_in(summary)
@@ -162,7 +161,7 @@ def test_any_line_is_one_entry_at_most_and_hides_no_other(
 
 @given(st.integers(14, 400), st.text(max_size=5))
 def test_a_piece_of_a_line_is_not_shown(cut: int, message: str) -> None:
-    line = artifact.encode(make_events([message])[0]._replace(attributes={"a": {"b": [1, {"c": "\u00fc"}]}}))
+    line = encoding.encode(make_events([message])[0]._replace(attributes={"a": {"b": [1, {"c": "\u00fc"}]}}))
     assert lines.entry_of(line[: min(cut, len(line) - 2)]) is None
 
 

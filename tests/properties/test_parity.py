@@ -21,7 +21,7 @@ from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import encode
+from composite_logstore_artifact.encoding import encode
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import local_store
 from tests.events import make_events

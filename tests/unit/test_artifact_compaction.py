@@ -21,7 +21,8 @@ from composite_logstore import Page, PageRequest, RejectedError, Scanned, Stream
 from composite_logstore.reading.pages import _fresh
 from composite_logstore_artifact import compaction, exporter
 from composite_logstore_artifact.compaction import Loose, compact
-from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.encoding import encode
+from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import Summary
 from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader

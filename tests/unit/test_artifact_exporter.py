@@ -21,7 +21,8 @@ from composite_logstore import PageRequest, RetryableError, Stream, TooLargeErro
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.encoding import encode
+from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import is_complete
 from composite_logstore_artifact.parts import ListingError
 from composite_logstore_artifact.reader import ArtifactReader

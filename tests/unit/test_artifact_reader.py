@@ -26,7 +26,8 @@ from composite_logstore_artifact import parts
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
-from composite_logstore_artifact.exporter import ArtifactExporter, encode
+from composite_logstore_artifact.encoding import encode
+from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import FolderArchive, listing_store, local_store, make_logs, object_store
 from tests.events import NOON, WRITER, make_events, make_stream

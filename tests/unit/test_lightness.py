@@ -69,7 +69,7 @@ store.cleanup()
 }
 
 # What checks the settings where that takes more than looking at them.
-CHECKS = ("composite_logstore_otel.exporters",)
+CHECKS = ("composite_logstore_otel.exporters", "composite_logstore_otlp.checks")
 
 
 @pytest.fixture(scope="module")
