@@ -18,7 +18,7 @@ from composite_logstore import secret_references
 from composite_logstore.capture.record import note
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery import spilling
-from composite_logstore.delivery.delivery import ChildStats
+from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.writer import Writer
 from composite_logstore.delivery.writers import writer_of
 from composite_logstore.event import Stream

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from composite_logstore.catalog.stores import mistake, nearest
 from composite_logstore.cli.console import Failed, console, say, show_table, warn
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.delivery import ChildStats
+from composite_logstore.delivery.account import ChildStats
 from composite_logstore.inert import inert
 from composite_logstore.operations.drain import Drain
 from composite_logstore.operations.inventory import (

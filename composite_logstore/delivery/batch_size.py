@@ -14,9 +14,6 @@ _STEPS = 16
 _ATTEMPTS = 2
 """How often a batch breaks off in a row before its size is taken for the cause: once is chance."""
 
-MOST_REJECTED = 10
-"""So many events rejected in a row, each by itself and with none taken in between, are no longer the events' fault."""
-
 
 class BatchSize:
     """How many events the next export may have, and what the last ones say about it."""

@@ -16,9 +16,10 @@ from typing import Any
 from composite_logstore.capture.record import Note, numbered
 from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
-from composite_logstore.delivery.delivery import Delivery, Load
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
 from composite_logstore.delivery.spilling import Spooling, SpoolSettings, next_batch
+from composite_logstore.delivery.states import Load
 from composite_logstore.event import EVENT_BYTES, LogEvent, Stream
 from composite_logstore.spool.folder import Cursor
 
@@ -158,7 +159,10 @@ class Journal:
     def _delivery(self, child: ChildConfig, rand: Callable[[], float], spooled: bool) -> Delivery:
         def accepted() -> int:
             routes = (*self._routes.values(), *self._update_routes.values())
-            return sum(route.count[0] for route in routes if child.name in route.children) + delivery.updates
+            return (
+                sum(route.count[0] for route in routes if child.name in route.children)
+                + delivery.progress_bars.accepted
+            )
 
         delivery = Delivery(child, accepted, rand, spooled, batch_bytes=self.batch_bytes)
         return delivery
@@ -278,7 +282,7 @@ class Journal:
         for delivery, held in route.latest:
             for event in events:
                 # As long as another may take its place an update is not counted.
-                before = delivery.update(event)
+                before = delivery.progress_bars.append(event)
                 if before:
                     held.add([before], [before.size])
         if route.held:
@@ -354,7 +358,7 @@ class Journal:
             # What was accepted, and is neither settled nor in a queue, counts as dropped.
             route.count.append(route.count[0] + count)
             for delivery, _ in route.latest:
-                delivery.updates += count
+                delivery.progress_bars.accepted += count
             wanted_by = route.children.union(delivery.name for delivery, _ in route.latest)
             for delivery in self._deliveries:
                 if delivery.name in wanted_by:

@@ -18,7 +18,7 @@ from uuid import UUID
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation, get_meter
 
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.delivery import ChildStats
+from composite_logstore.delivery.account import ChildStats
 
 
 class Observed(NamedTuple):

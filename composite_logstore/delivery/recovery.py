@@ -14,8 +14,10 @@ from uuid import UUID
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.delivery import ChildStats, Delivery, Load
+from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.spilling import give_up_oldest, next_batch
+from composite_logstore.delivery.states import Load
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
@@ -105,10 +107,10 @@ class AdoptedJournal:
     def _accept(self, delivery: Delivery, event: LogEvent, latest: Mapping[tuple[UUID, str], tuple[int, int]]) -> None:
         if event.progress:
             second, number = latest.get((event.stream.id, event.logger_name), (None, None))
-            if second == event.time_unix_nano // 1_000_000_000 and number in delivery.updates_in_spool:
-                delivery.updates_in_spool.discard(number)
-                self._accepted[delivery.name] -= delivery.is_thinned
-            delivery.updates_in_spool.add(event.number)
+            if second == event.time_unix_nano // 1_000_000_000 and number in delivery.progress_bars.in_spool:
+                delivery.progress_bars.in_spool.discard(number)
+                self._accepted[delivery.name] -= delivery.progress_bars.is_thinned
+            delivery.progress_bars.in_spool.add(event.number)
         self._accepted[delivery.name] += delivery.wants(event) is not None
 
     @property

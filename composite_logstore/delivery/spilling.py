@@ -14,7 +14,8 @@ from uuid import UUID
 
 from composite_logstore.clock import Clock
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.delivery.delivery import Delivery, Load
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.states import Load
 from composite_logstore.event import LogEvent, abridged
 from composite_logstore.inert import described
 from composite_logstore.spool.folder import (
@@ -576,7 +577,7 @@ class Spooling:
         """Return the events that some child has yet to deliver, by their numbers, as far as they are in memory."""
         found: dict[int, LogEvent] = {}
         # A child that wants a progress bar's latest update alone has it at another level.
-        for delivery in sorted(self._deliveries, key=lambda delivery: not delivery.is_thinned):
+        for delivery in sorted(self._deliveries, key=lambda delivery: not delivery.progress_bars.is_thinned):
             found.update((event.number, event) for event in delivery.in_memory())
         return found
 

@@ -17,8 +17,10 @@ from composite_logstore.backend import Exporter
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import metrics
-from composite_logstore.delivery.delivery import Action, ChildStats, Delivery, EndStream, Export, Load, State, Wait
+from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal, patiently
+from composite_logstore.delivery.states import Action, EndStream, Export, Load, State, Wait
 from composite_logstore.inert import described
 from composite_logstore.loading import loading
 from composite_logstore.service import Service, tell

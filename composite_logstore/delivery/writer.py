@@ -17,7 +17,8 @@ from composite_logstore import clock
 from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox, ParentGoneError
 from composite_logstore.capture.record import Note, captured
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.delivery.delivery import ChildStats, Flush
+from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal, patiently
 from composite_logstore.delivery.metrics import Observed
 from composite_logstore.delivery.recovery import Adoption

@@ -9,7 +9,9 @@ from typing import TypeAlias
 
 from composite_logstore import clock
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.delivery import ChildStats, Delivery, Flush
+from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.recovery import AdoptedJournal
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.operations.inventory import LogStore, children_of

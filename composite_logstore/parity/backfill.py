@@ -19,16 +19,13 @@ from composite_logstore.backend import (
     BACKFILLED,
     Copier,
     Exporter,
-    RejectedError,
-    RetryableError,
     Scanned,
-    TooLargeError,
     UnavailableError,
 )
-from composite_logstore.delivery.backoff import count_reason, is_judged, may_be_size, rejections, retry_after
-from composite_logstore.delivery.batch_size import MOST_REJECTED, BatchSize
+from composite_logstore.delivery.account import count_reason
+from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
+from composite_logstore.delivery.states import Outcome
 from composite_logstore.event import Stream
-from composite_logstore.inert import message_of
 from composite_logstore.parity.holding import Holding
 from composite_logstore.parity.intervals import Intervals
 from composite_logstore.parity.ledger import Ledger
@@ -162,9 +159,8 @@ class Backfill:
         batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)
         if rate:
             batch_size = max(1, min(batch_size, int(rate)))
-        self._size = BatchSize(batch_size)
-        # How many events were rejected, each by itself, since the child last took one.
-        self._rejected_in_a_row = 0
+        backoff = Backoff(target.retry_initial_interval_millis / 1000, target.retry_max_interval_millis / 1000)
+        self._policy = ExportPolicy(batch_size, backoff)
         # What both have in the same format need not be understood, if all of it is meant for the child.
         self._copier: Copier | None = None
         if (
@@ -308,7 +304,7 @@ class Backfill:
                 elif is_in_order:
                     event = event._replace(metadata={**event.metadata, BACKFILLED: True})
                 length = 512 + len(event.message)
-                if batch is None or len(batch.records) >= self._size.limit or batch.size + length > most:
+                if batch is None or len(batch.records) >= self._policy.limit or batch.size + length > most:
                     batch = self._batch_for(stream, writer, False, 1, length, result)
                 batch.size += length
                 self._waiting_size += length
@@ -337,7 +333,7 @@ class Backfill:
     def _add_scanned(self, chunk: Scanned, stream: Stream, result: Copied) -> None:
         """Have records exported as they are, in pieces that the child takes."""
         count, length = len(chunk.contents), sum(map(len, chunk.contents))
-        most = max(1, min(self._size.limit, count * self._target.max_batch_bytes // max(1, length)))
+        most = max(1, min(self._policy.limit, count * self._target.max_batch_bytes // max(1, length)))
         for begin in range(0, count, most):
             contents = chunk.contents[begin : begin + most]
             length = sum(map(len, contents))
@@ -356,7 +352,7 @@ class Backfill:
             self._send(max(self._waiting, key=lambda writer: self._waiting[writer].size), result)
         batch = self._waiting.get(writer)
         if batch is not None:
-            is_full = len(batch.records) + count > self._size.limit or batch.size + length > most
+            is_full = len(batch.records) + count > self._policy.limit or batch.size + length > most
             if is_full or batch.is_scanned != is_scanned:
                 self._send(writer, result)
                 batch = None
@@ -401,60 +397,50 @@ class Backfill:
             raise
 
     def _export(self, batch: _Batch, result: Copied) -> None:
-        """Export a batch, again and again if need be, and note it."""
+        """Export a batch, with retries and in halves if necessary, and note it in the ledger.
+
+        Raises:
+            BackfillStoppedError: The child is unavailable, rejects everything, or has failed for too long.
+        """
         count = len(batch.records)
-        seconds = self._target.retry_initial_interval_millis / 1000
+        self._policy.start_again()
         give_up_at = self._clock() + GIVE_UP_SECONDS
-        while count <= self._size.limit:
+        while count <= self._policy.limit:
             try:
                 self._deliver(batch)
-            except (RejectedError, TooLargeError) as error:
-                rejected = rejections(error, count)
-                if rejected is None:
-                    if isinstance(error, TooLargeError):
-                        self._size.too_large(count)
-                    break
-                result.add(Copied(copied=count - rejected, rejected={message_of(error): rejected}))
-                if not is_judged(error):
-                    self._rejected_alone(error)
-                    return
-                self._note(batch)
-                return
-            except UnavailableError as error:
-                raise BackfillStoppedError(
-                    f"child '{self._target.name}' takes no events: {message_of(error)}"
-                ) from error
             except Exception as error:
-                is_known = isinstance(error, RetryableError)
-                why = message_of(error) if is_known else f"its exporter raised {type(error).__name__}"
-                # One that asks to be tried again at once, and again, would otherwise be asked without end.
-                wanted = max(retry_after(error) or 0.0, seconds)
-                is_smaller = may_be_size(error, was_late=False) and self._size.broken_off(count)
-                if not is_smaller and self._clock() + wanted > give_up_at:
+                decision = self._policy.failed(error, count)
+                if decision.rejected is not None:
+                    self._count_rejected(batch, decision, result)
+                if self._is_over(decision, count, give_up_at):
+                    why = decision.message
                     raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
-                self._sleep(wanted)
-                seconds = min(2 * seconds, self._target.retry_max_interval_millis / 1000)
+                if decision.rejected is not None:
+                    return
+                if not decision.wait:
+                    break
+                self._sleep(decision.wait)
             else:
+                self._policy.succeeded(count)
                 result.copied += count
-                self._rejected_in_a_row = 0
-                self._size.taken(count)
                 self._note(batch)
                 return
         for half in batch.halves():
             self._export(half, result)
 
-    def _rejected_alone(self, error: BaseException) -> None:
-        """Count an event that was refused by itself. A child that refuses all of them is at fault, and not they.
+    def _count_rejected(self, batch: _Batch, decision: Decision, result: Copied) -> None:
+        rejected = decision.rejected or 0
+        result.add(Copied(copied=len(batch.records) - rejected, rejected={decision.reason: rejected}))
+        if not decision.rejected_in_a_row:
+            # Otherwise the child may reject everything, and the next backfill tries these events again.
+            self._note(batch)
 
-        Raises:
-            BackfillStoppedError: It refuses all of them.
-        """
-        self._rejected_in_a_row += 1
-        if self._rejected_in_a_row >= MOST_REJECTED:
-            why = message_of(error)
-            raise BackfillStoppedError(
-                f"child '{self._target.name}' takes no events: the last {MOST_REJECTED} were rejected: {why}"
-            )
+    def _is_over(self, decision: Decision, count: int, give_up_at: float) -> bool:
+        """Return whether no retry can help: the child is unavailable, rejects everything or has failed for too long."""
+        if decision.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL):
+            return True
+        is_same_size = decision.rejected is None and count <= self._policy.limit
+        return is_same_size and self._clock() + decision.wait > give_up_at
 
     def _note(self, batch: _Batch) -> None:
         self._ledger.note(str(batch.stream.id), batch.writer, batch.sequences)

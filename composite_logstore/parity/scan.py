@@ -15,7 +15,7 @@ from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import secret_references
 from composite_logstore.backend import Event, Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
-from composite_logstore.delivery.backoff import bounded_seconds
+from composite_logstore.delivery.backoff import Backoff
 from composite_logstore.event import LogEvent, Stream
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ PAGES = "pages"
 """The format of what comes by pages: each reader shows the same, but not in the same way."""
 
 _ATTEMPTS = 4
-_LONGEST_WAIT_SECONDS = 120.0
+_RATE_LIMITED = Backoff(first=2.0, longest=120.0)
+_UNAVAILABLE = Backoff(first=0.5, longest=120.0)
 _NUMBER = (1 << 62) - 1
 _INT64 = 1 << 63
 
@@ -109,18 +110,21 @@ class PageScanner:
         return content.entry
 
     def _read(self, request: PageRequest) -> Page:
-        for attempt in range(1, _ATTEMPTS + 1):
+        failures = 0
+        while True:
             try:
                 return self._reader.read(request)
             except LogStoreRateLimitError as error:
-                if attempt == _ATTEMPTS:
+                seconds = min(_RATE_LIMITED.wait(failures, error.retry_after), _RATE_LIMITED.longest)
+                failures += 1
+                if failures == _ATTEMPTS:
                     raise
-                self._sleep(min(bounded_seconds(error.retry_after) or 2.0**attempt, _LONGEST_WAIT_SECONDS))
             except LogStoreUnavailableError:
-                if attempt == _ATTEMPTS:
+                seconds = _UNAVAILABLE.wait(failures)
+                failures += 1
+                if failures == _ATTEMPTS:
                     raise
-                self._sleep(0.25 * 2**attempt)
-        raise AssertionError
+            self._sleep(seconds)
 
 
 def _checked(read: ReadEntry) -> ReadEntry:

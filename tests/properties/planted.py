@@ -9,13 +9,14 @@ import pytest
 
 from composite_logstore.backend import RetryableError
 from composite_logstore.delivery.batch_size import BatchSize
-from composite_logstore.delivery.delivery import Delivery, State, Wait
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.spilling import Spooling
+from composite_logstore.delivery.states import State, Wait
 from composite_logstore.spool.folder import Spool
 
 NOTE = Spool.settle
-SETTLE, FAILED, NEXT = Delivery._settle, Delivery.failed, Delivery.next
+SETTLE, FAILED, NEXT = Delivery._acknowledge, Delivery.failed, Delivery.next
 
 
 def acknowledges_one_too_many(delivery: Delivery, *arguments: Any) -> None:
@@ -38,7 +39,7 @@ def never_comes_back(delivery: Delivery, now: float) -> Any:
 def takes_a_refusal_for_size(delivery: Delivery, error: BaseException, now: float) -> None:
     FAILED(delivery, error, now)
     if isinstance(error, RetryableError):
-        delivery._size.too_large(delivery._exporting)
+        delivery._policy._size.too_large(delivery._exporting)
 
 
 def notes_one_too_many(spool: Spool, child: str, before: float) -> None:
@@ -60,7 +61,7 @@ def spills_late(patch: pytest.MonkeyPatch) -> None:
 
 
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "one too many is acknowledged": lambda patch: patch.setattr(Delivery, "_settle", acknowledges_one_too_many),
+    "one too many is acknowledged": lambda patch: patch.setattr(Delivery, "_acknowledge", acknowledges_one_too_many),
     "a retry is lost": lambda patch: patch.setattr(Delivery, "failed", loses_a_retry),
     "a child never comes back": lambda patch: patch.setattr(Delivery, "next", never_comes_back),
 }
@@ -77,7 +78,7 @@ POLICY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "batches do not grow again": lambda patch: patch.setattr(BatchSize, "taken", lambda *_: None),
     "what is refused is made smaller": lambda patch: patch.setattr(Delivery, "failed", takes_a_refusal_for_size),
     "who rejects everything gets no rest": lambda patch: patch.setattr(
-        "composite_logstore.delivery.delivery.MOST_REJECTED", 10**9
+        "composite_logstore.delivery.backoff.MOST_REJECTED", 10**9
     ),
 }
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.delivery.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, State
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.states import TRANSITIONS, EndStream, Export, State
 from composite_logstore.event import LogEvent, Stream
 from tests.events import make_capture, make_stream
 from tests.properties.machines import assert_found, run

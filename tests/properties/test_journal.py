@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from composite_logstore.clock import Clock
-from composite_logstore.delivery.delivery import Delivery, Export, Wait
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.spilling import TICK_SECONDS, SpoolSettings
+from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.event import LogEvent, Stream
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.properties.machines import run

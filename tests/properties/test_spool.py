@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from composite_logstore.clock import Clock
-from composite_logstore.delivery.delivery import Load
 from composite_logstore.delivery.recovery import AdoptedJournal
+from composite_logstore.delivery.states import Load
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore.spool.folder import Damage, Spool
 from tests.events import WRITER, make_events, make_stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from composite_logstore.delivery.delivery import TRANSITIONS, Outcome, State
+from composite_logstore.delivery.states import TRANSITIONS, Outcome, State
 
 
 class Watched(dict[tuple[State, Outcome], State]):

@@ -235,7 +235,7 @@ def test_a_child_that_rejects_everything_stops_the_copy(tmp_path: Path) -> None:
     write(a, make_events([str(number) for number in range(1000)], stream))
     backend = BACKENDS["b"] = SimulatedBackend()
     backend.fault = "rejects all"
-    with pytest.raises(BackfillStoppedError, match="child 'b' takes no events: the last 10 were rejected: bad request"):
+    with pytest.raises(BackfillStoppedError, match=r"child 'b'.* 10 .*: bad request"):
         copy(a, b, stream, tmp_path)
     assert backend.exports < 60
     # They were not at fault: when the child is mended, they are copied as well.

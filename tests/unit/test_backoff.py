@@ -13,7 +13,8 @@ from zenml.exceptions import LogStoreRateLimitError
 from composite_logstore import LogEvent, PageRequest, RejectedError, RetryableError
 from composite_logstore.backend import Page
 from composite_logstore.delivery.backoff import LONGEST_RETRY_AFTER
-from composite_logstore.delivery.delivery import Delivery, Export, Wait
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.event import Stream
 from composite_logstore.parity.backfill import Backfill, BackfillStoppedError, Copied
 from composite_logstore.parity.ledger import open_ledger

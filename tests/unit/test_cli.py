@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from composite_logstore import CompositeLogStoreConfig
 from composite_logstore.cli import spool as commands
 from composite_logstore.cli.main import main
-from composite_logstore.delivery.delivery import ChildStats
+from composite_logstore.delivery.account import ChildStats
 from composite_logstore.event import Stream
 from composite_logstore.operations import drain
 from composite_logstore.operations.inventory import LogStore, registered

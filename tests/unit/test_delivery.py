@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
-from composite_logstore.delivery.delivery import TRANSITIONS, Delivery, EndStream, Export, Flush, Outcome, State, Wait
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.flush import Flush
+from composite_logstore.delivery.states import TRANSITIONS, EndStream, Export, Outcome, State, Wait
 from composite_logstore.event import LogEvent
 from tests.events import make_events, make_stream
 from tests.simulation import assert_accounts_add_up, make_child

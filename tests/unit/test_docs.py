@@ -15,8 +15,9 @@ from zenml import __version__ as zenml_version
 
 from composite_logstore import ChildConfig, CompositeLogStoreConfig
 from composite_logstore.config import backends
-from composite_logstore.delivery.delivery import TRANSITIONS, ChildStats, Outcome, State
+from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.metrics import COUNTERS, LEVELS
+from composite_logstore.delivery.states import TRANSITIONS, Outcome, State
 from composite_logstore.log_store import CompositeLogStore
 from composite_logstore_component import components
 from docs.hooks import loaded_from_elsewhere

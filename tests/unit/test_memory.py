@@ -13,8 +13,8 @@ import pytest
 
 from composite_logstore.capture.record import note
 from composite_logstore.delivery import spilling, worker
-from composite_logstore.delivery.delivery import Export, Wait
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.events import make_capture, make_stream
 from tests.simulation import Machine, assert_accounts_add_up, make_child

@@ -19,7 +19,8 @@ from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, Reject
 from composite_logstore.capture import forked
 from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox
 from composite_logstore.delivery import writer
-from composite_logstore.delivery.delivery import Delivery, Export
+from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.states import Export
 from composite_logstore.spool import folder
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from composite_logstore_artifact.exporter import ArtifactExporter

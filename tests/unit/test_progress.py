@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from composite_logstore.delivery.delivery import Delivery, Export, Wait
+from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.event import Stream
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.simulation import assert_accounts_add_up, make_child

@@ -112,7 +112,7 @@ def by_the_account_of_a_segment(child: FolderArchive, events: list[LogEvent], fo
     delivery = Delivery(child, lambda: 0)
     if child.is_thinned:
         # Of each second the second update is the latest.
-        delivery.updates_in_spool.update(event.number for event in events[1::2] if event.progress)
+        delivery.progress_bars.in_spool.update(event.number for event in events[1::2] if event.progress)
     kinds = Counter((event.level, event.progress) for event in events)
     wanted = delivery.wanted_of(kinds, 0, len(events) - 1)
     assert wanted == sum(delivery.wants(event) is not None for event in events)

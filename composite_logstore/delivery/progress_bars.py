@@ -1,0 +1,114 @@
+"""For a child that wants it so, only the latest update of a progress bar in each second is delivered."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from itertools import islice
+from math import inf
+from uuid import UUID
+
+from composite_logstore.event import LogEvent, Stream
+
+
+class ProgressBars:
+    """The updates of progress bars on their way to one child. The lock of its journal guards every call.
+
+    Attributes:
+        is_thinned: Whether the child gets only the latest update of each second.
+        accepted: How many events `append` has put into the queue, less those that a later update has replaced.
+        in_spool: The numbers of the updates that are on disk because the queue was full. Of all updates on disk, a
+            child that wants the latest gets only these.
+        seen_at: When `final` last began a second, in seconds.
+    """
+
+    def __init__(self, queue: deque[LogEvent], is_thinned: bool, spooled: bool) -> None:
+        """Begin without updates.
+
+        Args:
+            queue: The events that wait for the child.
+            is_thinned: Whether the child gets only the latest update of each second.
+            spooled: Whether the spool holds the events that leave a full queue.
+        """
+        self.is_thinned = is_thinned
+        self.accepted = 0
+        self.in_spool: set[int] = set()
+        self.seen_at = -inf
+        self._queue = queue
+        self._spooled = spooled
+        # The last update of each progress bar, by the stream and the logger's name.
+        self._latest: dict[tuple[UUID, str], LogEvent] = {}
+        # Updates with lower numbers are of a second that is over; the next second ends at the other number.
+        self._over_before = self._seen_before = 0
+
+    def append(self, event: LogEvent) -> LogEvent | None:
+        """Append an event to the queue. An update replaces the one before if that is of the same second and waits.
+
+        Returns:
+            The update before, if it was not replaced.
+        """
+        if self._spooled and len(self._queue) == self._queue.maxlen and self._queue[0].progress:
+            self.in_spool.add(self._queue[0].number)
+        if not event.progress:
+            self.accepted += 1
+            self._queue.append(event)
+            return None
+        event = _at_info(event)
+        key = (event.stream.id, event.logger_name)
+        before = self._latest.get(key)
+        self._latest[key] = event
+        if before and _second(before) == _second(event) and self._remove(before):
+            before = None
+        else:
+            self.accepted += 1
+        self._queue.append(event)
+        return before
+
+    def final(self, most: int, now: float, due_before: int) -> int:
+        """Return how many events at the front of the queue no later update can replace.
+
+        Args:
+            most: How many events to look at.
+            now: The time in seconds.
+            due_before: Events with numbers below this do not wait for a later update.
+        """
+        if now - self.seen_at >= 1:
+            self._over_before, self._seen_before, self.seen_at = self._seen_before, self._queue[-1].number + 1, now
+        before = max(self._over_before, due_before)
+        for place, event in enumerate(islice(self._queue, most)):
+            is_latest = event.progress and self._latest.get((event.stream.id, event.logger_name)) is event
+            if is_latest and event.number >= before:
+                return place
+        return most
+
+    def wants(self, event: LogEvent) -> LogEvent | None:
+        """Return an event of the spool as the child gets it, None if the child does not get it."""
+        if not (event.progress and self.is_thinned):
+            return event
+        return _at_info(event) if event.number in self.in_spool else None
+
+    def end_stream(self, stream: Stream) -> None:
+        """Forget the last updates of a stream that has ended."""
+        for logger_name in ("stdout", "stderr"):
+            self._latest.pop((stream.id, logger_name), None)
+
+    def give_up(self, last: int) -> None:
+        """Forget the updates in the spool up to number `last`: they are lost."""
+        self.in_spool = {number for number in self.in_spool if number > last}
+
+    def _remove(self, event: LogEvent) -> bool:
+        """Remove an event from the queue, if it still waits. Events of the last second are near the end."""
+        for place, waiting in enumerate(reversed(self._queue), start=1):
+            if waiting.number <= event.number:
+                if waiting is event:
+                    del self._queue[-place]
+                return waiting is event
+        return False
+
+
+def _at_info(event: LogEvent) -> LogEvent:
+    return event._replace(level=logging.INFO, level_name="INFO")
+
+
+def _second(event: LogEvent) -> int:
+    return event.time_unix_nano // 1_000_000_000
