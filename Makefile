@@ -8,7 +8,8 @@ PYTEST_PROCESSES ?= 3
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-DOCS_STAMP := $(VENV)/.docs-installed
+DOCS_VENV := $(VENV)-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
 
 # ZenML would report its use over the network and open a browser.
 export ZENML_ANALYTICS_OPT_IN := false
@@ -29,13 +30,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## make the virtual environment, with the package and all it needs
 
+# The extra alone, in an environment of its own: the site is built from the sources, without the package or ZenML.
 $(DOCS_STAMP): $(STAMP)
-	@$(PY) -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@$(PY) -c "from importlib.metadata import requires; print(*(line.split(';')[0] for line in \
+		requires('composite-logstore') if line.endswith(\"'docs'\")), sep='\n')" >$(DOCS_VENV)/requirements.txt
+	@$(DOCS_VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt \
+		-r $(DOCS_VENV)/requirements.txt
 	@touch $@
 
-# The package that draws the site warns of its own successor otherwise.
+# Without the variable, Material advertises its successor.
 docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --clean
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet --clean
 	@echo "site/index.html"
 
 guides: $(STAMP) ## run the guides of docs/, and write what they print into their pages
@@ -90,6 +96,6 @@ format: $(STAMP) ## let ruff put right what it can
 	@$(PY) -m ruff format .
 
 clean: ## remove the virtual environment, caches and reports
-	rm -rf $(VENV) .venv-3.* build dist site htmlcov .coverage .coverage.* coverage.xml \
+	rm -rf $(VENV) $(DOCS_VENV) .venv-3.* build dist site htmlcov .coverage .coverage.* coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
