@@ -24,6 +24,7 @@ from benchmarks.durability import busy
 from benchmarks.stores import NullChildConfig, NullExporter, composite, emitter
 from composite_logstore import LogEvent, RetryableError
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.segments import Segments
 from composite_logstore.testing import make_events
 
 SECONDS = 25
@@ -67,10 +68,10 @@ def ages(disk: str, dead: int) -> list[float]:
     """Log for some time, and return the age at which each event got to disk, in seconds."""
     found: list[float] = []
     emitted: list[float] = []
-    append = Spool.append
+    append = Segments.append
 
-    def timed(spool: Spool, event: LogEvent, room: Callable[[int], bool]) -> None:
-        append(spool, event, room)
+    def timed(segments: Segments, event: LogEvent, room: Callable[[int], bool]) -> None:
+        append(segments, event, room)
         # If it has not returned yet, the event is on disk before it does.
         number = int(event.message)
         found.append(time.monotonic() - emitted[number] if number < len(emitted) else 0.0)
@@ -80,10 +81,10 @@ def ages(disk: str, dead: int) -> list[float]:
         writer = f"{number:015x}"
         left = Spool.create(store.writer._spool.component, writer, ["refusing"])  # type: ignore[union-attr]
         for event in make_events([f"event {one}" for one in range(EVENTS_OF_EACH)], writer=writer):
-            left.append(event, lambda size: True)
+            left.segments.append(event, lambda size: True)
         left.abandon()
     emit = emitter(store)
-    Spool.append = timed  # type: ignore[method-assign]
+    Segments.append = timed  # type: ignore[method-assign]
     try:
         end = time.monotonic() + SECONDS
         while (now := time.monotonic()) < end:
@@ -92,7 +93,7 @@ def ages(disk: str, dead: int) -> list[float]:
             time.sleep(max(0.0, now + 1 / RECORDS_PER_SECOND - time.monotonic()))
         time.sleep(1.5)
     finally:
-        Spool.append = append  # type: ignore[method-assign]
+        Segments.append = append  # type: ignore[method-assign]
     return found
 
 

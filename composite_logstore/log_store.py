@@ -17,13 +17,13 @@ from zenml.stack.stack_validator import StackValidator
 from composite_logstore import secret_references
 from composite_logstore.capture.record import note
 from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
-from composite_logstore.delivery import spilling
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.writer import Writer
 from composite_logstore.delivery.writers import writer_of
 from composite_logstore.event import Stream
 from composite_logstore.handler import RecordHandler
 from composite_logstore.reading import nesting, pages
+from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 
 if TYPE_CHECKING:
     from zenml.config.step_run_info import StepRunInfo
@@ -243,12 +243,12 @@ class CompositeLogStore(BaseLogStore):
         """Checks, before a run, that each enabled child can be used from here, and the spool if all depends on it."""
 
         def check(stack: Stack) -> tuple[bool, str]:
-            settings = spilling.spool_settings(self.id, self.config)
+            settings = spool_settings(self.id, self.config)
             if settings and settings.write_ahead:
                 try:
-                    spilling.check(settings)
+                    check_spool(settings)
                 except OSError as error:
-                    why = spilling.in_words(error, settings)
+                    why = spool_problem(error, settings)
                     return False, f"log store '{self.name}', 'durability' is write_ahead: {why}"
             for child in self.config.enabled_children:
                 if self.config.serve_from_artifact_store and child.name == self.config.primary:

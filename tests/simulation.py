@@ -14,7 +14,7 @@ from zenml.models.v2.core.logs import LogsResponseBody
 
 from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig
 from composite_logstore.delivery import writers
-from composite_logstore.spool import folder
+from composite_logstore.spool.lock import release_all
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -60,7 +60,7 @@ def process_dies(clock: SimulatedClock) -> None:
     """Do what SIGKILL does to the only simulated process: its threads stop, its locks go."""
     clock.kill()
     writers._writers.clear()
-    folder.let_go_of_all()
+    release_all()
 
 
 def assert_accounts_add_up(stats: dict[str, dict[str, Any]]) -> None:

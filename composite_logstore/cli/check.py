@@ -26,8 +26,8 @@ from composite_logstore.backend import (
 from composite_logstore.catalog.stores import RegisteredStore, asking_zenml, find_store
 from composite_logstore.cli.console import console, output_option, say, say_json, show_table
 from composite_logstore.config import ChildConfig, UnknownChild
-from composite_logstore.delivery import spilling
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -373,13 +373,13 @@ def try_out(found: RegisteredStore, children: Sequence[ChildConfig], artifact_st
 
 
 def _check_spool(found: RegisteredStore) -> Finding | None:
-    settings = spilling.spool_settings(found.store.id, found.config)
+    settings = spool_settings(found.store.id, found.config)
     if settings is None:
         return None
     try:
-        spilling.check(settings)
+        check_spool(settings)
     except OSError as error:
-        message, advice = _cut(OSError(spilling.in_words(error, settings)))
+        message, advice = _cut(OSError(spool_problem(error, settings)))
         # With `spill` events go on in memory alone.
         return Finding("spool", "problem" if settings.write_ahead else "warning", message, advice)
     return Finding("spool", "ok")

@@ -31,7 +31,8 @@ from composite_logstore.operations.inventory import (
     processes_in,
     registered,
 )
-from composite_logstore.spool.folder import Spool, damaged, remove_damaged
+from composite_logstore.spool.damage import damaged, remove_damaged
+from composite_logstore.spool.folder import Spool
 
 Why = Callable[[Left, Part | None], str]
 
@@ -370,17 +371,17 @@ def _loss(found: Sequence[Left], children: Sequence[str]) -> str:
 
 def _purge(left: Left, children: Sequence[str]) -> None:
     """Delete what a dead process has left for some children, or for all."""
-    process = Spool.adopt(left.folder)
+    process = Spool.recover(left.folder)
     if process is None:
         # Somebody delivers it now.
         return
     for name in set(children_of(process, left.store)) - set(process.children):
-        process.forget_position(name)
-    for _ in process.scan():
+        process.reset(name)
+    for _ in process.reader.scan():
         # Then it is known where it ends.
         pass
     process.set_aside()
     for child in process.children:
         if not children or child in children:
-            process.settle(child, max(process.last + 1, process.settled(child)))
+            process.acknowledge(child, max(process.segments.last + 1, process.acknowledged(child)))
     process.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import sys
 import time
@@ -32,6 +31,7 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.result import StreamParity
 from composite_logstore.parity.scan import Source
 from composite_logstore.parity.summary import ParitySummary
+from composite_logstore.spool.lock import lock_file
 
 _SHOWN = 20
 
@@ -177,10 +177,8 @@ def _progress(name: str, is_anew: bool) -> Iterator[tuple[dict[str, StreamParity
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
     with open(path, "a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NoAnswer("the same verify runs already on this machine; wait for it, or stop it") from None
+        if not lock_file(file.fileno()):
+            raise NoAnswer("the same verify runs already on this machine; wait for it, or stop it")
         if is_anew:
             file.truncate(0)
         file.seek(0)

@@ -18,10 +18,11 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
-from composite_logstore.delivery.spilling import Spooling, SpoolSettings, next_batch
+from composite_logstore.delivery.spilling import Spooling, next_batch
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import EVENT_BYTES, LogEvent, Stream
-from composite_logstore.spool.folder import Cursor
+from composite_logstore.spool.reader import ForwardReader
+from composite_logstore.spool.settings import SpoolSettings
 
 MOST_CAPTURED = 512
 """How many records may wait for their number. The last of them waits for it: less than a millisecond. So does one that
@@ -149,7 +150,7 @@ class Journal:
         self.spooling = spool and Spooling(spool, self.writer, self._deliveries, clock)
         # Without a spool nothing is ever added to it.
         self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
-        self._cursors: dict[str, Cursor] = {}
+        self._cursors: dict[str, ForwardReader] = {}
         self._wake_at: float = 0
         # When so many records wait for their number, they get it at once.
         self._most_captured: float = 0
@@ -407,8 +408,8 @@ class Journal:
         if not spool:
             return []
         cursor = self._cursors.get(delivery.name)
-        if cursor is None or cursor.spool is not spool:
-            cursor = self._cursors[delivery.name] = Cursor(spool)
+        if cursor is None or cursor.reader is not spool.reader:
+            cursor = self._cursors[delivery.name] = ForwardReader(spool.reader)
         return next_batch(cursor, delivery, load, before)
 
     def settled(self, delivery: Delivery) -> None:

@@ -16,14 +16,17 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
-from composite_logstore.delivery.spilling import give_up_oldest, next_batch
+from composite_logstore.delivery.space import give_up_oldest
+from composite_logstore.delivery.spilling import next_batch
 from composite_logstore.delivery.states import Load
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
 from composite_logstore.service import Service, Wait
-from composite_logstore.spool.folder import Cursor, Damage, Spool, left_behind
+from composite_logstore.spool.damage import Damage
+from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.spool.private_folder import UntrustedError, shown
+from composite_logstore.spool.reader import ForwardReader
 
 
 class AdoptedJournal:
@@ -62,26 +65,26 @@ class AdoptedJournal:
         if not spool.children:
             # Its positions are lost: better twice than never.
             for name in children:
-                spool.forget_position(name)
+                spool.reset(name)
         self.children = {name: config for name, config in children.items() if name in spool.children}
         self._accepted = dict.fromkeys(self.children, 0)
-        self._cursors = {name: Cursor(spool) for name in self.children}
+        self._cursors = {name: ForwardReader(spool.reader) for name in self.children}
         self.deliveries = [self._delivery(name, clock) for name in self.children]
         self._count()
 
     def _delivery(self, name: str, clock: Clock) -> Delivery:
         config = self.children[name].model_copy(update={"name": name})
-        settled = self.spool.settled(name)
+        settled = self.spool.acknowledged(name)
         return Delivery(config, lambda: self._accepted[name], clock.random(name), True, settled, self._batch_bytes)
 
     def _count(self) -> None:
         lost = dict.fromkeys(self._accepted, 0)
-        settled = {delivery.name: self.spool.settled(delivery.name) for delivery in self.deliveries}
+        settled = {delivery.name: self.spool.acknowledged(delivery.name) for delivery in self.deliveries}
         streams: set[Stream] = set()
         # A progress bar → the second and the number of its last update: of each second the last one counts.
         latest: dict[tuple[UUID, str], tuple[int, int]] = {}
         last = -1
-        for place, item in enumerate(self.spool.scan()):
+        for place, item in enumerate(self.spool.reader.scan()):
             if place % _AT_A_TIME == 0:
                 # There may be much to count, and others who wait for the interpreter have less to do.
                 time.sleep(0)
@@ -134,8 +137,8 @@ class AdoptedJournal:
         """Note on disk how far a delivery is."""
         with contextlib.suppress(OSError):
             # If somebody has taken the folder away, there is nothing left to deliver either.
-            self.spool.settle(delivery.name, min(delivery.oldest, self.spool.last + 1))
-            self.spool.tidy()
+            self.spool.acknowledge(delivery.name, min(delivery.oldest, self.spool.segments.last + 1))
+            self.spool.segments.tidy()
         if delivery.oldest == inf:
             self._notify()
 
@@ -223,7 +226,7 @@ class Adoption:
             _, folder = waiting[0]
             try:
                 if folder == self._component:
-                    found = left_behind(folder)
+                    found = process_folders(folder)
                 else:
                     found = []
                     self._adopt(folder)
@@ -278,7 +281,7 @@ class Adoption:
         return stats
 
     def _adopt(self, folder: Path) -> None:
-        spool = Spool.adopt(folder)
+        spool = Spool.recover(folder)
         if spool is None:
             return
         try:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections import deque
 from collections.abc import Sequence
 from math import inf
-from pathlib import Path
-from typing import NamedTuple, Protocol
-from uuid import UUID
 
 from composite_logstore.clock import Clock
-from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.space import GivesUp, Space, give_up_oldest
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import LogEvent, abridged
-from composite_logstore.inert import described
-from composite_logstore.spool.folder import (
-    LINE_BYTES,
-    SEGMENT_BYTES,
-    Cursor,
-    EventTooLongError,
-    Spool,
-    SpoolFullError,
-    Standing,
-    UnstorableEventError,
-    bytes_used,
-)
-from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool import segments
+from composite_logstore.spool.folder import Spool, Standing
+from composite_logstore.spool.format import LINE_BYTES, EventTooLongError, UnstorableEventError
+from composite_logstore.spool.reader import ForwardReader
+from composite_logstore.spool.settings import SpoolSettings
 
 TICK_SECONDS = 0.1
 _TICKS = 8
@@ -48,70 +35,10 @@ _MOST_AT_ONCE = 200
 """How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
 _MOST_WHEN_LATE = 2_000
 """How many others do at a time: more than they hand out, so that what is late becomes less."""
-_KNOWN_SECONDS = 5.0
-_PARTS = 16
 _NO_SPARE_SECONDS = 1.0
 
 
-class SpoolSettings(NamedTuple):
-    """Where and how events go to disk.
-
-    Attributes:
-        component: The folder of the log store.
-        write_ahead: Whether each event is to be on disk at once.
-        max_bytes: How many bytes the log store may have on this machine, all its processes together.
-    """
-
-    component: Path
-    write_ahead: bool
-    max_bytes: int
-
-
-def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
-    """Return the folder of a log store's spools on this machine."""
-    return spool_root(config.spool_directory) / str(component_id)
-
-
-def spool_root(spool_directory: str | None) -> Path:
-    """Return the folder of the folders of log stores, by their ids."""
-    if spool_directory:
-        return Path(os.path.expanduser(spool_directory))
-    from zenml.config.global_config import GlobalConfiguration
-
-    return Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
-
-
-def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
-    """Return where and how a log store's events go to disk, None if they never do."""
-    if config.durability == "memory":
-        return None
-    folder = spool_folder(component_id, config)
-    return SpoolSettings(folder, config.durability == "write_ahead", config.spool_max_bytes)
-
-
-def check(settings: SpoolSettings) -> None:
-    """Check that events can go to disk.
-
-    Raises:
-        OSError: They cannot.
-    """
-    # Nobody takes that for a writer's, and should this process die now it is cleared away.
-    Spool.create(settings.component, f".hidden-check-{secrets.token_hex(4)}", []).close()
-
-
-def in_words(error: Exception, settings: SpoolSettings) -> str:
-    """Say what keeps events from going to disk, and what mends it."""
-    why = (error.strerror or str(error)) if isinstance(error, OSError) else described(error)
-    if isinstance(error, UntrustedError):
-        fix = error.fix or f"see who has made {error.filename}, and remove it"
-    elif isinstance(error, SpoolFullError):
-        fix = "raise 'spool_max_bytes', or have its backends take what waits there"
-    else:
-        fix = "make room there, or set 'spool_directory' to a folder that can be written and locked"
-    return f"the spool in {settings.component} cannot be used: {why}; {fix}"
-
-
-def next_batch(cursor: Cursor, delivery: Delivery, load: Load, before: float = inf) -> list[LogEvent]:
+def next_batch(cursor: ForwardReader, delivery: Delivery, load: Load, before: float = inf) -> list[LogEvent]:
     """Read the next events of a child: as many as it asks for, and no more bytes than one export may have."""
     batch: list[LogEvent] = []
     size = 0
@@ -123,114 +50,6 @@ def next_batch(cursor: Cursor, delivery: Delivery, load: Load, before: float = i
             if len(batch) == load.events or size > delivery.batch_bytes:
                 break
     return batch
-
-
-class GivesUp(Protocol):
-    """Something of the log store's on disk that can make room."""
-
-    def give_up_oldest(self) -> bool:
-        """Have the children that are furthest behind lose what is oldest.
-
-        Returns:
-            Whether there was something that could go.
-        """
-        ...
-
-
-def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: bool = False) -> bool:
-    """Free the oldest segment of a spool, and count what is lost with it. Under the lock that guards them.
-
-    Args:
-        spool: The spool.
-        deliveries: The deliveries that read from it.
-        in_memory_too: Whether what their queues have of it is to go as well.
-
-    Returns:
-        Whether there was one.
-    """
-    oldest = spool.oldest_segment()
-    if oldest is None:
-        return False
-    for delivery in deliveries:
-        if delivery.oldest <= oldest.last:
-            taken = delivery.withdraw(oldest.last) if in_memory_too else 0
-            lost = delivery.wanted_of(oldest.kinds, oldest.first, oldest.last)
-            if lost is None:
-                waiting = delivery.queue[0].number if delivery.queue else inf
-                events = spool.read(max(oldest.first - 1, delivery.taken), min(oldest.last + 1, waiting))
-                lost = sum(delivery.wants(event) is not None for event in events)
-            delivery.give_up_spooled(taken + lost, int(oldest.last))
-    for child in spool.children:
-        # Also those that are no longer configured.
-        if spool.settled(child) <= oldest.last:
-            spool.settle(child, oldest.last + 1)
-    spool.tidy()
-    return True
-
-
-class Space:
-    """How many bytes a log store has on this machine, all its processes together, and may have.
-
-    To look at the folders of hundreds of processes takes time, and nobody is to wait for it under the journal's lock.
-    So it is done now and then without it, and a process may then take a sixteenth of what is free: if 16 processes do
-    so at once, there is room for all. Where little is free, each looks each time. The first segment may come before the
-    first look.
-    """
-
-    def __init__(self, component: Path, max_bytes: int, clock: Clock) -> None:
-        """Begin with nothing known.
-
-        Args:
-            component: The folder of the log store.
-            max_bytes: How many bytes there may be.
-            clock: Where time comes from.
-        """
-        self._component = component
-        self._max_bytes = max_bytes
-        self._clock = clock
-        self._part = SEGMENT_BYTES
-        self._until = -inf
-        self.is_exceeded = False
-
-    @property
-    def is_known(self) -> bool:
-        """Whether somebody has looked of late."""
-        return self._clock.now() < self._until
-
-    def look(self, size: int = 0) -> bool:
-        """Look how many bytes there are.
-
-        Args:
-            size: How many are to be taken in addition.
-
-        Returns:
-            Whether there may be so many.
-
-        Raises:
-            OSError: It cannot be known how many there are.
-        """
-        free = self._max_bytes - bytes_used(self._component) - size
-        self._part = free // _PARTS if free >= _PARTS * SEGMENT_BYTES else -1
-        self._until = self._clock.now() + _KNOWN_SECONDS
-        self.is_exceeded = free < 0
-        return free >= 0
-
-    def take(self, size: int) -> bool:
-        """Take so many bytes more, if there may be so many.
-
-        Args:
-            size: The number of bytes; 0 to find out whether there are too many by now.
-
-        Returns:
-            Whether there may be.
-
-        Raises:
-            OSError: It cannot be known how many there are.
-        """
-        if size > self._part:
-            return self.look(size)
-        self._part -= size
-        return True
 
 
 class Ages:
@@ -484,7 +303,7 @@ class Spooling:
         before = self.unspooled[0].number if self.unspooled else inf
         while self.unspooled and self.unspooled[0].number <= last:
             self.unspooled.popleft()
-        return self.spool.first if self.spool is not None else inf, before
+        return self.spool.segments.first if self.spool is not None else inf, before
 
     def _append(self, event: LogEvent) -> bool:
         # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.
@@ -501,9 +320,9 @@ class Spooling:
         """Write an event; what no line can hold, as much of it as one can. None holds up those behind it."""
         try:
             try:
-                spool.append(event, self._has_room)
+                spool.segments.append(event, self._has_room)
             except EventTooLongError:
-                spool.append(abridged(event, LINE_BYTES // 64), self._has_room)
+                spool.segments.append(abridged(event, LINE_BYTES // 64), self._has_room)
         except UnstorableEventError as error:
             # It waits in memory alone.
             self.unstorable = error
@@ -527,11 +346,11 @@ class Spooling:
         spool = self.spool
         if spool is None:
             return
-        spool.tidy()
-        if spool.needs_spare and self._clock.now() >= self._no_spare_until:
+        spool.segments.tidy()
+        if spool.segments.needs_spare and self._clock.now() >= self._no_spare_until:
             with contextlib.suppress(OSError):
-                if (self._space.is_known or self._space.look()) and self._space.take(SEGMENT_BYTES):
-                    spool.prepare()
+                if (self._space.is_known or self._space.look()) and self._space.take(segments.SEGMENT_BYTES):
+                    spool.segments.prepare()
                     return
             # The next event makes room, or says that there is none.
             self._no_spare_until = self._clock.now() + _NO_SPARE_SECONDS
@@ -590,7 +409,7 @@ class Spooling:
             return
         spool, self.spool = self.spool, None
         held = self._in_memory()
-        held.update((event.number, event) for event in spool.in_use())
+        held.update((event.number, event) for event in spool.reader.in_use())
         spool.abandon()
         before = self.unspooled[0].number if self.unspooled else inf
         again = [held[number] for number in sorted(held, reverse=True) if number < before]
@@ -602,16 +421,16 @@ class Spooling:
         """Write the attributes of streams anew, if ZenML has added to them since."""
         if self.spool is not None and self.error is None:
             try:
-                self.spool.refresh(self._has_room)
+                self.spool.segments.refresh(self._has_room)
             except OSError as error:
                 self._failed(error)
 
     def settled(self, delivery: Delivery) -> None:
         """Note how far a child is: also of what is not on disk, since it may yet come there for another child."""
         if self.spool is not None:
-            newest = self.unspooled[-1].number if self.unspooled else self.spool.last
+            newest = self.unspooled[-1].number if self.unspooled else self.spool.segments.last
             try:
-                self.spool.settle(delivery.name, min(delivery.oldest, max(newest, self.spool.last) + 1))
+                self.spool.acknowledge(delivery.name, min(delivery.oldest, max(newest, self.spool.segments.last) + 1))
             except OSError as error:
                 self._failed(error)
 

@@ -22,13 +22,14 @@ from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal, patiently
 from composite_logstore.delivery.metrics import Observed
 from composite_logstore.delivery.recovery import Adoption
-from composite_logstore.delivery.spilling import TICK_SECONDS, in_words, spool_settings
+from composite_logstore.delivery.spilling import TICK_SECONDS
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
 from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
 from composite_logstore.spool.folder import Standing
+from composite_logstore.spool.settings import spool_problem, spool_settings
 
 logger = get_logger(__name__)
 
@@ -242,7 +243,7 @@ class Writer:
             _warn(f"an event cannot be brought to disk, and waits in memory alone: {unstorable}.")
         if self._spool is not None and bool(error) != bool(self._spool_error):
             if error:
-                _warn(f"{in_words(error, self._spool)}. Until then events wait in memory alone.")
+                _warn(f"{spool_problem(error, self._spool)}. Until then events wait in memory alone.")
             else:
                 _warn(f"the spool in {self._spool.component} can be used again.")
         self._spool_error = error

@@ -67,7 +67,7 @@ class Drain:
         if not self._children:
             return
         try:
-            spool = Spool.adopt(folder)
+            spool = Spool.recover(folder)
             if spool is not None:
                 self._deliver(spool, tell)
         except Exception as error:  # whatever is in there, the others are not to suffer from it
@@ -78,7 +78,7 @@ class Drain:
 
     def _deliver(self, spool: Spool, tell: Tell) -> None:
         for name in set(children_of(spool, self.store)) - set(spool.children):
-            spool.forget_position(name)
+            spool.reset(name)
         wanted = {name: config for name, config in self._children.items() if name in spool.children}
         for name, config in wanted.items():
             if config.name in self._given_up:
@@ -97,16 +97,16 @@ class Drain:
             with journal.lock:
                 for delivery in journal.deliveries:
                     # Behind its last event there may be others that are not meant for it.
-                    before = min(delivery.oldest, spool.last + 1)
+                    before = min(delivery.oldest, spool.segments.last + 1)
                     for name in (delivery.name, *followers[delivery.name]):
-                        spool.settle(name, max(spool.settled(name), before))
+                        spool.acknowledge(name, max(spool.acknowledged(name), before))
                     self._note(spool.folder, delivery, wanted[delivery.name])
                 # An export that hangs may yet return: the folder is ours as long as this process lives.
                 if all(worker.has_ended for worker in workers):
                     spool.close()
 
     def _wait(self, journal: AdoptedJournal, workers: Sequence[Worker], tell: Tell) -> None:
-        before = int(journal.spool.last) + 1
+        before = int(journal.spool.segments.last) + 1
         with journal.lock:
             flush = Flush(journal.deliveries, before, self._clock.now(), GIVE_UP_SECONDS, inf)
         for worker in workers:
@@ -146,9 +146,9 @@ def _followers(spool: Spool, children: Mapping[str, ChildConfig]) -> dict[str, l
         takers.setdefault(config.name, []).append(name)
     found = {}
     for taker, names in takers.items():
-        first = min(names, key=spool.settled)
+        first = min(names, key=spool.acknowledged)
         also = {taker} & set(spool.children) - set(names)
         found[first] = [
-            name for name in (*names, *also) if name != first and spool.settled(name) >= spool.settled(first)
+            name for name in (*names, *also) if name != first and spool.acknowledged(name) >= spool.acknowledged(first)
         ]
     return found

@@ -10,10 +10,12 @@ from pathlib import Path
 from uuid import UUID
 
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
-from composite_logstore.delivery.spilling import spool_folder, spool_root
 from composite_logstore.event import LogEvent
-from composite_logstore.spool.folder import Damage, Spool, is_alive, left_behind
+from composite_logstore.spool.damage import Damage
+from composite_logstore.spool.folder import Spool, process_folders
+from composite_logstore.spool.lock import is_alive
 from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool.settings import spool_folder, spool_root
 
 _NOT_DELIVERED = "not delivered yet"
 
@@ -187,7 +189,7 @@ class Left:
 def left_in(home: Path, store: LogStore) -> Iterator[Left]:
     """Yield what is left in the folder of a log store, those first that were made first."""
     try:
-        found = left_behind(home)
+        found = process_folders(home)
     except OSError as error:
         yield Left(store, home, barred=_in_words(error), is_readable=False)
         return
@@ -207,7 +209,7 @@ def left_in(home: Path, store: LogStore) -> Iterator[Left]:
 def processes_in(home: Path) -> list[Path]:
     """Return the folders of a log store's processes; none if that cannot be known, as `left_in` then says."""
     try:
-        return left_behind(home)
+        return process_folders(home)
     except OSError:
         return []
 
@@ -224,14 +226,14 @@ def _look(left: Left) -> None:
         left.barred = "in use by a running process"
     configs = left.store.children
     for name in children_of(spool, left.store):
-        left.parts.append(Part(name, configs.get(name), _why(left.store, name), spool.settled(name)))
-    for item in spool.scan():
+        left.parts.append(Part(name, configs.get(name), _why(left.store, name), spool.acknowledged(name)))
+    for item in spool.reader.scan():
         if not isinstance(item, Damage):
             for part in left.parts:
                 part.count(item)
-    left.bytes = spool.size
+    left.bytes = spool.segments.size
     # What a running process is just writing looks damaged.
-    left.damaged = 0 if is_in_use else sum(damage.lines for damage in spool.damage)
+    left.damaged = 0 if is_in_use else sum(damage.lines for damage in spool.reader.damage)
 
 
 def _unattended(store: LogStore, folder: Path) -> str:

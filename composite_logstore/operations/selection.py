@@ -25,8 +25,8 @@ from composite_logstore.catalog.stores import (
 from composite_logstore.cli.console import console
 from composite_logstore.cli.options import Moment
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.spilling import spool_root
 from composite_logstore.inert import inert
+from composite_logstore.spool.settings import spool_root
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

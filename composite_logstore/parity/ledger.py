@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from uuid import UUID
 import orjson
 
 from composite_logstore.parity.intervals import Intervals
+from composite_logstore.spool.lock import lock_file
 
 REMEMBERED_SECONDS = 3600.0
 """How long what was sent to a child that can be read counts as there although it is not found: some take a while."""
@@ -121,14 +121,12 @@ def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{store_id}-{child}"
     with open(folder / f"{name}.lock", "a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(lock.fileno()):
             lock.seek(0)
             process = lock.read().decode(errors="replace") or "unknown"
             raise BackfillRunsError(
                 f"another backfill to child '{child}' runs on this machine (process {process}); wait for it, or stop it"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()).encode())
         lock.flush()

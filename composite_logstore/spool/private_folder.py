@@ -12,7 +12,9 @@ import contextlib
 import errno
 import os
 import pwd
+import secrets
 import stat
+from itertools import count
 from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -202,6 +204,43 @@ class PrivateFolder:
         """
         os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=(other or self).fd)
 
+    def has(self, name: str, identity: tuple[int, int]) -> bool:
+        """Say whether something in it has this name and this identity."""
+        status = self.status(name)
+        return status is not None and identity_of(status) == identity
+
+    def is_folder(self, name: str) -> bool:
+        """Say whether something in it is a folder, and no link to one."""
+        status = self.status(name)
+        return status is not None and stat.S_ISDIR(status.st_mode)
+
+    def free_name(self, name: str) -> str:
+        """Return a name, with a number behind it if something has that name."""
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        return next(name for name in names if self.status(name) is None)
+
+    def make_way(self, name: str) -> None:
+        """Free a name for one of the spool's own files: remove a file, rename a folder.
+
+        Raises:
+            OSError: That is not possible.
+        """
+        if self.is_folder(name):
+            # It is not what a spool makes, so the process that recovers the spool sets it aside.
+            self.rename(name, f"{name}-{secrets.token_hex(4)}")
+        else:
+            self.unlink(name)
+
+    def put(self, name: str, to: str) -> None:
+        """Give one of the spool's own files its name, in place of anything that has it.
+
+        Raises:
+            OSError: That is not possible.
+        """
+        if self.is_folder(to):
+            self.make_way(to)
+        self.rename(name, to)
+
     def unlink(self, name: str) -> None:
         """Remove a file, if it is there.
 
@@ -231,6 +270,41 @@ class PrivateFolder:
             os.rmdir(name, dir_fd=self.fd)
 
 
+class KnownFolder:
+    """A folder that was open before, by its path and by what tells it from another folder at that path.
+
+    Attributes:
+        path: Its path.
+        identity: Its device, and its number there.
+    """
+
+    def __init__(self, path: Path, identity: tuple[int, int]) -> None:
+        """Take note of a folder.
+
+        Args:
+            path: Its path.
+            identity: Its device, and its number there.
+        """
+        self.path = path
+        self.identity = identity
+
+    def open(self) -> PrivateFolder:
+        """Open it.
+
+        Raises:
+            FileNotFoundError: It is no longer at its path, though another folder may be.
+            OSError: It cannot be opened.
+        """
+        folder = PrivateFolder.open(self.path)
+        try:
+            if folder.identity != self.identity:
+                raise FileNotFoundError(errno.ENOENT, "somebody has taken the folder away", str(self.path))
+        except BaseException:
+            os.close(folder.fd)
+            raise
+        return folder
+
+
 _NO_FILE = "it is not a regular file"
 _ELSEWHERE = "set 'spool_directory' to another folder"
 
@@ -243,6 +317,11 @@ def shown(path: str | Path) -> str:
 def identity_of(status: os.stat_result) -> tuple[int, int]:
     """Return what tells a file or folder from any other: its device, and its number there."""
     return status.st_dev, status.st_ino
+
+
+def has_unsafe_rights(status: os.stat_result) -> bool:
+    """Say whether others may write in a folder, or its own user may not use it."""
+    return bool(status.st_mode & _OTHERS_WRITE) or status.st_mode & stat.S_IRWXU != stat.S_IRWXU
 
 
 def _made(name: str | Path, above: int | None) -> int:

@@ -24,7 +24,7 @@ SIBLINGS = 30
 COME_AND_GO = """
 import os, random, secrets, sys, time
 from pathlib import Path
-from composite_logstore.spool.folder import Spool, left_behind
+from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.testing import make_events
 
 component, number, end = Path(sys.argv[1]), int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
@@ -34,16 +34,16 @@ def live(rand):
         writer = secrets.token_hex(8)[:15]
         spool = Spool.create(component, writer, ["a"])
         for event in make_events(["event"] * 3, writer=writer):
-            spool.append(event, lambda size: True)
+            spool.segments.append(event, lambda size: True)
         time.sleep(rand.uniform(0, 0.02))
-        spool.settle("a", 3)
+        spool.acknowledge("a", 3)
         rand.choice([spool.close, spool.close, spool.abandon])()
-        for folder in rand.sample(found := left_behind(component), min(3, len(found))):
-            taken_over = Spool.adopt(folder)
+        for folder in rand.sample(found := process_folders(component), min(3, len(found))):
+            taken_over = Spool.recover(folder)
             if taken_over is not None:
-                messages = [item.message for item in taken_over.scan()]
+                messages = [item.message for item in taken_over.reader.scan()]
                 assert messages in ([], ["event"] * 3), messages
-                taken_over.settle("a", 3)
+                taken_over.acknowledge("a", 3)
                 taken_over.close()
 
 for _ in range(number):
@@ -102,7 +102,9 @@ def test_siblings_that_come_and_go_cost_nothing_that_is_on_disk(
 
     def on_disk() -> list[str]:
         folders = [folder for folder in component.iterdir() if folder.name == store.writer.writer_id]
-        return [event.message.partition(" x")[0] for folder in folders for event in Spool.look(folder).read(-1, inf)]
+        return [
+            event.message.partition(" x")[0] for folder in folders for event in Spool.look(folder).reader.read(-1, inf)
+        ]
 
     expected = [f"own {one}" for one in range(number)]
     if durability == "write_ahead":

@@ -15,7 +15,7 @@ from composite_logstore.delivery.spilling import Spooling
 from composite_logstore.delivery.states import State, Wait
 from composite_logstore.spool.folder import Spool
 
-NOTE = Spool.settle
+NOTE = Spool.acknowledge
 SETTLE, FAILED, NEXT = Delivery._acknowledge, Delivery.failed, Delivery.next
 
 
@@ -47,9 +47,10 @@ def notes_one_too_many(spool: Spool, child: str, before: float) -> None:
 
 
 def frees_what_one_child_has(spool: Spool) -> None:
-    settled = max(map(spool.settled, spool.children))
-    while len(spool._segments) > 1 and spool._segments[0].last < settled:
-        spool._segments.pop(0).path.unlink(missing_ok=True)
+    settled = max(map(spool.acknowledged, spool.children))
+    segments = spool.segments.all
+    while len(segments) > 1 and segments[0].last < settled:
+        segments.pop(0).path.unlink(missing_ok=True)
 
 
 def forgets_positions(spool: Spool, child: str, before: float) -> None:
@@ -83,8 +84,8 @@ POLICY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 DURABILITY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "a position is one too far": lambda patch: patch.setattr(Spool, "settle", notes_one_too_many),
-    "positions are not noted": lambda patch: patch.setattr(Spool, "settle", forgets_positions),
+    "a position is one too far": lambda patch: patch.setattr(Spool, "acknowledge", notes_one_too_many),
+    "positions are not noted": lambda patch: patch.setattr(Spool, "acknowledge", forgets_positions),
     "what one child has is freed": lambda patch: patch.setattr(Spool, "_free", frees_what_one_child_has),
     "events are spilled too late": spills_late,
     "nothing is brought to disk": lambda patch: patch.setattr(Spooling, "write", lambda *_, **__: False),

@@ -18,9 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from composite_logstore.clock import Clock
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
-from composite_logstore.delivery.spilling import TICK_SECONDS, SpoolSettings
+from composite_logstore.delivery.spilling import TICK_SECONDS
 from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.spool.settings import SpoolSettings
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.properties.machines import run
 from tests.simulation import assert_accounts_add_up, make_child
@@ -185,7 +186,7 @@ class Stopped(Clock):
 
 
 # What is made room for takes longer than what is written.
-@patch("composite_logstore.spool.folder.SEGMENT_BYTES", 8192)
+@patch("composite_logstore.spool.segments.SEGMENT_BYTES", 8192)
 def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_out_after: set[int]) -> list[int]:
     """Return the numbers of the events that would survive a sudden death."""
     with tempfile.TemporaryDirectory() as folder:
@@ -207,6 +208,6 @@ def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_ou
                 journal.hand_out()
         if spooling.spool is None:
             return []
-        numbers = [event.number for event in spooling.spool.read(-1, inf)]
+        numbers = [event.number for event in spooling.spool.reader.read(-1, inf)]
         spooling.give_up_folder()
         return numbers

@@ -15,7 +15,8 @@ from composite_logstore.clock import Clock
 from composite_logstore.delivery.recovery import AdoptedJournal
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
-from composite_logstore.spool.folder import Damage, Spool
+from composite_logstore.spool.damage import Damage
+from composite_logstore.spool.folder import Spool
 from tests.events import WRITER, make_events, make_stream
 from tests.simulation import make_child
 
@@ -60,8 +61,8 @@ def test_what_is_intact_is_read_and_nothing_else(
             for place, message in enumerate(messages)
         ]
         for event in events:
-            spool.append(event, lambda size: True)
-        spool.settle("a", 1)
+            spool.segments.append(event, lambda size: True)
+        spool.acknowledge("a", 1)
         spool.abandon()
         path = spool.folder / "a.settled" if in_position else next(spool.folder.glob("*.log"))
         original = path.read_bytes()
@@ -70,10 +71,10 @@ def test_what_is_intact_is_read_and_nothing_else(
             data = changed(data, change)
         path.write_bytes(data)
 
-        found = Spool.adopt(spool.folder)
+        found = Spool.recover(spool.folder)
         assert found is not None
-        assert found.settled("a") in (0, 1)
-        items = list(found.scan())
+        assert found.acknowledged("a") in (0, 1)
+        items = list(found.reader.scan())
         read = [item for item in items if isinstance(item, LogEvent)]
         known = {event.number: (event.message, event.stream.id, event.sequence) for event in events}
         for event in read:
@@ -88,10 +89,12 @@ def test_what_is_intact_is_read_and_nothing_else(
         found.abandon()
 
         # What was set aside is not met again.
-        again = Spool.adopt(spool.folder)
+        again = Spool.recover(spool.folder)
         assert again is not None
-        assert [item.number for item in again.scan() if isinstance(item, LogEvent)] == [item.number for item in read]
-        assert not [item for item in again.damage if isinstance(item, Damage) and item.why != "zeros"]
+        assert [item.number for item in again.reader.scan() if isinstance(item, LogEvent)] == [
+            item.number for item in read
+        ]
+        assert not [item for item in again.reader.damage if isinstance(item, Damage) and item.why != "zeros"]
         again.abandon()
 
 
@@ -162,7 +165,7 @@ def _remember_an_ordinary_line() -> None:
             trace=TraceContext(1, 2, 1),
             attributes={"loss": 0.5},
         )
-        spool.append(event, lambda size: True)
+        spool.segments.append(event, lambda size: True)
         spool.abandon()
         (segment,) = spool.folder.glob("*.log")
         ORDINARY = segment.read_bytes().splitlines()[-1][9:]
@@ -206,7 +209,7 @@ def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
                 for place in range(number)
             ]
             for event in events:
-                spool.append(event, lambda size: True)
+                spool.segments.append(event, lambda size: True)
             spool.abandon()
             folders.append(spool.folder)
         (segment,) = folders[0].glob("*.log")
@@ -226,7 +229,7 @@ def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
         segment.write_bytes(b"".join(lines))
 
         for folder in folders:
-            found = Spool.adopt(folder)
+            found = Spool.recover(folder)
             assert found is not None
             journal = AdoptedJournal(found, {"a": make_child("a")}, Clock())
             found.set_aside()
@@ -249,9 +252,9 @@ def number_of(line: bytes) -> int | None:
         (spool.folder / f"{0:020d}.log").write_bytes(line)
         (spool.folder / f"{0:020d}.log").chmod(0o600)
         spool.abandon()
-        found = Spool.adopt(spool.folder)
+        found = Spool.recover(spool.folder)
         assert found is not None
-        numbers = [item.number for item in found.scan() if isinstance(item, LogEvent)]
+        numbers = [item.number for item in found.reader.scan() if isinstance(item, LogEvent)]
         found.abandon()
         return numbers[0] if numbers else None
 

@@ -482,7 +482,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No thousand warnings, and no look at ZenML's configuration."""
     monkeypatch.setattr("composite_logstore.delivery.worker.logger.warning", lambda *_: None)
     # Several of them, and none of megabytes.
-    monkeypatch.setattr("composite_logstore.spool.folder.SEGMENT_BYTES", 2048)
+    monkeypatch.setattr("composite_logstore.spool.segments.SEGMENT_BYTES", 2048)
     monkeypatch.setattr("composite_logstore.log_store._active_artifact_store_id", lambda: None)
 
 

@@ -162,9 +162,8 @@ def _prepare(pipeline: Pipeline) -> None:
     os.setpgid(0, 0)
     faulthandler.register(signal.SIGUSR1)
     threading.excepthook = partial(_thread_died, pipeline)
-    for module in ("spool.folder", "delivery.spilling"):
-        # A life has several segments, so that some are freed.
-        pytest.MonkeyPatch().setattr(f"composite_logstore.{module}.SEGMENT_BYTES", SEGMENT_BYTES)
+    # A life has several segments, so that some are freed.
+    pytest.MonkeyPatch().setattr("composite_logstore.spool.segments.SEGMENT_BYTES", SEGMENT_BYTES)
 
 
 def live(pipeline: Pipeline, life: Life) -> None:

@@ -23,8 +23,8 @@ from composite_logstore.delivery.account import ChildStats
 from composite_logstore.event import Stream
 from composite_logstore.operations import drain
 from composite_logstore.operations.inventory import LogStore, registered
-from composite_logstore.spool import folder
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.lock import release_all
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
 from tests.simulation import make_child
 
@@ -78,7 +78,7 @@ class Machine:
         id = store.id if isinstance(store, LogStore) else store
         left = Spool.create((root or self.disk) / str(id), writer, children)
         for event in make_events(messages, writer=writer, **how):
-            left.append(event, lambda _: True)
+            left.segments.append(event, lambda _: True)
         if not is_running:
             left.abandon()
         return left.folder
@@ -93,7 +93,7 @@ class Machine:
 def clock() -> Iterator[SimulatedClock]:
     with SimulatedClock() as clock:
         yield clock
-    folder.let_go_of_all()
+    release_all()
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def rows(result: Result) -> list[list[str]]:
 
 
 def settled(folder: Path, child: str) -> int:
-    return Spool.look(folder).settled(child)
+    return Spool.look(folder).acknowledged(child)
 
 
 # list
@@ -124,9 +124,9 @@ def settled(folder: Path, child: str) -> int:
 def test_it_lists_the_log_store_the_process_the_child_and_what_waits_for_it(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b"))
     folder = machine.leave(store, ["x"] * 1200, "ab", start_unix_nano=0)
-    left = Spool.adopt(folder)
+    left = Spool.recover(folder)
     assert left
-    left.settle("b", 1199)
+    left.acknowledge("b", 1199)
     left.abandon()
     result = machine.run("list")
     assert result.exit_code == 0
@@ -146,7 +146,7 @@ def test_each_stream_counts_once(machine: Machine) -> None:
     left = Spool.create(machine.disk / str(store.id), writer, "a")
     for number in range(9):
         (event,) = make_events(["x"], streams[number % 3], first=number, writer=writer)
-        left.append(event, lambda _: True)
+        left.segments.append(event, lambda _: True)
     left.abandon()
     assert rows(machine.run("list"))[0][3:5] == ["3", "9"]
 
@@ -394,8 +394,8 @@ def test_an_export_that_hangs_keeps_its_folder_until_the_process_ends(machine: M
     assert result.exit_code == 1
     assert [row[-1] for row in rows(result)] == ["an export has not returned within 10 s"] * 2
     assert backend("b").messages == list("xyz") * 2
-    assert Spool.adopt(first) is None
-    assert Spool.adopt(second) is not None
+    assert Spool.recover(first) is None
+    assert Spool.recover(second) is not None
 
 
 def test_it_goes_on_where_it_ended(machine: Machine) -> None:
@@ -461,7 +461,7 @@ def test_only_the_chosen_children_are_drained(machine: Machine) -> None:
     result = machine.run("drain", "--child", "a")
     assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left for child 'a'.")
     assert (backend("a").messages, backend("b").messages) == (list("xyz"), [])
-    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+    assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
 def test_only_the_chosen_log_stores_are_drained_by_name_or_id(machine: Machine) -> None:
@@ -488,7 +488,7 @@ def test_what_nobody_can_take_stays_even_if_the_positions_are_lost(machine: Mach
     (folder / "b.settled").unlink()
     machine.register(make_child("a"))
     machine.run("drain")
-    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+    assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
 @pytest.mark.parametrize("old", ["removed", "disabled"])
@@ -507,11 +507,11 @@ def test_another_child_takes_the_part_of_one_that_is_gone(machine: Machine, old:
 
 def test_one_child_that_takes_the_parts_of_several_gets_each_event_once(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two", "new"])
-    left = Spool.adopt(folder)
+    left = Spool.recover(folder)
     assert left
-    left.settle("one", 4)
-    left.settle("two", 2)
-    left.settle("new", 3)
+    left.acknowledge("one", 4)
+    left.acknowledge("two", 2)
+    left.acknowledge("new", 3)
     left.abandon()
     assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 0
     assert backend("new").messages == list("wxyz")
@@ -522,9 +522,9 @@ def test_what_some_of_several_children_had_stays_settled_when_the_one_that_takes
     machine: Machine,
 ) -> None:
     folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two"])
-    left = Spool.adopt(folder)
+    left = Spool.recover(folder)
     assert left
-    left.settle("one", 4)
+    left.acknowledge("one", 4)
     left.abandon()
     backend("new").fault = "unavailable"
     assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 1
@@ -533,9 +533,9 @@ def test_what_some_of_several_children_had_stays_settled_when_the_one_that_takes
 
 def test_a_child_that_is_further_behind_keeps_what_the_part_that_it_takes_has_not(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["old", "new"])
-    left = Spool.adopt(folder)
+    left = Spool.recover(folder)
     assert left
-    left.settle("old", 4)
+    left.acknowledge("old", 4)
     left.abandon()
     assert machine.run("drain", "--child", "old", "--to", "new").exit_code == 0
     assert backend("new").messages == list("yz")
@@ -558,7 +558,7 @@ def test_a_running_process_is_left_alone_and_named(machine: Machine) -> None:
         assert result.exit_code == 1
         assert [(row[1], row[-1]) for row in rows(result)] == [(folder.name, "in use by a running process")]
     assert backend("a").messages == []
-    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+    assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
 def test_a_running_process_for_which_nothing_waits_is_nothing_that_is_left(machine: Machine) -> None:
@@ -573,7 +573,7 @@ def test_what_another_process_takes_at_the_same_moment_is_left_to_it(
     store = machine.register(make_child("a"))
     machine.leave(store, "xyz")
     machine.leave(store, "xyz")
-    adopt = Spool.adopt
+    adopt = Spool.recover
     taken = []
 
     def too_late(folder: Path) -> Spool | None:
@@ -581,13 +581,13 @@ def test_what_another_process_takes_at_the_same_moment_is_left_to_it(
             taken.append(adopt(folder))
         return adopt(folder)
 
-    monkeypatch.setattr(Spool, "adopt", too_late)
+    monkeypatch.setattr(Spool, "recover", too_late)
     result = machine.run("drain")
     assert result.exit_code == 1
     assert backend("a").messages == list("xyz")
     assert [row[-1] for row in rows(result)] == ["in use by a running process"]
     taken.clear()
-    folder.let_go_of_all()
+    release_all()
     assert machine.run("purge", "--yes").exit_code == 1
 
 
@@ -611,14 +611,14 @@ def test_a_folder_that_cannot_be_used_is_left_and_the_next_one_delivered(
     store = machine.register(make_child("a"))
     broken = machine.leave(store, "xyz")
     machine.leave(store, "xyz")
-    adopt = Spool.adopt
+    adopt = Spool.recover
 
     def refuse(folder: Path) -> Spool | None:
         if folder == broken:
             raise OSError(errno.EROFS, "Read-only file system")
         return adopt(folder)
 
-    monkeypatch.setattr(Spool, "adopt", refuse)
+    monkeypatch.setattr(Spool, "recover", refuse)
     result = machine.run("drain")
     assert result.exit_code == 1
     assert [row[-1] for row in rows(result)] == ["the folder cannot be used: Read-only file system"]
@@ -695,7 +695,7 @@ def test_purging_one_child_purges_no_folder_that_knows_no_child(machine: Machine
     (folder / "b.settled").unlink()
     machine.register(make_child("a"))
     assert machine.run("purge", "--child", "b", "--yes").exit_code == 0
-    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+    assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
 def test_purge_without_zenml_goes_by_id(machine: Machine, tmp_path: Path) -> None:
@@ -764,7 +764,7 @@ def test_wrong_usage_is_refused_with_the_nearest_and_touches_nothing(
     result = machine.run(*arguments)
     assert result.exit_code == 2
     assert words in result.stderr
-    assert [event.message for event in Spool.look(folder).read(-1, 9)] == list("xyz")
+    assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
     assert backend("archive").messages == []
 
 

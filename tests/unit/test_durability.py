@@ -14,6 +14,7 @@ from zenml.stack import Stack
 
 from composite_logstore.delivery import recovery, writer, writers
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.reader import SegmentReader
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import Machine, assert_accounts_add_up, make_child, make_store
 
@@ -409,7 +410,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr("composite_logstore.spool.folder.Spool._items", too_many)
+        patch.setattr("composite_logstore.spool.reader.SegmentReader.items", too_many)
         clock.advance(60)
         assert "Too many open files" in machine.store.stats()["a"]["last_error"]
         assert machine.store.stats()["a"]["pending"] > 0
@@ -428,14 +429,18 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("owner", ["Spool.adopt", "Spool.scan", "Spool.set_aside", "Spool.settled"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Spool, "recover"), (SegmentReader, "scan"), (Spool, "set_aside"), (Spool, "acknowledged")],
+)
 def test_each_folder_is_taken_over_by_itself_and_tried_again_later(
     tmp_path: Path,
     clock: SimulatedClock,
     monkeypatch: pytest.MonkeyPatch,
     warnings: list[str],
     error: Exception,
-    owner: str,
+    owner: type,
+    name: str,
 ) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={})
     machine.backends["a"].fault = "refused"
@@ -445,16 +450,16 @@ def test_each_folder_is_taken_over_by_itself_and_tried_again_later(
         machine.die()
     _, odd, _ = sorted(tmp_path.glob("*/*"), key=lambda folder: (folder / "owner.lock").stat().st_mtime_ns)
     machine.backends["a"].fault = None
-    name = owner.partition(".")[2]
-    real = getattr(Spool, name)
+    real = getattr(owner, name)
 
-    def failing(spool: Any, *arguments: Any) -> Any:
-        if odd == (spool if isinstance(spool, Path) else spool.folder):
+    def failing(one: Any, *arguments: Any) -> Any:
+        path = one if isinstance(one, Path) else one._folder.path if owner is SegmentReader else one.folder
+        if path == odd:
             raise error
-        return real(spool, *arguments)
+        return real(one, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Spool, name, failing)
+        patch.setattr(owner, name, failing)
         machine.start()
         machine.log("own")
         clock.advance(150)
@@ -476,7 +481,7 @@ def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
         machine.log(str(number))
         machine.die()
     machine.backends["a"].fault = None
-    found = recovery.left_behind
+    found = recovery.process_folders
 
     def vanishing(component: Path) -> list[Path]:
         folders = found(component)
@@ -484,7 +489,7 @@ def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
             shutil.rmtree(folder)
         return folders
 
-    monkeypatch.setattr(recovery, "left_behind", vanishing)
+    monkeypatch.setattr(recovery, "process_folders", vanishing)
     machine.start()
     machine.log("own")
     clock.advance(5)

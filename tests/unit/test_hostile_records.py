@@ -18,7 +18,7 @@ from composite_logstore.capture import record
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream, abridged
 from composite_logstore.plain import MOST_BYTES, plain_mapping
-from composite_logstore.spool import folder
+from composite_logstore.spool.format import LINE_BYTES, decode_event, decode_line, encode_event
 from tests.events import WRITER, capture, make_events, make_stream
 from tests.hostile import FIELDS, VALUES, Unreadable, Unusable, assert_plain, make_record, without
 
@@ -33,8 +33,8 @@ def numbered_as(record: Any, metadata: Any = None) -> LogEvent:
     # Once more, since a place is remembered.
     assert_plain(numbered(said, STREAM, WRITER, 6, 4))
     assert_plain(LogEvent(*noted[:4], *pickle.loads(pickle.dumps(noted[4:]))))
-    line = folder._encode(noted, str(STREAM.id))
-    read = folder._event(orjson.loads(line), lambda _: STREAM)
+    line = encode_event(noted, str(STREAM.id))
+    read = decode_event(decode_line(line), lambda _: STREAM)
     assert read is not None
     assert repr(read[:11]) == repr(noted[:11])
     return noted
@@ -198,9 +198,9 @@ def test_the_largest_event_fits_into_a_line_once_it_is_abridged() -> None:
         file="\0" * 4096,
         function="\0" * 4096,
     )
-    small = abridged(largest, folder.LINE_BYTES // 64)
+    small = abridged(largest, LINE_BYTES // 64)
     assert_plain(small)
-    assert len(folder._encode(small, str(STREAM.id))) < folder.LINE_BYTES
+    assert len(encode_event(small, str(STREAM.id))) < LINE_BYTES
     assert small.attributes.keys() == {"a"}
 
 

@@ -21,7 +21,8 @@ from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox
 from composite_logstore.delivery import writer
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.states import Export
-from composite_logstore.spool import folder
+from composite_logstore.spool import format
+from composite_logstore.spool.segments import Segments
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_component import exporter as component
@@ -109,14 +110,14 @@ def test_a_record_whose_time_is_none_is_on_disk_as_those_around_it_are(
 def test_an_event_that_cannot_be_encoded_leaves_the_way_to_disk_to_others(
     error: Exception, durability: str, tmp_path: Path, clock: SimulatedClock, told: list[str], monkeypatch: Any
 ) -> None:
-    encode = folder._encode
+    encode = format._as_json
 
     def fails(event: LogEvent, stream: str) -> bytes:
         if event.message.startswith("poison"):
             raise error
         return encode(event, stream)
 
-    monkeypatch.setattr(folder, "_encode", fails)
+    monkeypatch.setattr(format, "_as_json", fails)
     machine = Machine(clock, tmp_path, durability)
     machine.log("a", "poison", "b", "poison too", "c")
     clock.advance(2)
@@ -138,14 +139,14 @@ def test_an_event_that_cannot_be_encoded_leaves_the_way_to_disk_to_others(
 def test_an_event_that_cannot_be_encoded_and_has_no_room_in_memory_is_counted(
     durability: str, tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = folder._encode
+    encode = format._as_json
 
     def fails(event: LogEvent, stream: str) -> bytes:
         if event.message == "poison":
             raise TypeError("no")
         return encode(event, stream)
 
-    monkeypatch.setattr(folder, "_encode", fails)
+    monkeypatch.setattr(format, "_as_json", fails)
     backend = SimulatedBackend()
     backend.fault = "refused"
     store = make_store(
@@ -189,16 +190,16 @@ def test_what_the_spool_raises_that_nobody_foresaw_is_not_the_event_s_fault(
     machine = Machine(clock, tmp_path, durability)
     machine.log("a")
     clock.advance(2)
-    append = folder.Spool.append
+    append = Segments.append
 
     def closed(*_: Any) -> None:
         raise ValueError("mmap closed or invalid")
 
-    monkeypatch.setattr(folder.Spool, "append", closed)
+    monkeypatch.setattr(Segments, "append", closed)
     machine.log("b", "c")
     clock.advance(2)
     assert sum("mmap closed" in line for line in told) == 1
-    monkeypatch.setattr(folder.Spool, "append", append)
+    monkeypatch.setattr(Segments, "append", append)
     machine.log("d")
     clock.advance(2)
     assert sum("can be used again" in line for line in told) == 1

@@ -22,7 +22,7 @@ from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.spilling import Spooling
 from composite_logstore.service import Service
-from composite_logstore.spool import folder
+from composite_logstore.spool.lock import release_all
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import compaction
 from composite_logstore_artifact.compaction import Compaction
@@ -66,7 +66,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "the keeper's positions": (Spooling, "settle", "composite-logstore spool"),
     "the keeper's ticks": (Spooling, "tick", "composite-logstore spool"),
     "the keeper's events": (Spooling, "write_due", "composite-logstore spool"),
-    "the folders of dead processes": (recovery, "left_behind", "composite-logstore adoption"),
+    "the folders of dead processes": (recovery, "process_folders", "composite-logstore adoption"),
     "what becomes of a dead process's events": (recovery.Adoption, "_get_on", "composite-logstore adoption"),
     "a dead process's events": (recovery.AdoptedJournal, "load", "composite-logstore a"),
     "what a dead process's events come to": (recovery.AdoptedJournal, "settled", "composite-logstore a"),
@@ -690,7 +690,7 @@ def test_a_ctrl_c_in_the_last_flush_leaves_the_events_on_disk(
     with pytest.raises(KeyboardInterrupt):
         store.writer.close(3.0)
     assert any(b'"hello"' in path.read_bytes() for path in tmp_path.rglob("*.log"))
-    folder.let_go_of_all()
+    release_all()
 
 
 @pytest.mark.parametrize("seconds", [1e15, 1e300, float("inf")])

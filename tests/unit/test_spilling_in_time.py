@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from composite_logstore.delivery import spilling
-from composite_logstore.delivery.spilling import Ages, Space
-from composite_logstore.spool import folder
+from composite_logstore.delivery import space
+from composite_logstore.delivery.space import Space
+from composite_logstore.delivery.spilling import Ages
 from composite_logstore.spool.folder import Spool, bytes_used
+from composite_logstore.spool.segments import SEGMENT_BYTES, Segments
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
 from tests.simulation import Machine
@@ -50,13 +51,13 @@ def clock() -> Iterator[BusyMachine]:
 def ages(clock: BusyMachine, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """How old each event was when it got to disk, by its message, which is the time at which it was logged."""
     found: dict[str, float] = {}
-    append = Spool.append
+    append = Segments.append
 
-    def noting(self: Spool, event: Any, room: Callable[[int], bool]) -> None:
+    def noting(self: Segments, event: Any, room: Callable[[int], bool]) -> None:
         append(self, event, room)
         found[event.message] = clock.now() - float(event.message)
 
-    monkeypatch.setattr(Spool, "append", noting)
+    monkeypatch.setattr(Segments, "append", noting)
     return found
 
 
@@ -134,9 +135,9 @@ def test_events_that_come_after_a_rest_wait_as_long_as_others(
 
 
 SLOW: dict[str, tuple[Any, str]] = {
-    "to allocate a segment": (Spool, "prepare"),
-    "to close and remove segments": (Spool, "tidy"),
-    "to look at the other processes' folders": (spilling, "bytes_used"),
+    "to allocate a segment": (Segments, "prepare"),
+    "to close and remove segments": (Segments, "tidy"),
+    "to look at the other processes' folders": (space, "bytes_used"),
     "to look after the folder": (Spool, "standing"),
 }
 
@@ -198,7 +199,7 @@ def test_while_nothing_waits_nothing_gets_older() -> None:
 def test_what_is_on_disk_is_counted_while_folders_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         left = Spool.create(tmp_path, f"{number:015x}", ["a"])
-        left.append(make_events(["event"])[0], lambda size: True)
+        left.segments.append(make_events(["event"])[0], lambda size: True)
         left.abandon()
     whole = bytes_used(tmp_path)
     listdir, stat = os.listdir, os.stat
@@ -232,18 +233,18 @@ def test_where_much_is_free_nobody_looks_each_time(
         looks.append(component)
         return used
 
-    monkeypatch.setattr(spilling, "bytes_used", counted)
-    space = Space(tmp_path, 1 << 30, clock)
-    assert space.look()
-    assert all(space.take(folder.SEGMENT_BYTES) for _ in range(16))
+    monkeypatch.setattr(space, "bytes_used", counted)
+    room = Space(tmp_path, 1 << 30, clock)
+    assert room.look()
+    assert all(room.take(SEGMENT_BYTES) for _ in range(16))
     assert len(looks) == 1
-    used = (1 << 30) - 10 * folder.SEGMENT_BYTES
-    assert [space.take(folder.SEGMENT_BYTES) for _ in range(3)] == [True] * 3
+    used = (1 << 30) - 10 * SEGMENT_BYTES
+    assert [room.take(SEGMENT_BYTES) for _ in range(3)] == [True] * 3
     # Where little is free, each time.
     assert len(looks) == 4
     used = (1 << 30) - 1
-    assert not space.take(folder.SEGMENT_BYTES)
-    assert space.is_exceeded
+    assert not room.take(SEGMENT_BYTES)
+    assert room.is_exceeded
 
 
 def test_where_too_much_is_on_disk_the_oldest_makes_room(tmp_path: Path, clock: BusyMachine) -> None:

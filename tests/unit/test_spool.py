@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
-from composite_logstore.spool.folder import (
-    SEGMENT_BYTES,
-    Cursor,
-    Damage,
-    EventTooLongError,
-    Spool,
-    SpoolFullError,
-    left_behind,
-)
+from composite_logstore.spool.damage import Damage
+from composite_logstore.spool.folder import Spool, process_folders
+from composite_logstore.spool.format import EventTooLongError
+from composite_logstore.spool.reader import ForwardReader
+from composite_logstore.spool.segments import SEGMENT_BYTES, SpoolFullError
 from tests.events import WRITER, make_events, make_stream
 
 
@@ -30,20 +26,20 @@ def create(tmp_path: Path, *children: str) -> Spool:
 
 def die(spool: Spool) -> Path:
     """What a process leaves that was killed."""
-    assert spool._lock is not None
-    os.close(spool._lock)
+    assert spool.lock is not None
+    os.close(spool.lock.file)
     return spool.folder
 
 
 def adopt(folder: Path) -> Spool:
-    spool = Spool.adopt(folder)
+    spool = Spool.recover(folder)
     assert spool is not None
     return spool
 
 
 def write(spool: Spool, events: list[LogEvent]) -> None:
     for event in events:
-        spool.append(event, roomy)
+        spool.segments.append(event, roomy)
 
 
 def test_what_was_written_is_read_back_by_the_next_process(tmp_path: Path) -> None:
@@ -56,7 +52,7 @@ def test_what_was_written_is_read_back_by_the_next_process(tmp_path: Path) -> No
         metadata={"zenml.event.type": "exception"},
     )
     write(spool, events)
-    found = [event for event in adopt(die(spool)).scan() if isinstance(event, LogEvent)]
+    found = [event for event in adopt(die(spool)).reader.scan() if isinstance(event, LogEvent)]
     stream = found[0].stream
     assert [event._replace(stream=events[0].stream) for event in found] == events
     assert (stream.id, stream.attributes) == (events[0].stream.id, events[0].stream.attributes)
@@ -66,18 +62,18 @@ def test_what_was_written_is_read_back_by_the_next_process(tmp_path: Path) -> No
 def test_it_reads_from_a_position_to_another(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abcdef")))
-    assert [event.message for event in spool.read(1, 4)] == ["c", "d"]
+    assert [event.message for event in spool.reader.read(1, 4)] == ["c", "d"]
 
 
 def test_a_living_process_s_folder_is_left_alone(tmp_path: Path) -> None:
     spool = create(tmp_path)
-    assert Spool.adopt(spool.folder) is None
+    assert Spool.recover(spool.folder) is None
 
 
 def test_one_of_many_adopts(tmp_path: Path) -> None:
     folder = die(create(tmp_path))
-    assert Spool.adopt(folder) is not None
-    assert Spool.adopt(folder) is None
+    assert Spool.recover(folder) is not None
+    assert Spool.recover(folder) is None
 
 
 def test_what_all_children_have_settled_is_freed(tmp_path: Path) -> None:
@@ -86,19 +82,19 @@ def test_what_all_children_have_settled_is_freed(tmp_path: Path) -> None:
     events = make_events(["x" * 1_000_000] * 10, stream)
     write(spool, events)
     assert len(list(spool.folder.glob("*.log"))) == 3
-    spool.settle("a", 10)
+    spool.acknowledge("a", 10)
     assert len(list(spool.folder.glob("*.log"))) == 3
-    spool.settle("b", 7)
-    assert spool.size < 3 * SEGMENT_BYTES
-    assert [event.number for event in spool.read(6, float("inf"))] == [7, 8, 9]
+    spool.acknowledge("b", 7)
+    assert spool.segments.size < 3 * SEGMENT_BYTES
+    assert [event.number for event in spool.reader.read(6, float("inf"))] == [7, 8, 9]
 
 
 def test_positions_survive(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
-    spool.settle("a", 2)
+    spool.acknowledge("a", 2)
     found = adopt(die(spool))
-    assert (found.settled("a"), found.settled("b")) == (2, 0)
+    assert (found.acknowledged("a"), found.acknowledged("b")) == (2, 0)
     assert found.children == ["a", "b"]
 
 
@@ -106,7 +102,7 @@ def test_a_folder_whose_events_are_all_settled_goes_with_its_process(tmp_path: P
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
     for child in "ab":
-        spool.settle(child, 3)
+        spool.acknowledge(child, 3)
     spool.close()
     assert not spool.folder.exists()
 
@@ -114,22 +110,22 @@ def test_a_folder_whose_events_are_all_settled_goes_with_its_process(tmp_path: P
 def test_a_folder_with_something_left_stays_and_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
-    spool.settle("a", 3)
+    spool.acknowledge("a", 3)
     spool.close()
     found = adopt(spool.folder)
-    assert found.size < 10_000
-    assert [event.message for event in found.read(-1, float("inf"))] == list("abc")
+    assert found.segments.size < 10_000
+    assert [event.message for event in found.reader.read(-1, float("inf"))] == list("abc")
 
 
 def test_no_room_is_an_error_that_harms_nothing(tmp_path: Path) -> None:
     spool = create(tmp_path)
     events = make_events(["x" * 3_000_000] * 2)
-    spool.append(events[0], roomy)
+    spool.segments.append(events[0], roomy)
     with pytest.raises(SpoolFullError):
-        spool.append(events[1], lambda size: False)
-    assert [event.number for event in spool.read(-1, float("inf"))] == [0]
-    spool.append(events[1], roomy)
-    assert [event.number for event in spool.read(-1, float("inf"))] == [0, 1]
+        spool.segments.append(events[1], lambda size: False)
+    assert [event.number for event in spool.reader.read(-1, float("inf"))] == [0]
+    spool.segments.append(events[1], roomy)
+    assert [event.number for event in spool.reader.read(-1, float("inf"))] == [0, 1]
 
 
 def test_attributes_that_come_later_are_there_too(tmp_path: Path) -> None:
@@ -137,8 +133,8 @@ def test_attributes_that_come_later_are_there_too(tmp_path: Path) -> None:
     events = make_events(["a"])
     write(spool, events)
     events[0].stream.metadata["zenml.step.name"] = "train"
-    spool.refresh(roomy)
-    (found,) = list(adopt(die(spool)).scan())
+    spool.segments.refresh(roomy)
+    (found,) = list(adopt(die(spool)).reader.scan())
     assert isinstance(found, LogEvent)
     assert found.stream.attributes["zenml.step.name"] == "train"
 
@@ -158,7 +154,7 @@ def torn(folder: Path, change: Callable[[bytes], bytes]) -> Path:
 
 
 def found_in(spool: Spool) -> tuple[list[str], list[Damage]]:
-    items = list(spool.scan())
+    items = list(spool.reader.scan())
     return (
         [item.message for item in items if isinstance(item, LogEvent)],
         [item for item in items if isinstance(item, Damage)],
@@ -184,7 +180,7 @@ def test_a_stream_s_own_line_that_is_damaged_hides_no_event(tmp_path: Path) -> N
     events = make_events(["first", "second"])
     write(spool, events)
     torn(die(spool), lambda data: data.replace(b'"stream"', b'"strEam"'))
-    items = list(adopt(spool.folder).scan())
+    items = list(adopt(spool.folder).reader.scan())
     found = [item for item in items if isinstance(item, LogEvent)]
     assert [(event.message, event.stream.id) for event in found] == [
         ("first", events[0].stream.id),
@@ -232,15 +228,15 @@ def test_what_another_version_has_written_is_set_aside_whole(tmp_path: Path) -> 
 def test_a_position_that_is_damaged_has_all_delivered_again(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
-    spool.settle("a", 2)
-    spool.settle("b", 2)
+    spool.acknowledge("a", 2)
+    spool.acknowledge("b", 2)
     folder = die(spool)
     (folder / "a.settled").write_bytes(b"\0" * 30)
     (folder / "b.settled").write_text("00000000000000000009 00000000\n")
     found = adopt(folder)
-    assert (found.settled("a"), found.settled("b")) == (0, 0)
-    found.settle("a", 3)
-    assert (adopt(die(found)).settled("a")) == 3
+    assert (found.acknowledged("a"), found.acknowledged("b")) == (0, 0)
+    found.acknowledge("a", 3)
+    assert (adopt(die(found)).acknowledged("a")) == 3
 
 
 def test_files_of_others_are_set_aside(tmp_path: Path) -> None:
@@ -265,12 +261,12 @@ def test_a_segment_that_cannot_be_opened_does_not_hide_the_others(tmp_path: Path
 
 def test_one_cursor_reads_on_where_it_ended(tmp_path: Path) -> None:
     spool = create(tmp_path)
-    cursor = Cursor(spool)
+    cursor = ForwardReader(spool.reader)
     stream = make_stream()
     events = make_events(["x" * 1_000_000] * 12, stream)
     found = []
     for event in events:
-        spool.append(event, roomy)
+        spool.segments.append(event, roomy)
         found += [read.number for read in cursor.read(len(found) - 1, event.number)]
     found += [read.number for read in cursor.read(len(found) - 1, float("inf"))]
     assert found == list(range(12))
@@ -280,9 +276,9 @@ def test_a_message_that_no_line_can_hold_is_refused(tmp_path: Path) -> None:
     spool = create(tmp_path)
     huge, small = make_events(["\0" * 12_000_000, "small"])
     with pytest.raises(EventTooLongError):
-        spool.append(huge, roomy)
-    spool.append(small, roomy)
-    assert [event.message for event in spool.read(-1, float("inf"))] == ["small"]
+        spool.segments.append(huge, roomy)
+    spool.segments.append(small, roomy)
+    assert [event.message for event in spool.reader.read(-1, float("inf"))] == ["small"]
 
 
 def test_folders_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> None:
@@ -291,7 +287,7 @@ def test_folders_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> N
         (tmp_path / name / "owner.lock").touch()
         os.utime(tmp_path / name / "owner.lock", (place, place))
     (tmp_path / ("d" * 15)).write_text("a file")
-    assert [folder.name[0] for folder in left_behind(tmp_path)] == ["b", "a"]
+    assert [folder.name[0] for folder in process_folders(tmp_path)] == ["b", "a"]
     # One whose process died when it was made goes.
     assert not list(tmp_path.glob(".hidden-*"))
 
@@ -311,7 +307,7 @@ def test_a_forked_process_does_not_keep_its_parent_s_lock(tmp_path: Path) -> Non
     os.read(began, 1)
     folder = die(spool)
     try:
-        assert Spool.adopt(folder) is not None
+        assert Spool.recover(folder) is not None
     finally:
         os.close(done)
         os.waitpid(process, 0)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from composite_logstore.spool.folder import Spool, is_alive, left_behind
+from composite_logstore.spool.folder import Spool, process_folders
+from composite_logstore.spool.lock import is_alive
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
 from tests.simulation import Machine, assert_accounts_add_up
@@ -26,8 +27,7 @@ def clock() -> Iterator[SimulatedClock]:
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("spool.folder", "delivery.spilling"):
-        monkeypatch.setattr(f"composite_logstore.{module}.SEGMENT_BYTES", 4096)
+    monkeypatch.setattr("composite_logstore.spool.segments.SEGMENT_BYTES", 4096)
 
 
 def segments(folder: Path) -> list[Path]:
@@ -132,12 +132,12 @@ def test_a_living_process_s_folder_is_nobody_else_s_though_its_lock_is_gone(
     TIDYING[what](folder)
     if what == "the lock deleted":
         assert is_alive(folder)
-        assert Spool.adopt(folder) is None
+        assert Spool.recover(folder) is None
     clock.advance(1)
     assert is_alive(folder)
-    assert Spool.adopt(folder) is None
+    assert Spool.recover(folder) is None
     machine.die()
-    adopted = Spool.adopt(folder)
+    adopted = Spool.recover(folder)
     assert adopted is not None
     adopted.abandon()
 
@@ -158,9 +158,9 @@ def test_a_folder_that_another_process_has_taken_over_is_given_up(tmp_path: Path
         clock.advance(1)
         assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}-2"]
         machine.die()
-        found = Spool.adopt(folder.with_name(f"{folder.name}-2"))
+        found = Spool.recover(folder.with_name(f"{folder.name}-2"))
         assert found is not None
-        assert [event.message for event in found.read(-1, 10)] == ["event", "later"]
+        assert [event.message for event in found.reader.read(-1, 10)] == ["event", "later"]
         found.abandon()
 
 
@@ -168,10 +168,10 @@ def test_two_folders_of_one_writer_are_both_found(tmp_path: Path) -> None:
     writer = "0123456789abcde"
     for number in range(3):
         spool = Spool.create(tmp_path, writer, ["a"])
-        spool.append(make_events([str(number)], first=number)[0], lambda size: True)
+        spool.segments.append(make_events([str(number)], first=number)[0], lambda size: True)
         spool.abandon()
-    found = [Spool.adopt(folder) for folder in left_behind(tmp_path)]
-    assert [[event.message for event in spool.read(-1, 10)] for spool in found if spool] == [["0"], ["1"], ["2"]]
+    found = [Spool.recover(folder) for folder in process_folders(tmp_path)]
+    assert [[event.message for event in spool.reader.read(-1, 10)] for spool in found if spool] == [["0"], ["1"], ["2"]]
     assert len(found) == 3
 
 
@@ -245,12 +245,12 @@ def test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own(
     assert machine.store.writer._journal.spooling
     spool = machine.store.writer._journal.spooling.spool
     assert spool is not None
-    assert spool._lock is not None
-    assert spool._guard is not None
+    assert spool.lock is not None
+    assert spool.lock.guard is not None
     own = os.open(tmp_path / "own", os.O_RDWR | os.O_CREAT)
-    for descriptor in (spool._lock, spool._guard):
+    for descriptor in (spool.lock.file, spool.lock.guard):
         os.dup2(own, descriptor)
-    reused = spool._lock, spool._guard
+    reused = spool.lock.file, spool.lock.guard
     clock.advance(3)
     (folder / "note.txt").write_text("so that it is looked at")
     clock.advance(3)
@@ -258,9 +258,9 @@ def test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own(
     assert is_alive(folder)
     machine.die()
     assert {os.fstat(descriptor).st_ino for descriptor in reused} == {os.fstat(own).st_ino}
-    found = Spool.adopt(folder)
+    found = Spool.recover(folder)
     assert found is not None
-    assert [event.message for event in found.read(-1, 10)] == ["event", "later"]
+    assert [event.message for event in found.reader.read(-1, 10)] == ["event", "later"]
     found.abandon()
     for descriptor in (own, *reused):
         os.close(descriptor)

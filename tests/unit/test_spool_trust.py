@@ -14,9 +14,11 @@ import orjson
 import pytest
 
 from composite_logstore.delivery import writer
-from composite_logstore.delivery.spilling import SpoolSettings, check, in_words
-from composite_logstore.spool.folder import Spool, damaged, is_alive, left_behind
+from composite_logstore.spool.damage import damaged
+from composite_logstore.spool.folder import Spool, process_folders
+from composite_logstore.spool.lock import is_alive
 from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool.settings import SpoolSettings, check_spool, spool_problem
 from composite_logstore.testing import SimulatedClock
 from tests.events import WRITER, make_events
 from tests.simulation import Machine, assert_accounts_add_up
@@ -42,7 +44,7 @@ def leave(component: Path, *messages: str, writer: str = WRITER, children: Any =
     """Leave what a process leaves that was killed."""
     spool = Spool.create(component, writer, children)
     for event in make_events(messages, writer=writer):
-        spool.append(event, lambda size: True)
+        spool.segments.append(event, lambda size: True)
     spool.abandon()
     return spool.folder
 
@@ -65,7 +67,7 @@ def refuse(path: Path, use: Callable[[], object]) -> str:
     with pytest.raises(UntrustedError) as refused:
         use()
     assert sorted(path.rglob("*")) == before
-    return in_words(refused.value, SpoolSettings(path, True, 10**9))
+    return spool_problem(refused.value, SpoolSettings(path, True, 10**9))
 
 
 @pytest.mark.parametrize("others", [0o777, 0o1777, 0o770, 0o720, 0o702, 0o2777, 0o773])
@@ -75,11 +77,11 @@ def test_a_folder_that_others_can_write_is_refused_and_the_words_say_what_mends_
     component.chmod(others)
     uses: list[Callable[[], object]] = [
         lambda: Spool.create(component, WRITER, ["a"]),
-        lambda: Spool.adopt(folder),
+        lambda: Spool.recover(folder),
         lambda: Spool.look(folder),
         lambda: is_alive(folder),
-        lambda: left_behind(component),
-        lambda: check(SpoolSettings(component, True, 10**9)),
+        lambda: process_folders(component),
+        lambda: check_spool(SpoolSettings(component, True, 10**9)),
     ]
     for use in uses:
         said = refuse(component, use)
@@ -92,9 +94,9 @@ def test_a_folder_that_others_can_write_is_refused_and_the_words_say_what_mends_
     for use in uses[1:4]:
         assert f"chmod 700 {folder}" in refuse(component, use)
     folder.chmod(0o700)
-    found = Spool.adopt(folder)
+    found = Spool.recover(folder)
     assert found is not None
-    assert [event.message for event in found.read(-1, 9)] == ["event"]
+    assert [event.message for event in found.reader.read(-1, 9)] == ["event"]
     found.abandon()
 
 
@@ -102,7 +104,7 @@ def test_a_folder_of_somebody_else_s_is_refused(tmp_path: Path, monkeypatch: pyt
     component = tmp_path / "component"
     folder = leave(component, "event")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    for use in (lambda: Spool.create(component, WRITER, ["a"]), lambda: Spool.adopt(folder)):
+    for use in (lambda: Spool.create(component, WRITER, ["a"]), lambda: Spool.recover(folder)):
         said = refuse(component, use)
         assert "it belongs to user" in said
         assert "set 'spool_directory' to another folder" in said
@@ -115,7 +117,7 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, which: str) -> N
     linked = component if which == "component" else folder
     linked.rename(tmp_path / "elsewhere")
     linked.symlink_to(tmp_path / "elsewhere")
-    assert "it is a link" in refuse(tmp_path, lambda: Spool.adopt(folder))
+    assert "it is a link" in refuse(tmp_path, lambda: Spool.recover(folder))
     if which == "component":
         assert "it is a link" in refuse(tmp_path, lambda: Spool.create(component, WRITER, ["a"]))
 
@@ -146,13 +148,13 @@ def test_modes_are_set_whatever_the_umask_is(tmp_path: Path, umask: int) -> None
     before = os.umask(umask)
     try:
         spool = Spool.create(directory / "component", WRITER, ["a"])
-        spool.append(make_events(["event"])[0], lambda size: True)
-        spool.prepare()
+        spool.segments.append(make_events(["event"])[0], lambda size: True)
+        spool.segments.prepare()
         (spool.folder / "stranger").touch()
         spool.abandon()
-        found = Spool.adopt(spool.folder)
+        found = Spool.recover(spool.folder)
         assert found is not None
-        found.settle("late", 0)
+        found.acknowledge("late", 0)
         found.set_aside()
         found.abandon()
     finally:
@@ -167,15 +169,15 @@ def test_what_kubernetes_gives_to_a_volume_s_group_is_taken_back(tmp_path: Path)
     component = tmp_path / "component"
     folder = leave(component, "event")
     (folder / "stranger").write_bytes(b"not a line")
-    first = Spool.adopt(folder)
+    first = Spool.recover(folder)
     assert first is not None
     first.set_aside()
     first.abandon()
     for path in [component, *component.rglob("*")]:
         path.chmod(0o2770 if path.is_dir() else 0o660)
-    found = Spool.adopt(folder)
+    found = Spool.recover(folder)
     assert found is not None
-    assert [event.message for event in found.read(-1, 9)] == ["event"]
+    assert [event.message for event in found.reader.read(-1, 9)] == ["event"]
     assert len(damaged(component)) == 1
     assert {mode(path) for path in [component, *component.rglob("*")] if path.is_dir()} == {0o700}
     assert {mode(path) for path in component.rglob("*") if path.is_file()} == {0o600}
@@ -322,7 +324,7 @@ PLACES = {
 def test_whatever_a_folder_holds_what_is_intact_is_delivered_and_so_are_the_others(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path, Path], None]
 ) -> None:
-    monkeypatch.setattr("composite_logstore.spool.folder.SEGMENT_BYTES", 4096)
+    monkeypatch.setattr("composite_logstore.spool.segments.SEGMENT_BYTES", 4096)
     monkeypatch.chdir(tmp_path)
     elsewhere = tmp_path / "home" / "bashrc"
     elsewhere.parent.mkdir()

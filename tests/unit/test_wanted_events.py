@@ -98,10 +98,10 @@ def by_the_journal(child: FolderArchive, events: list[LogEvent], folder: Path) -
 def by_recovery(child: FolderArchive, events: list[LogEvent], folder: Path) -> int:
     dead = Spool.create(folder, WRITER, [child.name])
     for event in events:
-        dead.append(event, lambda _: True)
+        dead.segments.append(event, lambda _: True)
     dead.abandon()
     with SimulatedClock() as clock:
-        spool = Spool.adopt(dead.folder)
+        spool = Spool.recover(dead.folder)
         assert spool is not None
         (delivery,) = AdoptedJournal(spool, {child.name: child}, clock).deliveries
         spool.close()

@@ -1,0 +1,226 @@
+"""The lines and positions of the spool, as bytes. This module opens no file and keeps no state.
+
+A line is a checksum (CRC-32, 8 hexadecimal digits), a space, a JSON value and a line break. There are three kinds:
+
+    {"format": 1, "positions": ["a.settled"]}                       the header, the first line of each segment
+    {"stream": id, "artifact_store_id": id, "attributes": {...}}    a stream, before its first event in a segment
+    [stream's id, writer, number, sequence, ...]                    an event: the fields of `LogEvent`
+
+Each line has its own checksum, so a damaged line hides no other. A checksum proves nothing about who wrote a line, so
+`decode_event` also checks the type and the range of each field.
+
+A position is the lowest number that a child has not acknowledged, as 20 digits and a checksum.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+import orjson
+
+from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore.inert import described
+from composite_logstore.plain import plain_mapping
+
+FORMAT = 1
+LINE_BYTES = 64 * 1024 * 1024
+"""The longest line. An event that needs more is shortened."""
+HIGHEST = (1 << 62) - 1
+"""The highest number of an event: its UUID has 62 bits for it."""
+WRITER = re.compile(r"[0-9a-f]{15}")
+POSITION = re.compile(r"[a-z0-9_-]+\.settled")
+POSITION_BYTES = 30
+_PIECE_BYTES = 1 << 16
+_NUMBERED = re.compile(rb'[0-9a-f]{8} \["[^"]*","[^"]*",([0-9]{1,20}),')
+_HEX = re.compile(r"[0-9a-f]{1,32}"), re.compile(r"[0-9a-f]{1,16}")
+_EXCEPTION, _TRACE = LogEvent._fields.index("exception"), LogEvent._fields.index("trace")
+_ATTRIBUTES, _METADATA = LogEvent._fields.index("attributes"), LogEvent._fields.index("metadata")
+_LINE = LogEvent._fields.index("line")
+# The types of the fields before the exception. Compared by `type`, since `isinstance(True, int)` holds.
+_TYPES = [str, str, int, int, int, int, str, str, str, str, int, str]
+
+
+class UnstorableEventError(ValueError):
+    """An event cannot be written as a line, however much room there is."""
+
+
+class EventTooLongError(UnstorableEventError):
+    """An event needs more bytes than a line may have."""
+
+
+# Lines
+
+
+def encode_line(payload: bytes) -> bytes:
+    """Return a JSON value as a line."""
+    return b"%08x %b\n" % (zlib.crc32(payload), payload)
+
+
+def decode_line(line: bytes) -> Any:
+    """Return the JSON value of a line, None if the line is damaged."""
+    try:
+        payload = line[9:-1]
+        if line[-1:] == b"\n" and int(line[:8], 16) == zlib.crc32(payload):
+            return orjson.loads(payload)
+    except ValueError:
+        pass
+    return None
+
+
+def read_line(file: BinaryIO, most_zeros: int) -> tuple[int, bytes]:
+    """Read the next line.
+
+    Args:
+        file: The segment.
+        most_zeros: After how many zeros to stop: the rest of an allocated segment is zeros.
+
+    Returns:
+        The number of zeros before the line, and the line; an empty one at the end of the file, or after too many zeros.
+    """
+    zeros = 0
+    while zeros <= most_zeros:
+        piece = file.readline(_PIECE_BYTES)
+        line = piece.lstrip(b"\0")
+        zeros += len(piece) - len(line)
+        if line or not piece:
+            is_whole = line.endswith(b"\n") or len(piece) < _PIECE_BYTES
+            return zeros, line if is_whole else line + file.readline(LINE_BYTES - len(line))
+    return zeros, b""
+
+
+def encode_header(children: Iterable[str]) -> bytes:
+    """Return the first line of a segment, which names the files of the children's positions."""
+    return encode_line(orjson.dumps({"format": FORMAT, "positions": [position_name(child) for child in children]}))
+
+
+def positions_in_header(line: bytes) -> list[str] | None:
+    """Return the names of the files of positions that a segment's first line lists, None if it is no such line."""
+    header = decode_line(line)
+    names = header.get("positions") if isinstance(header, dict) else None
+    if not isinstance(names, list):
+        return None
+    return [name for name in names if isinstance(name, str) and POSITION.fullmatch(name)]
+
+
+def encode_stream(stream: Stream) -> bytes:
+    """Return a stream as a line."""
+    value = {
+        "stream": str(stream.id),
+        "artifact_store_id": str(stream.artifact_store_id) if stream.artifact_store_id else None,
+        "attributes": stream.attributes,
+    }
+    return encode_line(orjson.dumps(value))
+
+
+# Events
+
+
+def encode_event(event: LogEvent, stream: str) -> bytes:
+    """Return an event as a line.
+
+    Args:
+        event: The event.
+        stream: The id of its stream.
+
+    Raises:
+        UnstorableEventError: JSON cannot express a value of the event.
+    """
+    try:
+        return encode_line(_as_json(event, stream))
+    except Exception as error:
+        raise UnstorableEventError(described(error)) from error
+
+
+def _as_json(event: LogEvent, stream: str) -> bytes:
+    error, trace = event.exception, event.trace
+    if error is None and trace is None:
+        return orjson.dumps((stream, *event[1:]))
+    fields = event._asdict()
+    fields["stream"] = stream
+    fields["exception"] = error and tuple(error)
+    # Trace ids have 128 bits, JSON's integers 64.
+    fields["trace"] = trace and (f"{trace.trace_id:x}", f"{trace.span_id:x}", trace.flags)
+    return orjson.dumps(list(fields.values()))
+
+
+def decode_event(value: list[Any], stream_of: Callable[[Any], Stream | None]) -> LogEvent | None:
+    """Return the event in a line's value, None if a field has a type or a value that no event has.
+
+    Args:
+        value: The value. Its items are replaced.
+        stream_of: Returns the stream with an id, None if the id is not valid.
+    """
+    if len(value) != len(LogEvent._fields) or [*map(type, value[:_EXCEPTION])] != _TYPES:
+        return None
+    _, writer, number, sequence, time_unix_nano, level, *_ = value
+    *_, attributes, metadata, progress = value
+    is_valid = (
+        WRITER.fullmatch(writer)
+        and 0 <= number <= HIGHEST
+        and 0 <= sequence <= HIGHEST
+        and all(_is_int64(one) for one in (time_unix_nano, level, value[_LINE]))
+        and type(attributes) is dict
+        and type(metadata) is dict
+        and type(progress) is bool
+    )
+    stream = stream_of(value[0]) if is_valid else None
+    error, trace = value[_EXCEPTION], value[_TRACE]
+    if stream is None or not _is_exception(error) or not _is_trace(trace):
+        return None
+    value[0] = stream
+    if error is not None:
+        value[_EXCEPTION] = ExceptionInfo(*error)
+    if trace is not None:
+        value[_TRACE] = TraceContext(int(trace[0], 16), int(trace[1], 16), trace[2])
+    if attributes or metadata:
+        # Bounds the depth, as capture does.
+        value[_ATTRIBUTES], value[_METADATA] = plain_mapping(attributes), plain_mapping(metadata)
+    return LogEvent._make(value)
+
+
+def number_in(line: bytes) -> int | None:
+    """Return the number of the event in a line without decoding the line, None if it does not look like an event."""
+    found = _NUMBERED.match(line)
+    return int(found[1]) if found else None
+
+
+def _is_int64(value: int) -> bool:
+    return -(1 << 63) <= value < 1 << 63
+
+
+def _is_exception(value: Any) -> bool:
+    return value is None or (type(value) is list and [*map(type, value)] == [str, str, str])
+
+
+def _is_trace(value: Any) -> bool:
+    if value is None:
+        return True
+    if type(value) is not list or [*map(type, value)] != [str, str, int]:
+        return False
+    trace_id, span_id = _HEX
+    return bool(trace_id.fullmatch(value[0]) and span_id.fullmatch(value[1])) and 0 <= value[2] < 256
+
+
+# Positions
+
+
+def position_name(child: str) -> str:
+    """Return the name of the file of a child's position."""
+    return f"{child}.settled"
+
+
+def encode_position(number: int) -> bytes:
+    """Return a position as bytes. The checksum keeps a damaged position from hiding events that must be delivered."""
+    text = f"{number:020d}".encode()
+    return b"%b %08x\n" % (text, zlib.crc32(text))
+
+
+def decode_position(data: bytes) -> int | None:
+    """Return the position in some bytes, None if they are damaged."""
+    text = data[:20]
+    if not text.isdigit() or data != encode_position(int(text)):
+        return None
+    return int(text) if int(text) <= HIGHEST else None

@@ -1,0 +1,202 @@
+"""The lock of a process's folder, which dies with the process.
+
+`flock` locks an open file, and the system releases it when the last descriptor of that open file is closed, however the
+process ends. Three facts follow, and this module relies on each:
+
+- Whoever gets the lock of a folder knows that its process is dead. No process id is compared, no age is guessed.
+- A forked process inherits the descriptors, so it closes them at once: otherwise the lock would outlive the parent
+  (test_spool.py::test_a_forked_process_does_not_keep_its_parent_s_lock).
+- A program may close all descriptors and open files of its own under the same numbers. So a lock remembers the
+  identity of its file, and closes no descriptor that has another
+  (test_spool_taken_away.py::test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own).
+
+Two files are locked: `owner.lock` in the folder, and the folder itself where the file system can do that (NFS cannot).
+The lock of the folder counts where somebody has deleted `owner.lock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from composite_logstore.spool.private_folder import PrivateFolder, identity_of
+
+LOCK = "owner.lock"
+# Descriptor → the identity of the file that it had when it was locked.
+_held: dict[int, tuple[int, int]] = {}
+
+
+def lock_file(descriptor: int) -> bool:
+    """Lock an open file until it is closed.
+
+    Returns:
+        Whether it is locked now; False if another process holds the lock.
+
+    Raises:
+        OSError: The file system cannot lock it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def release_all() -> None:
+    """Release all locks of this process, as its end does."""
+    for descriptor in list(_held):
+        _release(descriptor)
+
+
+os.register_at_fork(after_in_child=release_all)
+
+
+def _release(descriptor: int) -> None:
+    identity = _held.pop(descriptor, None)
+    with contextlib.suppress(OSError):
+        if identity is not None and identity_of(os.fstat(descriptor)) == identity:
+            os.close(descriptor)
+
+
+class FolderLock:
+    """A folder's lock, held by this process.
+
+    Attributes:
+        file: The descriptor that holds the lock of `owner.lock`.
+        guard: The descriptor that holds the lock of the folder itself, None if the folder could not be locked.
+    """
+
+    def __init__(self, file: int, guard: int | None) -> None:
+        """Use `acquire`."""
+        self.file = file
+        self.guard = guard
+
+    @classmethod
+    def acquire(cls, folder: PrivateFolder, is_own: bool = False) -> FolderLock | None:
+        """Lock a folder.
+
+        Args:
+            folder: The folder.
+            is_own: Whether the folder is this process's own, so that a missing `owner.lock` is made.
+
+        Returns:
+            None if another process holds the lock.
+
+        Raises:
+            OSError: The folder cannot be locked.
+        """
+        file = None
+        guard = os.dup(folder.fd)
+        try:
+            try:
+                is_guarded = lock_file(guard)
+                is_another_s = not is_guarded
+            except OSError:
+                # NFS locks only what is open for writing.
+                is_guarded = is_another_s = False
+            file = _opened(folder, is_own, is_guarded, is_another_s)
+            # The file may have been exchanged before it was locked.
+            if file is None or not lock_file(file) or not folder.has(LOCK, identity_of(os.fstat(file))):
+                return None
+            _held[file] = identity_of(os.fstat(file))
+            if is_guarded:
+                _held[guard] = folder.identity
+            return cls(file, guard if is_guarded else None)
+        except FileExistsError:
+            return None
+        finally:
+            for descriptor in (file, guard):
+                if descriptor is not None and descriptor not in _held:
+                    os.close(descriptor)
+
+    def release(self) -> None:
+        """Release the lock. Once more does nothing more."""
+        for descriptor in self._descriptors():
+            _release(descriptor)
+
+    def is_in(self, folder: PrivateFolder) -> bool:
+        """Say whether the lock is still that of the folder: the file is in place, and the descriptor still has it."""
+        identity = _held.get(self.file)
+        try:
+            return identity is not None and folder.has(LOCK, identity) and identity_of(os.fstat(self.file)) == identity
+        except OSError:
+            return False
+
+    def has_renewed(self, folder: PrivateFolder) -> bool:
+        """Lock a folder again whose `owner.lock` was taken away.
+
+        Returns:
+            Whether the folder is locked; False if another process was quicker, and so has taken it over.
+        """
+        new = FolderLock.acquire(folder, is_own=True)
+        if new is None:
+            return False
+        lost = set(self._descriptors())
+        self.file, self.guard = new.file, new.guard if new.guard is not None else self.guard
+        for descriptor in lost - set(self._descriptors()):
+            _release(descriptor)
+        return True
+
+    def restore_rights(self, path: Path) -> None:
+        """Give the user alone all rights in the folder, and others none.
+
+        Args:
+            path: The folder, which `guard` is another name of.
+
+        Raises:
+            OSError: That is not possible.
+        """
+        if self.guard is not None and self.guard in _held:
+            os.fchmod(self.guard, 0o700)
+        else:
+            os.chmod(path, 0o700)
+
+    def _descriptors(self) -> Iterator[int]:
+        yield self.file
+        if self.guard is not None:
+            yield self.guard
+
+
+def _opened(folder: PrivateFolder, is_own: bool, is_guarded: bool, is_another_s: bool) -> int | None:
+    """Open `owner.lock`; make it again if the folder is locked all the same, or is this process's own."""
+    try:
+        return folder.open_file(LOCK, os.O_RDWR)
+    except (FileNotFoundError, PermissionError):
+        if not is_own and is_another_s:
+            return None
+        if not is_own and not is_guarded:
+            raise
+    if folder.status(LOCK) is not None:
+        # It is not what a spool makes, so it is renamed, and later set aside.
+        folder.rename(LOCK, f"{LOCK}-{secrets.token_hex(4)}")
+    return folder.create_file(LOCK)
+
+
+def is_alive(folder: Path) -> bool:
+    """Say whether the process that a folder belongs to is alive.
+
+    Raises:
+        OSError: The lock cannot be opened, or is not to be trusted.
+    """
+    with PrivateFolder.open(folder.parent) as home, home.open_folder(folder.name) as opened:
+        lock = FolderLock.acquire(opened)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def made_at(home: PrivateFolder, name: str, status: os.stat_result) -> float:
+    """Return when a folder was made, in seconds since the epoch: the time of its `owner.lock`, or its own without one.
+
+    Args:
+        home: The folder that it is in.
+        name: Its name.
+        status: What the system knows of it.
+    """
+    with contextlib.suppress(OSError):
+        return os.stat(f"{name}/{LOCK}", dir_fd=home.fd, follow_symlinks=False).st_mtime
+    return status.st_mtime

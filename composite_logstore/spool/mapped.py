@@ -1,0 +1,63 @@
+"""Small files that are mapped into memory, so that writing to them is a copy and no call of the system."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import NamedTuple
+
+from composite_logstore.spool.private_folder import PrivateFolder, identity_of
+
+NEW = "spare.new"
+"""The name of a file until it is complete."""
+
+
+class Mapped(NamedTuple):
+    """A mapped file.
+
+    Attributes:
+        memory: Its bytes.
+        identity: What tells the file from another one of the same name.
+    """
+
+    memory: mmap.mmap
+    identity: tuple[int, int]
+
+    @classmethod
+    def create(cls, folder: PrivateFolder, name: str, size: int) -> Mapped:
+        """Make a file of zeros, in place of anything that has its name, and map it.
+
+        Args:
+            folder: Where to make it.
+            name: Its name.
+            size: Its size in bytes. All of them are allocated.
+
+        Raises:
+            OSError: There is no room on the disk, or the file cannot be made.
+        """
+        folder.make_way(name)
+        file = folder.create_file(name)
+        try:
+            _allocate(file, size)
+            return cls(mmap.mmap(file, size), identity_of(os.fstat(file)))
+        except BaseException:
+            folder.unlink(name)
+            raise
+        finally:
+            os.close(file)
+
+
+def _allocate(file: int, size: int) -> None:
+    """Have the disk reserve all bytes: a full disk would otherwise kill the process (SIGBUS) when it writes to one."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            # Some C libraries do not emulate it where the file system cannot do it.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    written = 0
+    while written < size:
+        written += os.write(file, bytes(min(1 << 20, size - written)))

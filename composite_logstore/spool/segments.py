@@ -1,0 +1,385 @@
+"""The segments of a spool: files of lines that are appended to and never changed.
+
+A process appends to the last segment alone, the one *in use*. It is mapped into memory: copying a line into it costs a
+tenth of a `write()`, which gives up the GIL, and the copy belongs to the operating system, so it survives a kill of the
+process. A full segment is closed and cut to its length; a segment that all children have acknowledged is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.plain import plain_mapping
+from composite_logstore.spool.format import (
+    LINE_BYTES,
+    EventTooLongError,
+    encode_event,
+    encode_header,
+    encode_stream,
+)
+from composite_logstore.spool.mapped import NEW, Mapped
+from composite_logstore.spool.positions import Positions
+from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder
+from composite_logstore.spool.streams import Streams
+
+SEGMENT_BYTES = 4 * 1024 * 1024
+SEGMENT = re.compile(r"[0-9]{20}\.log")
+SPARE = "spare"
+_STREAMS = 10_000
+"""How many streams a process remembers: one that serves for months has many."""
+
+
+class SpoolFullError(OSError):
+    """There is no room within `spool_max_bytes`, and nothing older can be given up."""
+
+
+@dataclass
+class Segment:
+    """A file of lines.
+
+    Attributes:
+        path: The file.
+        first: The number of its first event, or a lower one.
+        last: The number of its last event, or a higher one; lower than `first` if it has none.
+        kinds: How many events it has of each level, ordinary ones and updates of progress bars.
+        strays: The offsets of its lines whose numbers are out of order.
+    """
+
+    path: Path
+    first: int
+    last: float
+    kinds: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    strays: frozenset[int] = frozenset()
+
+
+class Segments:
+    """The segments of one spool.
+
+    The journal's lock guards every call, except that of `prepare` and `tidy`: they do what the disk may take long for,
+    on the housekeeping thread. They share with the others the spare segment and two queues, and rely on the GIL there:
+    `deque.append` and `popleft` are each one C call, and so is the assignment of an attribute. The test that would
+    catch a mistake is test_spool_taken_away.py::
+    test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_process.
+
+    Attributes:
+        all: The segments, oldest first. Replaced or changed in single steps, so that a reader may copy it at any time.
+        needs_spare: Whether there is no segment yet for when the one in use is full.
+    """
+
+    def __init__(
+        self, folder: KnownFolder, positions: Positions, streams: Streams, found: Iterable[Segment] = ()
+    ) -> None:
+        """Begin with the segments that were found, and none in use.
+
+        Args:
+            folder: The spool's folder.
+            positions: The children's positions, which a segment's header names.
+            streams: Where to note the streams that are written.
+            found: The segments of a process that is dead, or of another one.
+        """
+        self.all = list(found)
+        self._folder = folder
+        self._positions = positions
+        self._streams = streams
+        # The attributes that each stream was written with last.
+        self._written: dict[Stream, dict[str, Any]] = {}
+        # The segment in use: its memory, where its next line goes, where it ends, and the ids of the streams in it.
+        self._in_use: Mapped | None = None
+        self._end = self._room = 0
+        self._ids: dict[Stream, str] = {}
+        self._spare: Mapped | None = None
+        self._is_closed = False
+        # For `tidy`: the segments to cut to their length, and the files to remove.
+        self._full: deque[tuple[Mapped, str, int]] = deque()
+        self._freed: deque[str] = deque()
+
+    @property
+    def first(self) -> float:
+        """The number from which on all events that some child needs are on disk; infinity if there is no segment."""
+        return self.all[0].first if self.all else inf
+
+    @property
+    def last(self) -> float:
+        """The number of the last event, -1 if there is none. Exact for segments that were written or scanned."""
+        return max((segment.last for segment in self.all), default=-1)
+
+    @property
+    def size(self) -> int:
+        """How many bytes the files have.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        with self._folder.open() as folder:
+            found = [folder.status(segment.path.name) for segment in self.all]
+        return sum(status.st_size for status in found if status)
+
+    # Writing
+
+    def append(self, event: LogEvent, has_room: Callable[[int], bool]) -> None:
+        """Write an event.
+
+        Args:
+            event: The event.
+            has_room: Asked whether the spool may grow by a number of bytes: before it grows, and with 0 afterwards,
+                since other processes grow too.
+
+        Raises:
+            SpoolFullError: `has_room` says no.
+            OSError: There is no room on the disk, or the folder is gone.
+            EventTooLongError: No line can hold the event.
+            UnstorableEventError: No line can express the event.
+        """
+        stream = event.stream
+        id = self._ids.get(stream)
+        if id is None:
+            id = self._streams.add(stream)
+            self._write_stream(stream, event.number, has_room)
+        line = encode_event(event, id)
+        end = self._end + len(line)
+        if self._in_use is None or end > self._room:
+            self._write(line, event.number, has_room)
+        else:
+            self._in_use.memory[self._end : end] = line
+            self._end = end
+        segment = self.all[-1]
+        segment.last = event.number
+        segment.kinds[event.level, event.progress] += 1
+
+    def refresh(self, has_room: Callable[[int], bool]) -> None:
+        """Write those streams again whose attributes ZenML has added to since.
+
+        Args:
+            has_room: As for `append`.
+
+        Raises:
+            OSError: There is no room.
+        """
+        for stream in [stream for stream, written in self._written.items() if _differs(written, stream.metadata)]:
+            self._write_stream(stream, int(self.last), has_room)
+
+    def _write_stream(self, stream: Stream, number: int, has_room: Callable[[int], bool]) -> None:
+        metadata = dict(stream.metadata)
+        self._write(encode_stream(stream), number, has_room)
+        self._ids[stream] = str(stream.id)
+        self._written[stream] = metadata
+        for old in [*self._written][:-_STREAMS]:
+            del self._written[old]
+            self._streams.forget(old)
+            self._ids.pop(old, None)
+
+    def _write(self, line: bytes, number: int, has_room: Callable[[int], bool]) -> None:
+        segment = self._in_use
+        if segment is None or self._end + len(line) > self._room:
+            segment = self._in_use = self._begin_segment(number, len(line), has_room)
+        end = self._end + len(line)
+        segment.memory[self._end : end] = line
+        self._end = end
+
+    def _begin_segment(self, first: int, size: int, has_room: Callable[[int], bool]) -> Mapped:
+        if size > LINE_BYTES:
+            raise EventTooLongError(f"more than {LINE_BYTES} bytes")
+        header = encode_header(self._positions.children)
+        size = max(SEGMENT_BYTES, len(header) + size)
+        # The segment before may begin with the same number, if it has nothing but a stream's attributes.
+        first = max(first, self.all[-1].first + 1) if self.all else first
+        path = self._folder.path / f"{first:020d}.log"
+        with self._folder.open() as folder:
+            # Once the segment in use is closed, its lines are no longer in memory.
+            self._mend_in_use(folder)
+            new = self._named_spare(folder, path.name, size)
+            if new is None:
+                if not has_room(size):
+                    raise SpoolFullError("'spool_max_bytes' is reached")
+                new = Mapped.create(folder, NEW, size)
+                if not has_room(0):
+                    folder.unlink(NEW)
+                    raise SpoolFullError("'spool_max_bytes' is reached")
+                folder.put(NEW, path.name)
+        self._close_in_use()
+        new.memory[: len(header)] = header
+        self._end, self._room = len(header), len(new.memory)
+        self.all.append(Segment(path, first, first - 1))
+        return new
+
+    def _named_spare(self, folder: PrivateFolder, name: str, size: int) -> Mapped | None:
+        """Give the spare segment its name, if it is still in place and large enough."""
+        spare = self._spare
+        if spare is None or len(spare.memory) < size:
+            return None
+        self._spare = None
+        if not folder.has(SPARE, spare.identity):
+            spare.memory.close()
+            return None
+        folder.put(SPARE, name)
+        return spare
+
+    def _close_in_use(self) -> None:
+        if self._in_use is not None:
+            self._full.append((self._in_use, self.all[-1].path.name, self._end))
+            self._in_use = None
+            self._ids = {}
+
+    @property
+    def in_use(self) -> tuple[Segment, bytes] | None:
+        """The segment in use and its bytes, which are in memory even if its file is gone."""
+        return (self.all[-1], self._in_use.memory[: self._end]) if self._in_use else None
+
+    # What is done with
+
+    def free(self, before: float) -> None:
+        """Remove the segments whose events all have lower numbers. Their files go with `tidy`."""
+        finished = len(self.all) - (self._in_use is not None)
+        while finished and self.all[0].last < before:
+            self._freed.append(self.all.pop(0).path.name)
+            finished -= 1
+
+    def oldest(self) -> Segment | None:
+        """Return the segment to give up first, None if there is none besides the one in use."""
+        return self.all[0] if len(self.all) > (self._in_use is not None) else None
+
+    def remove(self, path: Path) -> None:
+        """Forget the segment whose file was moved away."""
+        self.all = [segment for segment in self.all if segment.path != path]
+
+    @property
+    def needs_spare(self) -> bool:
+        """Whether there is no segment yet for when the one in use is full. Needs no lock."""
+        return self._spare is None and not self._is_closed
+
+    def prepare(self) -> None:
+        """Allocate the next segment. Needs no lock: other threads that compute make each step of it take long.
+
+        Raises:
+            OSError: There is no room on the disk, or the folder is gone.
+        """
+        with self._folder.open() as folder:
+            self._spare = Mapped.create(folder, SPARE, SEGMENT_BYTES)
+        # `close` sets this before it looks for a spare, so one of the two removes it.
+        if self._is_closed:
+            self._drop_spare()
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.memory.close()
+            with contextlib.suppress(OSError), self._folder.open() as folder:
+                folder.unlink(SPARE)
+
+    def tidy(self) -> None:
+        """Close and cut full segments, and remove freed ones. Needs no lock, for the same reason as `prepare`."""
+        if not (self._full or self._freed):
+            return
+        try:
+            folder = self._folder.open()
+        except OSError:
+            # The folder is gone, or cannot be opened now. The memory can be released all the same.
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._full.popleft()[0].memory.close()
+            return
+        with folder:
+            with contextlib.suppress(IndexError):
+                while True:
+                    full, name, end = self._full.popleft()
+                    full.memory.close()
+                    with contextlib.suppress(OSError):
+                        if folder.has(name, full.identity):
+                            _cut(folder, name, end)
+            with contextlib.suppress(IndexError):
+                while True:
+                    freed = self._freed.popleft()
+                    with contextlib.suppress(OSError):
+                        folder.unlink(freed)
+
+    def close(self) -> None:
+        """Leave the files as they are to the next process."""
+        self._is_closed = True
+        self._close_in_use()
+        self.tidy()
+        self._drop_spare()
+
+    # What others have taken away
+
+    def files(self) -> list[tuple[str, tuple[int, int]]]:
+        """Return the name and the identity of each mapped file. Needs no lock."""
+        files = []
+        if (spare := self._spare) is not None:
+            files.append((SPARE, spare.identity))
+        if (in_use := self._in_use) is not None and (segments := list(self.all)):
+            files.append((segments[-1].path.name, in_use.identity))
+        return files
+
+    def mend(self, folder: PrivateFolder, in_memory: Callable[[int, float], Sequence[LogEvent]]) -> None:
+        """Write again what is missing in the folder, as far as its events are in memory.
+
+        Args:
+            folder: The spool's folder.
+            in_memory: Returns the events in memory from one number to another.
+
+        Raises:
+            OSError: A file cannot be written now.
+        """
+        if self._spare is not None and not folder.has(SPARE, self._spare.identity):
+            self._drop_spare()
+        self._mend_in_use(folder)
+        there = set(folder.names())
+        for place, segment in reversed(list(enumerate(self.all))):
+            is_in_use = self._in_use is not None and segment is self.all[-1]
+            if not is_in_use and segment.path.name not in there:
+                self.all[place : place + 1] = self._written_again(folder, segment, in_memory)
+
+    def _mend_in_use(self, folder: PrivateFolder) -> None:
+        old = self._in_use
+        if old is None or folder.has(self.all[-1].path.name, old.identity):
+            return
+        new = Mapped.create(folder, NEW, len(old.memory))
+        new.memory[: self._end] = old.memory[: self._end]
+        folder.put(NEW, self.all[-1].path.name)
+        old.memory.close()
+        self._in_use = new
+
+    def _written_again(
+        self, folder: PrivateFolder, lost: Segment, in_memory: Callable[[int, float], Sequence[LogEvent]]
+    ) -> list[Segment]:
+        events = in_memory(lost.first, lost.last)
+        if not events:
+            return []
+        again = Segment(lost.path, lost.first, lost.last)
+        lines = [encode_header(self._positions.children)]
+        lines += [encode_stream(stream) for stream in dict.fromkeys(event.stream for event in events)]
+        for event in events:
+            lines.append(encode_event(event, str(event.stream.id)))
+            again.kinds[event.level, event.progress] += 1
+        folder.make_way(NEW)
+        with os.fdopen(folder.create_file(NEW), "wb") as file:
+            file.write(b"".join(lines))
+        folder.put(NEW, lost.path.name)
+        return [again]
+
+
+def _cut(folder: PrivateFolder, name: str, size: int) -> None:
+    file = folder.open_file(name, os.O_WRONLY)
+    try:
+        os.ftruncate(file, size)
+    finally:
+        os.close(file)
+
+
+def _differs(written: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    try:
+        return bool(written != metadata)
+    except Exception:
+        # An array, for example, whose comparison has no truth value.
+        return orjson.dumps(plain_mapping(written)) != orjson.dumps(plain_mapping(metadata))

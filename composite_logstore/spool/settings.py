@@ -1,0 +1,73 @@
+"""Where a log store's spool is on this machine, and how it is used."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from composite_logstore.config import CompositeLogStoreConfig
+from composite_logstore.inert import described
+from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool.segments import SpoolFullError
+
+
+class SpoolSettings(NamedTuple):
+    """Where and how events go to disk.
+
+    Attributes:
+        component: The folder of the log store.
+        write_ahead: Whether each event is to be on disk at once.
+        max_bytes: How many bytes the log store may have on this machine, all its processes together.
+    """
+
+    component: Path
+    write_ahead: bool
+    max_bytes: int
+
+
+def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
+    """Return the folder of a log store's spools on this machine."""
+    return spool_root(config.spool_directory) / str(component_id)
+
+
+def spool_root(spool_directory: str | None) -> Path:
+    """Return the folder of the folders of log stores, by their ids."""
+    if spool_directory:
+        return Path(os.path.expanduser(spool_directory))
+    from zenml.config.global_config import GlobalConfiguration
+
+    return Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
+
+
+def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
+    """Return where and how a log store's events go to disk, None if they never do."""
+    if config.durability == "memory":
+        return None
+    folder = spool_folder(component_id, config)
+    return SpoolSettings(folder, config.durability == "write_ahead", config.spool_max_bytes)
+
+
+def check_spool(settings: SpoolSettings) -> None:
+    """Check that events can go to disk.
+
+    Raises:
+        OSError: They cannot.
+    """
+    # Nobody takes that for a writer's, and should this process die now it is cleared away.
+    Spool.create(settings.component, f".hidden-check-{secrets.token_hex(4)}", []).close()
+
+
+def spool_problem(error: Exception, settings: SpoolSettings) -> str:
+    """Say what keeps events from going to disk, and what mends it."""
+    why = (error.strerror or str(error)) if isinstance(error, OSError) else described(error)
+    if isinstance(error, UntrustedError):
+        fix = error.fix or f"see who has made {error.filename}, and remove it"
+    elif isinstance(error, SpoolFullError):
+        fix = "raise 'spool_max_bytes', or have its backends take what waits there"
+    else:
+        fix = "make room there, or set 'spool_directory' to a folder that can be written and locked"
+    return f"the spool in {settings.component} cannot be used: {why}; {fix}"
