@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -341,6 +342,56 @@ def test_every_list_of_children_is_accepted(block: str, monkeypatch: pytest.Monk
     children = [child for child in listed if child["type"] in config_classes()]
     primary = next(child["name"] for child in children if child["type"] in ("artifact", "datadog"))
     assert CompositeLogStoreConfig(primary=primary, children=children).is_valid
+
+
+# Messages
+
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+SOURCES = [
+    path
+    for folder in ("composite_logstore", "backends")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "testing" not in path.parts
+]
+
+
+def said(node: ast.AST) -> Iterator[str]:
+    """Yield the texts in a piece of code, with `…` in the place of each value."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in found.values)
+        elif isinstance(found, ast.Constant) and isinstance(found.value, str):
+            yield found.value.replace("%s", "…")
+
+
+def messages() -> list[str]:
+    """Return the messages on the page of troubleshooting."""
+    rows = re.findall(r"^\| (`.*?) \| ", TROUBLESHOOTING.read_text(), re.MULTILINE)
+    return [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+
+
+def is_said(message: str, text: str) -> bool:
+    return re.search(".*".join(map(re.escape, message.split("…"))), text, re.DOTALL) is not None
+
+
+def test_every_message_on_the_page_is_one_of_the_code() -> None:
+    texts = {text for path in SOURCES for text in said(ast.parse(path.read_text()))}
+    assert len(messages()) > 60
+    assert [message for message in messages() if not any(is_said(message, text) for text in texts)] == []
+
+
+def test_every_warning_of_a_process_that_logs_is_on_the_page() -> None:
+    warnings = []
+    calls = ("_warn", "self._warn", "tell", "logger.warning", "logger.error")
+    for path in SOURCES:
+        if "cli" in path.parts or "operations" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
+                texts = [text for text in said(node) if re.search(r"\w \w", text)]
+                warnings += [max(texts, key=len)] if texts else []
+    assert len(warnings) > 10
+    assert [text for text in warnings if not any(is_said(message, text) for message in messages())] == []
 
 
 # The site
