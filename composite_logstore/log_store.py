@@ -22,7 +22,8 @@ from composite_logstore.delivery.writer import Writer
 from composite_logstore.delivery.writers import writer_of
 from composite_logstore.event import Stream
 from composite_logstore.handler import RecordHandler
-from composite_logstore.reading import nesting, pages
+from composite_logstore.reading import nesting
+from composite_logstore.reading.pages import Pages
 from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 
 if TYPE_CHECKING:
@@ -233,8 +234,14 @@ class CompositeLogStore(BaseLogStore):
             LogStoreError: The primary, and what there is to fall back on, cannot be read. More exactly a
                 `LogStoreUnavailableError` or a `LogStoreRateLimitError` where it may be tried again.
         """
+        if not self.has(logs_model):
+            raise ValueError(
+                "logs_model.log_store_id does not match the id of the log store. These entries were collected by "
+                "another log store, which is the one that can read them back."
+            )
+        pages = Pages(self.id, self.config, self.user, self.resolve_limit)
         with nesting.page(self.id):
-            return pages.fetch(self, logs_model, start, limit, before, after, filter_)
+            return pages.fetch(logs_model, start, limit, before, after, filter_)
 
     # As a component of a stack
 

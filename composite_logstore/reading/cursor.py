@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice
 from typing import Annotated, Any, Literal, TypeAlias
 from uuid import UUID
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from zenml.exceptions import LogStoreError
 from zenml.models import LogsEntriesFilter
 
+from composite_logstore.backend import Event, ReadEntry
 from composite_logstore.parity.intervals import Interval, Intervals
 
 LONGEST_CURSOR = 64 * 1024
@@ -166,3 +167,39 @@ class Cursor(BaseModel):
                 "The cursor is malformed, or another version of composite-logstore made it. Pass `before` or `after` "
                 "as a page returned it, or begin anew without a cursor."
             ) from None
+
+
+def without_duplicates(entries: Sequence[ReadEntry], direction: Direction, seen: SeenEvents) -> list[ReadEntry]:
+    """Return the entries that were not returned before, and note in `seen` that they are now.
+
+    A writer's events need not lie in their order: clocks go back, and a batch is sent again if it may have arrived.
+    So an entry is a duplicate only if this very event was returned, whatever its number.
+
+    Args:
+        entries: Oldest first.
+        direction: The direction in which pages follow each other.
+        seen: Which events were returned on earlier pages.
+    """
+    fresh: list[ReadEntry] = []
+    writer, numbers = "", Intervals()
+    reads: Iterable[ReadEntry] = map(_with_checked_event, entries)
+    if direction == "older":
+        # Of duplicates on one page the first stays where it is, as in the other direction.
+        reads = reversed({read.event or place: read for place, read in enumerate(reads)}.values())
+    for read in reads:
+        event = read.event
+        if event is not None:
+            if event.writer != writer:
+                writer, numbers = event.writer, seen.pop(event.writer, Intervals())
+                seen[writer] = numbers
+            if event.sequence in numbers:
+                continue
+            numbers.add(event.sequence, event.sequence)
+        fresh.append(read)
+    return fresh if direction == "newer" else fresh[::-1]
+
+
+def _with_checked_event(read: ReadEntry) -> ReadEntry:
+    """Return the entry, without the event that its backend names if there can be no such event."""
+    event = read.event and Event.of(*read.event)
+    return read if event == read.event else ReadEntry(read.entry, None)

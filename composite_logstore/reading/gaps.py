@@ -62,7 +62,7 @@ class Gap(NamedTuple):
         return self.last - self.first + 1
 
 
-class Missing(NamedTuple):
+class Gaps(NamedTuple):
     """What is known of the gaps of a page.
 
     Attributes:
@@ -131,7 +131,7 @@ def is_finished(logs: LogsResponse) -> bool:
 
 def looked_for(
     gaps: Sequence[Gap], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse, give_up_at: float
-) -> Missing:
+) -> Gaps:
     """Look for what seems to be missing, since it may be elsewhere, and return what is then known.
 
     Of a gap of which something is found, the rest is one between what is found and its neighbours: it is told on the
@@ -148,14 +148,14 @@ def looked_for(
         if isinstance(reader, Scanner):
             return _looked_through(gaps, reader, logs, min(give_up_at, clock.current.now() + LONGEST_LOOK_SECONDS))
         if reader.in_order:
-            return Missing(gaps)
+            return Gaps(gaps)
         return _looked_around(gaps, entries, reader, logs, give_up_at)
     except Exception:
         # The page is there. What it lacks is said when it can be found out.
-        return Missing()
+        return Gaps()
 
 
-def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give_up_at: float) -> Missing:
+def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give_up_at: float) -> Gaps:
     """Look through the whole stream: what was copied there later is at its end, and clocks go back."""
     there = {gap.writer: Intervals() for gap in gaps}
     is_whole = True
@@ -171,19 +171,19 @@ def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, g
             is_whole = False
             break
     left = [gap for gap in gaps if not there[gap.writer].touches(gap.first, gap.last)]
-    return Missing(left) if is_whole else Missing((), left)
+    return Gaps(left) if is_whole else Gaps((), left)
 
 
 def _looked_around(
     gaps: Sequence[Gap], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse, give_up_at: float
-) -> Missing:
+) -> Gaps:
     """Look around each gap, where the reader sorts by time: that need not be the order of the numbers.
 
     What was sent a moment ago may not have been indexed.
     """
     times = [time for time in map(_time_of, entries) if time is not None]
     if not times or max(times) > datetime.now(timezone.utc) - INDEXED_AFTER:
-        return Missing()
+        return Gaps()
     found: dict[str, Intervals] = {}
     looks = 0
     checked: set[Gap] = set()
@@ -202,7 +202,7 @@ def _looked_around(
                 checked.update(around)
                 break
     left = [gap for gap in gaps if gap.writer not in found or not found[gap.writer].touches(gap.first, gap.last)]
-    return Missing([gap for gap in left if gap in checked], [gap for gap in left if gap not in checked])
+    return Gaps([gap for gap in left if gap in checked], [gap for gap in left if gap not in checked])
 
 
 def _windows(gaps: Sequence[Gap], entries: Sequence[ReadEntry]) -> Iterator[tuple[datetime, datetime, list[Gap]]]:
@@ -229,7 +229,7 @@ def _time_of(read: ReadEntry) -> datetime | None:
         return None
 
 
-def with_notices(entries: Sequence[ReadEntry], found: Missing, child: str, logs: LogsResponse) -> list[LogEntry]:
+def with_notices(entries: Sequence[ReadEntry], found: Gaps, child: str, logs: LogsResponse) -> list[LogEntry]:
     """Return the entries, with one that says what is missing wherever something is."""
     shown = [read.entry for read in entries]
     notices: list[LogEntry] = []

@@ -24,7 +24,7 @@ from composite_logstore.parity.backfill import Backfill, Copied
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.scan import open_source
-from composite_logstore.reading.pages import _fresh
+from composite_logstore.reading.cursor import without_duplicates
 from composite_logstore.testing import make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -118,7 +118,7 @@ def copy(source: Archive, target: Archive, stream: Stream, folder: Path) -> Copi
 
 def fetched(child: Archive, stream: Stream) -> list[str]:
     page = child.create_reader().read(PageRequest(make_logs(stream), "newer", None, 10_000, LogsEntriesFilter()))
-    return [str(read.entry.id) for read in _fresh(page.entries, "newer", {})]
+    return [str(read.entry.id) for read in without_duplicates(page.entries, "newer", {})]
 
 
 @settings(deadline=None)

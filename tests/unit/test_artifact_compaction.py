@@ -18,7 +18,7 @@ from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prep
 from zenml.models import LogsEntriesFilter
 
 from composite_logstore import Page, PageRequest, RejectedError, Scanned, Stream
-from composite_logstore.reading.pages import _fresh
+from composite_logstore.reading.cursor import without_duplicates
 from composite_logstore_artifact import compaction, exporter
 from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.encoding import encode
@@ -77,7 +77,7 @@ class Archive:
 
     def fetched(self, direction: Literal["newer", "older"] = "newer") -> list[str]:
         """What `fetch()` shows: a reader's pages without copies."""
-        return [read.entry.message for read in _fresh(self.read(direction).entries, direction, {})]
+        return [read.entry.message for read in without_duplicates(self.read(direction).entries, direction, {})]
 
     def fetched_by_zenml(self) -> list[str]:
         return [entry.message for entry in fetch_log_records(self.store, self.uri, 10_000)]
