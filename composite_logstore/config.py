@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from zenml.utils.secret_utils import PlainSerializedSecretStr, SecretReference
 
 from composite_logstore import secret_references
 from composite_logstore.backend import UnavailableError
+from composite_logstore.names import did_you_mean
 from composite_logstore.server import is_server
 
 if TYPE_CHECKING:
@@ -415,7 +415,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         readable = [child.name for child in self.enabled_children if not child.unreadable]
         choose = f"set one of: {', '.join(readable)}" if readable else "add a child that can be read"
         if name not in names:
-            raise ValueError(f"'{key}': there is no child '{name}'{_nearest(name, names)}; {choose}")
+            raise ValueError(f"'{key}': there is no child '{name}'{did_you_mean(name, names)}; {choose}")
         if not self.child(name).enabled:
             raise ValueError(f"'{key}': child '{name}' is disabled; enable it, or {choose}")
         if why := self.child(name).unreadable:
@@ -451,7 +451,7 @@ def _mistakes(config_class: type[ChildConfig], error: ValidationError) -> Iterat
     for detail in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
-            yield f"unknown key '{field}'{_nearest(field, known)}; the keys of this type are: {', '.join(known)}"
+            yield f"unknown key '{field}'{did_you_mean(field, known)}; the keys of this type are: {', '.join(known)}"
         elif detail["type"] == "missing":
             yield f"'{field}' is required; set it"
         elif field == "min_level":
@@ -478,14 +478,9 @@ def _unknown_type(name: str) -> str:
     if name in known:
         return f"'type': backend '{name}' is installed but cannot be imported; reinstall the package that has it"
     return (
-        f"'type': there is no backend '{name}' here{_nearest(name, known)}; set one of: {', '.join(known)}, "
+        f"'type': there is no backend '{name}' here{did_you_mean(name, known)}; set one of: {', '.join(known)}, "
         f"or install the package that has it"
     )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta, timezone
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -47,6 +48,10 @@ class SimulatedZenML:
         zenml = cls()
         monkeypatch.setattr("zenml.client.Client", lambda: zenml)
         monkeypatch.setattr("zenml.stack.StackComponent.from_model", staticmethod(lambda model: model.build()))
+        # Its runs have no stacks and pipelines.
+        monkeypatch.setattr(
+            import_module("composite_logstore.operations.backfill"), "_attributes_of_run", lambda _: ({}, None)
+        )
         return zenml
 
     def run_command(self, *arguments: str, input: str | None = None) -> Result:

@@ -1,1 +1,1 @@
-"""What ZenML has registered: log stores, their children, runs and the log streams of runs."""
+"""The catalog: log stores, children, runs and log streams, as ZenML has registered them."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from zenml.console import zenml_custom_theme
 
+from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, OperationError
 from composite_logstore.inert import inert, inert_json, paragraph
 
 _UNBOUNDED = 10_000
@@ -26,11 +27,41 @@ output_option = click.option(
 
 
 class Failed(click.ClickException):
-    """The command cannot do what it is for. The message says why, and may have anybody's names in it."""
+    """The command cannot do its work. The message says why; it may contain names from anywhere."""
 
     def __init__(self, message: str) -> None:
-        """Say why."""
+        """Create the error."""
         super().__init__(paragraph(message))
+
+
+class NoAnswer(Failed):
+    """ZenML or a backend gives no answer."""
+
+    exit_code = 3
+
+
+class Command(click.Command):
+    """A command that turns the errors of operations into those of a command line.
+
+    The parameters of a command have the names of the operation's parameters, so that an `ArgumentError` finds the
+    option or argument at fault.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            click.ClickException: The operation has failed.
+        """
+        try:
+            return super().invoke(ctx)
+        except ArgumentError as error:
+            at_fault = next((one for one in self.params if one.name == error.argument), None)
+            raise click.BadParameter(paragraph(str(error)), ctx, at_fault) from None
+        except NoAnswerError as error:
+            raise NoAnswer(str(error)) from None
+        except OperationError as error:
+            raise Failed(str(error)) from None
 
 
 def console(stderr: bool = False) -> Console:

@@ -17,21 +17,11 @@ from zenml.utils.time_utils import utc_now
 
 from composite_logstore import clock
 from composite_logstore.artifact_store import open_artifact_store
-from composite_logstore.catalog.stores import (
-    FLAVOR,
-    NoAnswer,
-    RegisteredStore,
-    RunStream,
-    asking_zenml,
-    find_run,
-    find_store,
-    load_store,
-    mistake,
-    nearest,
-    streams_of_run,
-)
-from composite_logstore.cli.console import output_option, say_json, warn
-from composite_logstore.cli.options import Moment
+from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml, nearest
+from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
+from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, find_store, load_store
+from composite_logstore.cli.console import Command, output_option, say_json, warn
+from composite_logstore.cli.options import Level, Moment
 from composite_logstore.inert import inert, paragraph
 
 if TYPE_CHECKING:
@@ -50,22 +40,6 @@ _LARGEST_PAGE = 2_000
 _SMALLEST_PAGE = 20
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-class Level(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A log level, by its name or number."""
-
-    name = "level"
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
-        """Return the level as it is, if it is one."""
-        from zenml.models import LogsEntriesFilter
-
-        try:
-            LogsEntriesFilter(level=value)  # type: ignore[arg-type]  # it takes names
-        except ValueError:
-            self.fail("it is no log level; give one of DEBUG, INFO, WARN, ERROR, CRITICAL, or its number")
-        return value
 
 
 class Stream:
@@ -223,7 +197,7 @@ class Readers:
         """Return what to read the stream with, or why there is nothing of the kind.
 
         Raises:
-            NoAnswer: ZenML cannot be asked, or the log store cannot be loaded here.
+            NoAnswerError: ZenML cannot be asked, or the log store cannot be loaded here.
         """
         if self._store is not None:
             return self._part_of(self._store)
@@ -255,7 +229,7 @@ class Readers:
         try:
             return cast(BaseLogStore, StackComponent.from_model(model))
         except Exception as error:
-            raise NoAnswer(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
+            raise NoAnswerError(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
 
     def _part_of(self, found: RegisteredStore) -> BaseLogStore | str:
         if self._child is None:
@@ -271,7 +245,7 @@ class Readers:
 # The command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
 @click.option("--step", metavar="NAME", help="Only this step's.")
 @click.option("--source", metavar="NAME", help="Only the streams with this source, such as 'step' or 'client'.")
@@ -317,7 +291,7 @@ def logs(
     wanted = LogsEntriesFilter(search=search, level=level, since=since, until=until)  # type: ignore[arg-type]
     try:
         found = find_run(run)
-        readers = Readers(child, find_store(store, "--store") if store else None)
+        readers = Readers(child, find_store(store, "store") if store else None)
         showing = _Showing(found, step, source, readers, wanted, output, colours)
         showing.begin()
         if follow and not _has_settled(found):
@@ -365,21 +339,23 @@ class _Showing:
         """Find the streams.
 
         Raises:
-            click.BadParameter: There is no such step or source, or none of them can be read so.
+            ArgumentError: There is no such step or source, or none of them can be read so.
         """
         self._find()
         if self._streams or self._run.in_progress:
             return
         if self._unread:
-            raise mistake("--from", next(iter(self._unread.values())))
+            raise ArgumentError("child", next(iter(self._unread.values())))
         every = list(streams_of_run(self._run))
         steps = {stream.step_name for stream in every if stream.step_name}
         if self._step is not None and self._step not in steps:
-            raise mistake("--step", f"run '{self._run.name}' has no step '{self._step}'{nearest(self._step, steps)}")
+            raise ArgumentError(
+                "step", f"run '{self._run.name}' has no step '{self._step}'{nearest(self._step, steps)}"
+            )
         sources = {stream.logs.source for stream in every if self._step in (None, stream.step_name)}
         if self._source is not None and sources:
             what = f"there are no logs with source '{self._source}'{nearest(self._source, sources)}"
-            raise mistake("--source", what)
+            raise ArgumentError("source", what)
 
     def _find(self) -> None:
         new = []
@@ -402,14 +378,14 @@ class _Showing:
         """Show what there is.
 
         Raises:
-            NoAnswer: A log store cannot be read.
+            NoAnswerError: A log store cannot be read.
         """
         from zenml.exceptions import LogStoreError
 
         try:
             self._show(self._streams.values())
         except (LogStoreError, ValueError, NotImplementedError) as error:
-            raise NoAnswer(str(error)) from None
+            raise NoAnswerError(str(error)) from None
 
     def _show(self, streams: Iterable[Stream]) -> None:
         for stream, entry in merged(streams):
@@ -419,7 +395,7 @@ class _Showing:
         """Show what there is and what comes, until the run has ended and its last logs have come.
 
         Raises:
-            NoAnswer: ZenML or a log store cannot be asked for `GIVE_UP_SECONDS`.
+            NoAnswerError: ZenML or a log store cannot be asked for `GIVE_UP_SECONDS`.
         """
         from zenml.exceptions import LogStoreError
 
@@ -434,14 +410,14 @@ class _Showing:
                 self._run = find_run(str(self._run.id))
                 self._find()
                 trouble_since = None
-            except (LogStoreError, NoAnswer) as error:
+            except (LogStoreError, NoAnswerError) as error:
                 if trouble_since is None:
                     trouble_since = begin
                     warn(f"{error} Trying again ...")
                 elif begin - trouble_since >= GIVE_UP_SECONDS:
-                    raise NoAnswer(str(error)) from None
+                    raise NoAnswerError(str(error)) from None
             except (ValueError, NotImplementedError) as error:
-                raise NoAnswer(str(error)) from None
+                raise NoAnswerError(str(error)) from None
             if trouble_since is None and not self._run.in_progress and not self._open():
                 return
             # What takes long is not asked for more often than it can be answered.

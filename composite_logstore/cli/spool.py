@@ -15,8 +15,8 @@ import click
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from composite_logstore.catalog.stores import mistake, nearest
-from composite_logstore.cli.console import Failed, console, say, show_table, warn
+from composite_logstore.catalog.errors import ArgumentError, nearest
+from composite_logstore.cli.console import Command, Failed, console, say, show_table, warn
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.inert import inert
@@ -73,7 +73,7 @@ def _choose(here: Here, components: Sequence[str], children: Sequence[str]) -> d
     """Return the folders of the log stores that are meant.
 
     Raises:
-        click.BadParameter: There is no such log store, or no such child.
+        ArgumentError: There is no such log store, or no such child.
     """
     chosen = here.folders
     if components:
@@ -81,13 +81,13 @@ def _choose(here: Here, components: Sequence[str], children: Sequence[str]) -> d
         for name in components:
             if name not in known:
                 hint = "" if here.zenml_answers else "; without ZenML, name it by its id"
-                raise mistake("--component", f"there is no log store '{name}'{nearest(name, known)}{hint}")
+                raise ArgumentError("component", f"there is no log store '{name}'{nearest(name, known)}{hint}")
         ids = {known[name] for name in components}
         chosen = {home: store for home, store in chosen.items() if store.id in ids}
     names = {name for home, store in chosen.items() for name in {*store.children, *_children_in(home)}}
     for name in children:
         if name not in names:
-            raise mistake("--child", f"there is no child '{name}'{nearest(name, names)}")
+            raise ArgumentError("children", f"there is no child '{name}'{nearest(name, names)}")
     return chosen
 
 
@@ -177,7 +177,7 @@ def _end(chosen: Mapping[Path, LogStore], children: Sequence[str], why: Why) -> 
 # The commands
 
 
-@spool.command("list")
+@spool.command("list", cls=Command)
 def list_() -> None:
     """List what is left, for which child, and why it is still there."""
     here = _look_around()
@@ -192,7 +192,7 @@ def list_() -> None:
         say("Nothing is left on this machine.")
 
 
-@spool.command()
+@spool.command(cls=Command)
 @_component_option
 @click.option(
     "--child",
@@ -249,7 +249,7 @@ def _takers(
     """Return which child takes what waits for which.
 
     Raises:
-        click.BadParameter: The child that is to take it cannot.
+        ArgumentError: The child that is to take it cannot.
     """
     known = store.children
     if to is None:
@@ -259,9 +259,9 @@ def _takers(
     if not names or store.config is None:
         return {}
     if to not in known:
-        raise mistake("--to", f"log store '{store.label}' has no child '{to}'{nearest(to, known)}")
+        raise ArgumentError("to", f"log store '{store.label}' has no child '{to}'{nearest(to, known)}")
     if not known[to].enabled:
-        raise mistake("--to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
+        raise ArgumentError("to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
     if not known[to].wants_all:
         warn(
             f"{store.label}: what the 'min_level' or 'progress' of child '{to}' keeps from it is not delivered to it, "
@@ -308,7 +308,7 @@ class _Bars(Progress):
         return show
 
 
-@spool.command()
+@spool.command(cls=Command)
 @_component_option
 @click.option(
     "--child",

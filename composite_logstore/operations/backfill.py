@@ -1,71 +1,161 @@
-"""Copying of streams from one child to another, for the commands that do so, and for the pipeline."""
+"""Copies missing events from one child of a log store to another, with their IDs and timestamps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from composite_logstore.backend import UnavailableError
-from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, RunStream, asking_zenml, open_child
-from composite_logstore.cli.console import warn
+from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml
+from composite_logstore.catalog.runs import RunStream
+from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, open_child
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream
-from composite_logstore.operations.selection import Bars, collector_of, state_folder
+from composite_logstore.operations.progress import ProgressCallback, Reporter
+from composite_logstore.operations.selection import Selection, state_folder
 from composite_logstore.parity.backfill import Backfill, Copied
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, BackfillRunsError, Ledger, open_ledger
-from composite_logstore.parity.result import Tell
 
 
 @dataclass
 class Totals(Copied):
-    """What became of all streams. The other attributes are those of `Copied`, added up.
+    """The result of a backfill. The other attributes are those of `Copied`, added up.
 
     Attributes:
-        streams: The streams that were looked at.
-        in_progress: Those that were left out, since their run is in progress.
+        log_store: The log store's name.
+        streams: The number of streams that were worked on.
+        in_progress: The number of streams that were skipped because their run is in progress.
     """
 
+    log_store: str = ""
     streams: int = 0
     in_progress: int = 0
 
     @property
     def left_out(self) -> int:
-        """How much the child still lacks. Where nothing is found of any stream, it is not known."""
+        """The number of events and streams that are still missing from the child, as far as it is known."""
         nowhere = self.absent if self.absent == self.streams else 0
         return self.too_old + sum(self.rejected.values()) + self.in_progress + nowhere
 
     def add(self, other: Copied) -> None:
-        """Add a stream's, or those of other streams."""
+        """Add the result of a stream or of other streams."""
         super().add(other)
         if isinstance(other, Totals):
             self.streams += other.streams
             self.in_progress += other.in_progress
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it in plain values."""
+        """Return the attributes as plain values."""
         return asdict(self)
+
+
+def backfill(
+    store: str,
+    source: str,
+    target: str,
+    selection: Selection | None = None,
+    *,
+    rate: float | None = None,
+    anew: bool = False,
+    pipeline: bool = False,
+    slices: int | None = None,
+    progress: ProgressCallback | None = None,
+    totals: Totals | None = None,
+) -> Totals:
+    """Copy the events that are missing from one child and that another holds; they keep their IDs and timestamps.
+
+    Skips runs in progress, since their events are still on the way. If it is interrupted, the next call resumes; no
+    event is copied twice.
+
+    Example:
+        >>> totals = backfill("logs", "archive", "live", Selection(run="train-1"))
+        >>> totals.copied, totals.there
+        (3, 0)
+
+    Args:
+        store: The log store's name or id.
+        source: The name of the child to copy from.
+        target: The name of the child to copy to.
+        selection: The streams to copy; all streams of the active project if not given.
+        rate: The most events per second, unlimited if not given.
+        anew: Whether to forget what earlier backfills have sent.
+        pipeline: Whether to run as a ZenML pipeline on the active stack, rather than in this process.
+        slices: How many steps of the pipeline share the work, 10 if not given.
+        progress: Is told how far the backfill is.
+        totals: Receives the result, and holds the result so far if the call is interrupted.
+
+    Raises:
+        ArgumentError: There is no such log store, child or run; the source cannot be read; or the active stack cannot
+            run the pipeline.
+        NoAnswerError: ZenML or a child cannot be reached, or another backfill copies to the same child.
+        BackfillStoppedError: A child became unavailable, or the pipeline failed.
+    """
+    selection = selection or Selection()
+    found = find_store(store)
+    from_, to = found.child(source, "source"), found.child(target, "target")
+    if source == target:
+        raise ArgumentError("target", "a child cannot be copied to itself; name another")
+    found.readable_child(source, "source")
+    # Pipelines import this module.
+    from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
+
+    refuse_second(found, to)
+    report = Reporter(progress)
+    _warn_before(from_, to, pipeline, report)
+    totals = Totals() if totals is None else totals
+    totals.log_store = found.name
+    if pipeline:
+        # The ledger keeps other backfills on this machine away from the child.
+        with ledger_of(found, to, False):
+            copy_as_pipeline(found, from_, to, selection, (slices, rate, anew), totals, report)
+    else:
+        ids = collectors(found, [from_])
+        streams = ended(selection.streams(ids, report), ids, from_, totals)
+        copy_streams(found, from_, to, streams, totals, report, rate, anew)
+    return totals
+
+
+def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool, report: Reporter) -> None:
+    """Say in advance what the backfill will not do although people may expect it."""
+    if target.oldest_seconds is not None:
+        oldest = datetime.fromtimestamp(time.time() - target.oldest_seconds, timezone.utc)
+        report.notice(
+            f"The backend of child '{target.name}' accepts nothing older than {target.oldest_seconds / 3600:g} h: "
+            f"events from before {oldest:%Y-%m-%d %H:%M} UTC are skipped and counted."
+        )
+    if target.unreadable:
+        known = "as a pipeline" if as_pipeline else "on this machine"
+        report.notice(
+            f"Child '{target.name}' cannot be read, so its events are unknown: it receives all events of "
+            f"'{source.name}', except those that earlier backfills {known} have sent. Events that it already holds "
+            f"arrive again with the same log.record.uid."
+        )
+    if not target.wants_all:
+        report.notice(f"Events that 'min_level' or 'progress' of child '{target.name}' filters out are not copied.")
 
 
 def ended(
     streams: Iterable[RunStream], ids: dict[UUID | None, str], source: ChildConfig, totals: Totals
 ) -> Iterator[RunStream]:
-    """Yield those of some streams that can be copied now, and count them.
+    """Yield the streams that can be copied now, and count them.
 
     Args:
         streams: The streams.
-        ids: The log stores whose streams the source may hold, as `log_stores_of` gives them.
+        ids: The log stores whose streams the source may hold, as `collectors` returns them.
         source: The child to copy from.
-        totals: They are counted here.
+        totals: Where to count them.
     """
     for stream in streams:
-        collector = collector_of(stream)
-        # What the composite collected never came to an earlier log store that is there to be read alone.
-        if collector not in ids or (not ids[collector] and not source.enabled and source.name in ids.values()):
+        # An earlier log store that is kept for reading alone never got what the composite collected.
+        if stream.collector not in ids or (
+            not ids[stream.collector] and not source.enabled and source.name in ids.values()
+        ):
             continue
         if stream.run_in_progress:
             totals.in_progress += 1
@@ -78,46 +168,48 @@ def copy_streams(
     registered: RegisteredStore,
     source: ChildConfig,
     target: ChildConfig,
-    streams: Callable[[Bars], Iterable[RunStream]],
+    streams: Iterable[RunStream],
     result: Copied,
+    report: Reporter,
     rate: float | None = None,
     is_anew: bool = False,
 ) -> None:
-    """Copy what one child lacks of some streams and another has.
+    """Copy the events of some streams that are missing from a child, in this process.
 
     Args:
         registered: The log store.
         source: The child to copy from.
         target: The child to copy to.
-        streams: Gives the streams, and tells the bars of them.
-        result: What became of the events is added here, as it happens.
-        rate: The most events in a second.
+        streams: The streams.
+        result: Where to add up what became of the events, as it happens.
+        report: Is told how far it is.
+        rate: The most events per second.
         is_anew: Whether to forget what earlier backfills have sent.
 
     Raises:
-        BackfillStoppedError: A child cannot be read, or the other does not take any more.
-        NoAnswer: ZenML cannot be asked, a child cannot be opened, or another backfill copies to it.
+        BackfillStoppedError: A child became unavailable.
+        NoAnswerError: ZenML or a child cannot be reached, or another backfill copies to the same child.
     """
-    with ledger_of(registered, target, is_anew) as ledger, Bars("backfill") as bars:
+    with ledger_of(registered, target, is_anew) as ledger:
         if ledger.is_resumed:
-            warn("Goes on where an earlier backfill was interrupted.")
-        copy_with(ledger, registered, source, target, streams(bars), result, rate, bars.tell)
+            report.notice("Resuming an interrupted backfill.")
+        copy_with(ledger, registered, source, target, streams, result, rate, report.count)
         ledger.complete()
 
 
 @contextmanager
 def ledger_of(registered: RegisteredStore, target: ChildConfig, is_anew: bool) -> Iterator[Ledger]:
-    """Give the ledger of a child, which nobody else on this machine has meanwhile.
+    """Give the ledger of a child, locked against other processes on this machine.
 
     Raises:
-        NoAnswer: Another backfill has it.
+        NoAnswerError: Another backfill holds the lock.
     """
     since = 0.0 if target.unreadable else time.time() - REMEMBERED_SECONDS
     try:
-        with open_ledger(state_folder("backfill"), registered.store.id, target.name, since, is_anew) as ledger:
+        with open_ledger(state_folder("backfill"), registered.id, target.name, since, is_anew) as ledger:
             yield ledger
     except BackfillRunsError as error:
-        raise NoAnswer(str(error)) from None
+        raise NoAnswerError(str(error)) from None
 
 
 def copy_with(
@@ -128,54 +220,47 @@ def copy_with(
     streams: Iterable[RunStream],
     result: Copied,
     rate: float | None,
-    tell: Tell,
+    tell: Callable[[int], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Copy as `copy_streams` does, with a ledger that is open.
 
     Args:
-        ledger: What was sent earlier.
+        ledger: What earlier backfills have sent.
         registered: The log store.
         source: The child to copy from.
         target: The child to copy to.
         streams: The streams.
-        result: What became of the events is added here, as it happens.
-        rate: The most events in a second.
-        tell: Told how many more events were looked at.
+        result: Where to add up what became of the events, as it happens.
+        rate: The most events per second.
+        tell: Is told how many more events were read.
         sleep: Waits for so many seconds.
 
     Raises:
-        BackfillStoppedError: A child cannot be read, or the other does not take any more.
-        NoAnswer: ZenML cannot be asked, or a child cannot be opened.
+        BackfillStoppedError: A child became unavailable.
+        NoAnswerError: ZenML or a child cannot be reached.
     """
-    closing: list[Callable[[], None]] = []
-    try:
-        reading = open_child(source)
-        closing.append(reading.close)
-        there = None if target.unreadable else open_child(target)
-        if there:
-            closing.append(there.close)
+    with ExitStack() as opened:
+        reading = opened.enter_context(closing(open_child(source)))
+        there = None if target.unreadable else opened.enter_context(closing(open_child(target)))
         try:
             copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep)
         except (UnavailableError, ImportError) as error:
-            raise NoAnswer(f"child '{target.name}' cannot be written to: {error}") from error
-        closing.append(copying.close)
+            raise NoAnswerError(f"child '{target.name}' cannot be written to: {error}") from error
+        opened.enter_context(closing(copying))
         for stream in streams:
             copying.copy(stream.logs, stream_of(stream, registered), result)
-    finally:
-        for close in reversed(closing):
-            close()
 
 
 def stream_of(stream: RunStream, registered: RegisteredStore) -> Stream:
-    """Return the stream with the attributes that ZenML and the log store gave its events."""
+    """Return a stream with the attributes that ZenML and the log store gave its events."""
     logs = stream.logs
-    attributes, artifact_store_id = _of_run(stream.run_id)
+    attributes, artifact_store_id = _attributes_of_run(stream.run_id)
     metadata = {
         **attributes,
         "zenml.log.id": str(logs.id),
         "zenml.log.source": logs.source,
-        "zenml.log_store.id": str(registered.store.id),
+        "zenml.log_store.id": str(registered.id),
         "zenml.log_store.name": registered.name,
     }
     if logs.step_run_id and stream.step_name:
@@ -184,7 +269,7 @@ def stream_of(stream: RunStream, registered: RegisteredStore) -> Stream:
 
 
 @lru_cache(maxsize=100)
-def _of_run(run_id: UUID) -> tuple[dict[str, Any], UUID | None]:
+def _attributes_of_run(run_id: UUID) -> tuple[dict[str, Any], UUID | None]:
     with asking_zenml():
         from zenml.client import Client
         from zenml.enums import StackComponentType

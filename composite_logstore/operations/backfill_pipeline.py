@@ -1,10 +1,10 @@
-"""Backfill as a ZenML pipeline: one mapped step for each slice of the runs, on whatever orchestrator the stack has.
+"""Backfill as a ZenML pipeline: one mapped step for each slice of the runs, on the orchestrator of any stack.
 
-A run belongs to one slice, so no stream has two writers. Steps get ids and names, never settings: each loads the log
-store itself. What a slice has sent is kept as an artifact, also when it fails, since machines come and go: the next
-pipeline hands it to the slice that gets the run.
+A run belongs to one slice, so each stream has one writer. Steps get ids and names but no settings: each step loads the
+log store itself. Each slice saves what it has sent as an artifact, even if it fails, because the next pipeline may run
+on other machines: that pipeline passes it to the slice that gets the run.
 
-Neither the pipeline nor its steps are logged: their own logs would be the next thing to be copied.
+The pipeline and its steps are not logged: otherwise the next backfill would copy their logs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import orjson
 from zenml import get_step_context, log_metadata, pipeline, save_artifact, step
 from zenml.enums import ExecutionMode, StackComponentType
 
+from composite_logstore.catalog.errors import OperationError
 from composite_logstore.parity.backfill import BackfillStoppedError
 from composite_logstore.parity.intervals import Intervals
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, Ledger
@@ -31,16 +32,16 @@ from composite_logstore.parity.ledger import REMEMBERED_SECONDS, Ledger
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from composite_logstore.catalog.stores import RunStream
+    from composite_logstore.catalog.runs import RunStream
     from composite_logstore.config import ChildConfig
 
 PIPELINE = "composite_logstore_backfill"
 
 RESULT = "backfill"
-"""The metadata of a step that says what became of its events, and why it stopped, if it did."""
+"""The name of a step's metadata with its totals, and the reason if it stopped early."""
 
 interrupted = threading.Event()
-"""Set to stop the slices that run in this process: nobody can interrupt their threads."""
+"""Set to stop the slices that run in threads of this process: Ctrl-C does not reach these."""
 
 
 @step(enable_cache=False, enable_step_logs=False)
@@ -55,22 +56,23 @@ def plan(
     rate: float | None,
     anew: bool,
 ) -> list[dict[str, Any]]:
-    """Deal out the runs that are meant.
+    """Divide the selected runs into slices.
 
     Args:
         store: The id of the log store.
         source: The name of the child to copy from.
         target: The name of the child to copy to.
-        run: The id of a run, if only that one is meant.
-        since: Only runs that had not ended by then, as ISO 8601 has it.
-        until: Only runs that had begun by then.
-        slices: How many slices there may be.
-        rate: The most events in a second, of all slices together.
+        run: The id of a run, to select only that one.
+        since: Only runs still active at or after this time, in ISO 8601.
+        until: Only runs that began at or before this time, in ISO 8601.
+        slices: The most slices.
+        rate: The most events per second, all slices together.
         anew: Whether to forget what earlier slices have sent.
     """
-    from composite_logstore.catalog.stores import find_store, runs_of_project
+    from composite_logstore.catalog.runs import runs_of_project
+    from composite_logstore.catalog.stores import find_store
 
-    with _told() as told:
+    with _metadata() as told:
         child = find_store(store).child(target)
         own = get_step_context().pipeline_run.id
         if run is not None:
@@ -89,27 +91,28 @@ def plan(
 
 @step(enable_cache=False, enable_step_logs=False)
 def copy_slice(slice: dict[str, Any]) -> None:
-    """Copy what the child lacks of a slice's runs.
+    """Copy the missing events of a slice's runs.
 
     Args:
-        slice: The id of the log store, the names of the children, the ids of the runs, what was sent of them, and the
-            most events in a second.
+        slice: The id of the log store, the names of the children, the ids of the runs, what earlier slices have sent of
+            them, and the most events per second.
     """
-    from composite_logstore.catalog.stores import find_store
+    from composite_logstore.catalog.stores import collectors, find_store
     from composite_logstore.operations.backfill import Totals, copy_with, ended
-    from composite_logstore.operations.selection import log_stores_of
 
     totals = Totals()
     began = time.monotonic()
-    with _told() as told, TemporaryDirectory() as folder:
+    with _metadata() as told, TemporaryDirectory() as folder:
         sent = SliceLedger(Path(folder, "ledger.jsonl"), slice["sent"])
         try:
             registered = find_store(slice["store"])
             source, target = registered.child(slice["source"]), registered.child(slice["target"])
             streams = sent.following(_streams(slice["runs"], (source, target)))
-            streams = ended(streams, log_stores_of(registered, [source]), source, totals)
+            streams = ended(streams, collectors(registered, [source]), source, totals)
             with closing(sent.ledger) as ledger:
-                copy_with(ledger, registered, source, target, streams, totals, slice["rate"], _go_on, _sleep)
+                copy_with(
+                    ledger, registered, source, target, streams, totals, slice["rate"], _raise_if_interrupted, _sleep
+                )
         finally:
             told |= {**totals.as_dict(), "seconds": round(time.monotonic() - began, 3)}
             if totals.copied or totals.rejected:
@@ -121,7 +124,7 @@ def copy_slice(slice: dict[str, Any]) -> None:
     dynamic=True,
     enable_cache=False,
     enable_pipeline_logs=False,
-    # A slice that fails keeps no other from its end.
+    # A slice that fails does not stop the others.
     execution_mode=ExecutionMode.CONTINUE_ON_FAILURE,
 )
 def backfill_pipeline(
@@ -135,8 +138,8 @@ def backfill_pipeline(
     rate: float | None = None,
     anew: bool = False,
 ) -> None:
-    """Copy to one child what it lacks and another has; the arguments are those of the step `plan`."""
-    # As parameters: each argument would become an artifact.
+    """Copy missing events from one child to another; the arguments are those of the step `plan`."""
+    # Parameters, since ZenML makes an artifact of each argument.
     values: dict[str, Any] = {
         "store": store,
         "source": source,
@@ -150,37 +153,37 @@ def backfill_pipeline(
 
 
 def deal(runs: list[UUID], slices: int, sent: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the slices, at least one: each run is in one of them.
+    """Return the slices, at least one; each run is in one of them.
 
     Args:
         runs: The runs.
-        slices: How many there may be.
-        sent: What was sent earlier: a run's id → a stream's id → a writer → runs of numbers.
+        slices: The most slices.
+        sent: What earlier slices have sent: a run's id → a stream's id → a writer → intervals of numbers.
     """
     count = max(1, min(slices, len(runs)))
-    # Runs of one time tend to be of one size: dealt out in turn, slices are about as large as each other.
+    # Runs of about the same time tend to have about the same size: dealt out in turn, they make slices of one size.
     dealt = ([str(run) for run in runs[place::count]] for place in range(count))
     return [{"runs": ids, "sent": {id: sent[id] for id in ids if id in sent}} for ids in dealt]
 
 
 def ledger_name(store: str, target: str) -> str:
-    """Return the name of the artifacts that say what was sent to a child."""
+    """Return the name of the artifacts that record what was sent to a child."""
     return f"composite_logstore_backfill_{store}_{target}"
 
 
 class SliceLedger:
-    """What was sent of a slice's runs, here and earlier.
+    """A record of what this slice and earlier ones have sent of its runs.
 
     Attributes:
-        ledger: It, as a copy notes it.
+        ledger: The ledger that the copy writes to.
     """
 
     def __init__(self, path: Path, sent: dict[str, Any]) -> None:
-        """Begin with what was sent earlier.
+        """Create the record.
 
         Args:
-            path: Where to keep it meanwhile.
-            sent: A run's id → a stream's id → a writer → runs of numbers.
+            path: The ledger's file.
+            sent: What earlier slices have sent: a run's id → a stream's id → a writer → intervals of numbers.
         """
         self._path = path
         self._run_of: dict[str, str] = {}
@@ -194,13 +197,13 @@ class SliceLedger:
         self.ledger = Ledger(path, 0.0)
 
     def following(self, streams: Iterable[RunStream]) -> Iterator[RunStream]:
-        """Yield streams, and remember whose they are."""
+        """Yield streams, and remember which run each belongs to."""
         for stream in streams:
             self._run_of[str(stream.logs.id)] = str(stream.run_id)
             yield stream
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it: a run's id → a stream's id → a writer → runs of numbers."""
+        """Return what was sent: a run's id → a stream's id → a writer → intervals of numbers."""
         found: dict[str, Any] = {}
         with closing(Ledger(self._path, 0.0)) as whole:
             for logs_id, run_id in self._run_of.items():
@@ -211,7 +214,7 @@ class SliceLedger:
 
 
 def merge(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return what several slices have sent: a run's id → a stream's id → a writer → runs of numbers."""
+    """Return what several slices have sent: a run's id → a stream's id → a writer → intervals of numbers."""
     merged: dict[str, Any] = {}
     for ledger in ledgers:
         for run, streams in ledger.items():
@@ -224,7 +227,15 @@ def merge(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _sent_earlier(name: str, for_ever: bool) -> dict[str, Any]:
-    """Return what earlier slices have sent, since the last time that it was to be forgotten."""
+    """Return what earlier slices have sent since the last pipeline that began anew.
+
+    Args:
+        name: The name of their artifacts.
+        for_ever: Whether old artifacts count too, as they must for a child that cannot be read.
+
+    Raises:
+        BackfillStoppedError: An artifact cannot be read.
+    """
     from zenml.client import Client
     from zenml.utils.pagination_utils import depaginate
 
@@ -239,8 +250,8 @@ def _sent_earlier(name: str, for_ever: bool) -> dict[str, Any]:
             found.append(version.load())
         except Exception as error:
             raise BackfillStoppedError(
-                f"what an earlier pipeline has sent cannot be read: version {version.version} of artifact '{name}' "
-                f"({type(error).__name__}). With '--anew' it counts for nothing"
+                f"cannot read what an earlier pipeline has sent: version {version.version} of artifact '{name}' "
+                f"({type(error).__name__}). '--anew' ignores it"
             ) from error
     return merge(found)
 
@@ -248,15 +259,16 @@ def _sent_earlier(name: str, for_ever: bool) -> dict[str, Any]:
 def _streams(runs: list[str], children: Iterable[ChildConfig]) -> Iterator[RunStream]:
     from zenml.client import Client
 
-    from composite_logstore.catalog.stores import asking_zenml, streams_of_run
+    from composite_logstore.catalog.errors import asking_zenml
+    from composite_logstore.catalog.runs import streams_of_run
 
     for run_id in runs:
-        _go_on(0)
+        _raise_if_interrupted(0)
         with asking_zenml():
             try:
                 run = Client().get_pipeline_run(UUID(run_id))
             except KeyError:
-                # It was deleted meanwhile, and its logs with it.
+                # Somebody has deleted it with its logs.
                 continue
         for child in children:
             _check_place(child, run)
@@ -264,10 +276,10 @@ def _streams(runs: list[str], children: Iterable[ChildConfig]) -> Iterator[RunSt
 
 
 def _check_place(child: ChildConfig, run: PipelineRunResponse) -> None:
-    """Raise if what a child has of a run is in files on another machine: here it would seem to have nothing.
+    """Refuse a run whose events a child holds in files on another machine: here the child would seem empty.
 
     Raises:
-        BackfillStoppedError: It is so.
+        BackfillStoppedError: The files are on another machine.
     """
     from zenml.client import Client
 
@@ -278,8 +290,8 @@ def _check_place(child: ChildConfig, run: PipelineRunResponse) -> None:
         name = str(run.stack.components[StackComponentType.ARTIFACT_STORE][0].id)
     if name and _is_local(name):
         raise BackfillStoppedError(
-            f"child '{child.name}' keeps run '{run.name}' in an artifact store that is on one machine alone, and this "
-            f"step runs on another. Copy it without '--pipeline'"
+            f"child '{child.name}' keeps run '{run.name}' in a local artifact store, which this step cannot reach from "
+            f"its machine. Copy the run without '--pipeline'"
         )
 
 
@@ -294,7 +306,7 @@ def _is_local(name: str) -> bool:
     return found.flavor_name == "local"
 
 
-def _go_on(number: int) -> None:
+def _raise_if_interrupted(number: int) -> None:
     if interrupted.is_set():
         raise BackfillStoppedError("interrupted")
 
@@ -305,23 +317,18 @@ def _sleep(seconds: float) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[dict[str, Any]]:
-    """Give what is to become the step's metadata, with the reason if it fails."""
-    from click import ClickException
-
+def _metadata() -> Iterator[dict[str, Any]]:
+    """Give a dictionary that becomes the step's metadata, together with the reason if the step fails."""
     told: dict[str, Any] = {}
     stopped = "interrupted"
     try:
         yield told
         stopped = ""
-    except ClickException as error:
-        stopped = error.message
-        raise
-    except BackfillStoppedError as error:
+    except (OperationError, BackfillStoppedError) as error:
         stopped = str(error)
         raise
     except Exception as error:
-        # No more than its name: its words may hold what is in a URL.
+        # Only the error's class: its message may contain a URL with a secret.
         stopped = type(error).__name__
         raise
     finally:

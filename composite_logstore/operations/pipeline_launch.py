@@ -1,4 +1,4 @@
-"""A backfill as a ZenML pipeline: started on the active stack, watched to its end, and added up."""
+"""Launches a backfill as a ZenML pipeline on the active stack, waits for its end, and adds up its slices."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from datetime import datetime, timezone
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from composite_logstore.catalog.stores import NoAnswer, RegisteredStore, asking_zenml, find_run, mistake
-from composite_logstore.cli.console import warn
+from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml
+from composite_logstore.catalog.runs import find_run
+from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.config import ChildConfig
+from composite_logstore.operations.backfill import Totals
+from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection
+from composite_logstore.parity.backfill import BackfillStoppedError
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
-
-    from composite_logstore.operations.backfill import Totals
 
 SLICES = 10
 """As many steps as ZenML runs at once in one process."""
@@ -37,23 +39,24 @@ def copy_as_pipeline(
     selection: Selection,
     how: tuple[int | None, float | None, bool],
     totals: Totals,
-) -> str:
+    report: Reporter,
+) -> None:
     """Run the pipeline, and wait for its end.
 
     Args:
         registered: The log store.
         source: The child to copy from.
         target: The child to copy to.
-        selection: Which streams are meant.
-        how: The number of slices, the most events in a second, and whether to forget what earlier pipelines sent.
-        totals: What becomes of the streams is added to it.
-
-    Returns:
-        Why it was stopped, empty if it was not.
+        selection: The streams to copy.
+        how: The number of slices, the most events per second, and whether to forget what earlier pipelines have sent.
+        totals: Where to add up the results of the slices.
+        report: Is told the name of the pipeline run.
 
     Raises:
-        click.BadParameter: The active stack cannot run it.
-        NoAnswer: ZenML cannot be asked, the pipeline could not be started, or another one copies to the child.
+        ArgumentError: The active stack cannot run the pipeline.
+        NoAnswerError: ZenML cannot be reached, or the pipeline did not start.
+        BackfillStoppedError: Not all slices have succeeded.
+        KeyboardInterrupt: It was interrupted, and no slice is still running.
     """
     from composite_logstore.log_store import pinned
     from composite_logstore.operations import backfill_pipeline
@@ -65,16 +68,16 @@ def copy_as_pipeline(
 
         stack = Client().active_stack
     if not stack.orchestrator.supports_dynamic_pipelines:
-        raise mistake(
-            "--pipeline",
-            f"orchestrator '{stack.orchestrator.name}' of the active stack '{stack.name}' cannot run it, since it is a "
-            f"dynamic pipeline; set another stack, or leave '--pipeline' out",
+        raise ArgumentError(
+            "pipeline",
+            f"orchestrator '{stack.orchestrator.name}' of the active stack '{stack.name}' cannot run dynamic "
+            f"pipelines; set another stack, or copy without a pipeline",
         )
     values: dict[str, Any] = {
-        "store": str(registered.store.id),
+        "store": str(registered.id),
         "source": source.name,
         "target": target.name,
-        "run": str(find_run(selection.run, "--run").id) if selection.run else None,
+        "run": str(find_run(selection.run).id) if selection.run else None,
         "since": selection.since.isoformat() if selection.since else None,
         "until": selection.until.isoformat() if selection.until else None,
         "slices": slices or SLICES,
@@ -83,7 +86,7 @@ def copy_as_pipeline(
     }
     settings: dict[str, Any] = {}
     if stack.orchestrator.flavor != "local":
-        # Its steps are in an installed package: nothing of the folder that this was called in has to go along.
+        # The steps are in an installed package, so the images need no files of the current folder.
         settings["docker"] = DockerSettings(
             requirements=sorted(registered.store.requirements | pinned(source.requirements | target.requirements)),
             allow_including_files_in_images=False,
@@ -95,31 +98,31 @@ def copy_as_pipeline(
     was_interrupted = False
     with _interruptible(backfill_pipeline.interrupted), _stdout_to_stderr(), _as_installed():
         try:
-            warn(f"Runs as pipeline run '{name}' on stack '{stack.name}'.")
+            report.notice(f"Running as pipeline run '{name}' on stack '{stack.name}'.")
             backfill_pipeline.backfill_pipeline.with_options(run_name=name, settings=settings)(**values)
             run = _wait(name)
         except KeyboardInterrupt:
             was_interrupted = True
             run = _find(name)
         except Exception as error:
-            # Its words may hold what is in a URL. ZenML has printed them.
+            # Only the error's class: its message may contain a URL with a secret. ZenML has printed the message.
             failure = type(error).__name__
             run = _find(name)
     if run is None:
         if was_interrupted:
-            return "Interrupted"
-        raise NoAnswer(f"the pipeline could not be started ({failure}); what ZenML printed says more.")
-    return _gather(run, totals, was_interrupted)
+            raise KeyboardInterrupt
+        raise NoAnswerError(f"the pipeline did not start ({failure}); see ZenML's output above.")
+    _gather(run, totals, was_interrupted)
 
 
 def refuse_second(registered: RegisteredStore, target: ChildConfig) -> None:
-    """Refuse if such a pipeline copies to the child already.
+    """Refuse to copy if such a pipeline already copies to the child.
 
-    Copies in a process of this machine are known by the ledger's lock. A pipeline that was killed stays in progress
-    for ZenML, so nothing is concluded from those that run in the process that started them.
+    Backfills on this machine are kept apart by the ledger's lock. ZenML shows a pipeline that was killed as in
+    progress forever, so pipelines with a local orchestrator, which run in the process that started them, do not count.
 
     Raises:
-        NoAnswer: One does.
+        NoAnswerError: A pipeline copies to the child, or ZenML cannot be reached.
     """
     from composite_logstore.operations.backfill_pipeline import PIPELINE
 
@@ -137,10 +140,10 @@ def refuse_second(registered: RegisteredStore, target: ChildConfig) -> None:
         orchestrators = run.stack.components.get(StackComponentType.ORCHESTRATOR) if run.stack else None
         is_here = orchestrators is not None and orchestrators[0].flavor_name == "local"
         values = run.config.parameters or {}
-        is_same = values.get("store") == str(registered.store.id) and values.get("target") == target.name
+        is_same = values.get("store") == str(registered.id) and values.get("target") == target.name
         if is_same and not is_here:
-            raise NoAnswer(
-                f"pipeline run '{run.name}' copies to child '{target.name}' already; wait for it, or stop it with "
+            raise NoAnswerError(
+                f"pipeline run '{run.name}' already copies to child '{target.name}'; wait for it, or stop it with "
                 f"`zenml pipeline runs stop {run.id}`."
             )
 
@@ -156,15 +159,19 @@ def _find(name: str) -> PipelineRunResponse | None:
 
 
 def _wait(name: str) -> PipelineRunResponse | None:
-    """Wait for the end of a run: not every orchestrator does."""
+    """Wait for the end of a run, since not every orchestrator does."""
     while (run := _find(name)) is not None and not run.status.is_finished:
         time.sleep(_POLL_SECONDS)
     return run
 
 
-def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> str:
-    """Add up what the slices have done, and return why they did not do all."""
-    from composite_logstore.operations.backfill import Totals
+def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> None:
+    """Add up the results of the slices.
+
+    Raises:
+        BackfillStoppedError: Not all slices have succeeded.
+        KeyboardInterrupt: The same, because of an interrupt.
+    """
     from composite_logstore.operations.backfill_pipeline import RESULT
 
     with asking_zenml():
@@ -181,24 +188,24 @@ def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> 
         if step.status.is_successful:
             done += "copied" in told
         else:
-            why = why or told.get("stopped") or f"step '{step.name}' has ended as '{step.status.value}'"
+            why = why or told.get("stopped") or f"step '{step.name}' ended with status '{step.status.value}'"
     if not run.status.is_finished:
-        return (
-            f"No longer watched, but pipeline run '{run.name}' goes on; wait for its end, or stop it with "
+        raise BackfillStoppedError(
+            f"pipeline run '{run.name}' continues unwatched; wait for its end, or stop it with "
             f"`zenml pipeline runs stop {run.id}`"
         )
     if slices and done == slices:
-        return ""
+        return
     if was_interrupted:
-        return "Interrupted"
+        raise KeyboardInterrupt
     if not slices:
-        return f"Stopped: {why or 'no slice has begun'}"
-    return f"Stopped: {slices - done:,} of {slices:,} slices have not come to their end: {why or 'they never began'}"
+        raise BackfillStoppedError(why or "no slice has begun")
+    raise BackfillStoppedError(f"{slices - done:,} of {slices:,} slices did not finish: {why or 'they never began'}")
 
 
 @contextmanager
 def _interruptible(interrupted: threading.Event) -> Iterator[None]:
-    """Have a Ctrl-C end the slices that run in threads of this process, too."""
+    """Let Ctrl-C also end the slices that run in threads of this process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -217,7 +224,7 @@ def _interruptible(interrupted: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _as_installed() -> Iterator[None]:
-    """Have ZenML take the pipeline for a module of a package, not for a file in the folder of the main program."""
+    """Let ZenML see the pipeline as a module of a package, not as a file in the folder of the main program."""
     from zenml.constants import ENV_ZENML_CUSTOM_SOURCE_ROOT
     from zenml.utils import source_utils
 
@@ -231,7 +238,7 @@ def _as_installed() -> Iterator[None]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Keep what ZenML prints while a pipeline runs out of the command's own output."""
+    """Send ZenML's output while a pipeline runs to stderr, since stdout is for the command's own output."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

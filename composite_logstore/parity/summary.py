@@ -51,15 +51,19 @@ class ParitySummary:
         seconds: How long it took.
     """
 
-    def __init__(self, log_store: str, children: Iterable[str]) -> None:
-        """Begin with nothing."""
-        self.log_store = log_store
-        self.children = {name: ChildSummary() for name in children}
+    def __init__(self, log_store: str = "", children: Iterable[str] = ()) -> None:
+        """Create an empty summary for these children of a log store."""
+        self.begin(log_store, children)
         self.streams = 0
         self.named: list[tuple[str, Difference]] = []
         self.worst: list[tuple[int, str, str]] = []
         self.not_compared: list[tuple[str, str, str]] = []
         self.seconds = 0.0
+
+    def begin(self, log_store: str, children: Iterable[str]) -> None:
+        """Name the log store and the children that are compared."""
+        self.log_store = log_store
+        self.children = {name: ChildSummary() for name in children}
 
     @property
     def differences(self) -> int:

@@ -273,7 +273,7 @@ def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert "Interrupted. The same command goes on from there." in err
+    assert "Interrupted." in err
     wait_until(lambda: len(received()) == json.loads(out)["copied"])
 
     process = start()
@@ -291,7 +291,7 @@ def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing
         fleet.stopped.start()
         done = rest.result()
     assert done.returncode == 0, done
-    assert "Goes on where an earlier backfill was interrupted." in done.stderr
+    assert "Resuming an interrupted backfill" in done.stderr
 
     assert fleet.values(*arguments)["copied"] == 0
     sent = received()
@@ -318,10 +318,10 @@ def test_a_verify_that_ends_in_its_middle_goes_on(fleet: Fleet, how: signal.Sign
     assert "the same verify runs already on this machine" in second.stderr
     if how == signal.SIGINT:
         assert process.returncode == 3
-        assert "Interrupted. The same command goes on from there." in err
+        assert "Interrupted." in err
     done = fleet.command(*arguments, "--output", "json")
     assert done.returncode == 0, done
-    assert re.search(r"Goes on where an earlier verify was interrupted: [\d,]+ streams were compared", done.stderr)
+    assert re.search(r"Resuming an interrupted verify, which compared [\d,]+ streams", done.stderr)
     values = json.loads(done.stdout)
     assert values["parity"]
     assert values["streams"] >= RUNS + STOCK_RUNS
@@ -367,8 +367,8 @@ def test_a_slice_that_fails_is_named_with_its_reason(fleet: Fleet) -> None:
     assert done.returncode == 3, done
     values = json.loads(done.stdout)
     assert values["copied"] == 0
-    assert values["stopped"].startswith("Stopped: 1 of 1 slices have not come to their end: child 'denied'")
-    assert "The same command goes on from there." in done.stderr
+    assert values["stopped"].startswith("Stopped: 1 of 1 slices did not finish: child 'denied'")
+    assert "Run the same command again" in done.stderr
     (status,) = fleet.query("SELECT status FROM step_run WHERE name = 'map:copy_slice:0' ORDER BY created DESC LIMIT 1")
     assert status == ("failed",)
 
@@ -376,7 +376,7 @@ def test_a_slice_that_fails_is_named_with_its_reason(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("verify", "logs"), "Say which streams are meant"),
+        (("verify", "logs"), "Select streams with '--run'"),
         (("verify", "lgos", "--all"), "did you mean 'logs'?"),
         (("verify", "logs", "--run", "run-1x"), "did you mean 'run-1"),
         (("verify", "logs", "--all", "--child", "collector"), "cannot be read"),

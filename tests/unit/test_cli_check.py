@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from composite_logstore.backend import RejectedError, UnavailableError
-from composite_logstore.cli.check import FIND_SECONDS
 from composite_logstore.event import LogEvent
+from composite_logstore.operations.check import FIND_SECONDS
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child

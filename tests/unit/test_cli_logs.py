@@ -15,7 +15,7 @@ from zenml.enums import ExecutionStatus
 from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.models import LogEntry, LogsEntriesResponse, LogsResponse
 
-from composite_logstore.catalog.stores import RunStream
+from composite_logstore.catalog.runs import RunStream
 from composite_logstore.cli.logs import GIVE_UP_SECONDS, POLL_SECONDS, SETTLE_SECONDS, Stream, merged
 from composite_logstore.cli.options import Moment
 from composite_logstore.event import Stream as EventStream

@@ -19,7 +19,6 @@ from composite_logstore import RetryableError, UnavailableError
 from composite_logstore.cli.main import main
 from composite_logstore.event import Stream
 from composite_logstore.inert import INDENT, inert, inert_json, message_of, paragraph
-from composite_logstore.operations import backfill as copying
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
@@ -128,7 +127,6 @@ class Hostile:
     def __init__(self, text: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.text = text
         self.zenml = SimulatedZenML.take_place(monkeypatch)
-        monkeypatch.setattr(copying, "_of_run", lambda run_id: ({}, None))
         self.name = f"name {text}"
         self.children = [archive(name, root) for name in "ab"]
         self.store = self.zenml.register(*self.children, name=self.name)

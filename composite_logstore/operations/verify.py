@@ -1,0 +1,191 @@
+"""Verifies that the children of a log store hold the same events."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import IO
+
+import orjson
+
+from composite_logstore.catalog.errors import NoAnswerError
+from composite_logstore.catalog.runs import RunStream
+from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, open_child
+from composite_logstore.config import ChildConfig
+from composite_logstore.operations.progress import ProgressCallback, Reporter
+from composite_logstore.operations.selection import Selection, state_folder
+from composite_logstore.parity.compare import compare
+from composite_logstore.parity.result import StreamParity
+from composite_logstore.parity.scan import Source
+from composite_logstore.parity.summary import ParitySummary
+from composite_logstore.spool.lock import lock_file
+
+
+def verify(
+    store: str,
+    selection: Selection | None = None,
+    children: Sequence[str] = (),
+    *,
+    anew: bool = False,
+    progress: ProgressCallback | None = None,
+    summary: ParitySummary | None = None,
+) -> ParitySummary:
+    """Compare the events of each stream in all children of a log store, by their ids.
+
+    When it is interrupted, the next call with the same arguments resumes from saved progress on this machine.
+
+    Example:
+        >>> summary = verify("logs", Selection(run="train-1"))
+        >>> summary.differences
+        0
+
+    Args:
+        store: The log store's name or id.
+        selection: The streams to compare; all streams of the active project if not given.
+        children: The names of the children to compare; all enabled children that can be read if empty.
+        anew: Whether to discard saved progress and start over.
+        progress: Is told how far the comparison is.
+        summary: Receives the result, and holds the result so far if the call is interrupted.
+
+    Raises:
+        ArgumentError: There is no such log store, child or run, or a child cannot be read.
+        NoAnswerError: ZenML or a child cannot be reached, no child can be read, or the same verify already runs.
+    """
+    selection = selection or Selection()
+    found = find_store(store)
+    chosen = _choose(found, children)
+    summary = ParitySummary() if summary is None else summary
+    summary.begin(found.name, [child.name for child in chosen])
+    report = Reporter(progress)
+    began = time.monotonic()
+    with (
+        _saved_progress(_key(found, selection, chosen), anew) as (before, file),
+        Comparison(found, chosen) as comparison,
+    ):
+        try:
+            if before:
+                report.notice(f"Resuming an interrupted verify, which compared {len(before):,} streams.")
+            for stream in selection.streams(comparison.collectors, report):
+                result = before.get(str(stream.logs.id))
+                if result is None:
+                    result = comparison.compare(stream, report)
+                    if result.was_compared and not stream.run_in_progress:
+                        file.write(orjson.dumps(result.as_dict(), option=orjson.OPT_NON_STR_KEYS) + b"\n")
+                        file.flush()
+                summary.add(result)
+        finally:
+            summary.seconds = time.monotonic() - began
+    return summary
+
+
+def compare_with_primary(found: RegisteredStore, child: str, report: Reporter) -> ParitySummary:
+    """Compare a child with the primary, in all runs of the active project.
+
+    Raises:
+        ArgumentError: One of them cannot be read.
+        NoAnswerError: ZenML or one of them cannot be reached.
+    """
+    chosen = _choose(found, (found.config.primary, child))
+    summary = ParitySummary(found.name, [one.name for one in chosen])
+    with Comparison(found, chosen) as comparison:
+        for stream in Selection().streams(comparison.collectors, report):
+            summary.add(comparison.compare(stream, report))
+    return summary
+
+
+class Comparison:
+    """Compares streams in some children of a log store; holds the children open as a context manager.
+
+    Attributes:
+        collectors: The log stores whose streams the children may hold, as `catalog.stores.collectors` returns them.
+    """
+
+    def __init__(self, found: RegisteredStore, children: Sequence[ChildConfig]) -> None:
+        """Prepare to compare these children."""
+        self.collectors = collectors(found, list(children))
+        self._store_id = found.id
+        self._children = children
+        self._sources: list[Source] = []
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Comparison:
+        """Open the children.
+
+        Raises:
+            NoAnswerError: A child cannot be opened.
+        """
+        with ExitStack() as opened:
+            for child in self._children:
+                self._sources.append(opened.enter_context(closing(open_child(child))))
+            self._closing = opened.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    def compare(self, stream: RunStream, report: Reporter) -> StreamParity:
+        """Compare the events that the children hold of a stream."""
+        # An earlier log store that is kept for reading alone never got what the composite collected.
+        is_live = stream.collector == self._store_id
+        sources = [
+            source
+            for source in self._sources
+            if not (is_live and not source.config.enabled and source.name in self.collectors.values())
+        ]
+        return compare(stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, report.count)
+
+
+def _choose(found: RegisteredStore, names: Sequence[str]) -> list[ChildConfig]:
+    """Return the children to compare.
+
+    Raises:
+        ArgumentError: There is no such child, or it cannot be read.
+        NoAnswerError: No child can be read.
+    """
+    chosen = [found.readable_child(name, "children") for name in dict.fromkeys(names)]
+    chosen = chosen or [child for child in found.config.enabled_children if not child.unreadable]
+    if not chosen:
+        raise NoAnswerError(f"log store '{found.name}' has no enabled child that can be read.")
+    return chosen
+
+
+def _key(found: RegisteredStore, selection: Selection, children: Sequence[ChildConfig]) -> str:
+    """Return the name under which progress is saved: the same for the same command, also when `2h` is later by then."""
+    is_everything = selection == Selection()
+    meant = [selection.run, selection.since is not None, selection.until is not None, is_everything]
+    key = orjson.dumps([meant, [child.model_dump(mode="json") for child in children]])
+    return f"{found.id}-{hashlib.sha256(key).hexdigest()[:16]}"
+
+
+@contextmanager
+def _saved_progress(name: str, is_anew: bool) -> Iterator[tuple[dict[str, StreamParity], IO[bytes]]]:
+    """Give the results of an interrupted verify by the ids of their streams, and a file to save more of them in.
+
+    The file is deleted at the end, unless an exception passes.
+
+    Raises:
+        NoAnswerError: The same verify already runs.
+    """
+    folder = state_folder("verify")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    with open(path, "a+b") as file:
+        if not lock_file(file.fileno()):
+            raise NoAnswerError("the same verify already runs on this machine; wait for it, or stop it")
+        if is_anew:
+            file.truncate(0)
+        file.seek(0)
+        before = {}
+        for line in file.read().splitlines():
+            try:
+                result = StreamParity.from_dict(orjson.loads(line))
+            except (ValueError, KeyError, TypeError):
+                # A process that was killed left half a line.
+                continue
+            before[result.logs_id] = result
+        if before:
+            file.write(b"\n")
+        yield before, file
+        path.unlink()
