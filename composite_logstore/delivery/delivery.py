@@ -44,7 +44,7 @@ class Delivery:
         accepted: Callable[[], int],
         rand: Callable[[], float] = random.random,
         spooled: bool = False,
-        settled_before: int = 0,
+        acknowledged_before: int = 0,
         batch_bytes: int | None = None,
     ):
         """Start with nothing.
@@ -54,7 +54,7 @@ class Delivery:
             accepted: Tells how many events the journal has meant for the child.
             rand: A number from 0 to 1, for the jitter of retries.
             spooled: Whether what gives way in a full queue is in the spool.
-            settled_before: The number below which everything was settled by an earlier process.
+            acknowledged_before: The number below which everything was settled by an earlier process.
             batch_bytes: Roughly how many bytes of events it may have in one export; as many as the backend likes if
                 not given.
         """
@@ -72,7 +72,7 @@ class Delivery:
         self.delay = config.schedule_delay_millis / 1000
         self._timeout = config.export_timeout_millis / 1000
         self._spooled = spooled
-        self.taken = settled_before - 1
+        self.taken = acknowledged_before - 1
         # How many of those that gave way in a full queue are not in the spool after all.
         self._lost = 0
         self._loaded_bytes = 0
@@ -327,7 +327,7 @@ class Delivery:
         return chain(*self._batches, self.queue)
 
     @property
-    def settled(self) -> int:
+    def acknowledged(self) -> int:
         """How many events are delivered or rejected."""
         return self._delivered + self._rejected
 
@@ -347,7 +347,7 @@ class Delivery:
     @property
     def _in_spool(self) -> int:
         """How many events gave way in a full queue, and can be read back."""
-        return self._accepted() - self.settled - self._lost - self._in_memory if self._spooled else 0
+        return self._accepted() - self.acknowledged - self._lost - self._in_memory if self._spooled else 0
 
     @property
     def last_error(self) -> str | None:
@@ -363,7 +363,7 @@ class Delivery:
             delivered=self._delivered,
             rejected=self._rejected,
             # What was accepted, and is neither settled nor here, gave way in a full queue.
-            dropped=accepted - self.settled - pending,
+            dropped=accepted - self.acknowledged - pending,
             pending=pending,
             shortened=self._shortened,
             rejected_reasons=dict(self._reasons),

@@ -28,7 +28,7 @@ class Flush:
         self._timeout = timeout
         self._end = now + limit
         self._waiting = {delivery.name: delivery for delivery in deliveries}
-        self._progress = {delivery.name: (delivery.settled, now) for delivery in deliveries}
+        self._progress = {delivery.name: (delivery.acknowledged, now) for delivery in deliveries}
         for delivery in deliveries:
             delivery.flush(before)
 
@@ -38,9 +38,9 @@ class Flush:
         for name, delivery in list(self._waiting.items()):
             delivery.watch(now)
             settled, since = self._progress[name]
-            if delivery.settled > settled:
+            if delivery.acknowledged > settled:
                 since = now
-                self._progress[name] = (delivery.settled, now)
+                self._progress[name] = (delivery.acknowledged, now)
             left = since + self._timeout - now
             if delivery.oldest >= self._before or delivery.state is State.UNAVAILABLE:
                 del self._waiting[name]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby, repeat, starmap
 from math import inf
 from operator import attrgetter
@@ -28,10 +26,6 @@ MOST_CAPTURED = 512
 """How many records may wait for their number. The last of them waits for it: less than a millisecond. So does one that
 is large: together they have an eighth of the bytes at most that may wait in memory."""
 
-_PATIENCE = 100
-_PATIENCE_SECONDS = 0.1
-"""How often a lock that is not free is asked for again, a millisecond later each time, and for how long at most."""
-
 _append: Callable[[Any, Any], None] = deque.append
 _extend: Callable[[Any, Any], None] = deque.extend
 _popleft: Callable[[Any], Any] = deque.popleft
@@ -40,28 +34,6 @@ _kind_of = attrgetter("level", "progress")
 # Runs an iterator to its end inside one C call. Python delivers a Ctrl-C between bytecodes only, so what
 # is done this way is done wholly or not at all.
 _run: Callable[[Iterable[Any]], None] = deque(maxlen=0).extend
-
-
-@contextmanager
-def patiently(lock: threading.RLock) -> Iterator[None]:
-    """Hold a journal's lock, as somebody who has time: it is taken when it is free.
-
-    Whoever waits for a lock gets it as soon as it is released, and only then begins to wait for the interpreter's own.
-    `emit` would have to wait for both. Should the lock not be free for long, it is waited for all the same.
-    """
-    is_held = lock.acquire(blocking=False)
-    end = time.monotonic() + _PATIENCE_SECONDS
-    for _ in range(_PATIENCE):
-        if is_held or time.monotonic() > end:
-            break
-        time.sleep(0.001)
-        is_held = lock.acquire(blocking=False)
-    if not is_held:
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _size_of(said: tuple[Stream, Note | LogEvent]) -> int:
@@ -412,10 +384,10 @@ class Journal:
             cursor = self._cursors[delivery.name] = ForwardReader(spool.reader)
         return next_batch(cursor, delivery, load, before)
 
-    def settled(self, delivery: Delivery) -> None:
+    def acknowledge(self, delivery: Delivery) -> None:
         """Note on disk how far a delivery is. Under the lock."""
         if self.spooling:
-            self.spooling.settled(delivery)
+            self.spooling.acknowledge(delivery)
 
     def end_stream(self, stream: Stream) -> None:
         """Announce to every child that the stream has ended."""

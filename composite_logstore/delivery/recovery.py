@@ -29,7 +29,7 @@ from composite_logstore.spool.private_folder import UntrustedError, shown
 from composite_logstore.spool.reader import ForwardReader
 
 
-class AdoptedJournal:
+class RecoveredJournal:
     """The journal of a dead process, as far as its spool has it. Nothing is added to it.
 
     Attributes:
@@ -133,7 +133,7 @@ class AdoptedJournal:
         """Read what a delivery asks for from the spool."""
         return next_batch(self._cursors[delivery.name], delivery, load)
 
-    def settled(self, delivery: Delivery) -> None:
+    def acknowledge(self, delivery: Delivery) -> None:
         """Note on disk how far a delivery is."""
         with contextlib.suppress(OSError):
             # If somebody has taken the folder away, there is nothing left to deliver either.
@@ -162,7 +162,7 @@ _MOST_NAMED = 3
 """How many damaged files one warning names."""
 
 
-class Adoption:
+class Recovery:
     """Delivers what dead processes of a log store have left, beside what this one logs.
 
     Each child works off one process's part after the other, the oldest first, on one thread: a child that
@@ -189,20 +189,20 @@ class Adoption:
             clock: Where time and threads come from.
             warn: Is told what somebody should know.
             hinder: Is told what keeps its thread from its work.
-            batch_bytes: As for an `AdoptedJournal`.
+            batch_bytes: As for an `RecoveredJournal`.
         """
         self._batch_bytes = batch_bytes
-        self.journals: list[AdoptedJournal] = []
+        self.journals: list[RecoveredJournal] = []
         self._log_store_id = log_store_id
         self._children = {child.name: child for child in children}
         self._clock = clock
         self._warn = warn
         self._lock = threading.Lock()
-        self._workers: dict[str, tuple[AdoptedJournal, Worker]] = {}
+        self._workers: dict[str, tuple[RecoveredJournal, Worker]] = {}
         self._settled: dict[str, ChildStats] = {}
         self._told_of: set[Path] = set()
         self._due = clock.signal()
-        self._service = Service("composite-logstore adoption", self._step, clock, warn, hinder)
+        self._service = Service("composite-logstore recovery", self._step, clock, warn, hinder)
         self._component = Path()
         # What is to be looked at, and when: the log store's folder first, which says what else there is.
         self._waiting: deque[tuple[float, Path]] | None = None
@@ -285,7 +285,7 @@ class Adoption:
         if spool is None:
             return
         try:
-            journal = AdoptedJournal(spool, self._children, self._clock, self._due.set, self._batch_bytes)
+            journal = RecoveredJournal(spool, self._children, self._clock, self._due.set, self._batch_bytes)
             told = spool.set_aside()
         except BaseException:
             spool.abandon()
@@ -311,7 +311,7 @@ class Adoption:
             with self._lock, journal.lock:
                 self.journals.remove(journal)
                 for delivery in journal.deliveries:
-                    journal.settled(delivery)
+                    journal.acknowledge(delivery)
                     stats = delivery.stats()
                     before = self._settled.get(delivery.name)
                     self._settled[delivery.name] = before.plus(stats) if before else stats
@@ -326,7 +326,7 @@ class Adoption:
                 self._workers[name] = (found[0], worker)
                 worker.wake()
 
-    def _part_of(self, child: str) -> tuple[AdoptedJournal, Delivery] | None:
+    def _part_of(self, child: str) -> tuple[RecoveredJournal, Delivery] | None:
         for journal in self.journals:
             for delivery in journal.deliveries:
                 if delivery.name == child and delivery.oldest < inf:

@@ -425,7 +425,7 @@ class Spooling:
             except OSError as error:
                 self._failed(error)
 
-    def settled(self, delivery: Delivery) -> None:
+    def acknowledge(self, delivery: Delivery) -> None:
         """Note how far a child is: also of what is not on disk, since it may yet come there for another child."""
         if self.spool is not None:
             newest = self.unspooled[-1].number if self.unspooled else self.spool.segments.last
@@ -434,17 +434,17 @@ class Spooling:
             except OSError as error:
                 self._failed(error)
 
-    def settle(self) -> None:
+    def acknowledge_all(self) -> None:
         """Note how far all children are, also those for which nothing has come that they could settle."""
         for delivery in self._deliveries:
-            self.settled(delivery)
+            self.acknowledge(delivery)
 
     def settle_down(self) -> None:
         """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
         self.try_again()
         self.write()
         self.most_unspooled = 0
-        self.settle()
+        self.acknowledge_all()
         if self.spool is not None and all(delivery.oldest == inf for delivery in self._deliveries):
             self.spool.close()
             self.spool = None
@@ -459,7 +459,7 @@ class Spooling:
         if self.spool is None:
             names = [delivery.name for delivery in self._deliveries]
             self.spool = Spool.create(self._component, self._writer, names)
-            self.settle()
+            self.acknowledge_all()
         return self.spool
 
     def _has_room(self, size: int) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import Protocol
 from uuid import UUID
 
 from zenml.logger import get_logger
@@ -19,14 +20,11 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import metrics
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
-from composite_logstore.delivery.journal import Journal, patiently
 from composite_logstore.delivery.states import Action, EndStream, Export, Load, State, Wait
+from composite_logstore.event import LogEvent
 from composite_logstore.inert import described
 from composite_logstore.loading import loading
-from composite_logstore.service import Service, tell
-
-if TYPE_CHECKING:
-    from composite_logstore.delivery.recovery import AdoptedJournal
+from composite_logstore.service import Service, patiently, tell
 
 logger = get_logger(__name__)
 
@@ -37,6 +35,36 @@ _CALM_SECONDS = 60.0
 
 def _nothing() -> None:
     """There is nothing to conclude."""
+
+
+class Feed(Protocol):
+    """The journal that feeds a worker's delivery: the live one of this process, or one recovered from disk.
+
+    Attributes:
+        lock: Guards the journal and its deliveries. It is held for moments, and never across I/O.
+        progress: Notified, under the lock, when a delivery has made progress.
+    """
+
+    lock: threading.RLock
+    progress: threading.Condition
+
+    def hand_out(self) -> None:
+        """Put all events captured so far into the queues. Under the lock."""
+
+    def wake_after(self, events: int) -> bool:
+        """Have the workers woken once so many more events have arrived. Under the lock.
+
+        Returns:
+            Whether events have arrived meanwhile that wake no worker, so that the worker has to look again.
+        """
+        ...
+
+    def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
+        """Read the events that a delivery asks for from the spool. Without the lock, since it is I/O."""
+        ...
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Record on disk which events a delivery has acknowledged. Under the lock."""
 
 
 class Worker:
@@ -51,7 +79,7 @@ class Worker:
         log_store_id: UUID,
         config: ChildConfig,
         delivery: Delivery,
-        journal: Journal | AdoptedJournal,
+        feed: Feed,
         clock: Clock,
         tells_state: bool = True,
     ):
@@ -61,7 +89,7 @@ class Worker:
             log_store_id: The log store's id.
             config: The child's settings, references to secrets unresolved.
             delivery: What to drive.
-            journal: The journal that feeds the delivery.
+            feed: The journal that feeds the delivery.
             clock: Where time and threads come from.
             tells_state: Whether it warns when trouble with the backend begins, and when it ends.
         """
@@ -69,7 +97,7 @@ class Worker:
         self._config = config
         self._delivery = delivery
         self._attributes = metrics.attributes(log_store_id, config)
-        self._journal = journal
+        self._feed = feed
         self._clock = clock
         self._awake = clock.signal()
         self._service = Service(
@@ -105,7 +133,7 @@ class Worker:
         Args:
             before: What the flush is for: events with numbers below this.
         """
-        with self._journal.lock:
+        with self._feed.lock:
             if self._delivery.oldest < before:
                 self._delivery.give_up()
 
@@ -136,7 +164,7 @@ class Worker:
         logs while holding the journal's can wait for ever. And outside of any ZenML logging context, so
         that it does not become an event.
         """
-        with self._journal.lock:
+        with self._feed.lock:
             news = self._news(self._delivery.stats())
         self._tell(news)
 
@@ -145,7 +173,7 @@ class Worker:
             tell(logger.warning, f"child '{self._config.name}': {line}")
 
     def _hindered(self, why: str) -> None:
-        with self._journal.lock:
+        with self._feed.lock:
             self._delivery.hindered(why)
 
     def _news(self, stats: ChildStats) -> list[str]:
@@ -182,7 +210,7 @@ class Worker:
 
     def _work(self) -> Callable[[], object] | None:
         """Do what the delivery says, and return how to wait for more. None where the thread is to end."""
-        with patiently(self._journal.lock):
+        with patiently(self._feed.lock):
             # Once, whatever becomes of it: a batch that is settled twice takes another one along.
             conclude, self._conclude = self._conclude, _nothing
             conclude()
@@ -206,9 +234,9 @@ class Worker:
 
     def _next(self) -> Action:
         while True:
-            self._journal.hand_out()
+            self._feed.hand_out()
             action = self._delivery.next(self._clock.now())
-            if isinstance(action, Wait) and action.events and self._journal.wake_after(action.events):
+            if isinstance(action, Wait) and action.events and self._feed.wake_after(action.events):
                 # Something came meanwhile, and would wake nobody.
                 continue
             return action
@@ -216,14 +244,14 @@ class Worker:
     def _load(self, action: Load) -> Callable[[], None]:
         """Read what the delivery asks for, and return what is to be done under the lock then."""
         try:
-            events = self._journal.load(self._delivery, action)
+            events = self._feed.load(self._delivery, action)
         except Exception as error:
             reason = error
             return lambda: self._delivery.not_loaded(reason, self._clock.now())
 
         def conclude() -> None:
             self._delivery.loaded(events, action.there)
-            self._journal.settled(self._delivery)
+            self._feed.acknowledge(self._delivery)
 
         return conclude
 
@@ -255,8 +283,8 @@ class Worker:
                 self._delivery.set_delay(delay_millis)
             else:
                 self._delivery.failed(error, end)
-            self._journal.progress.notify_all()
-            self._journal.settled(self._delivery)
+            self._feed.progress.notify_all()
+            self._feed.acknowledge(self._delivery)
 
         return conclude
 
@@ -281,6 +309,6 @@ class Worker:
                 self._exporter.close()
         except BaseException as error:
             tell(logger.debug, "child '%s': closing its exporter failed: %s", self._config.name, described(error))
-        with self._journal.lock:
+        with self._feed.lock:
             self.has_ended = True
-            self._journal.progress.notify_all()
+            self._feed.progress.notify_all()

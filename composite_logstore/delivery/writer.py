@@ -19,15 +19,15 @@ from composite_logstore.capture.record import Note, captured
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.flush import Flush
-from composite_logstore.delivery.journal import Journal, patiently
+from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.metrics import Observed
-from composite_logstore.delivery.recovery import Adoption
+from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.spilling import TICK_SECONDS
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
-from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, tell
+from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, patiently, tell
 from composite_logstore.spool.folder import Standing
 from composite_logstore.spool.settings import spool_problem, spool_settings
 
@@ -80,11 +80,11 @@ class Writer:
         self._seen = -1
         self._spool_error: Exception | None = None
         self._has_told_of_unstorable = False
-        self._adoption = Adoption(
+        self._recovery = Recovery(
             self._component_id, children, self._clock, _warn, self._hindered, self._journal.batch_bytes
         )
         if self._journal.spooling:
-            self._journal.spooling.others = self._adoption.journals
+            self._journal.spooling.others = self._recovery.journals
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
@@ -186,7 +186,7 @@ class Writer:
         spooling = self._journal.spooling
         if self._spool is None or spooling is None or self._has_ended:
             return None
-        self._adoption.start(self._spool.component)
+        self._recovery.start(self._spool.component)
         with patiently(self._journal.lock):
             spooling.try_again()
             number = self._journal.next_number
@@ -198,7 +198,7 @@ class Writer:
             # What is due comes first: all else may take its time.
             is_more = spooling.write_due()
             spooling.refresh()
-            spooling.settle()
+            spooling.acknowledge_all()
             is_needed = spooling.is_needed
         while is_more:
             # Others who wait for the lock come first.
@@ -254,8 +254,8 @@ class Writer:
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
             stats = {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
-        for adopted in self._adoption.stats():
-            for name, account in adopted.items():
+        for recovered in self._recovery.stats():
+            for name, account in recovered.items():
                 stats[name] = stats[name].plus(account)
         return stats
 
@@ -317,7 +317,7 @@ class Writer:
         if is_left and not self._settle_down():
             return False
         self._has_ended = True
-        self._adoption.give_back()
+        self._recovery.give_back()
         for worker in self._workers:
             # What is on disk may soon be delivered by another writer.
             worker.stop(at_once=is_left)
@@ -335,7 +335,7 @@ class Writer:
             self._stop_listening,
             lambda: self.flush(left := max(0.0, end - self._clock.now()), left),
             lambda: self.summaries.wait(end - self._clock.now()),
-            self._adoption.stop,
+            self._recovery.stop,
             *(worker.stop for worker in self._workers),
             lambda: self._wait_for_workers(end),
         ]
@@ -380,7 +380,7 @@ class Writer:
         """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
         outbox = self._inbox.outbox() if self._inbox else self._outbox and self._outbox.again()
         # Never freed: an exporter that is taken apart in a forked process can hang.
-        self._parents = self._workers, self._journal, self._adoption
+        self._parents = self._workers, self._journal, self._recovery
         self._begin()
         self._outbox = outbox
         self._inherited = set(self._streams)

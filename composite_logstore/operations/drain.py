@@ -12,7 +12,7 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.flush import Flush
-from composite_logstore.delivery.recovery import AdoptedJournal
+from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.operations.inventory import LogStore, children_of
 from composite_logstore.spool.folder import Spool
@@ -84,7 +84,7 @@ class Drain:
             if config.name in self._given_up:
                 self.errors[spool.folder, name] = self._given_up[config.name]
         followers = _followers(spool, {n: config for n, config in wanted.items() if config.name not in self._given_up})
-        journal = AdoptedJournal(spool, {name: wanted[name] for name in followers}, self._clock)
+        journal = RecoveredJournal(spool, {name: wanted[name] for name in followers}, self._clock)
         spool.set_aside()
         workers = [
             _Worker(self.store.id, wanted[delivery.name], delivery, journal, self._clock)
@@ -105,7 +105,7 @@ class Drain:
                 if all(worker.has_ended for worker in workers):
                     spool.close()
 
-    def _wait(self, journal: AdoptedJournal, workers: Sequence[Worker], tell: Tell) -> None:
+    def _wait(self, journal: RecoveredJournal, workers: Sequence[Worker], tell: Tell) -> None:
         before = int(journal.spool.segments.last) + 1
         with journal.lock:
             flush = Flush(journal.deliveries, before, self._clock.now(), GIVE_UP_SECONDS, inf)
@@ -119,7 +119,7 @@ class Drain:
                 if seconds:
                     journal.progress.wait(min(seconds, _TELL_SECONDS))
 
-    def _stop(self, journal: AdoptedJournal, workers: Sequence[Worker]) -> None:
+    def _stop(self, journal: RecoveredJournal, workers: Sequence[Worker]) -> None:
         with journal.lock:
             for worker, delivery in zip(workers, journal.deliveries, strict=True):
                 worker.stop(at_once=delivery.oldest < inf)

@@ -187,13 +187,13 @@ def test_an_exporter_that_needs_an_executor_has_one(tmp_path: Path, durability: 
         assert ended.delivered[:3] == ["a", "b", "d"]
 
 
-@pytest.mark.parametrize("fails", ["Writer.flush", "Summaries.wait", "Adoption.stop", "Worker.stop"])
+@pytest.mark.parametrize("fails", ["Writer.flush", "Summaries.wait", "Recovery.stop", "Worker.stop"])
 def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -> None:
     """Whatever one of them raises, what is not delivered is on disk, and a line says so."""
     ended = Ended(
         tmp_path,
         f"""
-        from composite_logstore.delivery.recovery import Adoption
+        from composite_logstore.delivery.recovery import Recovery
         from composite_logstore.delivery.step_metadata import Summaries
         from composite_logstore.delivery.worker import Worker
         from composite_logstore.delivery.writer import Writer

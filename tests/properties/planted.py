@@ -16,11 +16,11 @@ from composite_logstore.delivery.states import State, Wait
 from composite_logstore.spool.folder import Spool
 
 NOTE = Spool.acknowledge
-SETTLE, FAILED, NEXT = Delivery._acknowledge, Delivery.failed, Delivery.next
+ACKNOWLEDGE, FAILED, NEXT = Delivery._acknowledge, Delivery.failed, Delivery.next
 
 
 def acknowledges_one_too_many(delivery: Delivery, *arguments: Any) -> None:
-    SETTLE(delivery, *arguments)
+    ACKNOWLEDGE(delivery, *arguments)
     if delivery.queue:
         delivery.queue.popleft()
         delivery._delivered += 1

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from composite_logstore.clock import Clock
-from composite_logstore.delivery.recovery import AdoptedJournal
+from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore.spool.damage import Damage
@@ -231,7 +231,7 @@ def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
         for folder in folders:
             found = Spool.recover(folder)
             assert found is not None
-            journal = AdoptedJournal(found, {"a": make_child("a")}, Clock())
+            journal = RecoveredJournal(found, {"a": make_child("a")}, Clock())
             found.set_aside()
             (delivery,) = journal.deliveries
             read: list[LogEvent] = []

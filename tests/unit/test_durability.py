@@ -389,7 +389,7 @@ def test_of_very_many_dead_processes_some_are_open_at_a_time(
     machine.start()
     machine.log("new")
     clock.advance(5)
-    assert len(machine.store.writer._adoption.journals) == 3
+    assert len(machine.store.writer._recovery.journals) == 3
     machine.backends["a"].fault = None
     clock.advance(60)
     assert machine.backends["a"].messages[-12:] == [str(number) for number in range(12)]

@@ -59,17 +59,17 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "what a worker does next": (Delivery, "next", "composite-logstore a"),
     "what a worker tells": (Delivery, "stats", "composite-logstore a"),
     "what a worker concludes": (Delivery, "exported", "composite-logstore a"),
-    "what a worker notes": (Journal, "settled", "composite-logstore a"),
+    "what a worker notes": (Journal, "acknowledge", "composite-logstore a"),
     "what a worker hands out": (worker.Worker, "_next", "composite-logstore a"),
     "the house": (Spooling, "keep_house", "composite-logstore housekeeping"),
     "the keeper's streams": (Spooling, "refresh", "composite-logstore spool"),
-    "the keeper's positions": (Spooling, "settle", "composite-logstore spool"),
+    "the keeper's positions": (Spooling, "acknowledge_all", "composite-logstore spool"),
     "the keeper's ticks": (Spooling, "tick", "composite-logstore spool"),
     "the keeper's events": (Spooling, "write_due", "composite-logstore spool"),
-    "the folders of dead processes": (recovery, "process_folders", "composite-logstore adoption"),
-    "what becomes of a dead process's events": (recovery.Adoption, "_get_on", "composite-logstore adoption"),
-    "a dead process's events": (recovery.AdoptedJournal, "load", "composite-logstore a"),
-    "what a dead process's events come to": (recovery.AdoptedJournal, "settled", "composite-logstore a"),
+    "the folders of dead processes": (recovery, "process_folders", "composite-logstore recovery"),
+    "what becomes of a dead process's events": (recovery.Recovery, "_get_on", "composite-logstore recovery"),
+    "a dead process's events": (recovery.RecoveredJournal, "load", "composite-logstore a"),
+    "what a dead process's events come to": (recovery.RecoveredJournal, "acknowledge", "composite-logstore a"),
 }
 
 
@@ -186,7 +186,7 @@ def test_events_go_to_disk_whatever_becomes_of_the_house(
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["limit", "memory"])
 @pytest.mark.parametrize("durability", ["memory", "spill", "write_ahead"])
 @pytest.mark.parametrize(
-    "thread", ["composite-logstore a", "composite-logstore spool", "composite-logstore adoption", ""]
+    "thread", ["composite-logstore a", "composite-logstore spool", "composite-logstore recovery", ""]
 )
 def test_a_thread_that_cannot_be_started_is_started_later(
     thread: str,

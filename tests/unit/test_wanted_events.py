@@ -15,7 +15,7 @@ from zenml.models import LogsEntriesFilter
 from composite_logstore import LogEvent
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
-from composite_logstore.delivery.recovery import AdoptedJournal
+from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.operations.inventory import Part
 from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
@@ -103,7 +103,7 @@ def by_recovery(child: FolderArchive, events: list[LogEvent], folder: Path) -> i
     with SimulatedClock() as clock:
         spool = Spool.recover(dead.folder)
         assert spool is not None
-        (delivery,) = AdoptedJournal(spool, {child.name: child}, clock).deliveries
+        (delivery,) = RecoveredJournal(spool, {child.name: child}, clock).deliveries
         spool.close()
     return delivery.stats().pending
 
