@@ -1,4 +1,4 @@
-"""The folder of one process: made, found, looked after, recovered and removed. Head of the package: see `__init__`."""
+"""The folder of one process: made, looked after, recovered, removed. The package's head explains its states."""
 
 from __future__ import annotations
 

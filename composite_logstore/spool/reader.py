@@ -74,23 +74,24 @@ class SegmentReader:
             for item, _ in self.items(segment, 0, is_scan=True):
                 if isinstance(item, Damage):
                     both = damage and damage.continued_by(item)
-                    if both is None:
-                        yield from self._noted(damage)
+                    if damage is not None and both is None:
+                        yield self._noted(damage)
                     damage = both or item
                     continue
-                yield from self._noted(damage)
-                damage = None
+                if damage is not None:
+                    yield self._noted(damage)
+                    damage = None
                 # A Ctrl-C may have interrupted the writing of an event, which was then written again.
                 if item.number > last:
                     last = segment.last = item.number
                     segment.kinds[item.level, item.progress] += 1
                     yield item
-            yield from self._noted(damage)
+            if damage is not None:
+                yield self._noted(damage)
 
-    def _noted(self, damage: Damage | None) -> Iterator[Damage]:
-        if damage is not None:
-            self.damage.append(damage)
-            yield damage
+    def _noted(self, damage: Damage) -> Damage:
+        self.damage.append(damage)
+        return damage
 
     def read(self, after: int, before: float) -> Iterator[LogEvent]:
         """Yield the events with numbers above `after` and below `before`, in order.

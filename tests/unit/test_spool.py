@@ -259,16 +259,16 @@ def test_a_segment_that_cannot_be_opened_does_not_hide_the_others(tmp_path: Path
     assert [item.length for item in damage] == [None]
 
 
-def test_one_cursor_reads_on_where_it_ended(tmp_path: Path) -> None:
+def test_a_reader_continues_where_it_ended(tmp_path: Path) -> None:
     spool = create(tmp_path)
-    cursor = ForwardReader(spool.reader)
+    forward = ForwardReader(spool.reader)
     stream = make_stream()
     events = make_events(["x" * 1_000_000] * 12, stream)
     found = []
     for event in events:
         spool.segments.append(event, roomy)
-        found += [read.number for read in cursor.read(len(found) - 1, event.number)]
-    found += [read.number for read in cursor.read(len(found) - 1, float("inf"))]
+        found += [read.number for read in forward.read(len(found) - 1, event.number)]
+    found += [read.number for read in forward.read(len(found) - 1, float("inf"))]
     assert found == list(range(12))
 
 
