@@ -13,7 +13,7 @@ from composite_logstore.operations.progress import Progress
 from composite_logstore.operations.promote import Promotion, PromotionRefusedError, promote
 from composite_logstore.operations.selection import Selection
 from composite_logstore.operations.verify import verify
-from composite_logstore.parity.backfill import BackfillStoppedError
+from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.parity.summary import ParitySummary
 
 __all__ = [

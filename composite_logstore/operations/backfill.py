@@ -19,8 +19,9 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.selection import Selection, state_folder
-from composite_logstore.parity.backfill import Backfill, Copied
+from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, BackfillRunsError, Ledger, open_ledger
+from composite_logstore.parity.result import Copied
 
 
 @dataclass

@@ -27,8 +27,7 @@ from composite_logstore.operations.pipeline_launch import refuse_second
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.promote import Confirm, settings_to_promote
 from composite_logstore.operations.verify import Comparison
-from composite_logstore.parity.backfill import BackfillStoppedError, Copied
-from composite_logstore.parity.result import StreamParity
+from composite_logstore.parity.result import BackfillStoppedError, Copied, StreamParity
 from composite_logstore.parity.summary import ParitySummary
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.operations.backfill import Totals
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection
-from composite_logstore.parity.backfill import BackfillStoppedError
+from composite_logstore.parity.result import BackfillStoppedError
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse

@@ -1,36 +1,24 @@
-"""Backfill: one child's events copied to another that lacks them, with their identity and their times.
+"""Backfill: copies the events that one child is missing from another, with their identity and their times.
 
-What was sent is noted on disk after each export, so a copy that was interrupted goes on where it ended, and a child
-that cannot be read gets nothing twice.
+See the theory of operation at the head of the package.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from zenml.exceptions import DoesNotExistException, LogStoreError
 
-from composite_logstore import secret_references
-from composite_logstore.backend import (
-    BACKFILLED,
-    Copier,
-    Exporter,
-    Scanned,
-    UnavailableError,
-)
-from composite_logstore.delivery.account import count_reason
-from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
-from composite_logstore.delivery.states import Outcome
-from composite_logstore.event import Stream
+from composite_logstore.backend import BACKFILLED, Scanned, UnavailableError
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.parity.holding import Holding
 from composite_logstore.parity.intervals import Intervals
 from composite_logstore.parity.ledger import Ledger
-from composite_logstore.parity.result import Tell
+from composite_logstore.parity.result import BackfillStoppedError, Copied, Tell
 from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
+from composite_logstore.parity.sender import Sender
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -38,84 +26,8 @@ if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig
 
 
-GIVE_UP_SECONDS = 60.0
-"""How long one batch is tried again."""
-
-_LARGER = 4
-_QUEUED = 2
-
-
-class BackfillStoppedError(Exception):
-    """The copy cannot go on. The message says why, and what would mend it."""
-
-
-@dataclass
-class Copied:
-    """What became of a stream, or of several.
-
-    Attributes:
-        copied: The events that were sent, and taken.
-        there: Those that were there already.
-        unwanted: Those that are not meant for the child.
-        unidentified: Those that do not say which events they are, of streams that the child has events of: it may have
-            these, too.
-        too_old: Those that its backend would refuse for their age.
-        rejected: Those that it refused: a reason → a number.
-        absent: The streams of which there was nothing to copy from.
-    """
-
-    copied: int = 0
-    there: int = 0
-    unwanted: int = 0
-    unidentified: int = 0
-    too_old: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    absent: int = 0
-
-    def add(self, other: Copied) -> None:
-        """Add another stream's."""
-        self.copied += other.copied
-        self.there += other.there
-        self.unwanted += other.unwanted
-        self.unidentified += other.unidentified
-        self.too_old += other.too_old
-        self.absent += other.absent
-        for reason, number in other.rejected.items():
-            count_reason(self.rejected, reason, number)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Events of one writer, to be exported at once.
-
-    Attributes:
-        stream: Their stream.
-        writer: Who numbered them.
-        is_scanned: Whether they are there as they were scanned.
-        sequences: Their numbers.
-        records: The events, or what was scanned of them.
-        size: About how many bytes they have.
-    """
-
-    stream: Stream
-    writer: str
-    is_scanned: bool
-    sequences: list[int] = field(default_factory=list)
-    records: list[Any] = field(default_factory=list)
-    size: int = 0
-
-    def halves(self) -> tuple[_Batch, _Batch]:
-        """Return it in two."""
-        middle = len(self.records) // 2
-        one, other = (
-            _Batch(self.stream, self.writer, self.is_scanned, self.sequences[part], self.records[part])
-            for part in (slice(middle), slice(middle, None))
-        )
-        return one, other
-
-
 class Backfill:
-    """Copies streams from one child to another, one after the other. Used by one thread."""
+    """Copies streams from one child to another, one after the other. One thread uses it."""
 
     def __init__(
         self,
@@ -131,326 +43,197 @@ class Backfill:
         """Create the exporter.
 
         Args:
-            source: Where to copy from.
+            source: The child to copy from.
             target: The settings of the child to copy to.
-            there: The same child, to be read; None if it cannot be.
+            there: The child to copy to, opened for reading; None if it cannot be read.
             ledger: What was sent earlier.
-            rate: The most events in a second.
+            rate: The most events in a second; as many as the child takes if not given.
             tell: Told how many more events were looked at.
-            clock: The time in seconds since some moment.
+            clock: The time in seconds, from a clock that never goes back.
             sleep: Waits for so many seconds.
 
         Raises:
-            UnavailableError: A secret, or something else that somebody can mend, is missing.
-            ImportError: What the exporter needs is not installed.
+            UnavailableError: Something is missing that the user can provide, such as a secret.
+            ImportError: A package that the exporter needs is not installed.
         """
         self._source = source
         self._target = target
         self._there = there
         self._ledger = ledger
-        self._rate = rate
         self._tell = tell
-        self._clock = clock
-        self._sleep = sleep
-        self._free_at = clock()
-        config = secret_references.resolve(target)
-        self._exporter: Exporter = config.create_exporter()
-        # Nobody waits for a copy: fuller batches than live ones cost less.
-        batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)
-        if rate:
-            batch_size = max(1, min(batch_size, int(rate)))
-        backoff = Backoff(target.retry_initial_interval_millis / 1000, target.retry_max_interval_millis / 1000)
-        self._policy = ExportPolicy(batch_size, backoff)
-        # What both have in the same format need not be understood, if all of it is meant for the child.
-        self._copier: Copier | None = None
-        if (
-            isinstance(self._exporter, Copier)
-            and self._exporter.scan_format == source.scanner.scan_format
-            and target.wants_all
-            and target.oldest_seconds is None
-        ):
-            self._copier = self._exporter
-        # A writer → what is yet to be exported of its events.
-        self._waiting: dict[str, _Batch] = {}
-        self._waiting_size = 0
-        self._pool = ThreadPoolExecutor(1, "backfill")
-        self._exports: set[Future[None]] = set()
-        self._has_stopped = False
+        self._sender = Sender(target, ledger, rate, clock, sleep)
 
     def close(self) -> None:
         """Wait for the export under way, and release connections."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._exporter.close()
+        self._sender.close()
 
     def copy(self, logs: LogsResponse, stream: Stream, result: Copied | None = None) -> Copied:
-        """Copy what the child lacks of a stream.
+        """Copy the events of a stream that the child is missing.
 
         Args:
             logs: The stream, as ZenML knows it.
-            stream: The same, with the attributes that its events get.
-            result: What to count in: so it is known what became of some events if this raises.
+            stream: The stream, with the attributes that its events get.
+            result: What to count in, so that the caller has the counts even if this raises.
 
         Returns:
-            What became of its events.
+            What became of the stream's events.
 
         Raises:
-            BackfillStoppedError: A child cannot be read, or the other does not take any more.
+            BackfillStoppedError: A child cannot be read, or the child to copy to accepts no more events.
         """
-        logs_id = str(logs.id)
         result = Copied() if result is None else result
-        if self._ledger.is_resumed and logs_id in self._ledger.finished:
+        if self._ledger.is_resumed and str(logs.id) in self._ledger.finished:
             return result
-        there = self._held(logs, stream)
+        held = self._held(logs, stream)
+        self._sender.begin(stream, result)
         try:
-            self._copy(logs, stream, there, result)
+            _StreamCopy(self._source, self._target, self._there, self._sender, logs, stream, held, result).run(
+                self._tell
+            )
         except BaseException:
-            self._waiting.clear()
-            self._waiting_size = 0
-            for export in self._exports:
-                export.cancel()
-            wait(self._exports)
-            self._exports.clear()
+            self._sender.drop()
             raise
-        finally:
-            self._exporter.end_stream(stream)
-        self._ledger.finish(logs_id)
+        self._ledger.finish(str(logs.id))
         return result
 
     def _held(self, logs: LogsResponse, stream: Stream) -> dict[str, Intervals]:
-        """Return what the child has, or will have as soon as it can be found."""
-        held: dict[str, Intervals] = {}
-        if self._there is not None:
-            holding = Holding(self._there, stream)
+        """Return which events the child has, or will show as soon as its backend has indexed them."""
+        there, held = self._there, {}
+        if there is not None:
+            holding = Holding(there, stream)
             try:
                 holding.scan(logs, lambda number: None)
             except DoesNotExistException:
                 pass
             except Exception as error:
-                raise BackfillStoppedError(_read_in_vain(self._there.name, error)) from error
+                raise BackfillStoppedError(_unreadable(there.name, error)) from error
             held = dict(holding.numbers)
-            foreign = foreign_writer(logs.id)
-            if holding.foreign and not held.keys() - {foreign} and self._there.scanner.scan_format == PAGES:
-                # What it has may be all of it, or nothing.
+            if holding.foreign and not held.keys() - {foreign_writer(logs.id)} and there.scanner.scan_format == PAGES:
+                # These entries may be all of the stream's events, or none of them.
                 raise BackfillStoppedError(
-                    f"child '{self._there.name}' has entries of this stream that do not say which events they are: "
-                    f"what it lacks cannot be known. Copy to another child"
+                    f"child '{there.name}' has entries of this stream that do not say which events they are: "
+                    f"which events are missing cannot be known. Copy to another child"
                 )
-        if self._there is not None and self._there.in_order:
-            # What was sent there can be found at once, unless somebody has lost it.
-            return held
+            if there.in_order:
+                # Such a child shows at once what was sent to it, unless the events were deleted since.
+                return held
         for writer in self._ledger.writers(str(logs.id)):
             held[writer] = held.get(writer, Intervals()) | self._ledger.sent(str(logs.id), writer)
         return held
 
-    def _copy(self, logs: LogsResponse, stream: Stream, there: dict[str, Intervals], result: Copied) -> None:
-        highest: dict[str, int] = {writer: held.last for writer, held in there.items()}
-        # A writer → the last of its events that the exporter got, or will get, and remembers.
-        reached: dict[str, int] = {}
-        is_in_order = self._there is not None and self._there.in_order
-        most = self._target.max_batch_bytes
-        oldest = 0
-        if self._target.oldest_seconds is not None:
-            oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
-        foreign, ordinal = foreign_writer(logs.id), 0
-        has_own = self._source.scanner.scan_format == PAGES and bool(there.keys() - {foreign})
-        for chunk in self._chunks(logs, result):
-            size = len(chunk.contents)
-            if has_own and not chunk.writer:
-                self._tell(size)
-                result.unidentified += size
-                continue
-            writer, first = chunk.writer or foreign, ordinal
-            sequences = chunk.sequences
-            if not chunk.writer:
-                sequences = range(ordinal, ordinal + size)
-                ordinal += size
-            held = there.setdefault(writer, Intervals())
-            self._tell(size)
-            if isinstance(sequences, range) and held.has(sequences[0], sequences[-1]):
-                result.there += size
-                continue
-            if self._copier and self._can_be_copied(chunk, held, highest.get(writer, -1)):
-                held.add(sequences[0], sequences[-1])
-                highest[writer] = reached[writer] = sequences[-1]
-                self._add_scanned(chunk, stream, result)
-                continue
-            batch: _Batch | None = None
+
+class _StreamCopy:
+    """Copies one stream: reads the source, and hands the events that are missing to the sender."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: ChildConfig,
+        there: Source | None,
+        sender: Sender,
+        logs: LogsResponse,
+        stream: Stream,
+        held: dict[str, Intervals],
+        result: Copied,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._sender = sender
+        self._logs = logs
+        self._stream = stream
+        self._result = result
+        # A writer → which of its events the child has, or was sent.
+        self._held = held
+        # A writer → the highest of these numbers.
+        self._highest = {writer: numbers.last for writer, numbers in held.items()}
+        # A writer → the last of its events that the exporter got, and remembers.
+        self._reached: dict[str, int] = {}
+        self._is_in_order = there is not None and there.in_order
+        # Records in a format that both children share need not be decoded, if the child gets all of them.
+        self._copies_records = (
+            sender.takes_scanned(source.scanner.scan_format) and target.wants_all and target.oldest_seconds is None
+        )
+        self._oldest = 0
+        if target.oldest_seconds is not None:
+            self._oldest = time.time_ns() - int(target.oldest_seconds * 1e9)
+        self._foreign = foreign_writer(logs.id)
+        # How many records of other programs were read so far: their numbers, since they have none of their own.
+        self._ordinal = 0
+        self._has_own = source.scanner.scan_format == PAGES and bool(held.keys() - {self._foreign})
+
+    def run(self, tell: Tell) -> None:
+        """Copy the stream.
+
+        Raises:
+            BackfillStoppedError: The source cannot be read, or the child accepts no more events.
+        """
+        for chunk in self._chunks():
+            tell(len(chunk.contents))
+            self._copy(chunk)
+        self._sender.finish()
+
+    def _chunks(self) -> Iterator[Scanned]:
+        try:
+            yield from self._source.scanner.scan(self._logs)
+        except DoesNotExistException:
+            self._result.absent += 1
+        except Exception as error:
+            raise BackfillStoppedError(_unreadable(self._source.name, error)) from error
+
+    def _copy(self, chunk: Scanned) -> None:
+        size, first = len(chunk.contents), self._ordinal
+        if self._has_own and not chunk.writer:
+            self._result.unidentified += size
+            return
+        writer, sequences = chunk.writer, chunk.sequences
+        if not writer:
+            writer, sequences = self._foreign, range(first, first + size)
+            self._ordinal += size
+        held = self._held.setdefault(writer, Intervals())
+        if isinstance(sequences, range) and held.has(sequences[0], sequences[-1]):
+            self._result.there += size
+        elif self._copies_records and chunk.writer and self._are_new(sequences, held, writer):
+            held.add(sequences[0], sequences[-1])
+            self._highest[writer] = self._reached[writer] = sequences[-1]
+            self._sender.add_scanned(chunk)
+        else:
             for place, sequence in enumerate(sequences):
                 if sequence in held:
-                    result.there += 1
+                    self._result.there += 1
                     continue
-                event = as_event(self._source.scanner, chunk.contents[place], stream, first + place)
-                if event is None:
-                    continue
-                held.add(sequence, sequence)
-                if not event.time_unix_nano:
-                    # Another program's line without a time: that of its stream.
-                    event = event._replace(time_unix_nano=_created(logs))
-                if not self._target.expects(event.level, event.progress):
-                    result.unwanted += 1
-                    continue
-                if event.time_unix_nano < oldest:
-                    result.too_old += 1
-                    continue
-                if sequence < reached.get(writer, -1):
-                    # It comes after later ones: the exporter would take it for one that it has written.
-                    self._send_all(result)
-                    batch = None
-                    self._exporter.end_stream(stream)
-                    reached.clear()
-                reached[writer] = sequence
-                if sequence > highest.get(writer, -1):
-                    highest[writer] = sequence
-                elif is_in_order:
-                    event = event._replace(metadata={**event.metadata, BACKFILLED: True})
-                length = 512 + len(event.message)
-                if batch is None or len(batch.records) >= self._policy.limit or batch.size + length > most:
-                    batch = self._batch_for(stream, writer, False, 1, length, result)
-                batch.size += length
-                self._waiting_size += length
-                batch.sequences.append(sequence)
-                batch.records.append(event)
-        self._send_all(result)
+                event = as_event(self._source.scanner, chunk.contents[place], self._stream, first + place)
+                if event is not None:
+                    held.add(sequence, sequence)
+                    self._copy_event(writer, sequence, event)
 
-    def _chunks(self, logs: LogsResponse, result: Copied) -> Iterator[Scanned]:
-        try:
-            yield from self._source.scanner.scan(logs)
-        except DoesNotExistException:
-            result.absent += 1
-        except Exception as error:
-            raise BackfillStoppedError(_read_in_vain(self._source.name, error)) from error
-
-    def _can_be_copied(self, chunk: Scanned, held: Intervals, highest: int) -> bool:
-        """Return whether records can go out as they are: events without a gap, none of them there, none late."""
-        sequences = chunk.sequences
+    def _are_new(self, sequences: Sequence[int], held: Intervals, writer: str) -> bool:
+        """Return whether events have no gap among them, and the child has none of them and none that follows them."""
         return (
-            bool(chunk.writer)
-            and isinstance(sequences, range)
-            and sequences[0] > highest
+            isinstance(sequences, range)
+            and sequences[0] > self._highest.get(writer, -1)
             and not held.touches(sequences[0], sequences[-1])
         )
 
-    def _add_scanned(self, chunk: Scanned, stream: Stream, result: Copied) -> None:
-        """Have records exported as they are, in pieces that the child takes."""
-        count, length = len(chunk.contents), sum(map(len, chunk.contents))
-        most = max(1, min(self._policy.limit, count * self._target.max_batch_bytes // max(1, length)))
-        for begin in range(0, count, most):
-            contents = chunk.contents[begin : begin + most]
-            length = sum(map(len, contents))
-            batch = self._batch_for(stream, chunk.writer, True, len(contents), length, result)
-            batch.size += length
-            self._waiting_size += length
-            batch.sequences += chunk.sequences[begin : begin + most]
-            batch.records += contents
-
-    def _batch_for(
-        self, stream: Stream, writer: str, is_scanned: bool, count: int, length: int, result: Copied
-    ) -> _Batch:
-        """Return the batch that so many more events go into, of so many bytes; have exported what leaves no room."""
-        most = self._target.max_batch_bytes
-        if self._waiting_size > _LARGER * most:
-            self._send(max(self._waiting, key=lambda writer: self._waiting[writer].size), result)
-        batch = self._waiting.get(writer)
-        if batch is not None:
-            is_full = len(batch.records) + count > self._policy.limit or batch.size + length > most
-            if is_full or batch.is_scanned != is_scanned:
-                self._send(writer, result)
-                batch = None
-        if batch is None:
-            batch = self._waiting[writer] = _Batch(stream, writer, is_scanned)
-        return batch
-
-    def _send(self, writer: str, result: Copied) -> None:
-        """Have a writer's events exported, while the next ones are read."""
-        batch = self._waiting.pop(writer)
-        self._waiting_size -= batch.size
-        while len(self._exports) >= _QUEUED:
-            self._settle()
-        if self._rate:
-            now = self._clock()
-            if self._free_at > now:
-                self._sleep(self._free_at - now)
-            self._free_at = max(self._free_at, now) + len(batch.records) / self._rate
-        self._exports.add(self._pool.submit(self._export_in_turn, batch, result))
-
-    def _send_all(self, result: Copied) -> None:
-        """Have exported what waits, and wait for it."""
-        for writer in list(self._waiting):
-            self._send(writer, result)
-        while self._exports:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Wait for an export to end, and raise if it failed for good."""
-        done, self._exports = wait(self._exports, return_when=FIRST_COMPLETED)
-        for export in done:
-            export.result()
-
-    def _export_in_turn(self, batch: _Batch, result: Copied) -> None:
-        # What comes after a batch that did not go through would be out of order.
-        if self._has_stopped:
+    def _copy_event(self, writer: str, sequence: int, event: LogEvent) -> None:
+        if not event.time_unix_nano:
+            # Another program's line without a time gets that of its stream.
+            event = event._replace(time_unix_nano=_created(self._logs))
+        if not self._target.expects(event.level, event.progress):
+            self._result.unwanted += 1
             return
-        try:
-            self._export(batch, result)
-        except BaseException:
-            self._has_stopped = True
-            raise
-
-    def _export(self, batch: _Batch, result: Copied) -> None:
-        """Export a batch, with retries and in halves if necessary, and note it in the ledger.
-
-        Raises:
-            BackfillStoppedError: The child is unavailable, rejects everything, or has failed for too long.
-        """
-        count = len(batch.records)
-        self._policy.start_again()
-        give_up_at = self._clock() + GIVE_UP_SECONDS
-        while count <= self._policy.limit:
-            try:
-                self._deliver(batch)
-            except Exception as error:
-                decision = self._policy.failed(error, count)
-                if decision.rejected is not None:
-                    self._count_rejected(batch, decision, result)
-                if self._is_over(decision, count, give_up_at):
-                    why = decision.message
-                    raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
-                if decision.rejected is not None:
-                    return
-                if not decision.wait:
-                    break
-                self._sleep(decision.wait)
-            else:
-                self._policy.succeeded(count)
-                result.copied += count
-                self._note(batch)
-                return
-        for half in batch.halves():
-            self._export(half, result)
-
-    def _count_rejected(self, batch: _Batch, decision: Decision, result: Copied) -> None:
-        rejected = decision.rejected or 0
-        result.add(Copied(copied=len(batch.records) - rejected, rejected={decision.reason: rejected}))
-        if not decision.rejected_in_a_row:
-            # Otherwise the child may reject everything, and the next backfill tries these events again.
-            self._note(batch)
-
-    def _is_over(self, decision: Decision, count: int, give_up_at: float) -> bool:
-        """Return whether no retry can help: the child is unavailable, rejects everything or has failed for too long."""
-        if decision.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL):
-            return True
-        is_same_size = decision.rejected is None and count <= self._policy.limit
-        return is_same_size and self._clock() + decision.wait > give_up_at
-
-    def _note(self, batch: _Batch) -> None:
-        self._ledger.note(str(batch.stream.id), batch.writer, batch.sequences)
-
-    def _deliver(self, batch: _Batch) -> None:
-        if self._copier and batch.is_scanned:
-            scanned = Scanned(batch.writer, batch.sequences, (), batch.records, None, None)
-            self._copier.export_scanned(batch.stream, scanned)
-        else:
-            self._exporter.export(batch.records)
+        if event.time_unix_nano < self._oldest:
+            self._result.too_old += 1
+            return
+        if sequence < self._reached.get(writer, -1):
+            # The exporter would take it for an event that it has written, unless it forgets the stream.
+            self._sender.finish()
+            self._reached.clear()
+        self._reached[writer] = sequence
+        if sequence > self._highest.get(writer, -1):
+            self._highest[writer] = sequence
+        elif self._is_in_order:
+            event = event._replace(metadata={**event.metadata, BACKFILLED: True})
+        self._sender.add(writer, sequence, event)
 
 
 def _created(logs: LogsResponse) -> int:
@@ -459,6 +242,6 @@ def _created(logs: LogsResponse) -> int:
     return int(to_utc_timezone(logs.created).timestamp() * 1e6) * 1000
 
 
-def _read_in_vain(name: str, error: Exception) -> str:
+def _unreadable(name: str, error: Exception) -> str:
     is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
     return f"child '{name}' could not be read: {error if is_known else type(error).__name__}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     pass
 
+from composite_logstore.delivery.account import count_reason
 
 NAMED = 50
 """How many events are named of each kind of difference of a child in a stream."""
@@ -129,3 +130,42 @@ class StreamParity:
         return cls(
             values["logs_id"], values["label"], children, [Difference(**named) for named in values["differences"]]
         )
+
+
+class BackfillStoppedError(Exception):
+    """A backfill cannot continue. The message says why, and how to mend it."""
+
+
+@dataclass
+class Copied:
+    """What became of the events of one stream, or of several, in a backfill.
+
+    Attributes:
+        copied: How many events were sent and accepted.
+        there: How many the child had already.
+        unwanted: How many the child does not get by its settings.
+        unidentified: How many entries do not say which events they are, in streams of which the child has events: it
+            may have these, too.
+        too_old: How many its backend would refuse for their age.
+        rejected: A reason → how many the child rejected for it.
+        absent: How many streams the source did not have.
+    """
+
+    copied: int = 0
+    there: int = 0
+    unwanted: int = 0
+    unidentified: int = 0
+    too_old: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    absent: int = 0
+
+    def add(self, other: Copied) -> None:
+        """Add the events of another stream."""
+        self.copied += other.copied
+        self.there += other.there
+        self.unwanted += other.unwanted
+        self.unidentified += other.unidentified
+        self.too_old += other.too_old
+        self.absent += other.absent
+        for reason, number in other.rejected.items():
+            count_reason(self.rejected, reason, number)

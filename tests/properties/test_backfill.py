@@ -20,9 +20,10 @@ from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import PageRequest, Stream
-from composite_logstore.parity.backfill import Backfill, Copied
+from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
+from composite_logstore.parity.result import Copied
 from composite_logstore.parity.scan import open_source
 from composite_logstore.reading.cursor import without_duplicates
 from composite_logstore.testing import make_logs, make_stream

@@ -20,7 +20,7 @@ from composite_logstore.operations.backfill_pipeline import PIPELINE, RESULT, Sl
 from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection
-from composite_logstore.parity.backfill import BackfillStoppedError
+from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.testing import make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
 from tests.simulation import make_child, make_store

@@ -24,9 +24,10 @@ from composite_logstore import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.parity.backfill import Backfill, BackfillStoppedError, Copied
+from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import BackfillRunsError, open_ledger
+from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact.exporter import ArtifactExporter

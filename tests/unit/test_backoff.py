@@ -16,8 +16,9 @@ from composite_logstore.delivery.backoff import LONGEST_RETRY_AFTER
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.event import Stream
-from composite_logstore.parity.backfill import Backfill, BackfillStoppedError, Copied
+from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.ledger import open_ledger
+from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import PageScanner, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from tests.artifact_stores import FolderArchive

@@ -14,7 +14,7 @@ from zenml.models import LogsResponse
 
 from composite_logstore import LogEvent, RetryableError, Scanned, Stream
 from composite_logstore.inert import inert
-from composite_logstore.parity.backfill import BackfillStoppedError
+from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.testing import SimulatedBackend, make_stream
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import FolderArchive

@@ -1,0 +1,270 @@
+"""The sending half of a backfill: events collected into batches, exported in order, retried, and noted in the ledger.
+
+A batch has events of one writer. Batches are exported one after the other on a thread of its own, while the next
+events are read. As soon as one batch fails for good, none that follows is exported: it would be out of order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from composite_logstore import secret_references
+from composite_logstore.backend import Copier, Scanned
+from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
+from composite_logstore.delivery.states import Outcome
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.parity.ledger import Ledger
+from composite_logstore.parity.result import BackfillStoppedError, Copied
+
+if TYPE_CHECKING:
+    from composite_logstore.config import ChildConfig
+
+GIVE_UP_SECONDS = 60.0
+"""How long one batch is retried."""
+
+# Nobody waits for a backfill, and fuller batches than live ones cost less: so many times the usual size. All batches
+# that are being filled may together have so many times the bytes of the largest.
+_LARGER = 4
+_QUEUED = 2
+# About how many bytes an event takes besides its message.
+_EVENT_BYTES = 512
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Events of one writer, to be exported at once.
+
+    Attributes:
+        writer: Their writer.
+        is_scanned: Whether the records are as they were scanned, rather than events.
+        sequences: Their numbers.
+        records: The events, or the records as they were scanned.
+        size: About how many bytes they have.
+    """
+
+    writer: str
+    is_scanned: bool
+    sequences: list[int] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
+    size: int = 0
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        """Return the batch in two halves."""
+        middle = len(self.records) // 2
+        one, other = (
+            _Batch(self.writer, self.is_scanned, self.sequences[part], self.records[part])
+            for part in (slice(middle), slice(middle, None))
+        )
+        return one, other
+
+
+class Sender:
+    """Exports events to one child. One thread uses it, for one stream after the other."""
+
+    def __init__(
+        self,
+        target: ChildConfig,
+        ledger: Ledger,
+        rate: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Create the exporter.
+
+        Args:
+            target: The settings of the child.
+            ledger: Where to note what was sent.
+            rate: The most events in a second; as many as the child takes if not given.
+            clock: The time in seconds, from a clock that never goes back.
+            sleep: Waits for so many seconds.
+
+        Raises:
+            UnavailableError: Something is missing that the user can provide, such as a secret.
+            ImportError: A package that the exporter needs is not installed.
+        """
+        self._target = target
+        self._ledger = ledger
+        self._rate = rate
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+        self._exporter = secret_references.resolve(target).create_exporter()
+        batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)
+        if rate:
+            batch_size = max(1, min(batch_size, int(rate)))
+        backoff = Backoff(target.retry_initial_interval_millis / 1000, target.retry_max_interval_millis / 1000)
+        self._policy = ExportPolicy(batch_size, backoff)
+        # The batches that are being filled: one for each writer.
+        self._waiting: dict[str, _Batch] = {}
+        self._waiting_size = 0
+        self._pool = ThreadPoolExecutor(1, "backfill")
+        self._exports: set[Future[None]] = set()
+        self._has_stopped = False
+
+    def close(self) -> None:
+        """Wait for the export under way, and release connections."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._exporter.close()
+
+    def takes_scanned(self, scan_format: str) -> bool:
+        """Return whether records of this format can be exported as they were scanned, without being decoded."""
+        return isinstance(self._exporter, Copier) and self._exporter.scan_format == scan_format
+
+    def begin(self, stream: Stream, result: Copied) -> None:
+        """Begin with a stream; the one before was ended or dropped.
+
+        Args:
+            stream: The stream, with the attributes that its events get.
+            result: What to count in.
+        """
+        self._stream = stream
+        self._result = result
+
+    def add(self, writer: str, sequence: int, event: LogEvent) -> None:
+        """Add an event to its writer's batch.
+
+        Raises:
+            BackfillStoppedError: The child does not take an earlier batch.
+        """
+        size = _EVENT_BYTES + len(event.message)
+        self._put(writer, False, [sequence], [event], size)
+
+    def add_scanned(self, chunk: Scanned) -> None:
+        """Add records as they were scanned.
+
+        Raises:
+            BackfillStoppedError: The child does not take an earlier batch.
+        """
+        count, size = len(chunk.contents), sum(map(len, chunk.contents))
+        most = max(1, min(self._policy.limit, count * self._target.max_batch_bytes // max(1, size)))
+        for begin in range(0, count, most):
+            contents = chunk.contents[begin : begin + most]
+            self._put(chunk.writer, True, chunk.sequences[begin : begin + most], contents, sum(map(len, contents)))
+
+    def finish(self) -> None:
+        """Export all that was added, and let the exporter forget which events of the stream it has written.
+
+        Raises:
+            BackfillStoppedError: The child does not take a batch.
+        """
+        for writer in list(self._waiting):
+            self._send(writer)
+        while self._exports:
+            self._join()
+        self._exporter.end_stream(self._stream)
+
+    def drop(self) -> None:
+        """Export no more of the stream, after an error."""
+        self._waiting.clear()
+        self._waiting_size = 0
+        for export in self._exports:
+            export.cancel()
+        wait(self._exports)
+        self._exports.clear()
+        self._exporter.end_stream(self._stream)
+
+    def _put(self, writer: str, is_scanned: bool, sequences: Any, records: Any, size: int) -> None:
+        """Add records to their writer's batch; first export a batch that leaves no room for them."""
+        most = self._target.max_batch_bytes
+        if self._waiting_size > _LARGER * most:
+            self._send(max(self._waiting, key=lambda name: self._waiting[name].size))
+        batch = self._waiting.get(writer)
+        if batch is not None:
+            is_full = len(batch.records) + len(records) > self._policy.limit or batch.size + size > most
+            if is_full or batch.is_scanned != is_scanned:
+                self._send(writer)
+                batch = None
+        if batch is None:
+            batch = self._waiting[writer] = _Batch(writer, is_scanned)
+        batch.sequences += sequences
+        batch.records += records
+        batch.size += size
+        self._waiting_size += size
+
+    def _send(self, writer: str) -> None:
+        """Have a writer's batch exported, while the next events are read."""
+        batch = self._waiting.pop(writer)
+        self._waiting_size -= batch.size
+        while len(self._exports) >= _QUEUED:
+            self._join()
+        if self._rate:
+            now = self._clock()
+            if self._free_at > now:
+                self._sleep(self._free_at - now)
+            self._free_at = max(self._free_at, now) + len(batch.records) / self._rate
+        self._exports.add(self._pool.submit(self._export_in_turn, batch))
+
+    def _join(self) -> None:
+        """Wait for an export to end, and raise its error if it failed for good."""
+        done, self._exports = wait(self._exports, return_when=FIRST_COMPLETED)
+        for export in done:
+            export.result()
+
+    def _export_in_turn(self, batch: _Batch) -> None:
+        if self._has_stopped:
+            return
+        try:
+            self._export(batch)
+        except BaseException:
+            self._has_stopped = True
+            raise
+
+    def _export(self, batch: _Batch) -> None:
+        """Export a batch, with retries and in halves if necessary, and note it in the ledger.
+
+        Raises:
+            BackfillStoppedError: The child is unavailable, rejects everything, or has failed for too long.
+        """
+        count = len(batch.records)
+        self._policy.start_again()
+        give_up_at = self._clock() + GIVE_UP_SECONDS
+        while count <= self._policy.limit:
+            try:
+                self._deliver(batch)
+            except Exception as error:
+                decision = self._policy.failed(error, count)
+                if decision.rejected is not None:
+                    self._count_rejected(batch, decision)
+                if self._is_over(decision, count, give_up_at):
+                    why = decision.message
+                    raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
+                if decision.rejected is not None:
+                    return
+                if not decision.wait:
+                    break
+                self._sleep(decision.wait)
+            else:
+                self._policy.succeeded(count)
+                self._result.copied += count
+                self._note(batch)
+                return
+        for half in batch.halves():
+            self._export(half)
+
+    def _count_rejected(self, batch: _Batch, decision: Decision) -> None:
+        rejected = decision.rejected or 0
+        self._result.add(Copied(copied=len(batch.records) - rejected, rejected={decision.reason: rejected}))
+        if not decision.rejected_in_a_row:
+            # Otherwise the child may reject everything, and the next backfill tries these events again.
+            self._note(batch)
+
+    def _is_over(self, decision: Decision, count: int, give_up_at: float) -> bool:
+        """Return whether no retry can help: the child is unavailable, rejects everything or has failed for too long."""
+        if decision.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL):
+            return True
+        is_same_size = decision.rejected is None and count <= self._policy.limit
+        return is_same_size and self._clock() + decision.wait > give_up_at
+
+    def _note(self, batch: _Batch) -> None:
+        self._ledger.note(str(self._stream.id), batch.writer, batch.sequences)
+
+    def _deliver(self, batch: _Batch) -> None:
+        if batch.is_scanned and isinstance(self._exporter, Copier):
+            scanned = Scanned(batch.writer, batch.sequences, (), batch.records, None, None)
+            self._exporter.export_scanned(self._stream, scanned)
+        else:
+            self._exporter.export(batch.records)
