@@ -9,6 +9,7 @@ from math import inf
 
 from composite_logstore.clock import Clock
 from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.schedule import Schedule
 from composite_logstore.delivery.space import GivesUp, Space, give_up_oldest
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import LogEvent, abridged
@@ -18,19 +19,6 @@ from composite_logstore.spool.format import LINE_BYTES, EventTooLongError, Unsto
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
 
-TICK_SECONDS = 0.1
-_TICKS = 8
-"""With `spill` an event that is as old as so many ticks goes to disk, unless all children have it: so it is there
-within a second. Its age is measured, since a tick may take longer."""
-_STEPS = 2
-_STEPS_TO_FOLDER = 30
-"""How many steps it may take to bring an event to disk, each of them as long as a tick comes late; with a folder, and
-without one. Events go to disk so much earlier."""
-_LEAST_SECONDS = 0.1
-"""How old an event has to be in any case."""
-_LATE_SECONDS = 0.9
-"""If one that is so old is not on disk, whoever hands out events brings it there."""
-_SHORTEST_SECONDS = 0.005
 _MOST_AT_ONCE = 200
 """How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
 _MOST_WHEN_LATE = 2_000
@@ -50,73 +38,6 @@ def next_batch(cursor: ForwardReader, delivery: Delivery, load: Load, before: fl
             if len(batch) == load.events or size > delivery.batch_bytes:
                 break
     return batch
-
-
-class Ages:
-    """How old the events are that wait, at most. It has no clock.
-
-    The time of each event is not known, as `emit` is not to pay for that. What is known is which number the next event
-    had at some times: an event is no older than the last of these times at which it was yet to come.
-    """
-
-    def __init__(self) -> None:
-        """Begin with nothing that waits."""
-        # Times, and the number that was yet to come then. Infinity stands for the time at which it will come.
-        self._known: deque[tuple[float, int]] = deque([(inf, 0)])
-        self.due = 0
-
-    def rest(self, next_number: int) -> None:
-        """Note that nothing waits: nothing is known of the time until `woken`, or an event comes.
-
-        Args:
-            next_number: The number that the next event will have.
-        """
-        self._known = deque([(inf, next_number)])
-
-    def woken(self, now: float) -> None:
-        """Note that the first event has just come. Needs no lock.
-
-        Args:
-            now: The time in seconds.
-        """
-        known = self._known
-        if known[0][0] == inf:
-            known[0] = now, known[0][1]
-
-    def note(self, next_number: int, now: float) -> None:
-        """Note which events have come by now.
-
-        Args:
-            next_number: The number that the next event will have.
-            now: The time in seconds.
-        """
-        if next_number > self._known[0][1]:
-            self.woken(now)
-        if now - self._known[-1][0] >= TICK_SECONDS / 2:
-            self._known.append((now, next_number))
-
-    def older_than(self, seconds: float, next_number: int, now: float) -> int:
-        """Return the number below which all may be so old.
-
-        Args:
-            seconds: How old.
-            next_number: The number that the next event will have.
-            now: The time in seconds.
-        """
-        while self._known[0][0] <= now - seconds:
-            self._known.popleft()
-            if not self._known:
-                self._known.append((now, next_number))
-            self.due = self._known[0][1]
-        return self.due
-
-    def oldest(self, now: float) -> float:
-        """Return how old the oldest may be that is not older than was asked for last, in seconds.
-
-        Args:
-            now: The time in seconds.
-        """
-        return now - self._known[0][0]
 
 
 class Spooling:
@@ -157,35 +78,31 @@ class Spooling:
         self._clock = clock
         self._space = Space(settings.component, settings.max_bytes, clock)
         self._no_spare_until = -inf
-        self._ages = Ages()
-        self._due = 0
-        self._next_tick = inf
-        self._lateness = 0.0
+        self._schedule = Schedule()
 
     # What is due
 
     def woken(self) -> None:
-        """Note that the first event since a `rest` has come. Without the lock."""
-        self._ages.woken(self._clock.now())
+        """Note that the first event since a `rest` has just been logged. Needs no lock."""
+        self._schedule.woken(self._clock.now())
 
     def rest(self, next_number: int) -> None:
-        """Note that nothing waits.
+        """Note that no event waits.
 
         Args:
             next_number: The number that the next event will have.
         """
-        self._ages.rest(next_number)
-        self._next_tick = inf
+        self._schedule.rest(next_number)
 
     def hurry(self, next_number: int) -> None:
-        """Bring events to disk that should be there, should the keeper be late.
+        """Write events that should be on disk already, if the keeper is late.
 
         Args:
             next_number: The number that the next event will have.
         """
-        if self.unspooled and self._ages.oldest(self._clock.now()) >= _LATE_SECONDS:
+        if self.unspooled and self._schedule.is_late(self._clock.now()):
             self.tick(next_number)
-            self.write(self._due, _MOST_WHEN_LATE)
+            self.write(self._schedule.due, _MOST_WHEN_LATE)
 
     def tick(self, next_number: int) -> float:
         """Find out which events have waited in memory long enough.
@@ -196,17 +113,7 @@ class Spooling:
         Returns:
             After how many seconds to do so again.
         """
-        now = self._clock.now()
-        late = max(0.0, now - self._next_tick)
-        self._lateness = max(late, 0.99 * self._lateness)
-        # As late as one tick came the next may come, and each step that gives up the interpreter lock takes as long.
-        steps = _STEPS if self.spool is not None else _STEPS_TO_FOLDER
-        seconds = max(_LEAST_SECONDS, _TICKS * TICK_SECONDS - steps * self._lateness)
-        self._ages.note(next_number, now)
-        self._due = max(self._due, self._ages.older_than(seconds, next_number, now))
-        wait = min(max(_SHORTEST_SECONDS, seconds - self._ages.oldest(now)), TICK_SECONDS)
-        self._next_tick = now + wait
-        return wait
+        return self._schedule.tick(next_number, self._clock.now(), self.spool is not None)
 
     def write_due(self) -> bool:
         """Bring a few of the events that are due to disk.
@@ -215,7 +122,7 @@ class Spooling:
             Whether there are more.
         """
         # With `write_ahead` what waits has been due since it came.
-        return self.write(inf if self._is_write_ahead else self._due, _MOST_AT_ONCE)
+        return self.write(inf if self._is_write_ahead else self._schedule.due, _MOST_AT_ONCE)
 
     # To disk
 
@@ -415,7 +322,7 @@ class Spooling:
         again = [held[number] for number in sorted(held, reverse=True) if number < before]
         self.unspooled.extendleft(again)
         if again:
-            self._due = max(self._due, again[0].number + 1)
+            self._schedule.hold(again[0].number + 1)
 
     def refresh(self) -> None:
         """Write the attributes of streams anew, if ZenML has added to them since."""

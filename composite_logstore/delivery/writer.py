@@ -22,7 +22,7 @@ from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.metrics import Observed
 from composite_logstore.delivery.recovery import Recovery
-from composite_logstore.delivery.spilling import TICK_SECONDS
+from composite_logstore.delivery.schedule import TICK_SECONDS
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream

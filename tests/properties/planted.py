@@ -58,7 +58,7 @@ def forgets_positions(spool: Spool, child: str, before: float) -> None:
 
 
 def spills_late(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("composite_logstore.delivery.spilling._TICKS", 30)
+    patch.setattr("composite_logstore.delivery.schedule._TICKS", 30)
 
 
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from composite_logstore.clock import Clock
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
-from composite_logstore.delivery.spilling import TICK_SECONDS
+from composite_logstore.delivery.schedule import TICK_SECONDS
 from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.spool.settings import SpoolSettings

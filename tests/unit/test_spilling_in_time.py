@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from composite_logstore.delivery import space
+from composite_logstore.delivery.schedule import Ages
 from composite_logstore.delivery.space import Space
-from composite_logstore.delivery.spilling import Ages
 from composite_logstore.spool.folder import Spool, bytes_used
 from composite_logstore.spool.segments import SEGMENT_BYTES, Segments
 from composite_logstore.testing import SimulatedClock
