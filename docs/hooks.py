@@ -23,6 +23,7 @@ OUTSIDE = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "SECURITY.md
 # A page of the API reference → its title and the package whose public names it describes.
 REFERENCES = {
     "api.md": ("Python interface", "composite_logstore"),
+    "api-operations.md": ("Operations interface", "composite_logstore.operations"),
     "api-testing.md": ("Testing interface", "composite_logstore.testing"),
 }
 _FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)

@@ -230,6 +230,18 @@ def test_the_table_of_transitions_is_the_delivery_s() -> None:
     assert documented == TRANSITIONS
 
 
+def test_the_table_of_places_names_each_room_and_no_file_that_is_gone() -> None:
+    named: set[str] = set()
+    for places, content in tables(ARCHITECTURE, "Where each thing is"):
+        folders = re.findall(r"`([\w/.]+)`", places)
+        named.update(folders)
+        for file in re.findall(r"`(\w+\.py)`", content):
+            assert (ROOT / folders[0] / file).is_file(), f"{folders[0]}{file}"
+    assert [place for place in named if not (ROOT / place).exists()] == []
+    rooms = [path for path in (ROOT / "composite_logstore").iterdir() if (path / "__init__.py").exists()]
+    assert {f"composite_logstore/{room.name}/" for room in rooms} <= named
+
+
 def test_every_number_of_the_account_is_there() -> None:
     rows = {row[0].strip("`") for row in tables(FAILURES, "Stats")}
     assert ChildStats.__dataclass_fields__.keys() <= rows
