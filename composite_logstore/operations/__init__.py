@@ -7,6 +7,8 @@ They print nothing and ask nothing. An operation raises an `OperationError` if i
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, OperationError
 from composite_logstore.operations.backfill import Totals, backfill
 from composite_logstore.operations.check import StoreCheck, check
+from composite_logstore.operations.drain import Drained, drain
+from composite_logstore.operations.inventory import Inventory, backlogs, inventory, purge
 from composite_logstore.operations.migrate import migrate, undo
 from composite_logstore.operations.move import Move, MoveStoppedError, MoveWaitingError, find_move
 from composite_logstore.operations.progress import Progress
@@ -19,6 +21,8 @@ from composite_logstore.parity.summary import ParitySummary
 __all__ = [
     "ArgumentError",
     "BackfillStoppedError",
+    "Drained",
+    "Inventory",
     "Move",
     "MoveStoppedError",
     "MoveWaitingError",
@@ -32,10 +36,14 @@ __all__ = [
     "StoreCheck",
     "Totals",
     "backfill",
+    "backlogs",
     "check",
+    "drain",
     "find_move",
+    "inventory",
     "migrate",
     "promote",
+    "purge",
     "undo",
     "verify",
 ]

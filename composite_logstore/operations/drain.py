@@ -1,82 +1,212 @@
-"""Delivers what dead processes of a log store have left, without a process of the log store."""
+"""Delivers the events that dead processes of a log store left on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
 from composite_logstore import clock
+from composite_logstore.catalog.errors import ArgumentError, OperationError, nearest
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.delivery.worker import Worker
-from composite_logstore.operations.inventory import LogStore, children_of
+from composite_logstore.operations.inventory import (
+    Backlog,
+    LogStore,
+    backlogs,
+    children_in,
+    children_of,
+    inventory,
+    processes_in,
+)
 from composite_logstore.spool.folder import Spool
 
 GIVE_UP_SECONDS = 30.0
 """How long to wait for a child that makes no progress."""
 _END_SECONDS = 5.0
-"""How long to wait for the exports that are under way when all the rest is over."""
+"""How long to wait at the end for exports that have not returned."""
 _TELL_SECONDS = 0.2
 
-Tell: TypeAlias = Callable[[dict[str, ChildStats]], None]
+Tell: TypeAlias = Callable[[LogStore, dict[str, ChildStats]], None]
+"""Is told how the children of a log store stand, several times a second; without children when a folder begins."""
+
+
+class Drained:
+    """The result of draining.
+
+    Attributes:
+        folders: The folders that were drained, and their log stores.
+    """
+
+    def __init__(self) -> None:
+        """Create an empty result."""
+        self.folders: dict[Path, LogStore] = {}
+        self._children: Sequence[str] = ()
+        self._drains: dict[Path, _Drain] = {}
+
+    def begin(self, folders: dict[Path, LogStore], children: Sequence[str], drains: Mapping[Path, _Drain]) -> None:
+        """Note what is drained."""
+        self.folders, self._children, self._drains = folders, children, dict(drains)
+
+    @property
+    def accounts(self) -> Iterator[tuple[LogStore, str, ChildStats]]:
+        """A log store, the name that a child had when the events were logged, and what became of them."""
+        for drain in dict.fromkeys(self._drains.values()):
+            for child, account in drain.accounts.items():
+                yield drain.store, child, account
+
+    def remaining(self) -> list[Backlog]:
+        """Read the folders again, and return the backlogs that still hold events."""
+        return [backlog for backlog in backlogs(self.folders, self._children) if backlog.holds_events]
+
+    def error(self, backlog: Backlog, child: str) -> str:
+        """Return why events still wait for a child, empty if draining did not find out."""
+        return self._drains[backlog.home].errors.get((backlog.folder, child), "")
+
+
+def drain(
+    stores: Sequence[str] = (),
+    children: Sequence[str] = (),
+    to: str | None = None,
+    *,
+    progress: Tell | None = None,
+    notice: Callable[[str], None] | None = None,
+    result: Drained | None = None,
+) -> Drained:
+    """Deliver the events that dead processes left on this machine. Running processes deliver their own events.
+
+    Gives up on a child after 30 s without progress, or as soon as it is unavailable. Each export is recorded on disk,
+    so that after an interruption the next call continues from there.
+
+    Example:
+        >>> drained = drain(["logs"])
+        >>> [(child, account.delivered) for store, child, account in drained.accounts]
+        [('live', 3)]
+        >>> drained.remaining()
+        []
+
+    Args:
+        stores: The names or ids of the log stores; all if empty.
+        children: Only what waits for these children, which may have been renamed or removed; for all if empty.
+        to: Deliver through this child of the same log store instead.
+        progress: Is told how the children stand.
+        notice: Is told sentences for people, such as which events `to` filters out.
+        result: Receives the result, and holds the result so far if the call is interrupted.
+
+    Raises:
+        ArgumentError: There is no such log store or child, or `to` is disabled.
+        OperationError: ZenML, which has the settings and secrets, cannot be reached.
+    """
+    here = inventory()
+    if here.zenml_error:
+        raise OperationError(
+            f"ZenML cannot be reached ({here.zenml_error}; `zenml status` says more), and draining needs its settings "
+            f"and secrets."
+        )
+    folders = here.select(stores, children)
+    # A log store may have more than one folder.
+    by_id = {store.id: store for store in folders.values()}
+    takers = {id: _takers(store, folders, children, to) for id, store in by_id.items()}
+    for id, store in by_id.items():
+        taker = next(iter(takers[id].values()), None)
+        if to and taker and not taker.wants_all and notice:
+            notice(
+                f"{store.label}: events that 'min_level' or 'progress' of child '{to}' filters out are not delivered, "
+                f"and are lost for {_quoted(takers[id])}."
+            )
+    drains = {id: _Drain(store, takers[id]) for id, store in by_id.items()}
+    result = Drained() if result is None else result
+    result.begin(folders, children, {home: drains[store.id] for home, store in folders.items()})
+    for home, store in folders.items():
+        for folder in processes_in(home):
+            drains[store.id].deliver(folder, progress)
+    return result
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _takers(
+    store: LogStore, folders: Mapping[Path, LogStore], children: Sequence[str], to: str | None
+) -> dict[str, ChildConfig]:
+    """Return which child takes the events of which: a name in the folders → the child's settings.
+
+    Raises:
+        ArgumentError: The child `to` does not exist or is disabled.
+    """
+    known = store.children
+    if to is None:
+        return {name: child for name, child in known.items() if child.enabled and (not children or name in children)}
+    present = {name for home, other in folders.items() if other.id == store.id for name in children_in(home)}
+    names = present & set(children)
+    if not names or store.config is None:
+        return {}
+    if to not in known:
+        raise ArgumentError("to", f"log store '{store.label}' has no child '{to}'{nearest(to, known)}")
+    if not known[to].enabled:
+        raise ArgumentError("to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
+    return dict.fromkeys(sorted(names), known[to])
 
 
 class _Worker(Worker):
     def _tell(self, news: list[str]) -> None:
-        """Say nothing: the command says at its end what became of the events, and why some are still there."""
+        """Print nothing: the result says what became of the events, and why some still wait."""
 
 
-class Drain:
-    """Delivers one log store's folders, one after the other. What it has got done is on disk after each export.
+class _Drain:
+    """Delivers one log store's folders, one after the other. After each export its progress is on disk.
 
     Attributes:
         store: The log store.
-        accounts: What became of the events, by the name that a child had when they were logged.
-        errors: A folder and a child's name there → why the child's part is still there.
+        accounts: The name that a child had when the events were logged → what became of them.
+        errors: A folder and a child's name there → why events still wait for the child.
     """
 
     def __init__(self, store: LogStore, children: Mapping[str, ChildConfig]) -> None:
-        """Begin with nothing.
+        """Prepare to drain.
 
         Args:
             store: The log store.
-            children: A child's name in the folders → the settings of the child that takes its part.
+            children: A child's name in the folders → the settings of the child that takes its events.
         """
         self.accounts: dict[str, ChildStats] = {}
         self.errors: dict[tuple[Path, str], str] = {}
         self.store = store
         self._children = children
         self._clock = clock.current
-        # A child's name → why no more is asked of it.
+        # A child's name → why it gets no more events.
         self._given_up: dict[str, str] = {}
 
-    def deliver(self, folder: Path, tell: Tell) -> None:
-        """Deliver what a process has left, as far as its backends take it.
+    def deliver(self, folder: Path, tell: Tell | None) -> None:
+        """Deliver the events of one process, as far as the backends accept them.
 
-        A folder that a running process has, or that cannot be used, is left alone.
+        Leaves the folder alone if a running process uses it, or if it cannot be used.
 
         Args:
             folder: The folder.
-            tell: Told how its parts stand, several times a second.
+            tell: Is told how the children stand.
         """
         if not self._children:
             return
+        if tell:
+            tell(self.store, {})
         try:
             spool = Spool.recover(folder)
             if spool is not None:
                 self._deliver(spool, tell)
-        except Exception as error:  # whatever is in there, the others are not to suffer from it
-            # Of what is no error of the system's, its words may hold what was logged.
+        except Exception as error:  # a folder that cannot be used must not stop the others
+            # Only the class of other errors: their messages may contain what was logged.
             why = (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
             for name in self._children:
                 self.errors[folder, name] = f"the folder cannot be used: {why}"
 
-    def _deliver(self, spool: Spool, tell: Tell) -> None:
+    def _deliver(self, spool: Spool, tell: Tell | None) -> None:
         for name in set(children_of(spool, self.store)) - set(spool.children):
             spool.reset(name)
         wanted = {name: config for name, config in self._children.items() if name in spool.children}
@@ -96,16 +226,16 @@ class Drain:
             self._stop(journal, workers)
             with journal.lock:
                 for delivery in journal.deliveries:
-                    # Behind its last event there may be others that are not meant for it.
+                    # The events after its last one are for other children.
                     before = min(delivery.oldest, spool.segments.last + 1)
                     for name in (delivery.name, *followers[delivery.name]):
                         spool.acknowledge(name, max(spool.acknowledged(name), before))
                     self._note(spool.folder, delivery, wanted[delivery.name])
-                # An export that hangs may yet return: the folder is ours as long as this process lives.
+                # An export that hangs may still return, so this process keeps the folder locked until its end.
                 if all(worker.has_ended for worker in workers):
                     spool.close()
 
-    def _wait(self, journal: RecoveredJournal, workers: Sequence[Worker], tell: Tell) -> None:
+    def _wait(self, journal: RecoveredJournal, workers: Sequence[Worker], tell: Tell | None) -> None:
         before = int(journal.spool.segments.last) + 1
         with journal.lock:
             flush = Flush(journal.deliveries, before, self._clock.now(), GIVE_UP_SECONDS, inf)
@@ -115,7 +245,8 @@ class Drain:
             seconds = inf
             while seconds > 0:
                 seconds = flush.wait(self._clock.now())
-                tell({delivery.name: delivery.stats() for delivery in journal.deliveries})
+                if tell:
+                    tell(self.store, {delivery.name: delivery.stats() for delivery in journal.deliveries})
                 if seconds:
                     journal.progress.wait(min(seconds, _TELL_SECONDS))
 
@@ -136,10 +267,10 @@ class Drain:
 
 
 def _followers(spool: Spool, children: Mapping[str, ChildConfig]) -> dict[str, list[str]]:
-    """Return which children's parts to deliver, each with those whose parts are delivered thereby.
+    """Return the children whose events to deliver, each with the children that this delivers for as well.
 
-    Where one child takes the parts of several, that of the one furthest behind has what the others lack too, and what
-    the child itself lacks.
+    If one child takes the events of several, it gets those of the one that is furthest behind: these contain all events
+    that wait for the others, or for the child itself.
     """
     takers: dict[str, list[str]] = {}
     for name, config in children.items():

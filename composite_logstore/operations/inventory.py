@@ -1,14 +1,16 @@
-"""What processes of log stores have left on this machine, and why it is still there."""
+"""Lists the events that processes could not deliver and left on this machine, and says why they wait."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from uuid import UUID
 
+from composite_logstore.catalog.errors import ArgumentError, nearest
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.damage import Damage
@@ -22,13 +24,13 @@ _NOT_DELIVERED = "not delivered yet"
 
 @dataclass(frozen=True)
 class LogStore:
-    """A log store of which there may be something on this machine.
+    """A log store that may have events on this machine.
 
     Attributes:
-        id: Its id.
-        name: Its name, None if ZenML does not know it.
-        config: Its settings, None if they are not known.
-        why: Why its settings are not known.
+        id: The log store's id.
+        name: The log store's name, None if ZenML does not know it.
+        config: The log store's settings, None if they are unknown.
+        why: Why the settings are unknown.
     """
 
     id: UUID
@@ -38,20 +40,75 @@ class LogStore:
 
     @property
     def label(self) -> str:
-        """What to call it."""
+        """The name, or else the id."""
         return self.name or str(self.id)
 
     @property
     def children(self) -> dict[str, ChildConfig]:
-        """Its children by their names, none if its settings are not known."""
+        """The children by name; none if the settings are unknown."""
         return {child.name: child for child in self.config.children} if self.config else {}
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The folders of log stores on this machine.
+
+    Attributes:
+        folders: A folder → its log store, whether the folder contains anything or not.
+        zenml_error: The class of the error if ZenML could not be reached: then log stores have no names.
+    """
+
+    folders: dict[Path, LogStore]
+    zenml_error: str = ""
+
+    def select(self, stores: Sequence[str], children: Sequence[str]) -> dict[Path, LogStore]:
+        """Return the folders of some log stores.
+
+        Args:
+            stores: The names or ids of the log stores; all if empty.
+            children: Names of children. The folders are not selected by them, but each must be the name of a child.
+
+        Raises:
+            ArgumentError: There is no such log store or child.
+        """
+        selected = self.folders
+        if stores:
+            known = {key: store.id for store in selected.values() for key in (store.label, str(store.id))}
+            for name in stores:
+                if name not in known:
+                    hint = "; without ZenML, give its id" if self.zenml_error else ""
+                    raise ArgumentError("stores", f"there is no log store '{name}'{nearest(name, known)}{hint}")
+            ids = {known[name] for name in stores}
+            selected = {home: store for home, store in selected.items() if store.id in ids}
+        names = {name for home, store in selected.items() for name in {*store.children, *children_in(home)}}
+        for name in children:
+            if name not in names:
+                raise ArgumentError("children", f"there is no child '{name}'{nearest(name, names)}")
+        return selected
+
+
+def inventory() -> Inventory:
+    """Find the folders of log stores on this machine; `backlogs` reads them.
+
+    If ZenML cannot be reached, it finds the folders below ZenML's configuration folder alone.
+
+    Example:
+        >>> [(backlog.store.label, part.child, part.events)
+        ...  for backlog in backlogs(inventory().folders) for part in backlog.parts]
+        [('logs', 'live', 3)]
+    """
+    try:
+        stores = registered()
+    except Exception as error:
+        return Inventory(_folders([], "ZenML cannot be reached"), type(error).__name__)
+    return Inventory(_folders(stores, "the log store is no longer registered"))
 
 
 def registered() -> list[LogStore]:
     """Ask ZenML for the log stores.
 
     Raises:
-        Exception: ZenML cannot be asked, for whatever reason.
+        Exception: ZenML cannot be reached, for any reason.
     """
     from zenml.client import Client
     from zenml.enums import StackComponentType
@@ -67,23 +124,23 @@ def _read(id: UUID, name: str, settings: dict[str, object]) -> LogStore:
     try:
         return LogStore(id, name, CompositeLogStoreConfig.model_validate(settings))
     except ValueError:
-        # Another version of this package, or of a backend's, has written them. The error's words are no help here.
+        # Another version of this package or of a backend wrote the settings. The error's message does not help here.
         return LogStore(id, name, why="its settings cannot be read by the version that is installed here")
 
 
-def folders(stores: list[LogStore], why_unknown: str) -> dict[Path, LogStore]:
-    """Return the folders of log stores on this machine, whether there is anything in them or not.
+def _folders(stores: list[LogStore], why_unknown: str) -> dict[Path, LogStore]:
+    """Return the folders of log stores on this machine.
 
     Args:
         stores: The log stores that ZenML knows.
-        why_unknown: Why others have no name.
+        why_unknown: Why other log stores have no name.
     """
     default = spool_root(None)
     found = {
         spool_folder(store.id, store.config) if store.config else default / str(store.id): store for store in stores
     }
     by_id = {store.id: store for store in stores}
-    # What log stores have left that are gone, or were updated since.
+    # Folders of log stores that are gone, or that have had another `spool_directory`.
     for root in sorted({default, *(folder.parent for folder in found)}):
         try:
             others = sorted(root.iterdir())
@@ -103,39 +160,39 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-class Part:
-    """What waits for one child in the folder of one process.
+class ChildBacklog:
+    """The events that wait for one child in the folder of one process.
 
     Attributes:
-        child: The child's name when the process began.
-        why: Why it waits.
-        events: How many events are meant for it, and not settled.
-        streams: The streams that they are of.
-        oldest: When the oldest was logged, in nanoseconds since the epoch.
+        child: The name that the child had when the process began.
+        why: Why the events wait.
+        events: The number of events that wait.
+        streams: The streams that they belong to.
+        oldest: The time of the oldest event, in nanoseconds since the epoch.
     """
 
-    def __init__(self, child: str, config: ChildConfig | None, why: str, settled_before: int) -> None:
+    def __init__(self, child: str, config: ChildConfig | None, why: str, acknowledged_before: int) -> None:
         """Begin to count.
 
         Args:
             child: The child's name.
-            config: Its settings, None if there are none any more: then every event may be meant for it.
-            why: Why it waits.
-            settled_before: Below which number everything is settled.
+            config: The child's settings; without them every event counts.
+            why: Why the events wait.
+            acknowledged_before: The child has acknowledged all events below this number.
         """
         self.child = child
         self.why = why
         self.events = 0
         self.streams: set[UUID] = set()
         self.oldest: float = inf
-        self._settled_before = settled_before
+        self._acknowledged_before = acknowledged_before
         self._config = config
-        # A progress bar → the second of its last update: one of each second counts.
+        # A progress bar → the second of its last update: of a thinned bar one update a second counts.
         self._seconds: dict[tuple[UUID, str], int] = {}
 
     def count(self, event: LogEvent) -> None:
-        """Count an event, if it is meant for the child and not settled."""
-        if event.number < self._settled_before:
+        """Count an event if it waits for the child."""
+        if event.number < self._acknowledged_before:
             return
         if self._config and not self._config.wants(event.level, event.progress):
             return
@@ -150,18 +207,18 @@ class Part:
 
 
 @dataclass
-class Left:
-    """The folder of one process, dead or alive; or that of a log store, if it cannot even be read.
+class Backlog:
+    """The folder of one process, dead or alive; or a log store's whole folder if it cannot be read.
 
     Attributes:
         store: The log store.
         home: The log store's folder.
-        process: The name of the process's folder in it, empty if that is not known.
-        barred: Why nobody else may touch it, empty if one may.
-        unattended: Why no process of the log store will deliver it, empty if one will.
+        process: The name of the process's folder within it, empty for the whole folder.
+        barred: Why other processes must not touch the folder, empty if they may.
+        unattended: Why no process of the log store will deliver the events, empty if one will.
         parts: What waits for each child.
-        bytes: How many bytes its events take on disk.
-        damaged: How many pieces of it cannot be read.
+        bytes: How many bytes the events take on disk.
+        damaged: How many pieces cannot be read.
         is_readable: Whether the folder can be read.
     """
 
@@ -170,7 +227,7 @@ class Left:
     process: str = ""
     barred: str = ""
     unattended: str = ""
-    parts: list[Part] = field(default_factory=list)
+    parts: list[ChildBacklog] = field(default_factory=list)
     bytes: int = 0
     damaged: int = 0
     is_readable: bool = True
@@ -182,58 +239,117 @@ class Left:
 
     @property
     def holds_events(self) -> bool:
-        """Whether events wait there, or may wait there."""
+        """Whether events wait in the folder, or may wait there."""
         return not self.is_readable or any(part.events for part in self.parts)
 
 
-def left_in(home: Path, store: LogStore) -> Iterator[Left]:
-    """Yield what is left in the folder of a log store, those first that were made first."""
+def backlogs(folders: dict[Path, LogStore], children: Sequence[str] = ()) -> list[Backlog]:
+    """Read the folders of log stores, and return what waits there.
+
+    Args:
+        folders: The folders, from an `Inventory`.
+        children: Only what waits for these children; for all if empty.
+    """
+    found = [backlog for home, store in folders.items() for backlog in _backlogs_in(home, store)]
+    for backlog in found:
+        backlog.parts = [part for part in backlog.parts if part.events and (not children or part.child in children)]
+    return found
+
+
+def _backlogs_in(home: Path, store: LogStore) -> Iterator[Backlog]:
+    """Yield the backlogs in a log store's folder, oldest folders first."""
     try:
         found = process_folders(home)
     except OSError as error:
-        yield Left(store, home, barred=_in_words(error), is_readable=False)
+        yield Backlog(store, home, barred=_unreadable(error), is_readable=False)
         return
     for folder in found:
-        left = Left(store, home, folder.name, unattended=_unattended(store, home))
+        backlog = Backlog(store, home, folder.name, unattended=_unattended(store, home))
         try:
-            _look(left)
-        except Exception as error:  # whatever is in there, the others are not to suffer from it
+            _look(backlog)
+        except Exception as error:  # a folder that cannot be read must not hide the others
             if not os.path.lexists(folder):
-                # It is settled, and gone since.
+                # Another process has delivered its events and deleted it.
                 continue
-            left.barred = _in_words(error)
-            left.is_readable = False
-        yield left
+            backlog.barred = _unreadable(error)
+            backlog.is_readable = False
+        yield backlog
 
 
 def processes_in(home: Path) -> list[Path]:
-    """Return the folders of a log store's processes; none if that cannot be known, as `left_in` then says."""
+    """Return the folders of a log store's processes; none if the log store's folder cannot be read."""
     try:
         return process_folders(home)
     except OSError:
         return []
 
 
+def children_in(home: Path) -> set[str]:
+    """Return the names of the children that events may wait for in a log store's folder."""
+    names = set()
+    for folder in processes_in(home):
+        with suppress(OSError):
+            names.update(Spool.look(folder).children)
+    return names
+
+
 def children_of(spool: Spool, store: LogStore) -> list[str]:
-    """Return the names of the children that a process had, or of those that get its part if that is lost."""
+    """Return the names of the children that a process had, or of the enabled children if these names are lost."""
     return spool.children or sorted(child.name for child in store.children.values() if child.enabled)
 
 
-def _look(left: Left) -> None:
-    is_in_use = is_alive(left.folder)
-    spool = Spool.look(left.folder)
+def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, str]:
+    """Delete events without delivering them. Folders of running processes are left alone.
+
+    Args:
+        found: The backlogs.
+        children: Only the events that wait for these children; all events if empty.
+
+    Returns:
+        A folder → why its events could not be deleted.
+    """
+    errors = {}
+    for backlog in found:
+        try:
+            _purge(backlog, children)
+        except Exception as error:  # a folder that cannot be used must not stop the others
+            errors[backlog.folder] = f"cannot be purged: {getattr(error, 'strerror', None) or type(error).__name__}"
+    return errors
+
+
+def _purge(backlog: Backlog, children: Sequence[str]) -> None:
+    process = Spool.recover(backlog.folder)
+    if process is None:
+        # Another process delivers the events now.
+        return
+    for name in set(children_of(process, backlog.store)) - set(process.children):
+        process.reset(name)
+    for _ in process.reader.scan():
+        # Scanning finds the end of the spool.
+        pass
+    process.set_aside()
+    for child in process.children:
+        if not children or child in children:
+            process.acknowledge(child, max(process.segments.last + 1, process.acknowledged(child)))
+    process.close()
+
+
+def _look(backlog: Backlog) -> None:
+    is_in_use = is_alive(backlog.folder)
+    spool = Spool.look(backlog.folder)
     if is_in_use:
-        left.barred = "in use by a running process"
-    configs = left.store.children
-    for name in children_of(spool, left.store):
-        left.parts.append(Part(name, configs.get(name), _why(left.store, name), spool.acknowledged(name)))
+        backlog.barred = "in use by a running process"
+    configs = backlog.store.children
+    for name in children_of(spool, backlog.store):
+        why = _why(backlog.store, name)
+        backlog.parts.append(ChildBacklog(name, configs.get(name), why, spool.acknowledged(name)))
     for item in spool.reader.scan():
         if not isinstance(item, Damage):
-            for part in left.parts:
+            for part in backlog.parts:
                 part.count(item)
-    left.bytes = spool.segments.size
-    # What a running process is just writing looks damaged.
-    left.damaged = 0 if is_in_use else sum(damage.lines for damage in spool.reader.damage)
+    backlog.bytes = spool.segments.size
+    # A line that a running process is writing looks damaged.
+    backlog.damaged = 0 if is_in_use else sum(damage.lines for damage in spool.reader.damage)
 
 
 def _unattended(store: LogStore, folder: Path) -> str:
@@ -257,8 +373,8 @@ def _why(store: LogStore, child: str) -> str:
     return _NOT_DELIVERED
 
 
-def _in_words(error: Exception) -> str:
-    # Of what is no error of the system's, its words may hold what was logged.
+def _unreadable(error: Exception) -> str:
+    # Only the class of other errors: their messages may contain what was logged.
     why = (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
     fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
     return f"cannot be read: {why}{fix}"

@@ -114,7 +114,7 @@ def test_none_of_the_extras_is_there(bare: Path, tmp_path: Path) -> None:
 
 def test_the_command_line_is_there(zenml: ZenML, bare: Path) -> None:
     command = str(bare.with_name("composite-logstore"))
-    assert "Nothing is left on this machine." in execute(command, "spool", "list", environment=zenml.env)
+    assert "No undelivered events on this machine." in execute(command, "spool", "list", environment=zenml.env)
 
 
 def test_the_server_runs_in_that_environment(zenml: ZenML, bare: Path) -> None:

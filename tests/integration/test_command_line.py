@@ -80,7 +80,7 @@ def test_what_a_killed_process_left_is_listed_and_drained_also_in_two_goes(tmp_p
         receiver.judge = None
         second = drain(zenml)
         output, _ = second.communicate(timeout=60)
-        assert (second.returncode, output.splitlines()[-1]) == (0, "Nothing is left."), output
+        assert (second.returncode, output.splitlines()[-1]) == (0, "No undelivered events."), output
         assert [record.body for record in receiver.records()] == MESSAGES
     (file,) = (tmp_path / "zenml").glob("**/logs/*.log")
     assert [json.loads(line)["message"] for line in file.read_text().splitlines()] == MESSAGES

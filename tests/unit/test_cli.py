@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,15 @@ from composite_logstore.cli import spool as commands
 from composite_logstore.cli.main import main
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.event import Stream
-from composite_logstore.operations import drain
+from composite_logstore.operations.drain import _END_SECONDS, GIVE_UP_SECONDS
 from composite_logstore.operations.inventory import LogStore, registered
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.lock import release_all
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
 from tests.simulation import make_child
+
+# The package has a function of this name.
+INVENTORY = import_module("composite_logstore.operations.inventory")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
 
@@ -100,7 +104,7 @@ def clock() -> Iterator[SimulatedClock]:
 def machine(tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
     machine = Machine(tmp_path / "spool", clock)
-    monkeypatch.setattr(commands, "registered", machine.registered)
+    monkeypatch.setattr(INVENTORY, "registered", machine.registered)
     return machine
 
 
@@ -194,10 +198,10 @@ def test_without_zenml_the_default_folder_is_listed_by_ids_and_nothing_of_the_er
     machine.leave(id, "xy", root=tmp_path / "zenml" / "composite_logstore" / "spool")
     result = machine.run("list")
     assert result.exit_code == 0
-    assert result.stderr.startswith("ZenML cannot be asked which log stores there are (RuntimeError;")
+    assert result.stderr.startswith("ZenML cannot be reached (RuntimeError;")
     assert len(result.stderr.splitlines()) == 1
     assert "password" not in result.output
-    assert [(row[0], row[-1]) for row in rows(result)] == [(str(id), "ZenML cannot be asked")]
+    assert [(row[0], row[-1]) for row in rows(result)] == [(str(id), "ZenML cannot be reached")]
 
 
 def test_what_cannot_be_read_is_said(machine: Machine) -> None:
@@ -228,7 +232,7 @@ def test_a_folder_that_goes_while_it_is_looked_at_is_not_listed(
             shutil.rmtree(folder)
         return False
 
-    monkeypatch.setattr("composite_logstore.operations.inventory.is_alive", look)
+    monkeypatch.setattr(INVENTORY, "is_alive", look)
     assert [row[1] for row in rows(machine.run("list"))] == [stays.name]
 
 
@@ -297,7 +301,7 @@ def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeyp
 
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", look)
-    monkeypatch.setattr("composite_logstore.operations.inventory.is_alive", look)
+    monkeypatch.setattr(INVENTORY, "is_alive", look)
     why = "cannot be read: Permission denied; it belongs to user '"
     result = machine.run("list")
     assert [(row[0], row[-1][: len(why)]) for row in rows(result)] == [("logs", why), ("other", why)]
@@ -311,7 +315,7 @@ def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeyp
 def test_where_nothing_is_left_every_command_says_so(machine: Machine, command: str) -> None:
     machine.register(make_child("a"))
     result = machine.run(command)
-    assert (result.exit_code, result.output[:15]) == (0, "Nothing is left")
+    assert (result.exit_code, result.output[:15]) == (0, "No undelivered ")
 
 
 # drain
@@ -325,7 +329,7 @@ def test_draining_delivers_everything_in_order_and_leaves_nothing(machine: Machi
     assert result.output.splitlines() == [
         "logs: 300 events of child 'a' delivered.",
         "logs: 300 events of child 'b' delivered.",
-        "Nothing is left.",
+        "No undelivered events.",
     ]
     for name in "ab":
         assert sorted(backend(name).messages, key=lambda message: int(message[0])) == backend(name).messages
@@ -352,7 +356,7 @@ def test_an_unavailable_child_is_given_up_at_once_and_holds_up_no_other(machine:
     assert result.exit_code == 1
     assert backend("b").exports == 1
     assert backend("a").messages == list("xyz") * 3
-    assert result.output.splitlines()[:2] == ["logs: 9 events of child 'a' delivered.", "What is left:"]
+    assert result.output.splitlines()[:2] == ["logs: 9 events of child 'a' delivered.", "Undelivered events:"]
     assert [row[-1] for row in rows(result)] == ["the key is wrong"] * 3
     assert [(settled(folder, "a"), settled(folder, "b")) for folder in folders] == [(3, 0)] * 3
 
@@ -419,12 +423,12 @@ def test_a_ctrl_c_lets_the_exports_under_way_end_and_the_next_time_goes_on(
     store = machine.register(make_child("a", Steady(), max_export_batch_size=1), make_child("b"))
     folder = machine.leave(store, [str(number) for number in range(100)], "ab")
 
-    def interrupt(accounts: dict[str, ChildStats]) -> None:
-        if accounts["a"].delivered >= 10:
+    def interrupt(bars: object, store: LogStore, accounts: dict[str, ChildStats]) -> None:
+        if accounts and accounts["a"].delivered >= 10:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Bars, "of", lambda *_: interrupt)
+        patch.setattr(commands._Bars, "show", interrupt)
         result = machine.run("drain")
     assert result.exit_code == 1
     assert result.stderr.startswith("Interrupted.")
@@ -459,7 +463,7 @@ def test_what_is_damaged_is_kept_aside_and_the_rest_delivered(machine: Machine) 
 def test_only_the_chosen_children_are_drained(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
     result = machine.run("drain", "--child", "a")
-    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left for child 'a'.")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "No undelivered events for child 'a'.")
     assert (backend("a").messages, backend("b").messages) == (list("xyz"), [])
     assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
@@ -602,7 +606,7 @@ def test_without_zenml_drain_says_what_it_needs(machine: Machine) -> None:
     machine.trouble = ConnectionError()
     result = machine.run("drain")
     assert result.exit_code == 1
-    assert "draining needs ZenML, which has the children's settings and secrets." in result.stderr
+    assert "draining needs its settings and secrets" in result.stderr
 
 
 def test_a_folder_that_cannot_be_used_is_left_and_the_next_one_delivered(
@@ -657,7 +661,7 @@ def test_purge_says_what_is_lost_and_asks(machine: Machine) -> None:
     assert machine.run("purge", input="").exit_code == 1
     assert all(folder.exists() for folder in folders)
     result = machine.run("purge", input="y\n")
-    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left.")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "No undelivered events.")
     assert not any(folder.exists() for folder in folders)
     assert (backend("a").messages, backend("b").messages) == ([], [])
 
@@ -672,7 +676,7 @@ def test_with_yes_purge_does_not_ask_and_still_says_what_is_lost(machine: Machin
 def test_what_other_children_wait_for_survives_the_purge_of_one(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a")), "xyz", ["a", "removed"])
     result = machine.run("purge", "--child", "removed", "--yes")
-    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "Nothing is left for child 'removed'.")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, "No undelivered events for child 'removed'.")
     assert "Lost for good: 3 events of 1 stream for child 'removed'." in result.output
     assert machine.run("drain").exit_code == 0
     assert backend("a").messages == list("xyz")
@@ -777,7 +781,7 @@ def test_without_zenml_an_unknown_name_says_why(machine: Machine) -> None:
     machine.trouble = ConnectionError()
     result = machine.run("purge", "--component", "logs")
     assert result.exit_code == 2
-    assert "there is no log store 'logs'; there are: none; without ZenML, name it by its id" in result.stderr
+    assert "there is no log store 'logs'; there are: none; without ZenML, give its id" in result.stderr
 
 
 # Asking ZenML
@@ -831,9 +835,9 @@ def test_every_option_is_on_the_page(command: str) -> None:
 
 def test_every_reason_is_on_the_page() -> None:
     rows = re.findall(r"^\| `([^|]+)` \|", section("spool list"), re.MULTILINE)
-    assert sorted(rows) == sorted([*REASONS, "cannot be read: …", "ZenML cannot be asked"])
+    assert sorted(rows) == sorted([*REASONS, "cannot be read: …", "ZenML cannot be reached"])
 
 
 def test_how_long_it_waits_is_on_the_page() -> None:
-    assert f"given up after {drain.GIVE_UP_SECONDS:.0f} s" in section("spool drain")
-    assert f"waits up to {drain._END_SECONDS:.0f} s" in section("spool drain")
+    assert f"given up after {GIVE_UP_SECONDS:.0f} s" in section("spool drain")
+    assert f"waits up to {_END_SECONDS:.0f} s" in section("spool drain")
