@@ -45,8 +45,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in OUTSIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     for page, (title, package) in REFERENCES.items():
-        files.append(File.generated(config, page, content=f"# {title}\n\n::: {package}\n"))
+        files.append(File.generated(config, page, content=f"# {title}\n\n::: {package}\n{_behind_modules(package)}"))
     return files
+
+
+def _public_names(package: str) -> list[str]:
+    source = (ROOT / package.replace(".", "/") / "__init__.py").read_text()
+    (names,) = re.findall(r"^__all__ = \[(.*?)\]", source, re.DOTALL | re.MULTILINE)
+    return re.findall(r'"(\w+)"', names)
+
+
+def _behind_modules(package: str) -> str:
+    """Describe each public function that has the name of its module, behind which mkdocstrings does not find it."""
+    options = "".join(
+        f"      show_root_{option}\n" for option in ("heading: true", "full_path: false", "toc_entry: true")
+    )
+    return "".join(
+        f"\n::: {package}.{name}.{name}\n    options:\n{options}"
+        for name in _public_names(package)
+        if (ROOT / package.replace(".", "/") / f"{name}.py").exists()
+    )
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -127,14 +145,21 @@ def loaded_from_elsewhere(text: str, suffix: str) -> list[str]:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Fail if a page of the site loads anything from another host: it has to work offline.
+    """Check the built site.
 
     Raises:
-        PluginError: If one does.
+        PluginError: If a page loads anything from another host, since the site has to work offline; or if the API
+            reference has no entry for a public name.
     """
     from mkdocs.exceptions import PluginError
 
-    for path in sorted(Path(config.site_dir).rglob("*")):
+    site = Path(config.site_dir)
+    for path in sorted(site.rglob("*")):
         if path.suffix in (".html", ".css"):
             for address in loaded_from_elsewhere(path.read_text(), path.suffix):
-                raise PluginError(f"{path.relative_to(config.site_dir)} loads {address}")
+                raise PluginError(f"{path.relative_to(site)} loads {address}")
+    for page, (_, package) in REFERENCES.items():
+        text = (site / page).with_suffix(".html").read_text()
+        for name in _public_names(package):
+            if not re.search(rf'id="{package}\.(?:{name}\.)?{name}"', text):
+                raise PluginError(f"{page} has no entry for {package}.{name}")
