@@ -18,8 +18,9 @@ from composite_logstore import Event, HttpResponse, LogEvent, Stream
 from composite_logstore.event import ExceptionInfo, TraceContext
 from composite_logstore.plain import plain_mapping
 from composite_logstore_datadog.config import DatadogChildConfig
-from composite_logstore_datadog.exporter import MAX_ENTRY_BYTES, DatadogExporter, _Encoder, _fields
-from composite_logstore_datadog.reader import parse
+from composite_logstore_datadog.decoding import parse
+from composite_logstore_datadog.encoding import MAX_ENTRY_BYTES, StreamEncoder, _fields
+from composite_logstore_datadog.exporter import DatadogExporter
 from tests.events import NOON, SECOND, make_capture, make_stream
 from tests.servers.datadog import _processed
 
@@ -132,7 +133,7 @@ def test_entries_pass_through_datadogs_model_and_say_what_the_events_say(batch: 
 def test_the_short_way_to_encode_is_the_long_one(data: st.DataObject) -> None:
     stream = make_stream(**plain_mapping(data.draw(attributes)))
     event = data.draw(events(stream))
-    encoder = _Encoder(stream, {"service": "zenml", "source": "zenml"})
+    encoder = StreamEncoder(stream, {"service": "zenml", "source": "zenml"})
     assert orjson.loads(encoder.encode(event)) == finite(encoder.entry(event))
 
 

@@ -27,7 +27,7 @@ from composite_logstore_artifact import exporter as archive
 from composite_logstore_artifact.encoding import encode
 from composite_logstore_artifact.lines import event_of
 from composite_logstore_component import exporter as component
-from composite_logstore_datadog import exporter as datadog
+from composite_logstore_datadog import encoding as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_otlp.encoding import encode_request, encode_resource
 from composite_logstore_otlp.exporter import MAX_GRPC_REQUEST_BYTES, MAX_HTTP_REQUEST_BYTES
@@ -124,10 +124,10 @@ def check_otlp(batch: list[LogEvent]) -> None:
 def check_datadog(batch: list[LogEvent]) -> None:
     config = DatadogChildConfig(name="live", type="datadog", api_key="k" * 32)
     for event in batch:
-        encoder = datadog._Encoder(event.stream, {"service": config.service_name})
+        encoder = datadog.StreamEncoder(event.stream, {"service": config.service_name})
         encoded = encoder.encode(event)
         assert isinstance(orjson.loads(encoded), dict)
-        assert len(datadog._shortened(encoder.entry(event))) <= datadog.MAX_ENTRY_BYTES
+        assert len(datadog.shorten_entry(encoder.entry(event))) <= datadog.MAX_ENTRY_BYTES
 
 
 def check_otel(batch: list[LogEvent]) -> None:

@@ -17,7 +17,7 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact import encoding, lines, scanning
-from composite_logstore_datadog import exporter as datadog
+from composite_logstore_datadog import encoding as datadog
 from tests.events import NOON, WRITER, make_capture, make_events, make_stream
 from tests.properties.test_otlp_encoding import attributes, batches, by_the_sdk, exceptions, names, traces, values
 
@@ -191,7 +191,7 @@ def is_wanted(entry: LogEntry, filter_: LogsEntriesFilter) -> bool:
 
 @given(events())
 def test_a_short_way_to_an_entry_leads_to_the_same_entry(event: LogEvent) -> None:
-    encoder = datadog._Encoder(event.stream, COMMON)
+    encoder = datadog.StreamEncoder(event.stream, COMMON)
     try:
         plain = orjson.dumps(encoder.entry(event))
     except orjson.JSONEncodeError:
@@ -204,7 +204,7 @@ def test_a_short_way_to_an_entry_leads_to_the_same_entry(event: LogEvent) -> Non
 @example([])
 def test_an_entry_has_what_zenml_s_own_exporter_writes(batch: list[LogEvent]) -> None:
     for event in batch:
-        encoder = datadog._Encoder(event.stream, {**COMMON, "version": "1", "service.version": "1"})
+        encoder = datadog.StreamEncoder(event.stream, {**COMMON, "version": "1", "service.version": "1"})
         resource = Resource({"service.name": "zenml", "service.version": "1"})
         written = DatadogLogExporter._encode_log(by_the_sdk(event, resource))
         entry = orjson.loads(encoder.encode(event))
