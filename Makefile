@@ -1,9 +1,9 @@
-# GNU make. `make` alone lists what there is.
+# GNU make. `make` alone lists the targets.
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-# How many processes share the tests, which often wait; a file of tests stays in one.
+# The number of processes that share the tests, which often wait. The tests of a file stay in one process.
 PYTEST_PROCESSES ?= 3
 
 PY := $(VENV)/bin/python
@@ -21,14 +21,14 @@ export AUTO_OPEN_DASHBOARD := false
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The stamp is only written when all of it worked, so an interrupted install is done again.
+# The stamp is written last, so an interrupted install starts again.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-install: $(STAMP) ## make the virtual environment, with the package and all it needs
+install: $(STAMP) ## make the virtual environment, with the package and its dependencies
 
 # The extra alone, in an environment of its own: the site is built from the sources, without the package or ZenML.
 $(DOCS_STAMP): $(STAMP)
@@ -44,13 +44,13 @@ docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet --clean
 	@echo "site/index.html"
 
-guides: $(STAMP) ## run the guides of docs/, and write what they print into their pages
+guides: $(STAMP) ## follow the guides of docs/, and write the output of their commands into the pages
 	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py $(PYTEST_ARGS)
 
-demo: $(STAMP) ## show what it does, with real servers on this machine
+demo: $(STAMP) ## see it work, with real servers on this machine
 	@$(PY) -m examples.demo
 
-bench: $(STAMP) ## measure everything beside its competitors, and draw the plots of docs/benchmarks.md
+bench: $(STAMP) ## measure everything beside the competitors, and draw the plots of docs/benchmarks.md
 	@$(PY) -m benchmarks
 
 SHARED := -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder
@@ -58,28 +58,28 @@ SHARED := -n $(PYTEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 test: $(STAMP) ## all tests but the deep ones
 	@$(PY) -m pytest -m 'not deep' $(SHARED) $(PYTEST_ARGS)
 
-# Apart from `make test`, since it makes the tests take twice as long.
-coverage: $(STAMP) ## which lines the unit tests take
+# Not a part of `make test`, since it doubles the time of the tests.
+coverage: $(STAMP) ## which lines the unit tests execute
 	@$(PY) -m pytest tests/unit -m 'not deep' $(SHARED) --cov --cov-report=term $(PYTEST_ARGS)
 
 test-unit: $(STAMP) ## the fast tests only: unit and properties
 	@$(PY) -m pytest tests/unit tests/properties -m 'not deep' $(PYTEST_ARGS)
 
-test-versions: $(STAMP) ## unit, property and process tests on each other Python that the machine has
+test-versions: $(STAMP) ## unit, property and process tests on every other Python of this machine
 	@$(PY) -m tests.versions $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
 
-# The same SEED draws the same faults again; without one they are others each time.
+# The same SEED draws the same faults; without one, each run draws others.
 torture: $(STAMP) ## everything at once for SECONDS seconds (300): kills, forks, failing backends, damaged folders
 	@TORTURE_SEED=$(SEED) TORTURE_SECONDS=$(or $(SECONDS),300) $(PY) -m pytest tests/torture/test_torture.py \
 		-k whatever --timeout=0 $(PYTEST_ARGS)
 
-soak: $(STAMP) ## a program that logs for SECONDS seconds (1800): its memory, threads and descriptors stay flat
+soak: $(STAMP) ## log for SECONDS seconds (1800): memory, threads and descriptors stay flat
 	@SOAK_SECONDS=$(or $(SECONDS),1800) $(PY) -m pytest tests/soak -k stay --timeout=0 $(PYTEST_ARGS)
 
-check: lint types imports ## everything that needs no test to run
+check: lint types imports ## all checks except the tests
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(PY) -m ruff check .
@@ -91,7 +91,7 @@ types: $(STAMP) ## mypy, strict
 imports: $(STAMP) ## import-linter: who may import whom
 	@$(VENV)/bin/lint-imports
 
-format: $(STAMP) ## let ruff put right what it can
+format: $(STAMP) ## let ruff fix the code
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 

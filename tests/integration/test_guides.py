@@ -1,6 +1,6 @@
-"""The guides in docs/, from beginning to end: each command is run, and prints what its page shows.
+"""Follow the guides in docs/ from beginning to end: each command prints the output that its page shows.
 
-`make guides` runs them too, and writes what they print into the pages.
+`make guides` follows them too, and writes the output into the pages.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ SHELL = ["bash", "-euo", "pipefail", "-c"]
 
 
 class Reader:
-    """Somebody who does what a guide says."""
+    """A reader who follows a guide."""
 
     def __init__(self, directory: Path, programs: Programs, there: dict[str, str]) -> None:
-        """Begin with nothing but ZenML.
+        """Begin with ZenML alone.
 
         Args:
             directory: An empty directory.
-            programs: ZenML's and this package's.
-            there: What a page has → what is there in its place, such as an address.
+            programs: The commands of ZenML and of this package.
+            there: A text on the page → the text of this test's servers that replaces it, such as an address.
         """
         self.zenml = ZenML(directory / "zenml")
         self.zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
@@ -51,9 +51,9 @@ class Reader:
         self.env = {**self.zenml.env, "PATH": f"{programs.folder}:{self.zenml.env['PATH']}"}
 
     def follow(self, page: str, until: str | None = None, since: str | None = None) -> None:
-        """Do what a page says: write its files, run its commands, and compare what they print.
+        """Follow a page: write its files, run its commands, and compare their output.
 
-        With `GUIDES=write` in the environment, the page gets what they print instead.
+        With `GUIDES=write` in the environment, write their output into the page instead.
 
         Args:
             page: The page.
@@ -91,7 +91,7 @@ class Reader:
         return "".join(f"{line.rstrip()}\n" for line in printed.strip("\n").splitlines())
 
     def run(self, commands: str) -> str:
-        """Run commands and return what they print. Whatever they ask is answered with yes."""
+        """Run commands, answer their questions with yes, and return their output."""
         done = subprocess.run(
             [*SHELL, commands],
             input="y\n" * 10,
@@ -105,7 +105,7 @@ class Reader:
         return done.stdout
 
 
-# What is another each time: moments, ids, how long something took and how large it was, and which run came first.
+# Parts of the output that differ each time: moments, ids, durations, sizes, and the run that came first.
 VOLATILE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d(\.\d+)?)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{15}\b"
     r"|\d[\d.,]* ?(ms|s|min|h|kB|MB)\b|run '[^']*'|─+"
@@ -113,7 +113,7 @@ VOLATILE = re.compile(
 
 
 def stable(line: str) -> str:
-    """Return what a printed line says each time. Of a number that is whether it is 0; timing decides the rest."""
+    """Return the parts of a line that never differ. Numbers become `N` unless they are 0: timing decides the rest."""
     return " ".join(re.sub(r"\b[1-9][\d.,]*", "N", VOLATILE.sub("…", line)).split())
 
 
@@ -125,7 +125,7 @@ def has_lines(printed: str, expected: str) -> bool:
 
 @contextmanager
 def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
-    """Run the pipeline again and again, each time in a process of its own, and give the names of the runs."""
+    """Run the pipeline again and again, each time in a process of its own, and yield the names of the runs."""
     runs: list[str] = []
     failed: list[str] = []
     over = threading.Event()
@@ -144,7 +144,7 @@ def runs_all_the_time(reader: Reader) -> Iterator[list[str]]:
             if done.returncode:
                 failed.append(done.stderr[-4000:])
             runs.append(name)
-            # The rest of the machine is for the commands.
+            # The commands of the guide need the machine too.
             over.wait(10)
 
     thread = threading.Thread(target=go_on)
@@ -170,7 +170,7 @@ for run in json.loads(sys.argv[1]):
 
 
 def messages_of(reader: Reader, runs: list[str], *options: str) -> dict[str, list[str]]:
-    """Return what `logs` shows of each run."""
+    """Return the messages that `logs` shows for each run."""
     (reader.directory / "count.py").write_text(COUNT)
     printed = reader.run(shlex.join(["python", "count.py", json.dumps(runs), *options]))
     return dict(json.loads(line[2:]) for line in printed.splitlines() if line.startswith("> "))
@@ -212,7 +212,7 @@ def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path, programs:
         try:
             with runs_all_the_time(reader) as runs:
                 reader.follow(page, since="The new backend", until="Backfill and verify")
-                # A run that began before the switch has not ended.
+                # A run that began before the switch is still in progress.
                 assert (tmp_path / "middle").exists()
                 threading.Timer(10, (tmp_path / "go").touch).start()
                 reader.follow(page, since="Backfill and verify")
@@ -228,9 +228,9 @@ def test_a_move_to_another_backend_while_pipelines_run(tmp_path: Path, programs:
         every = ["before", "between", "long", *runs]
         epochs = [f"epoch {number}" for number in range(1, 21)]
         assert messages_of(reader, every, "--store", "production-logs", "--from", "s3") == dict.fromkeys(every, epochs)
-        # As the dashboard does it, each where it was collected.
+        # As in the dashboard: each run from the log store that collected it.
         assert messages_of(reader, every) == dict.fromkeys(every, epochs)
-        # The last one ran when the earlier log store had been retired.
+        # The last one ran after the earlier log store was retired.
         (last,) = messages_of(reader, runs[-1:], "--store", "production-logs", "--from", "earlier").values()
         assert last == []
 

@@ -1,4 +1,4 @@
-"""What the README and the pages under docs/ say is so: settings, refusals, transitions, links, examples."""
+"""Hold the README and docs/ to the code: settings, refusals, transitions, messages, links, examples."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OVER_GRPC = {"name": "collector", "type": "otlp", "endpoint": "collector:4317", 
 LIVE = {"name": "live", "type": "datadog", "api_key": "{{datadog.api_key}}", "application_key": "{{datadog.app}}"}
 SCREEN = {"name": "screen", "type": "otel", "exporter": "console"}
 
-# What the page calls it; the children; what else is set.
+# The mistake, as the page describes it → the children, and other settings.
 MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
     "`--children='[{]'`": ("[{]", {}),
     "`--children='{}'`": ({}, {}),
@@ -140,7 +140,7 @@ def documented_defaults(heading: str) -> dict[str, str]:
 
 
 def defaults(config_class: type[Any], without: type[Any]) -> dict[str, str]:
-    """Return what the page has to say: a field → its default."""
+    """Return the defaults that the page has to state: a field → its default."""
     found = {}
     for name, field in config_class.model_fields.items():
         if name in without.model_fields:
@@ -171,13 +171,13 @@ class Nothing:
         *((f"Children of type {name}", config_class, ChildConfig) for name, config_class in config_classes().items()),
     ],
 )
-def test_every_setting_is_there_with_its_default(heading: str, config_class: type[Any], without: type[Any]) -> None:
+def test_the_page_states_every_default(heading: str, config_class: type[Any], without: type[Any]) -> None:
     documented = documented_defaults(heading)
     documented.pop("setting")
     assert documented == defaults(config_class, without)
 
 
-def test_the_sizes_of_batches_are_those_of_the_backends() -> None:
+def test_the_page_states_the_batch_sizes_of_the_backends() -> None:
     rows = {row[0].strip("`"): (row[1], row[2]) for row in tables(CONFIGURATION, "Every child") if len(row) == 3}
     for name, config_class in config_classes().items():
         usual, most = rows[name]
@@ -186,7 +186,7 @@ def test_the_sizes_of_batches_are_those_of_the_backends() -> None:
 
 
 def message_of(children: Any, settings: dict[str, Any]) -> str:
-    """Return the error, as ZenML shows its last lines, without what pydantic adds."""
+    """Return the error as ZenML shows it in its last lines, without the parts that pydantic adds."""
     given = {"primary": "archive", "children": children, **settings}
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the page is compared with the message
         assert CompositeLogStoreConfig(**{key: value for key, value in given.items() if value is not None}).is_valid
@@ -198,25 +198,25 @@ def message_of(children: Any, settings: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_every_refusal_has_the_message_that_the_page_gives(mistake: str) -> None:
+def test_every_refusal_has_the_message_on_the_page(mistake: str) -> None:
     documented = dict(row for row in tables(CONFIGURATION, "What is refused") if len(row) == 2)
     text = documented[mistake].strip("`")
     message = message_of(*MISTAKES[mistake])
     assert message == text or (text.endswith("...") and message.startswith(text.removesuffix("...")))
 
 
-def test_there_is_no_refusal_that_is_not_tried() -> None:
+def test_every_refusal_on_the_page_is_tested() -> None:
     text = CONFIGURATION.read_text().split("| mistake | message |")[1].split("\n\n")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[2:]]
     assert rows == list(MISTAKES)
 
 
-def test_every_metric_is_there() -> None:
+def test_the_page_lists_every_metric() -> None:
     rows = {row[0].strip("`") for row in tables(CONFIGURATION, "Metrics")} - {"metric", "---"}
     assert rows == {*COUNTERS, *LEVELS, "otel.sdk.exporter.operation.duration"}
 
 
-def test_the_table_of_transitions_is_the_delivery_s() -> None:
+def test_the_page_shows_the_transitions_of_the_delivery() -> None:
     head, *rows = [row for row in tables(ARCHITECTURE, "Delivery") if len(row) == 1 + len(State)]
     states = [State(cell.strip("`")) for cell in head[1:]]
     assert states == list(State)
@@ -230,7 +230,7 @@ def test_the_table_of_transitions_is_the_delivery_s() -> None:
     assert documented == TRANSITIONS
 
 
-def test_the_table_of_places_names_each_room_and_no_file_that_is_gone() -> None:
+def test_the_table_of_places_names_every_room_and_existing_files() -> None:
     named: set[str] = set()
     for places, content in tables(ARCHITECTURE, "Where each thing is"):
         folders = re.findall(r"`([\w/.]+)`", places)
@@ -242,7 +242,7 @@ def test_the_table_of_places_names_each_room_and_no_file_that_is_gone() -> None:
     assert {f"composite_logstore/{room.name}/" for room in rooms} <= named
 
 
-def test_every_number_of_the_account_is_there() -> None:
+def test_the_page_lists_every_number_of_the_account() -> None:
     rows = {row[0].strip("`") for row in tables(FAILURES, "Stats")}
     assert ChildStats.__dataclass_fields__.keys() <= rows
     assert CompositeLogStore.stats.__doc__ is not None
@@ -253,7 +253,7 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert [line.split("#")[0].strip() for line in blocks[0].splitlines()] == ["make demo", "make test"]
 
 
-def test_the_example_s_code_is_what_the_page_shows() -> None:
+def test_the_page_shows_the_example_s_code() -> None:
     source = (ROOT / "examples" / "backend" / "composite_logstore_lines.py").read_text()
     project = (ROOT / "examples" / "backend" / "pyproject.toml").read_text()
     text = (ROOT / "docs" / "writing-a-backend.md").read_text()
@@ -265,7 +265,7 @@ def test_the_example_s_code_is_what_the_page_shows() -> None:
     assert entry_point in project
 
 
-def test_every_way_to_die_names_a_test_that_exists() -> None:
+def test_every_way_to_die_names_an_existing_test() -> None:
     rows = [row for row in tables(ROOT / "docs" / "durability.md", "What is lost") if len(row) == 4][2:]
     source = "\n".join(path.read_text() for path in sorted((ROOT / "tests").glob("**/test_*.py")))
     for mode, _, _, named in rows:
@@ -346,7 +346,7 @@ def children_blocks() -> Iterator[Any]:
 
 @pytest.mark.parametrize("block", list(children_blocks()))
 def test_every_list_of_children_is_accepted(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whether a component is there is not for the page to say.
+    # The examples name components that are not registered here.
     monkeypatch.setattr(components, "find_model", lambda name: None)
     # An example's backend is not installed here.
     found = json.loads(block)
@@ -368,7 +368,7 @@ SOURCES = [
 
 
 def said(node: ast.AST) -> Iterator[str]:
-    """Yield the texts in a piece of code, with `…` in the place of each value."""
+    """Yield the texts in a piece of code, with `…` instead of each value."""
     for found in ast.walk(node):
         if isinstance(found, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in found.values)
@@ -419,10 +419,10 @@ def test_every_warning_of_a_process_that_logs_is_on_the_page() -> None:
         ('@font-face { src: url("https://cdn.example/x.woff2") }', ".css"),
     ],
 )
-def test_the_build_finds_what_a_page_would_load_from_another_host(text: str, suffix: str) -> None:
+def test_the_build_finds_addresses_that_a_page_loads_from_another_host(text: str, suffix: str) -> None:
     assert len(loaded_from_elsewhere(text, suffix)) == 1
 
 
-def test_links_and_own_files_may_be_on_a_page() -> None:
+def test_a_page_may_contain_links_and_files_of_its_own() -> None:
     text = '<a href="https://example.com">x</a><script src="assets/x.js"></script><img src="data:image/png;base64,AA">'
     assert loaded_from_elsewhere(text, ".html") == []
