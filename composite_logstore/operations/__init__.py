@@ -14,6 +14,7 @@ from composite_logstore.operations.move import Move, MoveStoppedError, MoveWaiti
 from composite_logstore.operations.progress import Progress
 from composite_logstore.operations.promote import Promotion, PromotionRefusedError, promote
 from composite_logstore.operations.selection import Selection
+from composite_logstore.operations.tail import Tail, tail
 from composite_logstore.operations.verify import verify
 from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.parity.summary import ParitySummary
@@ -34,6 +35,7 @@ __all__ = [
     "PromotionRefusedError",
     "Selection",
     "StoreCheck",
+    "Tail",
     "Totals",
     "backfill",
     "backlogs",
@@ -44,6 +46,7 @@ __all__ = [
     "migrate",
     "promote",
     "purge",
+    "tail",
     "undo",
     "verify",
 ]

@@ -201,7 +201,7 @@ def test_a_collector_gets_the_fleet_once(fleet: Fleet) -> None:
 def test_datadog_gets_what_is_not_too_old_and_the_rest_is_counted(fleet: Fleet) -> None:
     done = fleet.command("backfill", "logs", "--from", "archive", "--to", "live", "--all", "--output", "json")
     assert done.returncode == 1
-    assert "takes nothing older than 18 h" in done.stderr
+    assert "older than 18 h" in done.stderr
     values = json.loads(done.stdout)
     assert values["too_old"] == OLD_RUNS * MESSAGES
     assert values["copied"] == (RUNS - OLD_RUNS) * MESSAGES
@@ -315,7 +315,7 @@ def test_a_verify_that_ends_in_its_middle_goes_on(fleet: Fleet, how: signal.Sign
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert second.returncode == 3
-    assert "the same verify runs already on this machine" in second.stderr
+    assert "the same verify already runs on this machine" in second.stderr
     if how == signal.SIGINT:
         assert process.returncode == 3
         assert "Interrupted." in err

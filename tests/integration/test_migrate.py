@@ -238,7 +238,7 @@ def test_from_a_log_store_that_cannot_be_read_nothing_is_copied(house: House) ->
         house.do(f"client.create_stack_component('ot', 'otel', Type.LOG_STORE, {settings!r})")
         house.do("make_stack('unread', 'ot')")
         built = house.move("unread", "--stop-after", "build", to=DISK)
-        assert "What 'earlier' has cannot be read, so it is not copied" in built["done"][0]["what"]
+        assert "'earlier' cannot be read; its events are not copied" in built["done"][0]["what"]
         assert built["stages"]["promote"]
 
 
