@@ -151,7 +151,11 @@ class LogEvent(NamedTuple):
     @property
     def size(self) -> int:
         """Roughly how many bytes it takes, in memory or encoded."""
-        return total_size((self,))
+        size = EVENT_BYTES - _TEXT_BYTES + sys.getsizeof(self.message)
+        for part in (self.exception and tuple(self.exception), self.attributes, self.metadata):
+            if part:
+                size += bytes_of(part)
+        return size
 
     @property
     def severity_text(self) -> str:
