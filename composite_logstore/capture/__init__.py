@@ -1,1 +1,50 @@
-"""What a log record says, and what forked processes say."""
+"""From a log record to an event, in the process that logs and on the way from a forked process.
+
+Theory of operation
+===================
+
+**A record.** `emit` runs in the pipeline's thread, so it does as little as possible. `record.note` copies every value
+that may change later into a tuple, and takes no lock. The journal makes the note an event when it numbers it
+(`record.numbered`): that checks and bounds every value. Both functions never raise, whatever a record contains. There
+are two shapes: a note, private to the process, and a `LogEvent`, which every backend and another process can hold.
+
+**A fork.** A forked process has none of its parent's threads, its locks may be held for ever, and it is unsafe to open
+backends in it (gRPC hangs, fsspec raises). So it appends its events, without numbers, to a file without a name that it
+has inherited, and the parent journals them:
+
+    forked process                                      parent
+    Parent.send -> Outbox --frames--> two files --> Inbox -> ForkedProcesses -> Journal
+                          --a byte--> pipe (wakes the parent's thread)
+                   Outbox <--numbers-- shared memory (what is journaled)
+
+A pipe alone would not do: it holds 1 MiB, which four workers of a data loader fill in a tenth of a second, and what
+they keep for later dies with them. What is in a file arrives even if its sender is killed in the next moment.
+
+**The files** take turns: while senders append to the current one, the parent reads the rest of the other and then
+empties it, a second after the turn, when no sender can still be about to append to it. A sender writes each frame in
+one `write` with `O_APPEND`, and the system does not mix those of two processes.
+
+**Acknowledgement.** A sender keeps each frame until the shared memory says that the parent has journaled it. Of a frame
+that it has written, the parent, or the sender, or both in turn know that it is theirs to deliver:
+
+- `OPEN`: senders append, the parent journals.
+- `CLOSING`: the parent is at its end and reads for the last time. Senders append nothing more; each waits up to a
+  second for its last frames to be acknowledged.
+- `CLOSED`, or a pipe without a reader (the parent is dead): the sender takes over. It journals itself what is not
+  acknowledged, and is a writer of its own from then on (`Parent._take_over`).
+
+Invariants, with the test that would catch a mistake:
+
+- An event is journaled once, and none is lost, unless the parent is killed between journaling and acknowledging
+  (test_fork.py::test_what_the_parent_has_not_journaled_is_the_forked_process_s_own).
+- A frame that is not whole is one counted loss and hides no other frame
+  (test_poison.py::test_what_cannot_be_read_of_forked_processes_is_counted_and_the_rest_is_read).
+- Whatever is full drops the newest events and counts them, so `accepted` is right in the parent's account
+  (test_fork.py::test_what_a_forked_process_keeps_is_bounded).
+
+Who touches what: `Inbox.receive` runs in one thread at a time, under `ForkedProcesses._receiving`; `Outbox` in one
+thread at a time, under `Parent._sending`. Both locks are reentrant, since a signal handler may log or flush while its
+thread holds them; `is_sending` and `_is_receiving` tell it to leave the work to the code that it has interrupted. The
+shared memory has one writer, the parent, and needs no lock: each of its values is one aligned machine word.
+A Ctrl-C may come between any two bytecodes, so state that belongs together changes in one C call (`Inbox._advance`).
+"""

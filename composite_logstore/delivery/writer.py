@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -14,28 +11,25 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore import clock
-from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox, ParentGoneError
-from composite_logstore.capture.record import Note, captured
+from composite_logstore.capture.forked import ForkedProcesses, Parent
+from composite_logstore.capture.record import Note
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.keeper import Keeper
 from composite_logstore.delivery.metrics import Observed
 from composite_logstore.delivery.recovery import Recovery
-from composite_logstore.delivery.schedule import TICK_SECONDS
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
-from composite_logstore.service import LONGEST_PAUSE_SECONDS, Service, Wait, patiently, tell
-from composite_logstore.spool.folder import Standing
-from composite_logstore.spool.settings import spool_problem, spool_settings
+from composite_logstore.service import Service, tell
+from composite_logstore.spool.settings import spool_settings
 
 logger = get_logger(__name__)
 
 _LONGEST_WAIT_SECONDS = 3600.0
-_LOOK_SECONDS = 1.0
-"""How often to look after the spool's folder while nothing is logged, and events wait there."""
 
 
 class Writer:
@@ -61,39 +55,22 @@ class Writer:
         self._begin()
 
     def _begin(self) -> None:
-        # What forked processes say comes in here; a forked process itself has an outbox.
-        self._inbox: Inbox | None = None
-        self._has_forked = False
-        self._listener = self._service("composite-logstore forked processes", self._listen)
-        self._receiving = threading.RLock()
-        self._is_receiving = False
-        self._outbox: Outbox | None = None
-        self._sending = threading.RLock()
-        self._inherited: set[UUID] = set()
+        service = partial(Service, clock=self._clock, warn=_warn, hinder=self._hindered)
         children = self._config.enabled_children
         self._journal = Journal(children, self._clock, self._spool, self._config.max_queue_bytes)
-        self._keeper = self._service("composite-logstore spool", self._keep, TICK_SECONDS)
-        self._keeper_due = self._clock.signal()
-        self._housekeeper = self._service("composite-logstore housekeeping", self._keep_house)
-        self._housework_due = self._clock.signal()
-        self._has_ended = False
-        self._seen = -1
-        self._spool_error: Exception | None = None
-        self._has_told_of_unstorable = False
         self._recovery = Recovery(
             self._component_id, children, self._clock, _warn, self._hindered, self._journal.batch_bytes
         )
         if self._journal.spooling:
             self._journal.spooling.others = self._recovery.journals
+        self._keeper = Keeper(self._journal, self._spool, self._recovery, self._clock, service, _warn)
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
         ]
-
-    def _service(
-        self, name: str, step: Callable[[], Wait | None], longest_pause: float = LONGEST_PAUSE_SECONDS
-    ) -> Service:
-        return Service(name, step, self._clock, _warn, self._hindered, longest_pause)
+        self._forked = ForkedProcesses(self, self._journal, service)
+        # Only in a forked process.
+        self._parent: Parent | None = None
 
     def _hindered(self, why: str) -> None:
         """Have all accounts tell that a thread cannot do its work: all children depend on it."""
@@ -119,20 +96,25 @@ class Writer:
             stream.metadata = metadata
             return stream
 
+    def known_stream(self, id: UUID) -> Stream | None:
+        """Return the stream with this id, None if it is not registered, or forgotten."""
+        with self._journal.lock:
+            return self._streams.get(id)
+
     def append(self, stream: Stream, said: Note | LogEvent) -> None:
         """Hand an event to every child that wants it. Waits for nothing that is held across I/O."""
-        if self._outbox is not None and self._tell_parent(stream, captured(said)):
+        if self._parent is not None and self._parent.send(stream, said):
             return
         if self._journal.append(stream, said):
             self._wake()
 
     def end_stream(self, stream: Stream) -> None:
-        """Announce that no more events of the stream will come, unless it is registered again."""
-        if self._outbox is not None and (stream.id in self._inherited or self._tell_parent(stream, None)):
+        """Announce that the stream gets no more events, unless it is registered again."""
+        if self._parent is not None and self._parent.end_stream(stream):
             return
         self._journal.end_stream(stream)
         with self._journal.lock:
-            # A process that serves for months has many streams: remember those of late alone.
+            # A process that serves for months has many streams: it remembers the latest ones.
             for id in [id for id in self._streams if id != stream.id][: max(0, len(self._streams) - 10_000)]:
                 del self._streams[id]
 
@@ -144,11 +126,11 @@ class Writer:
             limit: How long to wait at all, in seconds.
             blocking: Whether to wait.
         """
-        if self._outbox is not None and not self._outbox.is_heard():
-            self._take_over()
-        # The listener says what is wrong with it.
+        if self._parent is not None:
+            self._parent.look()
+        # The listener's thread warns of an error.
         with suppress(Exception):
-            self._receive()
+            self._forked.receive()
         if not self._journal.next_number:
             return
         with self._journal.lock:
@@ -163,90 +145,6 @@ class Writer:
                 self._journal.progress.wait(min(seconds, _LONGEST_WAIT_SECONDS))
         for worker in self._workers:
             worker.report()
-
-    # The spool
-
-    def _wake_keeper(self) -> bool:
-        """Have the spool's thread look at what there is. Returns whether it is there, or on its way."""
-        spooling = self._journal.spooling
-        if spooling is None:
-            return True
-        spooling.woken()
-        self._keeper_due.set()
-        if self._keeper.start():
-            return True
-        # Nobody brings to disk what has waited for long, so nothing waits.
-        with suppress(Exception), self._journal.lock:
-            self._journal.hand_out()
-            spooling.write()
-        return False
-
-    def _keep(self) -> Wait | None:
-        """Bring to disk what waits too long, and deliver what dead processes have left there."""
-        spooling = self._journal.spooling
-        if self._spool is None or spooling is None or self._has_ended:
-            return None
-        self._recovery.start(self._spool.component)
-        with patiently(self._journal.lock):
-            spooling.try_again()
-            number = self._journal.next_number
-            seconds = spooling.tick(number)
-            is_idle = not spooling.unspooled and self._seen == number and not self._journal.wake_after(1)
-            self._seen = number
-            if is_idle:
-                spooling.rest(number)
-            # What is due comes first: all else may take its time.
-            is_more = spooling.write_due()
-            spooling.refresh()
-            spooling.acknowledge_all()
-            is_needed = spooling.is_needed
-        while is_more:
-            # Others who wait for the lock come first.
-            time.sleep(0)
-            with patiently(self._journal.lock):
-                is_more = spooling.write_due()
-        self._report_spool(spooling.error, spooling.unstorable)
-        if spooling.spool is not None:
-            self._housework_due.set()
-            if not self._housekeeper.start():
-                self._keep_house()
-        if is_idle:
-            return partial(self._keeper_due.wait, _LOOK_SECONDS if is_needed else None)
-        # A signal of its own, which nobody gives: an event does not make the time pass faster.
-        return partial(self._clock.signal().wait, seconds)
-
-    def _keep_house(self) -> Wait | None:
-        """Do what the disk may take long for, so that no event has to wait for it."""
-        spooling = self._journal.spooling
-        if spooling is not None and self._has_ended:
-            with self._journal.lock:
-                spooling.let_go()
-            return None
-        if spooling is not None:
-            spooling.keep_house()
-            if spooling.needs_room:
-                with patiently(self._journal.lock):
-                    spooling.make_room()
-            standing = spooling.standing()
-            if standing is not Standing.IN_PLACE:
-                with patiently(self._journal.lock):
-                    spooling.mend(standing)
-                if spooling.unspooled:
-                    # What is to be written again waits for nothing.
-                    self._keeper_due.set()
-        return self._housework_due.wait
-
-    def _report_spool(self, error: Exception | None, unstorable: Exception | None) -> None:
-        """Warn once when events get no longer to disk, and once when they do again; and once of one that never can."""
-        if unstorable is not None and not self._has_told_of_unstorable:
-            self._has_told_of_unstorable = True
-            _warn(f"an event cannot be brought to disk, and waits in memory alone: {unstorable}.")
-        if self._spool is not None and bool(error) != bool(self._spool_error):
-            if error:
-                _warn(f"{spool_problem(error, self._spool)}. Until then events wait in memory alone.")
-            else:
-                _warn(f"the spool in {self._spool.component} can be used again.")
-        self._spool_error = error
 
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
@@ -275,21 +173,21 @@ class Writer:
         """
         # What a parent that is gone has not journaled is this process's.
         with suppress(Exception):
-            if self._outbox is not None and not self._outbox.is_heard():
-                self._take_over()
+            if self._parent is not None:
+                self._parent.look()
         with suppress(Exception):
-            self._receive()
+            self._forked.receive()
         if not self._journal.next_number:
             # Nor is anything heard from now on.
             with suppress(Exception):
-                self._stop_listening()
+                self._forked.stop()
             if not self._journal.next_number:
                 return
         try:
             self._deliver_last(seconds)
         finally:
             # Also after a Ctrl-C: what waits goes to disk.
-            is_on_disk = self._settle_down()
+            is_on_disk = self._keeper.write_rest()
         with self._journal.lock:
             left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
         if left:
@@ -305,26 +203,23 @@ class Writer:
         Returns:
             Whether it has.
         """
-        if self._outbox is not None:
-            # In a forked process nothing of it is here.
+        if self._parent is not None and self._parent.is_alive:
+            # A forked process has no part of it.
             return True
         with suppress(Exception):
-            self._stop_listening()
+            self._forked.stop()
         if not self._journal.next_number:
             return True
         with self._journal.lock:
             is_left = any(delivery.pending for delivery in self._journal.deliveries)
-        if is_left and not self._settle_down():
+        if is_left and not self._keeper.write_rest():
             return False
-        self._has_ended = True
+        self._keeper.stop()
         self._recovery.give_back()
         for worker in self._workers:
             # What is on disk may soon be delivered by another writer.
             worker.stop(at_once=is_left)
-        self._keeper_due.set()
-        self._housework_due.set()
-        if not self._housekeeper.is_running:
-            self._keep_house()
+        self._keeper.let_go()
         return True
 
     def _deliver_last(self, seconds: float) -> None:
@@ -332,7 +227,7 @@ class Writer:
         end = self._clock.now() + seconds
         steps: list[Callable[[], object]] = [
             lambda: self.flush(seconds, seconds),
-            self._stop_listening,
+            self._forked.stop,
             lambda: self.flush(left := max(0.0, end - self._clock.now()), left),
             lambda: self.summaries.wait(end - self._clock.now()),
             self._recovery.stop,
@@ -351,143 +246,38 @@ class Writer:
             while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
                 self._journal.progress.wait(end - self._clock.now())
 
-    def _settle_down(self) -> bool:
-        """Bring to disk what is not delivered. Returns whether it is there."""
-        if self._journal.spooling is None:
-            return False
-        with self._journal.lock:
-            self._journal.spooling.settle_down()
-            self._journal.hand_out()
-            return self._journal.spooling.error is None
-
     # Forks
 
     def before_fork(self) -> None:
         """Make the way by which the forked process will hand over what it logs."""
-        is_there = self._inbox is not None and (self._inbox.is_closed or self._inbox.is_there)
-        if not is_there and self._outbox is None and self._streams:
-            # Without a file descriptor to be had, the forked process becomes a writer of its own.
-            with suppress(OSError):
-                self._inbox = Inbox()
+        if self._streams and not (self._parent is not None and self._parent.is_alive):
+            self._forked.before_fork()
 
     def after_fork_in_parent(self) -> None:
-        """Begin to listen."""
-        if self._inbox is not None:
-            self._has_forked = True
-            self._listener.start()
+        """Begin to listen to forked processes."""
+        self._forked.after_fork()
 
     def after_fork_in_child(self) -> None:
-        """In the forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
-        outbox = self._inbox.outbox() if self._inbox else self._outbox and self._outbox.again()
-        # Never freed: an exporter that is taken apart in a forked process can hang.
+        """In a forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
+        outbox = self._forked.outbox() or (self._parent and self._parent.again())
+        # Never freed: an exporter that is finalized in a forked process can hang.
         self._parents = self._workers, self._journal, self._recovery
         self._begin()
-        self._outbox = outbox
-        self._inherited = set(self._streams)
+        if outbox:
+            self._parent = Parent(outbox, self._streams, self._journal, self._wake)
         for stream in self._streams.values():
             stream.last.clear()
 
-    def _tell_parent(self, stream: Stream, event: LogEvent | None) -> bool:
-        """Hand over an event, or that the stream has ended.
-
-        Returns:
-            Whether it is handed over, or journaled here since the parent is gone.
-        """
-        with self._sending:
-            if self._outbox is None:
-                return False
-            try:
-                self._outbox.send(stream, stream.id not in self._inherited, event)
-            except ParentGoneError:
-                self._take_over()
-                self._wake()
-            return True
-
-    def _take_over(self) -> None:
-        """Become a writer of its own, beginning with what the parent has not journaled."""
-        with self._sending:
-            outbox = self._outbox
-            if outbox is None or outbox.is_sending:
-                # A signal handler's: what it has interrupted does it.
-                return
-            for stream, said in outbox.take_back():
-                if said is None:
-                    self._journal.end_stream(stream)
-                elif isinstance(said, Loss):
-                    self._journal.drop(said.level, said.progress, said.events, stream)
-                else:
-                    self._journal.append(stream, said)
-            # Now, so that what others log meanwhile comes after.
-            self._outbox = None
-
-    def _listen(self) -> Wait | None:
-        if self._inbox is None or self._inbox.is_closed:
-            return None
-        self._receive()
-        return self._inbox.wait
-
-    def _stop_listening(self) -> None:
-        """Take in what forked processes have said, and leave to them what they say from now on."""
-        if self._inbox is None:
-            return
-        self._inbox.announce_end()
-        try:
-            self._receive()
-        finally:
-            with self._receiving:
-                self._inbox.close()
-
-    def _receive(self) -> None:
-        """Journal what forked processes have said."""
-        with self._receiving:
-            if self._inbox is None or self._inbox.is_closed or self._is_receiving:
-                # It may be a signal handler's flush that has interrupted this.
-                return
-            self._is_receiving = True
-            try:
-                for said in self._inbox.receive():
-                    self._take_in(said)
-            finally:
-                self._is_receiving = False
-
-    def _take_in(self, said: Message | Loss) -> None:
-        try:
-            if isinstance(said, Message):
-                self._take(said)
-            else:
-                with self._journal.lock:
-                    stream = self._streams.get(said.stream) if said.stream else None
-                self._journal.drop(said.level, said.progress, said.events, stream)
-        except Exception as error:
-            tell(logger.debug, "What a forked process says cannot be journaled: %s", described(error))
-            self._journal.drop(logging.CRITICAL)
-
-    def _take(self, said: Message) -> None:
-        if said.metadata is not None:
-            self.stream(said.stream, said.metadata, said.artifact_store_id)
-        with self._journal.lock:
-            stream = self._streams.get(said.stream)
-        if said.event is None:
-            if stream is not None:
-                self.end_stream(stream)
-        elif stream is None:
-            # It was registered so long ago that it is forgotten.
-            self._journal.drop(said.event.level, said.event.progress)
-        else:
-            self.append(stream, said.event)
-
     def _wake(self) -> list[Worker]:
-        """Wake all threads; where one is not there, try to start it. Never raises: this is part of `emit`.
+        """Wake all threads, and start those that do not run. Never raises: this is part of `emit`.
 
         Returns:
             The workers whose thread cannot be started.
         """
         wanted = self._journal.wakes_wanted
         asleep = [worker for worker in self._workers if not worker.wake()]
-        all_awake = self._wake_keeper() and not asleep
-        if self._has_forked:
-            all_awake = self._listener.start() and all_awake
-        if all_awake:
+        all_awake = self._keeper.wake() and not asleep
+        if self._forked.wake() and all_awake:
             self._journal.wakes_done = wanted
         return asleep
 

@@ -20,7 +20,7 @@ from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
 
 from benchmarks.stores import make
 from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, Stream
-from composite_logstore.capture.forked import Outbox
+from composite_logstore.capture.outbox import Outbox
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import exporter as archive
@@ -187,7 +187,7 @@ def test_what_is_odd_holds_up_nothing(
         emit: Callable[..., None] = store.emit
         if way == "through a fork":
             store.writer.before_fork()
-            inbox = store.writer._inbox
+            inbox = store.writer._forked._inbox
             assert inbox is not None
             outbox = Outbox(inbox)
 
@@ -227,7 +227,7 @@ def test_what_is_odd_holds_up_nothing(
 
 
 def _close(store: CompositeLogStore) -> None:
-    inbox = store.writer._inbox
+    inbox = store.writer._forked._inbox
     assert inbox is not None
     inbox.close()
-    store.writer._inbox = None
+    store.writer._forked._inbox = None

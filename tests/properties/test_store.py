@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from zenml.exceptions import LogStoreError
 
 from composite_logstore import CompositeLogStore
-from composite_logstore.capture.forked import Outbox
+from composite_logstore.capture.outbox import Outbox
 from composite_logstore.delivery import writer
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.events import capture
@@ -134,7 +134,7 @@ class World:
             self.register()
         store, origin = self.origins[which % len(self.origins)]
         store.writer.before_fork()
-        inbox = store.writer._inbox
+        inbox = store.writer._forked._inbox
         assert inbox is not None
         outbox = Outbox(inbox)
         for level in levels:
@@ -149,7 +149,7 @@ class World:
 
         store.writer.append = noting  # type: ignore[method-assign]
         try:
-            store.writer._receive()
+            store.writer._forked.receive()
         finally:
             del store.writer.append
 
@@ -327,9 +327,9 @@ class World:
 
 
 def _close_inbox(store: CompositeLogStore) -> None:
-    if inbox := store.writer._inbox:
+    if inbox := store.writer._forked._inbox:
         inbox.close()
-        store.writer._inbox = None
+        store.writer._forked._inbox = None
 
 
 def _uuid(number: int) -> Any:

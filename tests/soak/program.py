@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from composite_logstore import CompositeHandler, LogEvent
-from composite_logstore.capture.forked import Outbox
+from composite_logstore.capture.outbox import Outbox
 from composite_logstore.delivery.writer import Writer
 from composite_logstore_otlp.exporter import OtlpExporter
 

@@ -265,7 +265,7 @@ def recover(pipeline: Pipeline, with_handler: bool) -> None:
 
 
 def _never_keeps(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("composite_logstore.delivery.writer.Writer._keep", lambda writer: None)
+    patch.setattr("composite_logstore.delivery.keeper.Keeper._write", lambda keeper: None)
 
 
 # That positions are not noted costs copies alone, which nobody is shown. What a child that never comes back has not

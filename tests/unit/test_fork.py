@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from composite_logstore import CompositeLogStore, loading
-from composite_logstore.capture import forked
-from composite_logstore.capture.forked import Inbox, Loss, Outbox, ParentGoneError
+from composite_logstore.capture.frames import Loss
+from composite_logstore.capture.inbox import CLOSED, Inbox, Shared
+from composite_logstore.capture.outbox import Outbox, ParentGoneError
 from composite_logstore.event import LogEvent
 from composite_logstore.reading import gaps
 from composite_logstore.testing import SimulatedBackend
@@ -126,7 +127,7 @@ def test_a_stream_that_a_forked_process_registers() -> None:
 @pytest.mark.parametrize("min_level", [None, "WARNING"])
 def test_what_finds_no_room_is_counted_as_dropped(min_level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composite_logstore.delivery.writer.Writer.after_fork_in_parent", lambda self: None)
-    monkeypatch.setattr(forked, "_MOST_BYTES", 500_000)
+    monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 500_000)
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend, min_level=min_level))
     origin = register(store)
@@ -195,7 +196,7 @@ def test_a_burst_that_the_parent_does_not_keep_up_with_loses_nothing() -> None:
 
     log(store, origin, "begin")
     # The parent takes nothing in for as long as they live.
-    with store.writer._receiving:
+    with store.writer._forked._receiving:
         ids = []
         for process in range(processes):
             if (forked := os.fork()) == 0:
@@ -227,7 +228,7 @@ def test_a_forked_process_that_is_killed_loses_nothing(signal_: signal.Signals) 
             log(store, origin, f"{n} {'x' * 100}")
         os.kill(os.getpid(), signal_)
 
-    with store.writer._receiving:
+    with store.writer._forked._receiving:
         in_fork(child)
     store.flush()
     assert [int(message.split()[0]) for message in backend.messages] == list(range(number))
@@ -236,7 +237,7 @@ def test_a_forked_process_that_is_killed_loses_nothing(signal_: signal.Signals) 
 def test_what_is_lost_of_a_burst_is_a_gap_that_a_page_shows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(forked, "_MOST_BYTES", 50_000)
+    monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 50_000)
     monkeypatch.setattr(gaps, "is_finished", lambda logs: True)
     store = make_store(FolderArchive(name="a", type="artifact", root=str(tmp_path)))
     logs = make_logs(store)
@@ -278,13 +279,13 @@ def test_a_signal_handler_that_flushes_while_forked_processes_are_heard() -> Non
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
-    take = store.writer._take
+    take = store.writer._forked._take_in_message
 
     def interrupted(said: Any) -> None:
         store.flush()
         take(said)
 
-    store.writer._take = interrupted  # type: ignore[method-assign]
+    store.writer._forked._take_in_message = interrupted  # type: ignore[method-assign]
     in_fork(lambda: [log(store, origin, str(number)) for number in range(3)] and None)
     store.flush()
     assert backend.messages == ["0", "1", "2"]
@@ -344,7 +345,7 @@ def test_an_event_of_a_stream_that_the_parent_has_forgotten_is_counted() -> None
     def child() -> None:
         log(store, origin, "hello")
 
-    with store.writer._receiving:
+    with store.writer._forked._receiving:
         in_fork(child)
         store.writer._streams.clear()
     store.flush()
@@ -366,7 +367,7 @@ def test_an_orphan_that_ends_delivers_what_its_parent_has_not_journaled() -> Non
         store = make_store(make_child("a", backend))
         origin = register(store)
         # It dies before it has taken anything in.
-        store.writer._receiving.acquire()
+        store.writer._forked._receiving.acquire()
         parent = os.getpid()
         if os.fork() == 0:
             try:
@@ -429,7 +430,7 @@ def test_what_the_parent_journals_at_its_end_is_waited_for(pipe: tuple[Inbox, Ou
     def journal_slowly() -> None:
         for _ in inbox.receive():
             time.sleep(0.01)
-        inbox.shared.state = forked._CLOSED
+        inbox.shared.state = CLOSED
 
     parent = threading.Thread(target=journal_slowly)
     parent.start()
@@ -440,7 +441,7 @@ def test_what_the_parent_journals_at_its_end_is_waited_for(pipe: tuple[Inbox, Ou
 def test_a_parent_that_never_journals_it_is_not_waited_for_long(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forked, "_CUT_OFF_SECONDS", 0.05)
+    monkeypatch.setattr("composite_logstore.capture.outbox._CUT_OFF_SECONDS", 0.05)
     inbox, outbox = pipe
     outbox.send(STREAM, False, make_capture("hello"))
     inbox.announce_end()
@@ -453,7 +454,7 @@ def test_what_is_appended_while_the_parent_reads_for_the_last_time_is_taken_back
 
     def is_closed_meanwhile(file: int) -> int:
         found = size(file)
-        inbox.shared.state = forked._CLOSED
+        inbox.shared.state = CLOSED
         return found
 
     inbox.size = is_closed_meanwhile  # type: ignore[method-assign]
@@ -463,7 +464,7 @@ def test_what_is_appended_while_the_parent_reads_for_the_last_time_is_taken_back
 
 
 def test_acknowledgements_of_more_processes_than_there_are_places() -> None:
-    shared = forked._Shared()
+    shared = Shared()
     for sender in range(1, 3_000):
         shared.acknowledge(sender, 7)
         shared.acknowledge(1, sender)
@@ -484,7 +485,7 @@ def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monk
     assert 0 < len(outbox._kept) < 200
     # Nobody may acknowledge anything.
     monkeypatch.setattr(inbox.shared, "acknowledged", lambda sender: 0)
-    monkeypatch.setattr(forked, "_MOST_BYTES", 50_000)
+    monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 50_000)
     for _ in range(300):
         inbox._positions = (0, 0)
         os.ftruncate(inbox.files[0], 0)
@@ -495,9 +496,9 @@ def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monk
 
 
 def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forked, "_TURN_BYTES", 10_000)
-    monkeypatch.setattr(forked, "_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(forked, "_MOST_BYTES", 40_000)
+    monkeypatch.setattr("composite_logstore.capture.inbox._TURN_BYTES", 10_000)
+    monkeypatch.setattr("composite_logstore.capture.inbox._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 40_000)
     inbox, outbox = pipe
     heard, files = [], set()
     for number in range(1000):
@@ -514,7 +515,7 @@ def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch
 def test_memory_is_given_back_when_nothing_more_comes(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forked, "_TURN_SECONDS", 0.05)
+    monkeypatch.setattr("composite_logstore.capture.inbox._TURN_SECONDS", 0.05)
     inbox, outbox = pipe
     for _ in range(1000):
         outbox.send(STREAM, False, make_capture("x" * 500))
@@ -611,7 +612,7 @@ def test_nothing_is_written_into_a_file_that_has_the_descriptor_of_ours(
     end: str, pipe: tuple[Inbox, Outbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon closes all descriptors it has, and opens files of its own."""
-    monkeypatch.setattr(forked, "_CUT_OFF_SECONDS", 0.0)
+    monkeypatch.setattr("composite_logstore.capture.outbox._CUT_OFF_SECONDS", 0.0)
     inbox, outbox = pipe
     outbox.send(STREAM, False, make_capture("before"))
     with (tmp_path / "own").open("wb") as file:
@@ -628,7 +629,8 @@ def test_a_program_that_wants_to_be_killed_by_a_closed_pipe_is_not(tmp_path: Pat
 
     def child() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        outbox = inbox.outbox()
+        inbox.become_outbox()
+        outbox = Outbox(inbox)
         with pytest.raises(ParentGoneError):
             outbox.send(STREAM, False, make_capture("hello"))
         (tmp_path / "lives").touch()
@@ -652,7 +654,7 @@ def test_nothing_is_read_from_a_file_that_has_the_pipe_s_descriptor(tmp_path: Pa
     origin = register(store)
     in_fork(lambda: log(store, origin, "first"))
     store.flush()
-    inbox = store.writer._inbox
+    inbox = store.writer._forked._inbox
     assert inbox is not None
     own = tmp_path / "own"
     own.write_bytes(pickle.dumps("own"))

@@ -16,8 +16,11 @@ from zlib import crc32
 import pytest
 
 from composite_logstore import CompositeLogStore, LogEvent, OtelExporter, RejectedError
-from composite_logstore.capture import forked
-from composite_logstore.capture.forked import Inbox, Loss, Message, Outbox
+from composite_logstore.capture import frames
+from composite_logstore.capture.forked import Parent
+from composite_logstore.capture.frames import Loss, Message
+from composite_logstore.capture.inbox import Inbox
+from composite_logstore.capture.outbox import Outbox
 from composite_logstore.delivery import writer
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.states import Export
@@ -121,7 +124,7 @@ def test_an_event_that_cannot_be_encoded_leaves_the_way_to_disk_to_others(
     machine = Machine(clock, tmp_path, durability)
     machine.log("a", "poison", "b", "poison too", "c")
     clock.advance(2)
-    warnings = [line for line in told if "cannot be brought to disk" in line]
+    warnings = [line for line in told if "cannot be written to disk" in line]
     assert len(warnings) == 1
     assert type(error).__name__ in warnings[0]
     # It waits in memory, and is delivered as the others are.
@@ -285,7 +288,7 @@ class _Unpicklable:
 
 def _frames(data: bytes, sender: int = 7, is_message: bool = True) -> bytes:
     number = next(_numbers)
-    return forked._FRAME.pack(forked._MAGIC, is_message, len(data), crc32(data, number), sender, number) + data
+    return frames._HEADER.pack(frames._MAGIC, is_message, len(data), crc32(data, number), sender, number) + data
 
 
 _numbers = count()
@@ -294,17 +297,17 @@ GOOD = Message(STREAM.id, None, None, make_capture("good"))
 UNREADABLE: dict[str, Callable[[], bytes]] = {
     "no pickle": lambda: _frames(b"no pickle at all"),
     "an empty message": lambda: _frames(b""),
-    "half of a pickle": lambda: _frames(forked._encoded(GOOD)[:-40]),
+    "half of a pickle": lambda: _frames(frames.encode_message(GOOD)[:-40]),
     "what cannot be made here": lambda: _frames(pickle.dumps(_Unloadable())),
     "of another class": lambda: _frames(pickle.dumps(tuple(GOOD))),
     "of a class that is not there": lambda: _frames(pickle.dumps(GOOD).replace(b"composite_log", b"composite_nowh")),
     "of the wrong length": lambda: _frames(pickle.dumps((STREAM.id.bytes, None, None, ("good",)))),
     "no loss": lambda: _frames(b"no loss", is_message=False),
     "no frame": lambda: b"what somebody else has written, by mistake or in spite",
-    "a frame that is too long": lambda: forked._FRAME.pack(forked._MAGIC, True, 1 << 31, 0, 7, 0) + b"x" * 100,
-    "a part of a header": lambda: _frames(forked._encoded(GOOD))[:10],
-    "a part of a message": lambda: _frames(forked._encoded(GOOD))[:-10],
-    "a changed message": lambda: _frames(forked._encoded(GOOD))[:-10] + b"x" * 10,
+    "a frame that is too long": lambda: frames._HEADER.pack(frames._MAGIC, True, 1 << 31, 0, 7, 0) + b"x" * 100,
+    "a part of a header": lambda: _frames(frames.encode_message(GOOD))[:10],
+    "a part of a message": lambda: _frames(frames.encode_message(GOOD))[:-10],
+    "a changed message": lambda: _frames(frames.encode_message(GOOD))[:-10] + b"x" * 10,
 }
 
 
@@ -337,7 +340,7 @@ def test_messages_are_put_together_wherever_they_were_read(
     for one in (long, GOOD.event) * 3:
         outbox.send(STREAM, False, one)
     for step in (40, 51, 4096, 5000):
-        monkeypatch.setattr(forked, "_CHUNK_BYTES", step)
+        monkeypatch.setattr("composite_logstore.capture.inbox._CHUNK_BYTES", step)
         inbox._positions = (0, 0)
         inbox.shared.acknowledge(outbox._sender, 1_000)
         heard = list(inbox.receive())
@@ -348,18 +351,18 @@ def test_what_a_killed_process_has_begun_to_write_is_left_behind(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody writes the rest, and the file must be emptied all the same."""
-    monkeypatch.setattr(forked, "_TURN_BYTES", 1)
-    monkeypatch.setattr(forked, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr("composite_logstore.capture.inbox._TURN_BYTES", 1)
+    monkeypatch.setattr("composite_logstore.capture.inbox._TURN_SECONDS", 0.0)
     inbox, outbox = pipe
     heard: list[Message | Loss] = []
     for _ in range(6):
         outbox.send(STREAM, False, GOOD.event)
-        os.write(inbox.files[inbox.shared.current], _frames(forked._encoded(GOOD))[:-10])
+        os.write(inbox.files[inbox.shared.current], _frames(frames.encode_message(GOOD))[:-10])
         heard += inbox.receive()
         heard += inbox.receive()
     assert [one for one in heard if isinstance(one, Message)] == [GOOD] * 6
     assert 4 <= sum(isinstance(one, Loss) for one in heard) <= 6
-    assert inbox.size(0) + inbox.size(1) < 10 * len(forked._encoded(GOOD))
+    assert inbox.size(0) + inbox.size(1) < 10 * len(frames.encode_message(GOOD))
 
 
 def test_what_cannot_be_sent_is_counted_with_its_level(pipe: tuple[Inbox, Outbox]) -> None:
@@ -384,7 +387,7 @@ def test_what_is_lost_on_the_way_from_a_fork_is_in_every_account() -> None:
     store = make_store(make_child("a"), make_child("b", min_level="ERROR"))
     origin = register(store)
     store.writer.before_fork()
-    inbox = store.writer._inbox
+    inbox = store.writer._forked._inbox
     assert inbox is not None
     os.write(inbox.files[0], UNREADABLE["no pickle"]())
     outbox = Outbox(inbox)
@@ -411,9 +414,10 @@ def test_where_the_pipe_is_gone_the_forked_process_delivers_by_itself(
         def size(self, file: int) -> int:
             raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(forked, "_CUT_OFF_SECONDS", 0.0)
+    monkeypatch.setattr("composite_logstore.capture.outbox._CUT_OFF_SECONDS", 0.0)
     inbox = _Gone()
-    store.writer._outbox = Outbox(inbox)
+    writer = store.writer
+    writer._parent = Parent(Outbox(inbox), [], writer._journal, writer._wake)
     store.emit(origin, make_record("hello"))
     clock.advance(1)
     assert backend.messages == ["hello"]

@@ -15,7 +15,7 @@ import pytest
 from opentelemetry.metrics import _internal as metrics_api
 
 from composite_logstore import CompositeLogStore
-from composite_logstore.capture.forked import Inbox
+from composite_logstore.capture.inbox import Inbox
 from composite_logstore.clock import Clock, Signal
 from composite_logstore.delivery import metrics, recovery, step_metadata, worker, writer, writers
 from composite_logstore.delivery.delivery import Delivery

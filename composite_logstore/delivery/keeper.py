@@ -1,0 +1,160 @@
+"""The two threads of a writer's spool: one writes what waits too long, one does what the disk may take long for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from composite_logstore.clock import Clock
+from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.recovery import Recovery
+from composite_logstore.delivery.schedule import TICK_SECONDS
+from composite_logstore.delivery.spilling import Spooling
+from composite_logstore.service import Service, Wait, patiently
+from composite_logstore.spool.folder import Standing
+from composite_logstore.spool.settings import SpoolSettings, spool_problem
+
+_LOOK_SECONDS = 1.0
+"""How often the keeper looks after the spool's folder while nothing is logged, and events wait there."""
+
+
+class Keeper:
+    """Writes events to the spool in time, and looks after its folder. Does nothing for a journal without a spool."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        spool: SpoolSettings | None,
+        recovery: Recovery,
+        clock: Clock,
+        service: Callable[..., Service],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            journal: The journal.
+            spool: Where its spool is, None if it has none.
+            recovery: Delivers what dead processes have left in the same place. The keeper starts it.
+            clock: Where time comes from.
+            service: Makes a service of a thread's name and its step.
+            warn: Tells the user that the spool cannot be used, and that it can again.
+        """
+        self._journal = journal
+        self._spool = spool
+        self._recovery = recovery
+        self._clock = clock
+        self._warn = warn
+        self._writing = service("composite-logstore spool", self._write, longest_pause=TICK_SECONDS)
+        self._writing_due = clock.signal()
+        self._housekeeping = service("composite-logstore housekeeping", self._keep_house)
+        self._housekeeping_due = clock.signal()
+        self._has_ended = False
+        self._seen = -1
+        self._error: Exception | None = None
+        self._has_told_of_unstorable = False
+
+    def wake(self) -> bool:
+        """Have the spool looked after. Returns whether its thread runs, or need not. Never raises."""
+        spooling = self._journal.spooling
+        if spooling is None:
+            return True
+        spooling.woken()
+        self._writing_due.set()
+        if self._writing.start():
+            return True
+        # No thread writes what has waited for long, so nothing may wait.
+        with suppress(Exception), self._journal.lock:
+            self._journal.hand_out()
+            spooling.write()
+        return False
+
+    def write_rest(self) -> bool:
+        """Write to disk what is not delivered. Returns whether it is there."""
+        if self._journal.spooling is None:
+            return False
+        with self._journal.lock:
+            self._journal.spooling.settle_down()
+            self._journal.hand_out()
+            return self._journal.spooling.error is None
+
+    def stop(self) -> None:
+        """Write nothing more. `let_go` follows once the journal's workers are told to stop."""
+        self._has_ended = True
+
+    def let_go(self) -> None:
+        """End both threads, and give back the folder and its lock."""
+        self._writing_due.set()
+        self._housekeeping_due.set()
+        if not self._housekeeping.is_running:
+            self._keep_house()
+
+    def _write(self) -> Wait | None:
+        """Write to disk what waits too long."""
+        spooling = self._journal.spooling
+        if self._spool is None or spooling is None or self._has_ended:
+            return None
+        self._recovery.start(self._spool.component)
+        with patiently(self._journal.lock):
+            spooling.try_again()
+            number = self._journal.next_number
+            seconds = spooling.tick(number)
+            is_idle = not spooling.unspooled and self._seen == number and not self._journal.wake_after(1)
+            self._seen = number
+            if is_idle:
+                spooling.rest(number)
+            # What is due first: all else may take its time.
+            is_more = spooling.write_due()
+            spooling.refresh()
+            spooling.acknowledge_all()
+            is_needed = spooling.is_needed
+        while is_more:
+            # Let another thread that waits for the lock go first.
+            time.sleep(0)
+            with patiently(self._journal.lock):
+                is_more = spooling.write_due()
+        self._report(spooling)
+        if spooling.spool is not None:
+            self._housekeeping_due.set()
+            if not self._housekeeping.start():
+                self._keep_house()
+        if is_idle:
+            return partial(self._writing_due.wait, _LOOK_SECONDS if is_needed else None)
+        # Not the signal that each event gives: events must not make the ticks come faster.
+        return partial(self._clock.signal().wait, seconds)
+
+    def _keep_house(self) -> Wait | None:
+        """Do what the disk may take long for, so that no event has to wait for it."""
+        spooling = self._journal.spooling
+        if spooling is not None and self._has_ended:
+            with self._journal.lock:
+                spooling.let_go()
+            return None
+        if spooling is not None:
+            spooling.keep_house()
+            if spooling.needs_room:
+                with patiently(self._journal.lock):
+                    spooling.make_room()
+            standing = spooling.standing()
+            if standing is not Standing.IN_PLACE:
+                with patiently(self._journal.lock):
+                    spooling.mend(standing)
+                if spooling.unspooled:
+                    # Events have to be written once more, at once.
+                    self._writing_due.set()
+        return self._housekeeping_due.wait
+
+    def _report(self, spooling: Spooling) -> None:
+        """Warn once when events no longer get to disk, once when they do again, and once of an event that never can."""
+        if spooling.unstorable is not None and not self._has_told_of_unstorable:
+            self._has_told_of_unstorable = True
+            self._warn(f"an event cannot be written to disk, and waits in memory alone: {spooling.unstorable}.")
+        error = spooling.error
+        if self._spool is not None and bool(error) != bool(self._error):
+            if error:
+                self._warn(f"{spool_problem(error, self._spool)}. Until then events wait in memory alone.")
+            else:
+                self._warn(f"the spool in {self._spool.component} can be used again.")
+        self._error = error
