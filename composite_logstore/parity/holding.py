@@ -28,19 +28,19 @@ MASK = (1 << 64) - 1
 
 _MINUTE = 60_000_000_000
 _HIGHEST = 1 << 62
-# The least number of records between two places that are remembered.
+# How many records at least lie between two places at which a scan can begin again.
 _STRETCH = 16_384
 
 
 @dataclass
 class _Stretch:
-    """A piece of a stream, as it was scanned.
+    """A piece of a stream that was scanned: where to scan again for some of its events.
 
     Attributes:
-        token: Where it begins.
-        ordinal: How many records lie before it that nobody of ours has numbered.
+        token: The token with which a scan begins there; None at the beginning of the stream.
+        ordinal: How many records of other programs precede it.
         records: How many records it has.
-        bounds: A writer → the lowest and the highest number of its events in it.
+        bounds: A writer → the lowest and the highest number of its events in the piece.
     """
 
     token: str | None
@@ -49,7 +49,7 @@ class _Stretch:
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, writer: str, sequences: Sequence[int]) -> None:
-        """Take in some more."""
+        """Add the numbers of some records of one writer."""
         self.records += len(sequences)
         lowest, highest = _bounds(sequences)
         if writer in self.bounds:
@@ -57,24 +57,31 @@ class _Stretch:
         self.bounds[writer] = lowest, highest
 
     def may_have(self, wanted: dict[str, Intervals]) -> bool:
-        """Return whether some of the events that are wanted may be in it."""
+        """Return whether the piece may contain some of these events."""
         return any(writer in wanted and wanted[writer].touches(*bounds) for writer, bounds in self.bounds.items())
 
 
 def _bounds(sequences: Sequence[int]) -> tuple[int, int]:
-    # Of a range that is known at once, and most are ranges.
+    # Most sequences are ranges, and the ends of a range are known at once.
     return (sequences[0], sequences[-1]) if isinstance(sequences, range) else (min(sequences), max(sequences))
 
 
 class Holding:
-    """What one child holds of one stream, as far as it was scanned.
+    """What one child holds of one stream, as far as the stream was scanned.
 
     Attributes:
-        numbers: A writer → the numbers of its events that are there.
-        foreign: How many records nobody of ours has numbered; they are numbered as they come.
-        token: Where to go on.
-        duplicates: The first copies found.
-        late: The first events found out of order.
+        source: The child.
+        numbers: A writer → the numbers of its events that the child holds.
+        sums: A writer → a block of `BLOCK` numbers → the checksum of the contents of these events.
+        foreign: How many records other programs have written. They are numbered in the order in which they lie.
+        token: Where the next scan begins.
+        duplicated: How many records repeat an event.
+        duplicates: The first of these: a writer and a number each.
+        out_of_order: How many events lie behind later ones of their writer, where the child keeps the order.
+        late: The first of these.
+        minutes: A minute since the epoch → how many events are of that minute.
+        delays: The place of a class in `DELAYS_SECONDS` → how many events took that long to arrive.
+        exempt: A child's name → a writer → which of its events that child need not have.
     """
 
     def __init__(self, source: Source, stream: Stream, others: Sequence[Source] = (), is_raw: bool = True) -> None:
@@ -84,7 +91,7 @@ class Holding:
             source: The child.
             stream: The stream.
             others: The children that it is compared with.
-            is_raw: Whether the contents can be compared as they are.
+            is_raw: Whether all of them have the same format, so that records can be compared without decoding.
         """
         self.source = source
         self.numbers: dict[str, Intervals] = {}
@@ -92,28 +99,28 @@ class Holding:
         self.foreign = 0
         self.token: str | None = None
         self.duplicated = 0
-        self.out_of_order = 0
         self.duplicates: list[tuple[str, int]] = []
+        self.out_of_order = 0
         self.late: list[tuple[str, int]] = []
         self.minutes: Counter[int] = Counter()
         self.delays: Counter[int] = Counter()
-        # A child's name → a writer → which of its events are not meant for that child.
         self.exempt: dict[str, dict[str, Intervals]] = {}
         self._stretches = [_Stretch(None, 0)]
         self._stream = stream
-        self._particular = [other for other in others if not other.config.wants_all]
+        # The children that do not get every event. A thinned child is one of them even for its own events: progress
+        # updates have another level there than elsewhere, so their contents are not compared.
+        self._selective = [other for other in others if not other.config.wants_all]
         if source.config.is_thinned:
-            # Its updates have another level than elsewhere: they take no part in the comparison of contents.
-            self._particular.append(source)
+            self._selective.append(source)
         self._is_raw = is_raw and source.scanner.scan_format != PAGES
 
     @property
     def events(self) -> int:
-        """How many events are there, copies left out."""
+        """How many events the child holds, without duplicates."""
         return sum(len(held) for held in self.numbers.values())
 
     def scan(self, logs: LogsResponse, tell: Tell) -> None:
-        """Scan from where it was left.
+        """Scan the stream from where the last scan ended.
 
         Raises:
             Exception: As `Reader.read` does.
@@ -123,20 +130,13 @@ class Holding:
             tell(len(chunk.contents))
 
     def add(self, chunk: Scanned) -> None:
-        """Take in records that lie one after the other."""
-        first_ordinal = self.foreign
-        size = len(chunk.contents)
-        writer, sequences = self._numbered(chunk, first_ordinal)
+        """Add records that lie one after the other."""
+        ordinal, size = self.foreign, len(chunk.contents)
+        writer, sequences = self._numbered(chunk, ordinal)
         if not chunk.writer:
             self.foreign += size
-        stretch = self._stretches[-1]
-        stretch.add(writer, sequences)
-        if chunk.token is not None:
-            self.token = chunk.token
-            if stretch.records >= _STRETCH:
-                self._stretches.append(_Stretch(chunk.token, self.foreign))
+        self._remember_place(chunk, writer, sequences)
         held = self.numbers.setdefault(writer, Intervals())
-        sums = self.sums.setdefault(writer, {})
         first, last = sequences[0], sequences[-1]
         is_plain = (
             last - first == size - 1
@@ -145,52 +145,71 @@ class Holding:
             and last < _HIGHEST
             and (isinstance(sequences, range) or sequences == list(range(first, last + 1)))
         )
-        if is_plain and not self._particular and self._is_raw:
+        if is_plain and not self._selective and self._is_raw:
             held.add(first, last)
-            hashes = list(map(hash, chunk.contents))
-            for block in range(first >> BLOCK_BITS, (last >> BLOCK_BITS) + 1):
-                begin, end = max(0, (block << BLOCK_BITS) - first), ((block + 1) << BLOCK_BITS) - first
-                sums[block] = (sums.get(block, 0) + sum(hashes[begin:end])) & MASK
+            self._sum(self.sums.setdefault(writer, {}), first, last, chunk.contents)
             self._note_times(chunk.times, chunk.arrived)
             return
-        times = []
-        for place, (sequence, content) in enumerate(zip(sequences, chunk.contents, strict=True)):
-            if not 0 <= sequence < _HIGHEST:
-                continue
-            event: LogEvent | None = None
-            if sequence <= held.last:
-                if sequence in held:
-                    self.duplicated += 1
-                    if len(self.duplicates) < NAMED:
-                        self.duplicates.append((writer, sequence))
-                    continue
-                if self.source.in_order:
-                    event = as_event(self.source.scanner, content, self._stream, first_ordinal + place)
-                    if event is None or BACKFILLED not in {**event.attributes, **event.metadata}:
-                        self.out_of_order += 1
-                        if len(self.late) < NAMED:
-                            self.late.append((writer, sequence))
-            held.add(sequence, sequence)
-            times.append(chunk.times[place])
-            if self._particular or not self._is_raw:
-                event = event or as_event(self.source.scanner, content, self._stream, first_ordinal + place)
-            is_common = True
-            for other in self._particular:
-                if event is not None and not other.config.expects(event.level, event.progress):
-                    is_common = False
-                    self.exempt.setdefault(other.name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
-            if is_common:
-                summand = hash(content) if self._is_raw else hash(shown(event))
-                block = sequence >> BLOCK_BITS
-                sums[block] = (sums.get(block, 0) + summand) & MASK
+        times = [
+            chunk.times[place]
+            for place, (sequence, content) in enumerate(zip(sequences, chunk.contents, strict=True))
+            if 0 <= sequence < _HIGHEST and self._add_one(writer, sequence, content, ordinal + place, held)
+        ]
         self._note_times(times, chunk.arrived)
 
+    def _remember_place(self, chunk: Scanned, writer: str, sequences: Sequence[int]) -> None:
+        stretch = self._stretches[-1]
+        stretch.add(writer, sequences)
+        if chunk.token is not None:
+            self.token = chunk.token
+            if stretch.records >= _STRETCH:
+                self._stretches.append(_Stretch(chunk.token, self.foreign))
+
+    @staticmethod
+    def _sum(sums: dict[int, int], first: int, last: int, contents: Sequence[Any]) -> None:
+        """Add the contents of consecutive events to the checksums of their blocks."""
+        hashes = list(map(hash, contents))
+        for block in range(first >> BLOCK_BITS, (last >> BLOCK_BITS) + 1):
+            begin, end = max(0, (block << BLOCK_BITS) - first), ((block + 1) << BLOCK_BITS) - first
+            sums[block] = (sums.get(block, 0) + sum(hashes[begin:end])) & MASK
+
+    def _add_one(self, writer: str, sequence: int, content: Any, ordinal: int, held: Intervals) -> bool:
+        """Add one record, and return whether it is an event that the child was not known to hold."""
+        event: LogEvent | None = None
+        if sequence <= held.last:
+            if sequence in held:
+                self.duplicated += 1
+                if len(self.duplicates) < NAMED:
+                    self.duplicates.append((writer, sequence))
+                return False
+            if self.source.in_order:
+                event = as_event(self.source.scanner, content, self._stream, ordinal)
+                if event is None or BACKFILLED not in {**event.attributes, **event.metadata}:
+                    self.out_of_order += 1
+                    if len(self.late) < NAMED:
+                        self.late.append((writer, sequence))
+        held.add(sequence, sequence)
+        if self._selective or not self._is_raw:
+            event = event or as_event(self.source.scanner, content, self._stream, ordinal)
+        if event is None or not self._is_exempt(writer, sequence, event):
+            summand = hash(content) if self._is_raw else hash(shown(event))
+            sums, block = self.sums.setdefault(writer, {}), sequence >> BLOCK_BITS
+            sums[block] = (sums.get(block, 0) + summand) & MASK
+        return True
+
+    def _is_exempt(self, writer: str, sequence: int, event: LogEvent) -> bool:
+        """Note which children need not have an event, and return whether there is one."""
+        exempt = [child.name for child in self._selective if not child.config.expects(event.level, event.progress)]
+        for name in exempt:
+            self.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
+        return bool(exempt)
+
     def again(self, logs: LogsResponse, wanted: dict[str, Intervals]) -> Generator[LogEvent]:
-        """Scan once more where events may be that are wanted, and yield them.
+        """Scan again the pieces of the stream that may contain some events, and yield these events.
 
         Args:
             logs: The stream.
-            wanted: A writer → the numbers of its events that are wanted.
+            wanted: A writer → the numbers of the events.
 
         Raises:
             Exception: As `Reader.read` does.
@@ -215,7 +234,7 @@ class Holding:
                     break
 
     def _numbered(self, chunk: Scanned, ordinal: int) -> tuple[str, Sequence[int]]:
-        """Return the writer and the numbers of records, whoever wrote them."""
+        """Return the writer and the numbers of records; those of another program get a writer and numbers here."""
         if chunk.writer:
             return chunk.writer, chunk.sequences
         return foreign_writer(self._stream.id), range(ordinal, ordinal + len(chunk.contents))
@@ -229,7 +248,8 @@ class Holding:
             delay = bisect_left(bounds, arrived - times[place]) if arrived is not None else 0
             return times[place] // _MINUTE, delay
 
-        # Between two of the same classes lie others of these: so few of them need be looked at.
+        # Times ascend, mostly: where the first and the last have the same classes, those between them have them too, so
+        # that few need to be looked at.
         pieces = [(0, classes(0), len(times) - 1, classes(len(times) - 1))]
         while pieces:
             first, of_first, last, of_last = pieces.pop()
@@ -244,7 +264,7 @@ class Holding:
 
 
 def shown(event: LogEvent | None) -> tuple[Any, ...]:
-    """Return what every reader shows of an event, or would."""
+    """Return the fields of an event that every reader shows."""
     if event is None:
         return ()
     level = max(0, min(event.level // 10 * 10, 50))

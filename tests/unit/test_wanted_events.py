@@ -16,7 +16,7 @@ from composite_logstore import LogEvent
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.recovery import RecoveredJournal
-from composite_logstore.operations.inventory import Part
+from composite_logstore.operations.inventory import ChildBacklog
 from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
@@ -120,10 +120,10 @@ def by_the_account_of_a_segment(child: FolderArchive, events: list[LogEvent], fo
 
 
 def by_the_inventory(child: FolderArchive, events: list[LogEvent], folder: Path) -> int:
-    part = Part(child.name, child, "", 0)
+    backlog = ChildBacklog(child.name, child, "", 0)
     for event in events:
-        part.count(event)
-    return part.events
+        backlog.count(event)
+    return backlog.events
 
 
 @pytest.mark.parametrize("user", [by_the_journal, by_recovery, by_the_account_of_a_segment, by_the_inventory])
