@@ -1,4 +1,4 @@
-"""What became of a child's events, in numbers."""
+"""The account of a child: how many of its events were delivered, rejected or dropped."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _MOST_REASONS = 20
 
 @dataclass(frozen=True)
 class ChildStats:
-    """What became of the events meant for a child: `accepted = delivered + rejected + dropped + pending`.
+    """The account of a child. At every moment `accepted = delivered + rejected + dropped + pending`.
 
     Attributes:
         state: `healthy`, `retrying` or `unavailable`.
-        accepted: Events that were meant for the child.
-        delivered: Events that its backend has taken.
-        rejected: Events that its backend will never take.
-        dropped: Events that gave way to newer ones in a full queue.
-        pending: Events that wait, or are being exported.
-        shortened: Delivered events that were too large for the backend as they were.
+        accepted: Events meant for the child.
+        delivered: Events that the backend has taken.
+        rejected: Events that the backend refused for good.
+        dropped: Events that were lost before the backend answered: a queue or the spool was full.
+        pending: Events that wait in memory or on disk, or are being exported.
+        shortened: Delivered events that the exporter had to shorten for the backend.
         rejected_reasons: A reason → how many events were rejected for it.
-        last_error: The last thing that went wrong, None if nothing has.
+        last_error: The last problem, None if there was none.
     """
 
     state: str
@@ -36,7 +36,7 @@ class ChildStats:
     last_error: str | None
 
     def plus(self, other: ChildStats) -> ChildStats:
-        """Return the account of both: of this process, and of what it has adopted."""
+        """Return the sum of two accounts of one child: of this process, and of a journal that it recovers."""
         reasons = Counter(self.rejected_reasons) + Counter(other.rejected_reasons)
         return ChildStats(
             state=self.state,

@@ -1,7 +1,7 @@
-"""How many events one export may have, so that whatever bounds a request on its way is kept to.
+"""How many events one export may have, where proxies, links and backends limit requests without saying so.
 
-Proxies, links and backends have bounds that nobody is told of. So batches behave like TCP's window: half as large after
-one that was too large, and larger by a small step with each that gets through. Nothing here does I/O or knows the time.
+The size of a batch behaves like TCP's window: it is halved after a batch that was too large, and grows by a small step
+with each batch that gets through. Nothing here does I/O or knows the time.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from math import inf
 
 _STEPS = 16
-"""In how many steps a batch would grow from nothing to the size that has failed. So of ten exports one fails."""
+"""A step is this fraction of the size that has failed last. So about one export in ten fails."""
 
 _ATTEMPTS = 2
-"""How often a batch breaks off in a row before its size is taken for the cause: once is chance."""
+"""How many exports of a batch have to break off in a row before its size counts as the cause: one may be chance."""
 
 
 class BatchSize:
-    """How many events the next export may have, and what the last ones say about it."""
+    """Learns from each export how many events the next one may have."""
 
     def __init__(self, most: int) -> None:
-        """Begin with the most that is set."""
+        """Begin with the largest size that the settings allow."""
         self._most = most
         self._limit = float(most)
-        # The size that has failed last, infinity if none has since it got through.
+        # The smallest size that is known to fail, infinity if that is not known.
         self._failed = inf
-        # Whether anything has got through since the limit was lowered.
+        # Whether any batch has got through since the limit was lowered.
         self._has_passed = True
         self._broken_off = 0
 
@@ -34,18 +34,18 @@ class BatchSize:
         return int(self._limit)
 
     def taken(self, size: int) -> None:
-        """Note that an export of so many events got through. Only one that used the limit raises it."""
+        """Note that an export of so many events got through. It raises the limit only if it used all of it."""
         self._broken_off = 0
         self._has_passed = True
         if size >= self._failed:
             self._failed = inf
         if size >= self.limit:
-            # Where no size is known to fail, as after an outage, there is nothing to approach with care.
+            # Where no size is known to fail, as after an outage, the limit doubles.
             step = self._limit if self._failed == inf else self._failed / _STEPS
             self._limit = min(self._most, self._limit + step)
 
     def broken_off(self, size: int) -> bool:
-        """Note that an export of so many events timed out or broke off, and say whether the next one is smaller."""
+        """Note that an export of so many events timed out or broke off. Returns whether the next one is smaller."""
         self._broken_off += 1
         if self._has_passed and size < self._failed and self._broken_off < _ATTEMPTS:
             return False
@@ -53,7 +53,7 @@ class BatchSize:
         return size > 1
 
     def too_large(self, size: int) -> None:
-        """Note that so many events are too many."""
+        """Note that so many events are too many: the next export has half of them."""
         self._failed = size
         self._limit = max(1.0, size / 2)
         self._has_passed = False

@@ -1,8 +1,8 @@
-"""What one child does with the events meant for it: queue, batch, export, retry, account.
+"""The delivery of events to one child: queue, batches, retries and account.
 
-A `Delivery` is a state machine without thread, sleep or clock. Told the time and how exports ended, it
-says what to do next; `worker.py` does it. One export at a time, oldest first: the retry of the oldest
-batch is at once the probe that finds out whether an unavailable backend is back.
+A `Delivery` is a state machine without a thread, a clock or a socket. The caller tells it the time and how exports
+ended; it answers with the next action, and `worker.py` performs that. One export is under way at a time, the oldest
+batch first. So the retry of the oldest batch also finds out whether an unavailable backend works again.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from composite_logstore.inert import described
 
 
 class Delivery:
-    """The delivery to one child. Its journal's lock guards every call.
+    """The delivery to one child. The lock of its journal guards every call.
 
     Attributes:
-        queue: The events that wait. The journal appends to it; when it is full the oldest gives way.
-        state: How the backend is doing.
+        name: The child's name.
+        queue: The events that wait. The journal appends to it, and a full queue loses its oldest event.
+        state: The state of the child.
         delay: How long an event may wait for a fuller batch, in seconds.
-        settled: How many events are delivered or rejected: it grows while there is progress.
-        lost_in_forks: How many of those that count as dropped were lost on the way from a forked process.
+        batch_bytes: About how many bytes of events one export may have.
+        lost_in_forks: How many of the dropped events were lost on the way from a forked process.
         progress_bars: The updates of progress bars, of which the child may want only the latest.
-        taken: The number of the last event that was taken from the queue or the spool.
+        taken: The number of the last event that left the queue, or was loaded from the spool.
     """
 
     def __init__(
@@ -47,16 +48,15 @@ class Delivery:
         acknowledged_before: int = 0,
         batch_bytes: int | None = None,
     ):
-        """Start with nothing.
+        """Start with an empty queue.
 
         Args:
             config: The child's settings.
-            accepted: Tells how many events the journal has meant for the child.
-            rand: A number from 0 to 1, for the jitter of retries.
-            spooled: Whether what gives way in a full queue is in the spool.
-            acknowledged_before: The number below which everything was settled by an earlier process.
-            batch_bytes: Roughly how many bytes of events it may have in one export; as many as the backend likes if
-                not given.
+            accepted: Returns how many events the journal has accepted for the child.
+            rand: Returns a number from 0 to 1, for the jitter of retries.
+            spooled: Whether the spool holds the events that leave a full queue.
+            acknowledged_before: An earlier process has acknowledged all events below this number.
+            batch_bytes: About how many bytes of events one export may have; without it the child's own limit holds.
         """
         self.name = config.name
         self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
@@ -73,14 +73,14 @@ class Delivery:
         self._timeout = config.export_timeout_millis / 1000
         self._spooled = spooled
         self.taken = acknowledged_before - 1
-        # How many of those that gave way in a full queue are not in the spool after all.
+        # How many events left a full queue and are not in the spool.
         self._lost = 0
         self._loaded_bytes = 0
-        # How many bytes of events are in the queue at most, and in one of them, if it has no more events than these.
+        # Upper bounds for the events that `enqueued` has reported: their bytes, their number, the bytes of the largest.
         self._queue_bytes = self._queue_events = self._queue_largest = 0
-        # What was taken from the queue and is not yet settled: a batch, or the pieces of one with an event at fault.
+        # The events that have left the queue and are not acknowledged: one batch, or the pieces of a split one.
         self._batches: deque[list[LogEvent]] = deque()
-        # How many events of the first of them are being exported, or were last.
+        # How many events of the first batch the present export has, or the last one had.
         self._exporting = 0
         self._exporting_since: float | None = None
         self._waiting_since: float | None = None
@@ -91,13 +91,13 @@ class Delivery:
         self._reasons: Counter[str] = Counter()
         self._last_error: str | None = None
 
-    # What to do
+    # The next action
 
     def next(self, now: float) -> Action:
-        """Say what to do now.
+        """Return the next action.
 
         Args:
-            now: The time in seconds, on a clock that never goes back.
+            now: The time in seconds, on a monotonic clock.
         """
         if now < self._retry_at:
             return Wait(self._retry_at - now)
@@ -105,7 +105,7 @@ class Delivery:
             return EndStream(self._ended.popleft()[1])
         if not self._batches:
             if self._in_spool:
-                return Load(self.taken, self._batch_size, there=self._in_spool)
+                return Load(self.taken, self._batch_size, self._in_spool)
             if not self.queue:
                 self._waiting_since = None
                 return Wait(None, events=1)
@@ -127,38 +127,38 @@ class Delivery:
         self._exporting = min(len(self._batches[0]), self._policy.limit)
         return Export(self._batches[0][: self._exporting])
 
-    def loaded(self, events: list[LogEvent], there: int) -> None:
-        """Take what was read from the spool.
+    def loaded(self, events: list[LogEvent], expected: int) -> None:
+        """Take the events that were read from the spool.
 
         Args:
-            events: The events. If there is none, what was thought to be there is lost.
-            there: How many were thought to be there.
+            events: The events. If there are none, the expected ones are lost.
+            expected: How many events the spool was expected to hold.
         """
         self.progress_bars.in_spool.difference_update(event.number for event in events if event.progress)
-        # What had to make room meanwhile is counted already.
+        # Events that had to make room meanwhile are counted already.
         batch = [event for event in events if event.number > self.taken]
         if batch:
             self._batches.append(batch)
             self._loaded_bytes = total_size(batch)
             self.taken = batch[-1].number
         elif not events:
-            self._lost += min(there, self._in_spool)
+            self._lost += min(expected, self._in_spool)
 
     def not_loaded(self, error: Exception, now: float) -> None:
-        """Reading from the spool raised. It is tried again.
+        """Note that reading from the spool failed. It is tried again.
 
         Args:
-            error: What it raised.
+            error: The exception.
             now: The time in seconds.
         """
         self._last_error = f"the spool cannot be read: {getattr(error, 'strerror', None) or described(error)}"
         self._retry_at = now + self._policy.backoff.jittered(self._policy.backoff.longest)
 
-    def withdraw(self, last: float) -> int:
-        """Take the events up to number `last` out of memory, but for those that are being exported.
+    def free_memory(self, last: float) -> int:
+        """Remove the events up to number `last` from memory, except those of an export under way.
 
         Returns:
-            How many of them had been taken from the queue, and waited to be tried again.
+            How many of them had left the queue, and waited for a retry.
         """
         while self.queue and self.queue[0].number <= last:
             self.queue.popleft()
@@ -168,12 +168,12 @@ class Delivery:
             self._batches = deque(rest for rest in rests if rest)
         return before - sum(map(len, self._batches))
 
-    def give_way(self, last: int, on_disk: tuple[float, float]) -> None:
-        """Take the events up to number `last` out of the queue, for want of room in memory.
+    def free_queue(self, last: int, on_disk: tuple[float, float]) -> None:
+        """Remove the events up to number `last` from the queue, since memory is full.
 
         Args:
-            last: See above.
-            on_disk: The numbers from which on and below which they are on disk. The others count as dropped.
+            last: The number of the last event to remove.
+            on_disk: The first number that is on disk, and the first above it that is not. Other events are dropped.
         """
         first, before = on_disk
         while self.queue and self.queue[0].number <= last:
@@ -183,22 +183,22 @@ class Delivery:
             elif event.progress:
                 self.progress_bars.in_spool.add(event.number)
 
-    def give_up_spooled(self, events: int, last: int) -> None:
-        """Count the oldest events of the spool, up to number `last`, as dropped: they had to make room."""
+    def drop_spooled(self, events: int, last: int) -> None:
+        """Count events as dropped: those of the spool up to number `last` are gone or cannot be read."""
         self._lost += min(events, self._in_spool)
         self.taken = max(self.taken, last)
         self.progress_bars.give_up(last)
 
-    def wanted_of(self, kinds: Mapping[tuple[int, bool], int], first: int, last: float) -> int | None:
-        """Return how many of a run of events in the spool are meant for the child, and not yet taken or queued.
+    def count_wanted(self, kinds: Mapping[tuple[int, bool], int], first: int, last: float) -> int | None:
+        """Return how many events of a part of the spool the child still waits for.
 
         Args:
-            kinds: How many events there are of each level, ordinary ones and a progress bar's updates.
-            first: The number below which none of them is.
-            last: The number above which none of them is.
+            kinds: The number of events of each kind: their level, and whether they are updates of a progress bar.
+            first: The lowest number of the part.
+            last: The highest number of the part.
 
         Returns:
-            The number; None if some of them are taken or queued, so that each has to be looked at.
+            The count; None if some of the events have been taken or are in the queue, so that each has to be checked.
         """
         if first <= self.taken or (self.queue and self.queue[0].number <= last):
             return None
@@ -209,29 +209,29 @@ class Delivery:
         return wanted
 
     def wants(self, event: LogEvent) -> LogEvent | None:
-        """Return an event of the spool as the child is to have it, None if it is not meant for it."""
+        """Return an event of the spool as the child gets it, None if the child does not get it."""
         wanted = self.progress_bars.wants(event)
         return wanted if wanted and self._config.wants(wanted.level) else None
 
     def flush(self, before: int) -> None:
-        """Let no event whose number is below `before` wait for a fuller batch."""
+        """Have all events with numbers below `before` exported without waiting for a fuller batch."""
         self._due_before = max(self._due_before, before)
 
     def end_stream(self, stream: Stream, before: int) -> None:
-        """Note that the stream has ended; its last event's number is below `before`."""
+        """Note that a stream has ended. The numbers of its events are below `before`."""
         self._ended.append((before, stream))
         self.progress_bars.end_stream(stream)
 
-    def came(self, events: int, size: int, largest: int) -> bool:
-        """Note that events have come into the queue.
+    def enqueued(self, events: int, size: int, largest: int) -> bool:
+        """Note that the journal has put events into the queue.
 
         Args:
-            events: How many.
+            events: How many events.
             size: How many bytes they take together.
-            largest: How many the largest of them takes.
+            largest: How many bytes the largest of them takes.
 
         Returns:
-            Whether they fill a batch, so that nothing waits for a fuller one.
+            Whether they complete a batch by their bytes, so that the worker should be woken.
         """
         was_full = self._queue_bytes >= self.batch_bytes
         self._queue_events += events
@@ -239,14 +239,14 @@ class Delivery:
         self._queue_largest = max(self._queue_largest, largest)
         return self._queue_bytes >= self.batch_bytes and not was_full
 
-    # What happened
+    # Results
 
     def exported(self, shortened: int = 0, now: float = -inf) -> None:
-        """The backend took the batch.
+        """Note that the backend took the batch.
 
         Args:
             shortened: How many of its events had to be shortened.
-            now: The time in seconds, if it is to be seen whether the export took too long.
+            now: The time in seconds. Without it the export counts as in time.
         """
         self._policy.succeeded(self._exporting, self._is_overdue(now))
         self._retry_at = -inf
@@ -254,10 +254,10 @@ class Delivery:
         self._over(Outcome.ANSWERED)
 
     def failed(self, error: BaseException, now: float) -> None:
-        """The export raised.
+        """Note that the export raised.
 
         Args:
-            error: What it raised.
+            error: The exception.
             now: The time in seconds.
         """
         decision = self._policy.failed(error, self._exporting, self._is_overdue(now))
@@ -271,34 +271,34 @@ class Delivery:
         self._over(decision.outcome)
 
     def watch(self, now: float) -> None:
-        """Notice that an export has been under way for too long. It cannot be stopped, only waited for."""
+        """Make the child unavailable if an export takes too long. The export cannot be interrupted."""
         if self._is_overdue(now):
             if self.state is not State.UNAVAILABLE:
                 self._last_error = f"an export has not returned within {self._timeout:g} s"
             self._enter(Outcome.OVERDUE)
 
     def give_up(self) -> None:
-        """A flush stopped waiting: the next one need not wait again."""
+        """Note that a flush has given up on the child. The next flush does not wait for it."""
         self._last_error = self._last_error or "no progress during a flush"
         if self.state is not State.UNAVAILABLE:
             self._enter(Outcome.GIVEN_UP)
 
     def hindered(self, why: str) -> None:
-        """Something that is no backend keeps events from being delivered, or from being kept safe meanwhile."""
+        """Note a problem of this process, and not of the backend: a thread cannot start, or has failed."""
         self._last_error = why
 
     def set_delay(self, millis: object) -> None:
-        """Take what an exporter says about how long events are to wait, in milliseconds, if it is a number."""
+        """Take over an exporter's `schedule_delay_millis`, an hour at most, unless it is not a number."""
         if isinstance(millis, int):
             self.delay = min(max(0, millis), 1000 * Bounds.WAIT_SECONDS) / 1000
 
-    # How it stands
+    # Progress and account
 
     @property
     def oldest(self) -> float:
-        """The number of the oldest event that is not settled, infinity if all are.
+        """The number of the oldest event that is not acknowledged, infinity if there is none.
 
-        Below it there may be events that are not meant for the child.
+        While events wait on disk, it may be too low: the next event may be one that the child does not get.
         """
         if self._batches:
             return self._batches[0][0].number
@@ -308,36 +308,36 @@ class Delivery:
 
     @property
     def first_in_queue(self) -> float:
-        """The number of the oldest event in the queue, infinity if there is none."""
+        """The number of the oldest event in the queue, infinity if the queue is empty."""
         return self.queue[0].number if self.queue else inf
 
     def holds(self, first: int, last: int) -> bool:
-        """Return whether it may have some of the events from number `first` to `last` in memory."""
+        """Return whether some of the events from number `first` to `last` may be in memory."""
         if self._batches and first <= self._batches[-1][-1].number and last >= self._batches[0][0].number:
             return True
         return last >= self.first_in_queue
 
     @property
     def loaded_bytes(self) -> int:
-        """How many bytes of events were read back from the spool, and are not settled."""
+        """How many bytes the events take that were loaded from the spool and are not acknowledged."""
         return self._loaded_bytes if self._batches else 0
 
     def in_memory(self) -> Iterator[LogEvent]:
-        """Yield the events that are not settled, but for those that wait on disk alone."""
+        """Yield the events in memory that are not acknowledged."""
         return chain(*self._batches, self.queue)
 
     @property
     def acknowledged(self) -> int:
-        """How many events are delivered or rejected."""
+        """How many events are delivered or rejected. It grows while the child makes progress."""
         return self._delivered + self._rejected
 
     @property
     def pending(self) -> int:
-        """How many events wait, or are being exported."""
+        """How many events wait in memory or on disk, or are being exported."""
         return self._in_memory + self._in_spool
 
     def _is_overdue(self, now: float) -> bool:
-        """Say whether an export is under way, and takes longer than it may."""
+        """Return whether an export is under way and takes longer than `export_timeout_millis`."""
         return self._exporting_since is not None and now - self._exporting_since > self._timeout
 
     @property
@@ -346,12 +346,12 @@ class Delivery:
 
     @property
     def _in_spool(self) -> int:
-        """How many events gave way in a full queue, and can be read back."""
+        """How many events are only on disk, since the queue was full."""
         return self._accepted() - self.acknowledged - self._lost - self._in_memory if self._spooled else 0
 
     @property
     def last_error(self) -> str | None:
-        """The last thing that went wrong."""
+        """The last problem, None if there was none."""
         return self._last_error
 
     def stats(self) -> ChildStats:
@@ -362,7 +362,7 @@ class Delivery:
             accepted=accepted,
             delivered=self._delivered,
             rejected=self._rejected,
-            # What was accepted, and is neither settled nor here, gave way in a full queue.
+            # All other accepted events are lost: they left a full queue, the spool, or a forked process.
             dropped=accepted - self.acknowledged - pending,
             pending=pending,
             shortened=self._shortened,
@@ -371,7 +371,7 @@ class Delivery:
         )
 
     def _acknowledge(self, rejected: int, shortened: object) -> None:
-        """Count the events of the export as delivered or rejected, and let go of them."""
+        """Count the events of the export as delivered or rejected, and forget them."""
         delivered = self._exporting - rejected
         self._delivered += delivered
         self._rejected += rejected
@@ -381,14 +381,13 @@ class Delivery:
             self._batches.appendleft(rest)
 
     def _split(self) -> None:
-        """Cut the export in halves: in one of them is the event at fault."""
+        """Split the batch of the export in halves, to find the event at fault."""
         batch = self._batches.popleft()
         middle, end = self._exporting // 2, self._exporting
         pieces = (batch[end:], batch[middle:end], batch[:middle])
         self._batches.extendleft(piece for piece in pieces if piece)
 
     def _over(self, outcome: Outcome) -> None:
-        """Note that the export is over."""
         self._exporting_since = None
         self._enter(outcome)
 
@@ -396,17 +395,17 @@ class Delivery:
         self.state = TRANSITIONS[self.state, outcome]
 
     def _take(self, now: float) -> list[LogEvent]:
-        """Take the next events from the queue, as many as a batch may have. A large event goes alone."""
+        """Take the next batch from the queue, within the limits in events and bytes, but one event at least."""
         number = min(len(self.queue), self._batch_size)
         if self.progress_bars.is_thinned:
             number = self.progress_bars.final(number, now, self._due_before)
         size = 0
-        # To add up sizes takes longer than all else here.
+        # Adding up the sizes takes longer than everything else here, so it is avoided where the bounds suffice.
         if self._queue_largest * number > self.batch_bytes or self._queue_events < len(self.queue):
             events = list(islice(self.queue, number))
             size = total_size(events)
             if size > self.batch_bytes:
-                # Those that have to stay have waited as long.
+                # The events that stay behind have waited as long.
                 self._due_before = max(self._due_before, events[-1].number + 1)
                 sizes = list(accumulate(event.size for event in events))
                 number = max(1, bisect_right(sizes, self.batch_bytes))

@@ -9,20 +9,20 @@ from composite_logstore.delivery.states import State
 
 
 class Flush:
-    """How long a flush waits: on for children that make progress, not at all for unavailable ones.
+    """Decides how long a flush waits: as long as children make progress, and not for unavailable ones.
 
-    Like a delivery it has no clock.
+    Like a delivery it has no clock. The journal's lock guards every call.
     """
 
     def __init__(self, deliveries: list[Delivery], before: int, now: float, timeout: float, limit: float) -> None:
-        """Begin.
+        """Begin a flush, and tell the deliveries not to wait for fuller batches.
 
         Args:
-            deliveries: The children.
-            before: Events with numbers below this are to be settled.
+            deliveries: The deliveries to wait for.
+            before: The flush waits for events with numbers below this.
             now: The time in seconds.
             timeout: How long to wait for a child that makes no progress, in seconds.
-            limit: How long to wait at all, in seconds.
+            limit: How long to wait in total, in seconds.
         """
         self._before = before
         self._timeout = timeout
@@ -33,12 +33,12 @@ class Flush:
             delivery.flush(before)
 
     def wait(self, now: float) -> float:
-        """Return for how many seconds at most to wait before asking again; 0 when it is over."""
+        """Return how many seconds to wait at most before the next call; 0 when the flush is over."""
         seconds = inf
         for name, delivery in list(self._waiting.items()):
             delivery.watch(now)
-            settled, since = self._progress[name]
-            if delivery.acknowledged > settled:
+            acknowledged, since = self._progress[name]
+            if delivery.acknowledged > acknowledged:
                 since = now
                 self._progress[name] = (delivery.acknowledged, now)
             left = since + self._timeout - now

@@ -282,7 +282,7 @@ class Journal:
                 if on_disk is None:
                     break
                 for delivery in self._deliveries:
-                    delivery.give_way(last, on_disk)
+                    delivery.free_queue(last, on_disk)
                 memory.release(self._first_unspooled)
         finally:
             self._is_making_room = False

@@ -76,7 +76,7 @@ class Held:
             for event, one in zip(events, sizes, strict=True):
                 self._add(event.number, event.number, one)
         # For all of them: they are to be told.
-        full = [delivery.came(len(events), size, max(sizes)) for delivery in self._deliveries]
+        full = [delivery.enqueued(len(events), size, max(sizes)) for delivery in self._deliveries]
         return any(full)
 
     def _add(self, first: int, last: int, size: int) -> None:

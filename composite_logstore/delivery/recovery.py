@@ -103,7 +103,7 @@ class RecoveredJournal:
             if item.progress:
                 latest[item.stream.id, item.logger_name] = item.time_unix_nano // 1_000_000_000, item.number
         for delivery in self.deliveries:
-            delivery.give_up_spooled(lost[delivery.name], delivery.taken)
+            delivery.drop_spooled(lost[delivery.name], delivery.taken)
             for stream in streams:
                 delivery.end_stream(stream, last + 1)
 

@@ -44,13 +44,13 @@ def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: 
         return False
     for delivery in deliveries:
         if delivery.oldest <= oldest.last:
-            taken = delivery.withdraw(oldest.last) if in_memory_too else 0
-            lost = delivery.wanted_of(oldest.kinds, oldest.first, oldest.last)
+            taken = delivery.free_memory(oldest.last) if in_memory_too else 0
+            lost = delivery.count_wanted(oldest.kinds, oldest.first, oldest.last)
             if lost is None:
                 waiting = delivery.queue[0].number if delivery.queue else inf
                 events = spool.reader.read(max(oldest.first - 1, delivery.taken), min(oldest.last + 1, waiting))
                 lost = sum(delivery.wants(event) is not None for event in events)
-            delivery.give_up_spooled(taken + lost, int(oldest.last))
+            delivery.drop_spooled(taken + lost, int(oldest.last))
     for child in spool.children:
         # Also those that are no longer configured.
         if spool.acknowledged(child) <= oldest.last:

@@ -10,7 +10,7 @@ from composite_logstore.event import LogEvent, Stream
 
 
 class State(str, Enum):
-    """How a child's backend is doing."""
+    """The state of a child, as its exports end."""
 
     HEALTHY = "healthy"
     RETRYING = "retrying"
@@ -18,15 +18,15 @@ class State(str, Enum):
 
 
 class Outcome(Enum):
-    """What can happen to an export, as far as the state is concerned."""
+    """How an export ends, as far as it matters to the state."""
 
-    ANSWERED = "the backend took the batch, or said which of its events it will never take"
+    ANSWERED = "the backend took the batch, or rejected events of it for good"
     TOO_LARGE = "the batch has too many events or bytes for one request"
-    REJECTED_ALL = "the backend has rejected so many events in a row, one by one, that they cannot be at fault"
+    REJECTED_ALL = "the backend rejects so many single events in a row that the events cannot be at fault"
     FAILED = "the backend did not take the batch this time"
-    BROKEN_OFF = "the same: the export timed out or broke off so often that the batch may be too large"
-    FAILED_LONG = "either, and the wait between retries has grown to its longest"
-    REFUSED = "the backend can take nothing until somebody mends something"
+    BROKEN_OFF = "as `FAILED`, and the batch may be too large: its export has timed out or broken off again"
+    FAILED_LONG = "as `FAILED` or `BROKEN_OFF`, and the wait between retries has grown to its longest"
+    REFUSED = "the backend takes nothing until somebody corrects something, such as a key"
     OVERDUE = "the export has not returned within export_timeout_millis"
     GIVEN_UP = "a flush saw no progress for flush_timeout_millis"
 
@@ -58,46 +58,46 @@ TRANSITIONS: dict[tuple[State, Outcome], State] = {
     (State.UNAVAILABLE, Outcome.FAILED_LONG): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.REFUSED): State.UNAVAILABLE,
     (State.UNAVAILABLE, Outcome.OVERDUE): State.UNAVAILABLE,
-    # A flush does not wait for an unavailable child, so it cannot give it up.
+    # A flush does not wait for an unavailable child, so it cannot give up on it.
 }
 
 
 @dataclass(frozen=True)
 class Export:
-    """Export this batch now, then say how it ended."""
+    """Export this batch now, and report the result to `exported` or `failed`."""
 
     batch: list[LogEvent]
 
 
 @dataclass(frozen=True)
 class Load:
-    """Read the next events of the child back from the spool, then hand them over: those that its queue has not.
+    """Read the child's next events from the spool, and report them to `loaded` or `not_loaded`.
 
     Attributes:
-        after: Only events with numbers above this are wanted.
-        events: How many at most.
-        there: How many are thought to be there.
+        after: Exclusive lower bound of the events' numbers.
+        events: The most events to read.
+        expected: How many events the spool is expected to hold for the child.
     """
 
     after: int
     events: int
-    there: int
+    expected: int
 
 
 @dataclass(frozen=True)
 class EndStream:
-    """Tell the exporter that the stream has ended: all its events are settled."""
+    """Tell the exporter that the stream has ended: the child has acknowledged all its events."""
 
     stream: Stream
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing.
+    """Wait.
 
     Attributes:
-        seconds: For how long, None for as long as nothing happens.
-        events: Unless so many events more are there before; None if events change nothing.
+        seconds: For how long at most; None for no limit.
+        events: End the wait once so many more events have arrived; None if events do not end it.
     """
 
     seconds: float | None

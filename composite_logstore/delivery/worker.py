@@ -250,7 +250,7 @@ class Worker:
             return lambda: self._delivery.not_loaded(reason, self._clock.now())
 
         def conclude() -> None:
-            self._delivery.loaded(events, action.there)
+            self._delivery.loaded(events, action.expected)
             self._feed.acknowledge(self._delivery)
 
         return conclude

@@ -114,7 +114,7 @@ def by_the_account_of_a_segment(child: FolderArchive, events: list[LogEvent], fo
         # Of each second the second update is the latest.
         delivery.progress_bars.in_spool.update(event.number for event in events[1::2] if event.progress)
     kinds = Counter((event.level, event.progress) for event in events)
-    wanted = delivery.wanted_of(kinds, 0, len(events) - 1)
+    wanted = delivery.count_wanted(kinds, 0, len(events) - 1)
     assert wanted == sum(delivery.wants(event) is not None for event in events)
     return wanted
 
