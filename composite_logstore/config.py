@@ -41,16 +41,16 @@ logger = get_logger(__name__)
 _LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
 
 BACKENDS = "composite_logstore.backends"
-"""The entry-point group: the name is the child's `type`, the value its `ChildConfig`."""
+"""The entry-point group of backends. A name is a child's `type`, its value the backend's `ChildConfig`."""
 
 MOST_CHILDREN = 100
-"""How many children a log store may have: each is a thread where events are written, and may be asked for each page."""
+"""How many children a log store may have: each takes a thread in a pipeline, and a page may ask each of them."""
 
 QUEUE_BYTES = 64 * 1024**2
-"""How many bytes of events wait in memory, if nothing else is set."""
+"""How many bytes of events may wait in memory, unless `max_queue_bytes` is set."""
 
 Secret = PlainSerializedSecretStr
-"""A setting that is shown as asterisks, and stored by ZenML as it was given."""
+"""The type of a setting that is shown as asterisks. ZenML stores it in clear text."""
 
 
 class ChildConfig(BaseModel):
@@ -59,16 +59,16 @@ class ChildConfig(BaseModel):
     Attributes:
         name: The child's name, of `a-z 0-9 - _`.
         type: The backend's entry-point name.
-        enabled: A disabled child keeps its settings and gets nothing.
-        min_level: Events below this level are not meant for the child, and not counted for it.
-        progress: Which of a progress bar's updates it gets: `all`, or of each second the `latest`, at
-            level INFO. An update is a carriage return on stdout or stderr.
+        enabled: A disabled child keeps its settings and gets no events.
+        min_level: The child gets, and counts, only events of this level or above.
+        progress: Which updates of a progress bar it gets: `all`, or the `latest` of each second, at level INFO. An
+            update is a line printed with a carriage return.
         max_queue_size: The most events that wait in memory, besides the batch being exported.
-        max_export_batch_size: The most events of one export; the backend's best if not set.
+        max_export_batch_size: The most events of one export. The backend's own default if not set.
         schedule_delay_millis: How long an event may wait for a fuller batch, in milliseconds.
         export_timeout_millis: How long one export may take, in milliseconds.
-        retry_initial_interval_millis: The first wait before a retry, in milliseconds. Each further
-            one is twice as long, with jitter.
+        retry_initial_interval_millis: The first wait before a retry, in milliseconds. Each further wait is twice as
+            long, with jitter.
         retry_max_interval_millis: The longest wait before a retry, in milliseconds.
     """
 
@@ -77,15 +77,15 @@ class ChildConfig(BaseModel):
     max_batch_size: ClassVar[int] = 100_000
     """The backend's own limit of events in one export."""
     default_batch_size: ClassVar[int] = 1_000
-    """What `max_export_batch_size` is if it is not set: the backend's best."""
+    """The default of `max_export_batch_size` for this backend."""
     max_batch_bytes: ClassVar[int] = 4 * 1024 * 1024
     """Roughly how many bytes of events one export may have. A larger event is exported alone."""
     oldest_seconds: ClassVar[float | None] = None
-    """How old an event may be for the backend to take it, None if it does not care."""
+    """How old an event may be, in seconds, for the backend to take it. None for any age."""
     readable: ClassVar[bool] = False
     """Whether the backend has a reader."""
     requirements: ClassVar[frozenset[str]] = frozenset()
-    """What to install in the image of a remote step, as requirement specifiers."""
+    """The packages that the image of a remote step needs, as requirement specifiers."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     type: str
@@ -141,31 +141,31 @@ class ChildConfig(BaseModel):
 
     @property
     def is_local(self) -> bool:
-        """Whether the backend can be used on this machine alone."""
+        """Whether only this machine can use the backend."""
         return False
 
     @property
     def unreadable(self) -> str | None:
-        """Why the child cannot be read, None if it can. A backend adds what its settings lack for that."""
+        """Why the child cannot be read, None if it can. A backend names settings that are missing for that."""
         return None if self.readable else f"children of type '{self.type}' cannot be read"
 
     def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
         """Return why ZenML's server cannot read by itself what the child writes; None if it can.
 
         Args:
-            artifact_store: That of the stack; None where a log store is registered, and no stack is known.
+            artifact_store: The stack's artifact store. None at registration, when no stack is known.
         """
         return f"ZenML's server cannot read by itself what children of type '{self.type}' write"
 
     def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
-        """Return where the child writes what is read as one: two children in one place would double each line.
+        """Return the places that the child writes to, if two children in one of them would double each line.
 
         Args:
-            artifact_store: That of the stack; None where a log store is registered, and no stack is known.
+            artifact_store: The stack's artifact store. None at registration, when no stack is known.
 
         Returns:
-            What tells a place from others → its name in an error. An artifact store goes by its path, or by its id
-            if its path is not set.
+            The identity of each place → its name in an error. The identity of an artifact store is its path, or its
+            id if its path is not set.
         """
         return {}
 
@@ -185,7 +185,7 @@ class ChildConfig(BaseModel):
         """Create the exporter, in the worker thread, with secrets resolved.
 
         Raises:
-            UnavailableError: Something is missing that somebody can mend.
+            UnavailableError: Something is missing. The message says how to fix it.
         """
         raise NotImplementedError
 
@@ -197,20 +197,24 @@ class ChildConfig(BaseModel):
         """Ask the backend what time it is, with secrets resolved: for `composite-logstore check`.
 
         Returns:
-            Its time, cut off to seconds; None if it does not tell. Whatever this raises counts as that, too.
+            Its time, cut off to seconds; None if it does not tell. An exception counts as None.
         """
         return None
 
     def check_registration(self) -> None:
-        """Check what only matters where a log store is registered or updated: raise `ValueError` with the fix in words.
+        """Check what matters only when a log store is registered or updated.
 
-        Not called where one is loaded, and not on the server: neither need have what the child needs.
+        Not called when one is loaded, nor on the server, where files and packages that the child needs may be missing.
+
+        Raises:
+            ValueError: Something is wrong. The message says how to fix it.
         """
 
     def check(self) -> None:
-        """Check what can be known on the client before a run: raise `ValueError` with the fix in words.
+        """Check, when a stack is validated before a run, what the client can know. Check settings in validators.
 
-        Called where a stack is validated. The settings themselves belong in validators.
+        Raises:
+            ValueError: Something is wrong. The message says how to fix it.
         """
 
 
@@ -222,11 +226,11 @@ class UnknownChild(ChildConfig):
     readable: ClassVar[bool] = True
 
     def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
-        """Say nothing against it, since that is not known."""
+        """Return None: whether it can is unknown."""
         return None
 
     def create_exporter(self) -> Exporter:
-        """Refuse.
+        """Refuse: the backend is not installed.
 
         Raises:
             UnavailableError: Always.
@@ -234,7 +238,7 @@ class UnknownChild(ChildConfig):
         raise UnavailableError(_unknown_type(self.type))
 
     def create_reader(self) -> Reader:
-        """Refuse.
+        """Refuse: the backend is not installed.
 
         Raises:
             UnavailableError: Always.
@@ -250,15 +254,15 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         children: The children, at least one.
         fetch_fallback: The names of the children to read, in order, when the primary is unavailable.
         flush_timeout_millis: How long a flush waits for a child that makes no progress, in milliseconds.
-        flush_limit_millis: How long a flush waits for children that make progress, in milliseconds.
-        durability: What survives the process. `memory`: nothing is ever on disk. `spill`: what is not
-            delivered is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
-        spool_directory: Where; under ZenML's configuration folder if not set.
-        spool_max_bytes: How many bytes the log store may have there, all its processes together.
-        max_queue_bytes: How many bytes of events wait in memory, those that are being exported among them. An event
-            that several children have yet to take counts once.
-        serve_from_artifact_store: Whether ZenML's server is told that streams are in the stack's artifact
-            store, so that it reads them by itself: for servers that do not have this package.
+        flush_limit_millis: How long a flush waits in all, in milliseconds.
+        durability: Which events survive the process. `memory`: none, nothing is ever on disk. `spill`: an undelivered
+            event is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
+        spool_directory: The folder for undelivered events; one in ZenML's configuration folder if not set.
+        spool_max_bytes: How many bytes all processes of the log store together may use there.
+        max_queue_bytes: How many bytes of events may wait in memory or be in an export. An event counts once, however
+            many children have yet to take it.
+        serve_from_artifact_store: Whether to tell ZenML's server that streams are in the stack's artifact store, so
+            that a server without this package can read them.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -277,7 +281,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     @field_validator("spool_directory")
     @classmethod
     def _is_absolute(cls, value: str | None) -> str | None:
-        # Two processes of a log store, started in different folders, have to find each other's spools.
+        # Processes of a log store find each other's spools, whichever folder they start in.
         if value is not None and not os.path.isabs(os.path.expanduser(value)):
             raise ValueError("'spool_directory' must be an absolute path, or begin with ~/")
         return value
@@ -296,10 +300,10 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         return {child.name: child for child in self.children}[name]
 
     def doubled(self, artifact_store: BaseArtifactStore | None) -> str | None:
-        """Return which children write to one place, so that each line would be there twice; None if none do.
+        """Return which children write to one place, which would double each line there; None if there are none.
 
         Args:
-            artifact_store: That of the stack; None where a log store is registered, and no stack is known.
+            artifact_store: The stack's artifact store. None at registration, when no stack is known.
         """
         writers: dict[str, str] = {}
         for child in self.enabled_children:
@@ -314,27 +318,27 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
 
     @property
     def required_secrets(self) -> set[SecretReference]:
-        """The secrets that children refer to. ZenML by itself sees those of top-level fields alone."""
+        """The secrets that children refer to. ZenML itself finds only references in top-level fields."""
         return {reference for child in self.enabled_children for reference in secret_references.references(child)}
 
     @property
     def is_local(self) -> bool:
-        """Whether any child can be used on this machine alone."""
+        """Whether there is a child that only this machine can use."""
         return any(child.is_local for child in self.enabled_children)
 
     @property
     def is_valid(self) -> bool:
-        """Check what only matters where a component is registered or updated: ZenML asks then alone.
+        """Check what matters only when a component is registered or updated, which is when ZenML asks.
 
-        Where it is loaded, a child of an unknown type must not hide the others.
+        When it is loaded, a child of an unknown type must not make the others unusable.
 
         Raises:
-            ValueError: A reference to a secret is where none is resolved; or a child's type is unknown here, which the
-                server need not know, or two write to one place.
+            ValueError: A reference to a secret is in a field where it would not be resolved. Or, on a client: a
+                child's type is unknown, or two children write to one place.
         """
         for child in self.children:
             try:
-                # On the server, too: not everybody registers with this package.
+                # On the server, too: a client without this package can register a log store.
                 secret_references.check(child)
                 if not is_server():
                     if isinstance(child, UnknownChild):
@@ -354,7 +358,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     @model_validator(mode="before")
     @classmethod
     def _parse_lists(cls, data: Any) -> Any:
-        # ZenML does this too, but repeats the value in its error, and with it the keys in it.
+        # ZenML parses JSON, too, but its error repeats the text, with the API keys in it.
         if not isinstance(data, dict):
             return data
         parsed = dict(data)
@@ -419,8 +423,38 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         if not self.child(name).enabled:
             raise ValueError(f"'{key}': child '{name}' is disabled; enable it, or {choose}")
         if why := self.child(name).unreadable:
-            # Some can be made readable, which is a fix already.
+            # Some reasons contain a fix already.
             raise ValueError(f"'{key}': child '{name}': {why}{', or' if ';' in why else ';'} {choose}")
+
+
+class HandlerConfig(CompositeLogStoreConfig):
+    """The settings of a handler, which reads nothing. It checks at once what a log store checks at registration.
+
+    Attributes:
+        primary: Always empty.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    primary: str = ""
+
+    def _must_be_readable(self, key: str, name: str) -> None:
+        if name:
+            raise ValueError(f"'{key}': a handler reads nothing; leave it out")
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> HandlerConfig:
+        for child in self.children:
+            try:
+                if isinstance(child, UnknownChild):
+                    child.create_exporter()
+                secret_references.check(child)
+                child.check_registration()
+            except (ValueError, UnavailableError) as error:
+                raise ValueError(f"child '{child.name}': {error}") from None
+        if twice := self.doubled(None):
+            raise ValueError(twice)
+        return self
 
 
 def _parse_child(number: int, raw: Any) -> ChildConfig:
@@ -446,7 +480,7 @@ def _parse_child(number: int, raw: Any) -> ChildConfig:
 
 
 def _mistakes(config_class: type[ChildConfig], error: ValidationError) -> Iterator[str]:
-    """Yield each mistake in words that name the field and the fix, and never repeat the value."""
+    """Yield each mistake in words that name the field and the fix. Never repeats a value, which may be a secret."""
     known = list(config_class.model_fields)
     for detail in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in detail["loc"])
@@ -469,7 +503,7 @@ def _mistakes(config_class: type[ChildConfig], error: ValidationError) -> Iterat
 
 @lru_cache(maxsize=1)
 def backends() -> dict[str, EntryPoint]:
-    """Return the installed backends: a child's `type` → what names its `ChildConfig`."""
+    """Return the installed backends: a child's `type` → the entry point of its `ChildConfig`."""
     return {entry_point.name: entry_point for entry_point in entry_points(group=BACKENDS)}
 
 
@@ -487,6 +521,7 @@ __all__ = [
     "BACKENDS",
     "ChildConfig",
     "CompositeLogStoreConfig",
+    "HandlerConfig",
     "Secret",
     "SecretStr",
     "UnknownChild",

@@ -141,8 +141,8 @@ class CompositeHandler(RecordHandler):
             ValueError: A setting is wrong. The message names the child, the setting and the fix.
         """
         with _root_logger_left_alone():
+            from composite_logstore.config import HandlerConfig
             from composite_logstore.delivery.writers import use
-            from composite_logstore.handler_config import HandlerConfig
         if not program:
             raise ValueError("'program' is empty; set it to the program's name")
         self._config: CompositeLogStoreConfig = HandlerConfig(**{"children": list(children), **settings})

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from zenml.models import ComponentResponse
 
-    from composite_logstore.config import ChildConfig
-
-Config = TypeVar("Config", bound="ChildConfig")
+Config = TypeVar("Config", bound=BaseModel)
 
 _REFERENCE = re.compile(r"\{\{\s*([^\s{}.]+)\.([^\s{}]+)\s*\}\}")
 
