@@ -93,9 +93,8 @@ def inventory() -> Inventory:
     If ZenML cannot be reached, it finds the folders below ZenML's configuration folder alone.
 
     Example:
-        >>> [(backlog.store.label, part.child, part.events)
-        ...  for backlog in backlogs(inventory().folders) for part in backlog.parts]
-        [('logs', 'live', 3)]
+        >>> [store.label for store in inventory().folders.values()]
+        ['logs']
     """
     try:
         stores = registered()
@@ -246,6 +245,11 @@ class Backlog:
 def backlogs(folders: dict[Path, LogStore], children: Sequence[str] = ()) -> list[Backlog]:
     """Read the folders of log stores, and return what waits there.
 
+    Example:
+        >>> [(one.store.label, part.child, part.events, part.why)
+        ...  for one in backlogs(inventory().folders) for part in one.parts]
+        [('logs', 'live', 3, 'not delivered yet')]
+
     Args:
         folders: The folders, from an `Inventory`.
         children: Only what waits for these children; for all if empty.
@@ -299,7 +303,13 @@ def children_of(spool: Spool, store: LogStore) -> list[str]:
 
 
 def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, str]:
-    """Delete events without delivering them. Folders of running processes are left alone.
+    """Delete events without delivering them. Leaves the folders of running processes alone.
+
+    Example:
+        >>> purge(backlogs(inventory().folders))
+        {}
+        >>> backlogs(inventory().folders)
+        []
 
     Args:
         found: The backlogs.

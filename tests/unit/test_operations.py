@@ -1,0 +1,75 @@
+"""The examples of docs/operations.md and of the operations' docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from composite_logstore import operations
+from composite_logstore.event import Stream
+from composite_logstore.operations.inventory import LogStore
+from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.lock import release_all
+from composite_logstore.spool.settings import spool_folder
+from composite_logstore.testing import make_events
+from tests.simulated_zenml import SimulatedZenML
+from tests.unit.test_backfilling import archive, write
+
+PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+# ZenML's stacks are not simulated; tests/integration/test_migrate.py runs these.
+MOVING = {"find_move", "migrate", "undo"}
+PUBLIC = {name: value for name in operations.__all__ if inspect.isfunction(value := getattr(operations, name))}
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make the log store of the examples, whose child `live` is empty, the run, and a dead process."""
+    monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
+    zenml = SimulatedZenML.take_place(monkeypatch)
+    first, second = archive("archive", tmp_path), archive("live", tmp_path)
+    store = zenml.register(first, second)
+    step = zenml.begin_step(zenml.begin_run("train-1"), "fit")
+    stream = Stream(zenml.open_stream(step, "step", store.id).id, {}, None)
+    write(first, make_events([f"epoch {number}" for number in (1, 2, 3)], stream))
+    writer = "0123456789abcde"
+    dead = Spool.create(spool_folder(store.id, store.config), writer, ["live"])
+    for event in make_events("xyz", Stream(uuid4(), {}), writer=writer):
+        dead.segments.append(event, lambda _: True)
+    dead.abandon()
+    inventory = import_module("composite_logstore.operations.inventory")
+    monkeypatch.setattr(inventory, "registered", lambda: [LogStore(store.id, "logs", store.config)])
+    yield
+    release_all()
+
+
+def run(text: str, name: str, **names: object) -> None:
+    test = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
+    assert test.examples
+    said: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
+    assert not said, "".join(said)
+
+
+@pytest.mark.usefixtures("scene")
+def test_the_examples_of_the_page_are_true() -> None:
+    run(PAGE.read_text().replace("```", ""), "operations.md")
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - MOVING))
+def test_the_example_of_each_operation_is_true(name: str) -> None:
+    text = inspect.getdoc(PUBLIC[name]) or ""
+    if name in ("promote", "verify"):
+        operations.backfill("logs", "archive", "live")
+    run(text, name, **vars(operations))
+
+
+@pytest.mark.parametrize("name", sorted(MOVING))
+def test_each_operation_on_a_move_has_an_example(name: str) -> None:
+    assert doctest.DocTestParser().get_examples(inspect.getdoc(PUBLIC[name]) or "")
