@@ -114,7 +114,7 @@ def backfill(
     if pipeline:
         # The ledger keeps other backfills on this machine away from the child.
         with ledger_of(found, to, False):
-            copy_as_pipeline(found, from_, to, selection, (slices, rate, anew), totals, report)
+            copy_as_pipeline(found, from_, to, selection, totals, report, slices=slices, rate=rate, anew=anew)
     else:
         ids = collectors(found, [from_])
         streams = ended(selection.streams(ids, report), ids, from_, totals)

@@ -37,9 +37,12 @@ def copy_as_pipeline(
     source: ChildConfig,
     target: ChildConfig,
     selection: Selection,
-    how: tuple[int | None, float | None, bool],
     totals: Totals,
     report: Reporter,
+    *,
+    slices: int | None = None,
+    rate: float | None = None,
+    anew: bool = False,
 ) -> None:
     """Run the pipeline, and wait for its end.
 
@@ -48,9 +51,11 @@ def copy_as_pipeline(
         source: The child to copy from.
         target: The child to copy to.
         selection: The streams to copy.
-        how: The number of slices, the most events per second, and whether to forget what earlier pipelines have sent.
         totals: Where to add up the results of the slices.
         report: Is told the name of the pipeline run.
+        slices: The most slices, `SLICES` if not given.
+        rate: The most events per second, all slices together.
+        anew: Whether to forget what earlier pipelines have sent.
 
     Raises:
         ArgumentError: The active stack cannot run the pipeline.
@@ -61,7 +66,6 @@ def copy_as_pipeline(
     from composite_logstore.log_store import pinned
     from composite_logstore.operations import backfill_pipeline
 
-    slices, rate, anew = how
     with asking_zenml():
         from zenml.client import Client
         from zenml.config import DockerSettings

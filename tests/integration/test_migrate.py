@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -240,6 +241,19 @@ def test_from_a_log_store_that_cannot_be_read_nothing_is_copied(house: House) ->
         built = house.move("unread", "--stop-after", "build", to=DISK)
         assert "'earlier' cannot be read; its events are not copied" in built["done"][0]["what"]
         assert built["stages"]["promote"]
+
+
+def test_the_example_on_the_page_of_operations_is_true(house: House) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (example,) = re.findall(r"```python\n(from .*?)```", page, re.DOTALL)
+
+    def as_assertion(line: re.Match[str]) -> str:
+        return f"assert str({line[1]}).startswith({line[2].removesuffix(' ...')!r})"
+
+    checked, number = re.subn(r"^print\((.*)\)  # (.*)$", as_assertion, example, flags=re.MULTILINE)
+    assert number == 3
+    house.do("make_stack('production')")
+    house.do(checked)
 
 
 def test_a_child_that_does_not_work_stops_the_move_before_any_run_depends_on_it(house: House) -> None:

@@ -120,7 +120,7 @@ def test_an_orchestrator_that_cannot_run_it_is_named(
     everything = Selection()
     source, target = registered.child("archive"), registered.child("live")
     with pytest.raises(ArgumentError, match="orchestrator 'cron' of the active stack 'old'"):
-        copy_as_pipeline(registered, source, target, everything, (None, None, False), Totals(), Reporter(None))
+        copy_as_pipeline(registered, source, target, everything, Totals(), Reporter(None))
 
 
 def ended(name: str, status: ExecutionStatus, **told: Any) -> Any:
