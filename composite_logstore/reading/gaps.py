@@ -1,8 +1,6 @@
-"""What a page lacks: the entry that says where a child has lost events, so that a gap is never silent.
+"""Gaps: the entries that say where a child is missing events, so that no loss is silent.
 
-A writer numbers the events of each stream without gaps, and a child gets them in that order. So what is missing
-before an event that is there will not come any more, once the stream has ended. It may still be elsewhere in the
-child, and is called lost only if it was looked for.
+See the theory of operation at the head of the package.
 """
 
 from __future__ import annotations
@@ -28,27 +26,28 @@ if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig
 
 INDEXED_AFTER = timedelta(minutes=10)
-"""How old events have to be, before a backend without order must show them."""
+"""How old events have to be until a backend without order must show them: it indexes them some time after it accepts
+them."""
 
 MOST = 20
-"""How many gaps of a page are told one by one."""
+"""The most gaps of a page that get an entry each; if there are more, one entry sums them up."""
 
 LONGEST_LOOK_SECONDS = 2.0
-"""How long a stream is looked through for what a page seems to lack."""
+"""How long a stream is scanned for the events that a page seems to be missing."""
 
 _NEARBY = timedelta(seconds=5)
-# A backend may allow few searches: Datadog 300 in an hour.
-_MOST_LOOKS = 3
+# A backend may allow few searches: Datadog allows 300 in an hour.
+_MOST_SEARCHES = 3
 
 
 class Gap(NamedTuple):
-    """Events of one writer, one after the other, that are not there.
+    """Consecutive events of one writer that are missing.
 
     Attributes:
-        place: How many of the page's entries come before it.
+        place: How many of the page's entries precede the gap.
         writer: The writer.
-        first: The sequence number of the first that is missing.
-        last: That of the last.
+        first: The sequence number of the first missing event.
+        last: The sequence number of the last one.
     """
 
     place: int
@@ -58,37 +57,37 @@ class Gap(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many are missing."""
+        """How many events are missing."""
         return self.last - self.first + 1
 
 
 class Gaps(NamedTuple):
-    """What is known of the gaps of a page.
+    """The gaps of a page.
 
     Attributes:
-        gaps: Those that the child was asked for once more, and has nothing of.
-        unchecked: Those that it was not asked for, since that would take too long. They may be elsewhere in it.
+        missing: The child was searched for these events, and has none of them.
+        unchecked: The child was not searched for these events, since that would take too long. It may have them.
     """
 
-    gaps: Sequence[Gap] = ()
+    missing: Sequence[Gap] = ()
     unchecked: Sequence[Gap] = ()
 
 
 def shows_all(child: ChildConfig, filter_: LogsEntriesFilter) -> bool:
-    """Return whether the child's pages, with this filter, should have every event."""
+    """Return whether the child's pages, with this filter, should show every event."""
     return child.wants_all and not (filter_.search or filter_.level or filter_.since or filter_.until)
 
 
 def find_gaps(entries: Sequence[ReadEntry], seen: SeenEvents, direction: Direction, reaches_oldest: bool) -> list[Gap]:
-    """Return the gaps between events that were returned, both of which are known only with this page.
+    """Return the gaps that this page reveals: one of the events around them is on it, and the other was known before.
 
-    So each is found once, whichever the direction and in whatever order events come.
+    So each gap is found once, whatever the direction, and in whatever order the events are.
 
     Args:
-        entries: The page's, oldest first, without duplicates.
-        seen: Which events were returned, on this page and on those before it.
-        direction: The way in which the pages go.
-        reaches_oldest: Whether the page, or one before it, begins with the stream's oldest entry.
+        entries: The page's entries, oldest first, without duplicates.
+        seen: The events that were returned, on this page and on earlier ones.
+        direction: The direction in which pages follow each other.
+        reaches_oldest: Whether this page, or an earlier one, begins with the stream's oldest entry.
     """
     broken = {
         writer: numbers
@@ -102,7 +101,7 @@ def find_gaps(entries: Sequence[ReadEntry], seen: SeenEvents, direction: Directi
     gaps: list[Gap] = []
     for writer, numbers in broken.items():
         places = places_of[writer]
-        # What comes before the first event is known from the beginning, or else at the end.
+        # Only where the stream's beginning was seen is it known that nothing precedes the first event.
         before = -1 if reaches_oldest else None
         is_new = direction == "older"
         for first, last in numbers:
@@ -125,42 +124,42 @@ def is_finished(logs: LogsResponse) -> bool:
             run_id = zen_store.get_hook_invocation(logs.hook_invocation_id, hydrate=False).pipeline_run_id
         return run_id is not None and zen_store.get_run(run_id, hydrate=False).status.is_finished
     except Exception:
-        # A page must not fail for want of what is said about it.
+        # A page must not fail because of what would be said about its gaps.
         return False
 
 
-def looked_for(
+def search_child(
     gaps: Sequence[Gap], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse, give_up_at: float
 ) -> Gaps:
-    """Look for what seems to be missing, since it may be elsewhere, and return what is then known.
+    """Search the child for the events that a page is missing, and return the gaps that remain.
 
-    Of a gap of which something is found, the rest is one between what is found and its neighbours: it is told on the
-    page that has these.
+    Where some events of a gap are found, none of it remains here: what is still missing lies between them and their
+    neighbours, and is told on the page that shows these.
 
     Args:
-        gaps: What seems to be missing.
-        entries: The page's.
-        reader: What has read the page.
+        gaps: The gaps of the page.
+        entries: The page's entries.
+        reader: The reader that has read the page.
         logs: The stream.
-        give_up_at: Until when to look, by the clock that never goes back.
+        give_up_at: When to stop, in seconds of the clock that never goes back.
     """
     try:
         if isinstance(reader, Scanner):
-            return _looked_through(gaps, reader, logs, min(give_up_at, clock.current.now() + LONGEST_LOOK_SECONDS))
+            return _scan_stream(gaps, reader, logs, min(give_up_at, clock.current.now() + LONGEST_LOOK_SECONDS))
         if reader.in_order:
             return Gaps(gaps)
-        return _looked_around(gaps, entries, reader, logs, give_up_at)
+        return _search_by_time(gaps, entries, reader, logs, give_up_at)
     except Exception:
-        # The page is there. What it lacks is said when it can be found out.
+        # The page is there already. Its gaps are told when the child can be searched.
         return Gaps()
 
 
-def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give_up_at: float) -> Gaps:
-    """Look through the whole stream: what was copied there later is at its end, and clocks go back."""
-    there = {gap.writer: Intervals() for gap in gaps}
+def _scan_stream(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give_up_at: float) -> Gaps:
+    """Scan the whole stream: events that were backfilled lie at its end, and clocks go back."""
+    found = {gap.writer: Intervals() for gap in gaps}
     is_whole = True
     for chunk in scanner.scan(logs):
-        numbers = there.get(chunk.writer)
+        numbers = found.get(chunk.writer)
         if numbers is not None:
             if isinstance(chunk.sequences, range):
                 numbers.add(chunk.sequences[0], chunk.sequences[-1])
@@ -170,29 +169,29 @@ def _looked_through(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, g
         if clock.current.now() >= give_up_at:
             is_whole = False
             break
-    left = [gap for gap in gaps if not there[gap.writer].touches(gap.first, gap.last)]
+    left = [gap for gap in gaps if not found[gap.writer].touches(gap.first, gap.last)]
     return Gaps(left) if is_whole else Gaps((), left)
 
 
-def _looked_around(
+def _search_by_time(
     gaps: Sequence[Gap], entries: Sequence[ReadEntry], reader: Reader, logs: LogsResponse, give_up_at: float
 ) -> Gaps:
-    """Look around each gap, where the reader sorts by time: that need not be the order of the numbers.
+    """Search the time around each gap: the reader sorts by time, which need not be the order of the numbers.
 
-    What was sent a moment ago may not have been indexed.
+    Young events may not be indexed yet, so their gaps are not told.
     """
     times = [time for time in map(_time_of, entries) if time is not None]
     if not times or max(times) > datetime.now(timezone.utc) - INDEXED_AFTER:
         return Gaps()
     found: dict[str, Intervals] = {}
-    looks = 0
+    searches = 0
     checked: set[Gap] = set()
     for since, until, around in _windows(gaps, entries):
         token: str | None = None
-        while looks < _MOST_LOOKS and clock.current.now() < give_up_at:
-            looks += 1
+        while searches < _MOST_SEARCHES and clock.current.now() < give_up_at:
+            searches += 1
             filter_ = LogsEntriesFilter(since=since, until=until)
-            # Towards older ones a reader knows where there is no more: what is newer may still come.
+            # Only towards older entries does a reader know where the stream ends: newer ones may still arrive.
             page = reader.read(PageRequest(logs, "older", token, reader.max_page_size, filter_))
             for read in page.entries:
                 if read.event is not None and (event := Event.of(*read.event)):
@@ -206,7 +205,7 @@ def _looked_around(
 
 
 def _windows(gaps: Sequence[Gap], entries: Sequence[ReadEntry]) -> Iterator[tuple[datetime, datetime, list[Gap]]]:
-    """Yield the times to look through for what is missing: around the neighbours of each gap."""
+    """Yield the times to search, each with its gaps: around the neighbours of each gap, joined where they overlap."""
     windows: list[tuple[datetime, datetime, list[Gap]]] = []
     for gap in gaps:
         around = map(_time_of, entries[max(0, gap.place - 1) : gap.place + 1])
@@ -230,26 +229,26 @@ def _time_of(read: ReadEntry) -> datetime | None:
 
 
 def with_notices(entries: Sequence[ReadEntry], found: Gaps, child: str, logs: LogsResponse) -> list[LogEntry]:
-    """Return the entries, with one that says what is missing wherever something is."""
+    """Return the entries, and where a gap is, one more that tells of it."""
     shown = [read.entry for read in entries]
     notices: list[LogEntry] = []
     if found.unchecked:
         first = found.unchecked[0]
         text = (
-            f"{_total(found.unchecked)} not on this page, the first between {_between(first)}. Whether child "
+            f"{_total(found.unchecked)} missing on this page, the first between {_between(first)}. Whether child "
             f"'{child}' has them elsewhere was not checked: that would take too long."
         )
         notices.append(_notice(text, first, shown, child, logs))
-    if len(found.gaps) > MOST:
-        first = found.gaps[0]
+    if len(found.missing) > MOST:
+        first = found.missing[0]
         text = (
-            f"Child '{child}' lacks {sum(gap.number for gap in found.gaps)} entries of this page in "
-            f"{len(found.gaps)} places, the first between {_between(first)}."
+            f"Child '{child}' is missing {sum(gap.number for gap in found.missing)} entries of this page in "
+            f"{len(found.missing)} places, the first between {_between(first)}."
         )
         return [_notice(text, first, shown, child, logs), *notices, *shown]
-    for gap in reversed(found.gaps):
+    for gap in reversed(found.missing):
         entry = "entry" if gap.number == 1 else "entries"
-        text = f"Child '{child}' lacks {gap.number} {entry} here, between {_between(gap)}."
+        text = f"Child '{child}' is missing {gap.number} {entry} here, between {_between(gap)}."
         shown.insert(gap.place, _notice(text, gap, shown, child, logs))
     return [*notices, *shown]
 
@@ -268,7 +267,7 @@ def _between(gap: Gap) -> str:
 def _notice(text: str, gap: Gap, entries: Sequence[LogEntry], child: str, logs: LogsResponse) -> LogEntry:
     nearest = entries[min(gap.place, len(entries) - 1)] if entries else None
     return LogEntry(
-        # The same each time that the page is read.
+        # The same ID each time that the page is read.
         id=uuid5(NAMESPACE_URL, f"composite-logstore/{logs.id}/{child}/{gap.writer}/{gap.first}/{gap.last}"),
         name="composite_logstore",
         level=LoggingLevels.WARNING,

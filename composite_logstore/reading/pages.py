@@ -190,7 +190,7 @@ class Pages:
                 reaches_oldest = from_oldest if query.direction == "newer" else page.older is None
                 open_gaps = gaps.find_gaps(fresh, seen, query.direction, reaches_oldest)
                 if open_gaps and gaps.is_finished(query.logs):
-                    found = gaps.looked_for(open_gaps, fresh, reader, query.logs, give_up_at)
+                    found = gaps.search_child(open_gaps, fresh, reader, query.logs, give_up_at)
         finally:
             reader.close()
 

@@ -272,7 +272,7 @@ def test_a_page_says_what_is_missing_wherever_it_was_merged(server: S3Server, mo
     logs = make_store_logs(store, id=stream.id)
     expected = [
         *(str(number) for number in range(7)),
-        f"Child 'archive' lacks 3 entries here, between 6 and 10 of writer {events[0].writer}.",
+        f"Child 'archive' is missing 3 entries here, between 6 and 10 of writer {events[0].writer}.",
         *(str(number) for number in range(10, 20)),
     ]
 

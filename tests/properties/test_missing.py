@@ -16,7 +16,7 @@ from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
 
 WRITERS = ["0123456789abcde", "fedcba987654321"]
-NOTICE = re.compile(r"Child 'archive' lacks (\d+) entr(?:y|ies) here, between (.+) and (\d+) of writer (\w+)\.")
+NOTICE = re.compile(r"Child 'archive' is missing (\d+) entr(?:y|ies) here, between (.+) and (\d+) of writer (\w+)\.")
 
 
 @settings(max_examples=200, deadline=None)

@@ -856,7 +856,7 @@ class TestGaps:
 
         assert (
             self.notices(tmp_path, archive)
-            == [f"Child 'archive' lacks 3 entries here, between 2 and 6 of writer {WRITER}."] * 2
+            == [f"Child 'archive' is missing 3 entries here, between 2 and 6 of writer {WRITER}."] * 2
         )
 
     def test_a_stream_that_takes_too_long_to_look_through(
@@ -870,7 +870,7 @@ class TestGaps:
 
         [notice] = self.notices(tmp_path, archive, limit=100)[:1]
         assert "lacks" not in notice
-        assert "3 entries are not on this page, the first between 2 and 6" in notice
+        assert "3 entries are missing on this page, the first between 2 and 6" in notice
         assert "not checked" in notice
 
     def test_what_cannot_be_looked_for_fails_no_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

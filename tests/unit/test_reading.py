@@ -677,9 +677,9 @@ class TestMissing:
         writer = backend.received[0].writer
         assert messages(page) == [
             "m0", "m1", "m2",
-            f"Child 'archive' lacks 3 entries here, between 2 and 6 of writer {writer}.",
+            f"Child 'archive' is missing 3 entries here, between 2 and 6 of writer {writer}.",
             "m6", "m7",
-            f"Child 'archive' lacks 1 entry here, between 7 and 9 of writer {writer}.",
+            f"Child 'archive' is missing 1 entry here, between 7 and 9 of writer {writer}.",
             "m9",
         ]  # fmt: skip
         for place in (3, 6):
@@ -694,7 +694,7 @@ class TestMissing:
     ) -> None:
         logs = stored(store, backend, 5, first=2)
         page = store.fetch(logs, start=start)
-        assert "lacks 2 entries here, between the beginning and 2 of" in messages(page)[0]
+        assert "is missing 2 entries here, between the beginning and 2 of" in messages(page)[0]
         assert messages(page)[1:] == numbered(2, 7)
 
     def test_many_holes_are_told_at_once(self, store: CompositeLogStore, backend: SimulatedBackend) -> None:
@@ -702,7 +702,7 @@ class TestMissing:
         del backend.received[1::2]
         page = store.fetch(logs)
         assert len(page.items) == 51
-        assert "lacks 49 entries of this page in 49 places, the first between 0 and 2" in messages(page)[0]
+        assert "is missing 49 entries of this page in 49 places, the first between 0 and 2" in messages(page)[0]
 
     @pytest.mark.parametrize(
         "filter_",
@@ -765,7 +765,7 @@ class TestMissingWithoutOrder:
     ) -> None:
         lost = backend.received.pop(3)
         self.age(monkeypatch, store.fetch(logs), gaps.INDEXED_AFTER + timedelta(seconds=1))
-        assert "lacks 1 entry here, between 2 and 4" in messages(store.fetch(logs))[3]
+        assert "is missing 1 entry here, between 2 and 4" in messages(store.fetch(logs))[3]
         backend.received.append(lost)
         assert messages(store.fetch(logs, limit=7)) == ["m4", "m5", "m6", "m7", "m8", "m9", "m3"]
 
@@ -814,7 +814,7 @@ class TestMissingWithoutOrder:
 
         notices = [entry.message for entry in store.fetch(logs).items if entry.name == "composite_logstore"]
 
-        assert "7 entries are in 7 places not on this page" in notices[0]
+        assert "7 entries are in 7 places missing on this page" in notices[0]
         assert [
             f"between {first} and {first + 2} of" in notice
             for first, notice in zip((2, 8, 14), notices[1:], strict=True)
@@ -845,7 +845,7 @@ class TestMissingWithoutOrder:
         is_limited = False
         self.age(monkeypatch, store.fetch(logs), timedelta(days=1))
         requests.clear()
-        assert "lacks 199 entries of this page in 199 places" in messages(store.fetch(logs))[0]
+        assert "is missing 199 entries of this page in 199 places" in messages(store.fetch(logs))[0]
         assert len(requests) <= 4
 
         requests.clear()
