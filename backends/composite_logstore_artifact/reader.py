@@ -323,9 +323,9 @@ def _whole(content: bytes) -> bytes:
 def _blocks(
     archive: Archive, start: _Position | None, towards_newer: bool, wanted: LineFilter, limit: int
 ) -> Generator[tuple[Part, Block, int]]:
-    """Yield the lines of the stream from a place on, in the direction, and how many bytes it took to get them.
+    """Yield blocks of lines, from a position on in the direction, and how many bytes were read for each.
 
-    Lines among which nothing wanted can be are left out: a block without content says how far that is.
+    Lines that the filter cannot want are left out: an empty block tells how far they reach.
     """
     first, largest = _FIRST_BLOCK, _LARGEST_BLOCK
     if not wanted.is_all:
@@ -333,17 +333,32 @@ def _blocks(
     elif limit * _USUAL_LINE > first:
         first = min(limit * _USUAL_LINE, largest)
 
-    def place(part: Part) -> tuple[int, int]:
-        """Return between which places of a part to read."""
+    def bounds(part: Part) -> tuple[int, int]:
+        """Return where in a part to begin and to end."""
         if start is None or part.name != start.name:
             return 0, part.size
         offset = min(start.offset, part.size)
         return (offset, part.size) if towards_newer else (0, offset)
 
-    def first_block(part: Part) -> tuple[int, int]:
-        begin, end = place(part)
+    def first_bytes(part: Part) -> tuple[int, int]:
+        begin, end = bounds(part)
         return (begin, min(begin + first, end)) if towards_newer else (max(begin, end - first), end)
 
+    is_indexed = not archive.is_folder and archive.artifact_store.config.is_local and wanted.is_summarized
+    with closing(fetched(_parts(archive, start, towards_newer, wanted), first_bytes)) as ready:
+        for part in ready:
+            with closing(part):
+                begin, end = bounds(part)
+                if is_indexed:
+                    for block, size in _indexed_blocks(archive, part, begin, end, towards_newer, wanted):
+                        yield part, block, size
+                else:
+                    for block in (forward if towards_newer else backward)(part, begin, end, first, largest):
+                        yield part, block, len(block.content)
+
+
+def _parts(archive: Archive, start: _Position | None, towards_newer: bool, wanted: LineFilter) -> list[Part]:
+    """Return the parts to read, in the direction, without those that the filter cannot want by their names."""
     if towards_newer:
         parts = [part for part in archive.parts if start is None or part.name >= start.name]
     else:
@@ -352,28 +367,26 @@ def _blocks(
         parts = [
             part for part in parts if (name := ObjectName.parse(part.name)) is None or wanted.may_be_in(name.summary)
         ]
-    is_indexed = not archive.is_folder and archive.artifact_store.config.is_local
+    return parts
+
+
+def _indexed_blocks(
+    archive: Archive, part: Part, begin: int, end: int, towards_newer: bool, wanted: LineFilter
+) -> Iterator[tuple[Block, int]]:
+    """Yield blocks of a local file with the help of its index, and add to the index what it does not have."""
     read = forward if towards_newer else backward
-    with closing(fetched(parts, first_block)) as ready:
-        for part in ready:
-            with closing(part):
-                begin, end = place(part)
-                if not (is_indexed and wanted.is_summarized):
-                    for block in read(part, begin, end, first, largest):
-                        yield part, block, len(block.content)
-                    continue
-                chunks = load(archive.artifact_store, archive.uri, part.read)
-                for since, until, summary in _stretches(chunks, begin, end, towards_newer):
-                    if summary is not None and not wanted.may_be_in(summary):
-                        yield part, Block(until if towards_newer else since, b""), 0
-                        continue
-                    for block in read(part, since, until, first, largest):
-                        size = len(block.content)
-                        # Of a line without a newline nobody knows yet what it will say.
-                        is_unknown = summary is None and block.content.endswith(b"\n")
-                        if is_unknown and not wanted.may_be_in(_indexed(archive, block)):
-                            block = Block(block.end if towards_newer else block.begin, b"")
-                        yield part, block, size
+    chunks = load(archive.artifact_store, archive.uri, part.read)
+    for since, until, summary in _stretches(chunks, begin, end, towards_newer):
+        if summary is not None and not wanted.may_be_in(summary):
+            yield Block(until if towards_newer else since, b""), 0
+            continue
+        for block in read(part, since, until, _SEARCHED_BLOCK, _SEARCHED_BLOCK):
+            size = len(block.content)
+            # A line without a newline may not be complete, so it is not summarized.
+            is_unknown = summary is None and block.content.endswith(b"\n")
+            if is_unknown and not wanted.may_be_in(_indexed(archive, block)):
+                block = Block(block.end if towards_newer else block.begin, b"")
+            yield block, size
 
 
 def _stretches(

@@ -1,6 +1,6 @@
-"""Cursors: where a page ended, and all that its continuation has to agree with.
+"""Cursors: where a page ended, and which events were returned.
 
-They are plain text that anybody can write. So a cursor holds no secret, and what it says is checked before it is used.
+A cursor is plain text that anybody can write. So it contains no secret, and all of it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from composite_logstore.backend import Event, ReadEntry
 from composite_logstore.parity.intervals import Interval, Intervals
 
 LONGEST_CURSOR = 64 * 1024
-"""In characters. Ours have a few hundred to six thousand, unless what is searched for or a reader's token is long."""
+"""In characters. Cursors have between a few hundred and six thousand, unless the text that is searched for or a
+reader's token is long."""
 
 LARGEST_SEEN = 3_000
-"""How many bytes a cursor has for the events that were returned, compressed: a whole URL should stay below 8 kB."""
+"""The room of a cursor for the events that were returned, in bytes, compressed: a whole URL should stay below 8 kB."""
 
-# How many bytes that may be before it is compressed, and thus how much work a forged one can make.
+# The same before compression. It bounds the work that a forged cursor can cause.
 _LARGEST_EXPANDED = 128 * 1024
 _HIGHEST = 1 << 62
 
 Direction: TypeAlias = Literal["newer", "older"]
 SeenEvents: TypeAlias = dict[str, Intervals]
-"""A writer → which of its events have been returned. The writer that came last is the last."""
+"""A writer → the numbers of its events that were returned. The writer that was returned last comes last."""
 
 
 def within_bounds(seen: SeenEvents, direction: Direction) -> SeenEvents:
-    """Return as much as a cursor has room for: of each writer what was returned last, or of those that came last.
+    """Return the part of the returned events that a cursor has room for: those that were returned last.
 
-    What is forgotten would be returned once more, if it came once more. That is better than an event that is hidden.
+    If the backend has a forgotten event twice, it is returned twice. That is better than hiding an event.
 
     Args:
-        seen: What was returned. A stream without losses has one interval for each writer; a filter makes many.
-        direction: The way in which the pages go.
+        seen: The events that were returned. A writer without losses has one interval; a filter makes many.
+        direction: The direction in which pages follow each other.
     """
     writers = list(seen.items())
     most = min(max((intervals.count for intervals in seen.values()), default=1), _LARGEST_EXPANDED // 4)
@@ -55,7 +56,7 @@ def within_bounds(seen: SeenEvents, direction: Direction) -> SeenEvents:
 
 
 def _nearest(intervals: Intervals, most: int, direction: Direction) -> Intervals:
-    """Return the intervals that were passed last, since a writer's events mostly come in their order."""
+    """Return the intervals that the pages passed last, given that a writer's events mostly lie in their order."""
     if intervals.count <= most:
         return intervals
     first = intervals.count - most if direction == "newer" else 0
@@ -72,7 +73,7 @@ def _expanded(seen: SeenEvents) -> bytes:
 
 
 def _steps(intervals: Iterable[Interval]) -> Iterable[int]:
-    """Yield how far it is from the end of one interval to the beginning of the next, and to its end: small numbers."""
+    """Yield the distances between the ends of intervals: these are small numbers, which compress well."""
     place = 0
     for first, last in intervals:
         yield first - place
@@ -85,10 +86,10 @@ def _encode_seen(seen: SeenEvents) -> str:
 
 
 def _decode_seen(value: Any) -> SeenEvents:
-    """Return what was encoded, or what is not encoded as it is.
+    """Decode a cursor's set of returned events; return one that is decoded already as it is.
 
     Raises:
-        ValueError: It is malformed.
+        ValueError: The text is malformed.
     """
     if isinstance(value, dict) and all(isinstance(intervals, Intervals) for intervals in value.values()):
         return value
@@ -114,14 +115,19 @@ def _intervals(steps: Any) -> Intervals:
 
 
 class Cursor(BaseModel):
-    """Where a page ended, and everything that its continuation has to agree with.
+    """Where a page ended, and everything that the page after it has to agree with.
 
     Attributes:
-        child: The child that made it: its token means nothing to another.
+        version: The version of this format.
+        log_store_id: The log store.
+        logs_id: The stream.
+        child: The child that answered: its token means nothing to another child.
+        direction: The direction in which pages follow each other.
         limit: The most entries of a page.
-        token: Where the child's reader goes on.
-        seen: Which events have been returned in the direction, so that what arrived twice is returned once.
-        from_oldest: Whether all pages since the oldest entry came before, so that `seen` has every writer.
+        filter: Which entries to return.
+        token: Where the child's reader continues.
+        seen: The events that were returned in this direction, so that none is returned twice.
+        from_oldest: Whether the pages began with the oldest entry, so that `seen` has every writer that came so far.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, strict=True)
@@ -138,25 +144,25 @@ class Cursor(BaseModel):
     from_oldest: bool = False
 
     def encode(self) -> str:
-        """Return the cursor as ZenML passes it on, safe in a URL.
+        """Return the cursor as text that is safe in a URL.
 
         Raises:
-            LogStoreError: The child's reader has given a token that is too long.
+            LogStoreError: The token of the child's reader is too long.
         """
         text = base64.urlsafe_b64encode(self.model_dump_json(exclude_none=True).encode()).decode("ascii")
         if len(text) > LONGEST_CURSOR:
             raise LogStoreError(
-                f"Child '{self.child}' cannot be read page by page: where it goes on takes {len(text)} characters "
-                f"to say, and a cursor may have {LONGEST_CURSOR}."
+                f"Child '{self.child}' cannot be read page by page: its cursor would have {len(text)} characters, "
+                f"and a cursor may have at most {LONGEST_CURSOR}."
             )
         return text
 
     @classmethod
     def decode(cls, text: str) -> Cursor:
-        """Return the cursor that was encoded.
+        """Return the cursor that a text encodes.
 
         Raises:
-            ValueError: It is malformed.
+            ValueError: The text is malformed.
         """
         try:
             if len(text) > LONGEST_CURSOR:

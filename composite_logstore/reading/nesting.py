@@ -1,7 +1,7 @@
-"""Log stores within log stores: each is visited once, by its id, and only so many, so deep.
+"""Log stores within log stores: bounds on their depth, their number and the time that reading them takes.
 
-What can be seen where a log store is registered is refused there. But log stores are changed one by one, so whoever
-reads holds to the same bounds.
+Registering a log store that breaks a bound is refused. But nested log stores are updated one by one, so reading
+enforces the same bounds.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse
 
 DEEPEST = 4
-"""How many log stores deep a log store may be nested."""
+"""How many levels of log stores may be nested in each other."""
 
 LONGEST_SECONDS = 60.0
-"""For how long other children are asked for a page in the place of those that cannot be read."""
+"""How long a page may take, with all nested log stores, until no further child is asked in place of one that failed."""
 
 MOST = 20
-"""How many log stores may be nested in one, in all: for one page at most so many are read through."""
+"""How many log stores may be nested in one, on all levels together. For one page at most so many are read."""
 
 
 def nested_in(
     top: ComponentResponse, below: Callable[[ComponentResponse], Iterable[ComponentResponse]]
 ) -> list[ComponentResponse]:
-    """Return a log store and all that are nested in it, each once.
+    """Return a log store and all log stores that are nested in it, each once.
 
     Args:
         top: The log store.
-        below: Finds those that one reads and writes through.
+        below: Finds the log stores that another one contains.
 
     Raises:
-        ValueError: It contains itself, or too many are nested in it, or too deeply. The message says what to do.
+        ValueError: The log store contains itself, or too many log stores, or they are nested too deeply. The message
+            says how to mend it.
     """
     found: dict[UUID, ComponentResponse] = {}
-    # The id of one → how many are nested in one another from it on, itself included.
+    # The ID of a log store → how many levels it has, itself included.
     heights: dict[UUID, int] = {}
 
     def visit(model: ComponentResponse, path: tuple[ComponentResponse, ...]) -> int:
@@ -67,13 +68,14 @@ def nested_in(
 
 @dataclass
 class _Page:
-    """What is read through for one page.
+    """What is read for one page.
 
     Attributes:
-        began: When it was asked for, in seconds by the clock that never goes back.
-        path: The ids of the log stores that are being read, each through the one before.
-        known: The ids of all that have been.
-        failed: The id of one that could not be read → whether it may be later: nobody else asks it for this page.
+        began: When the page was asked for, in seconds of the clock that never goes back.
+        path: The IDs of the log stores that are being read, each nested in the one before it.
+        known: The IDs of all log stores that were read for the page.
+        failed: The ID of a log store that could not be read → whether it may be readable later. It is not asked again
+            for this page.
     """
 
     began: float
@@ -87,7 +89,7 @@ _page: ContextVar[_Page | None] = ContextVar("composite_logstore_page", default=
 
 @contextmanager
 def page(store_id: UUID) -> Iterator[_Page]:
-    """Note that a page of this log store is read, unless that is a part of a page of another one."""
+    """Note that a page of this log store is read, unless it is part of another log store's page."""
     current = _page.get()
     if current is not None:
         yield current
@@ -101,23 +103,22 @@ def page(store_id: UUID) -> Iterator[_Page]:
 
 
 def may_go_on() -> bool:
-    """Return whether there is time left to ask another child for the page that is being read."""
+    """Return whether there is time to ask another child for the page that is being read."""
     current = _page.get()
     return current is None or clock.current.now() - current.began < LONGEST_SECONDS
 
 
 @contextmanager
 def reading_through(store_id: UUID, name: str) -> Iterator[None]:
-    """Wrap the reading from another log store that ZenML has registered.
+    """Guard the reading of a nested log store: use it as a context manager around the read.
 
     Args:
-        store_id: Its id.
+        store_id: The ID of the nested log store.
         name: Its name.
 
     Raises:
-        zenml.exceptions.LogStoreError: It is being read already, since it contains itself; it is nested too deeply;
-            there are too many; or it could not be read before, for the same page.
-        Exception: Why it could not be read before, for the same page.
+        zenml.exceptions.LogStoreError: The log store contains itself; is nested too deeply; is one too many; or has
+            already failed for this page.
     """
     is_outermost = _page.get() is None
     with page(store_id) as current:
@@ -127,7 +128,7 @@ def reading_through(store_id: UUID, name: str) -> Iterator[None]:
         if store_id in current.path:
             raise LogStoreError(f"Log store '{name}' contains itself; take it out of one of those that it contains.")
         if store_id in current.failed:
-            # Without saying again why: where many ways lead to it, that would grow with each.
+            # The reason is not repeated: where many ways lead to this log store, the message would grow with each.
             kind = LogStoreUnavailableError if current.failed[store_id] else LogStoreError
             raise kind(f"Log store '{name}' could not be read just now.")
         if len(current.path) > DEEPEST:
