@@ -55,7 +55,7 @@ Invariants
 Who may touch what
 ------------------
 
-One reentrant lock, `Journal.lock`, guards the journal, all its deliveries, the memory's count and the spooling. It is
+One reentrant lock, `Journal.lock`, guards the journal, all its deliveries, the memory's count and the spilling. It is
 held for moments, and never across I/O with a backend. `write_ahead` copies lines into mapped files under it, which
 needs no call of the system. A recovered journal has a lock of its own.
 

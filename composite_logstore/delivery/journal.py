@@ -16,7 +16,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
-from composite_logstore.delivery.spilling import Spooling, next_batch
+from composite_logstore.delivery.spilling import Spilling, next_batch
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import EVENT_BYTES, LogEvent, Stream
 from composite_logstore.spool.reader import ForwardReader
@@ -62,12 +62,12 @@ class _Route:
         wanted_by: list[Delivery],
         latest: list[tuple[Delivery, Held]],
         held: Held | None = None,
-        unspooled: deque[LogEvent] | None = None,
+        unwritten: deque[LogEvent] | None = None,
     ) -> None:
         self.children = frozenset(delivery.name for delivery in wanted_by)
         queues = [delivery.queue for delivery in wanted_by]
         # What nobody wants need not go to disk.
-        self.queues = (*queues, unspooled) if unspooled is not None and (queues or latest) else tuple(queues)
+        self.queues = (*queues, unwritten) if unwritten is not None and (queues or latest) else tuple(queues)
         self.latest = tuple(latest)
         self.held = held
         self.count: deque[int] = deque([0], maxlen=1)
@@ -119,9 +119,9 @@ class Journal:
         self._memory = Memory(most_bytes - MOST_CAPTURED * self._large, self._deliveries)
         self._is_batch_full = False
         self._is_making_room = False
-        self.spooling = spool and Spooling(spool, self.writer, self._deliveries, clock)
+        self.spilling = spool and Spilling(spool, self.writer, self._deliveries, clock)
         # Without a spool nothing is ever added to it.
-        self._unspooled: deque[LogEvent] = self.spooling.unspooled if self.spooling else deque()
+        self._unwritten: deque[LogEvent] = self.spilling.unwritten if self.spilling else deque()
         self._cursors: dict[str, ForwardReader] = {}
         self._wake_at: float = 0
         # When so many records wait for their number, they get it at once.
@@ -194,15 +194,15 @@ class Journal:
                     break
             _run(step)
             self._hold(route, [event], [event.size])
-            if self._unspooled and self.spooling:
-                self.spooling.write_through()
+            if self._unwritten and self.spilling:
+                self.spilling.write_through()
             if self._memory.is_full:
                 self._make_room()
             if number >= self._wake_at or self._is_batch_full:
                 self.wakes_wanted += 1
                 self._wake_at = inf
                 self._is_batch_full = False
-            if not self.spooling or self.spooling.most_unspooled:
+            if not self.spilling or self.spilling.most_unwritten:
                 self._look_ahead(number + 1)
 
     def hand_out(self) -> None:
@@ -215,8 +215,8 @@ class Journal:
                 self.wakes_wanted += 1
                 self._wake_at = inf
                 self._is_batch_full = False
-            if self.spooling:
-                self.spooling.hurry(self._next_number)
+            if self.spilling:
+                self.spilling.hurry(self._next_number)
             self._look_ahead(self._next_number)
 
     def _hand_out(self) -> None:
@@ -246,8 +246,8 @@ class Journal:
             last = newest
             place = run[0].number - events[0].number
             self._hold(route, run, list(map(_size_of, said[place : place + len(run)])))
-            if self.spooling and len(self._unspooled) > self.spooling.most_unspooled:
-                self.spooling.write_through()
+            if self.spilling and len(self._unwritten) > self.spilling.most_unwritten:
+                self.spilling.write_through()
         return True
 
     def _hold(self, route: _Route, events: list[LogEvent], sizes: list[int]) -> None:
@@ -269,27 +269,27 @@ class Journal:
         self._is_making_room = True
         try:
             memory = self._memory
-            memory.release(self._first_unspooled)
+            memory.release(self._first_unwritten)
             # A little more than must be, so that it is not to be done again with the next event.
             most = memory.most - memory.run_bytes
-            for last in memory.oldest_first(self._first_unspooled) if memory.is_full else ():
+            for last in memory.oldest_first(self._first_unwritten) if memory.is_full else ():
                 if memory.size <= most:
                     break
-                if not self.spooling and last >= self._next_number - 1:
+                if not self.spilling and last >= self._next_number - 1:
                     # The newest one is kept, however large it is.
                     break
-                on_disk = self.spooling.make_way(last) if self.spooling else (inf, inf)
+                on_disk = self.spilling.evict(last) if self.spilling else (inf, inf)
                 if on_disk is None:
                     break
                 for delivery in self._deliveries:
                     delivery.free_queue(last, on_disk)
-                memory.release(self._first_unspooled)
+                memory.release(self._first_unwritten)
         finally:
             self._is_making_room = False
 
     @property
-    def _first_unspooled(self) -> float:
-        return self._unspooled[0].number if self._unspooled else inf
+    def _first_unwritten(self) -> float:
+        return self._unwritten[0].number if self._unwritten else inf
 
     def _numbered(self, said: list[tuple[Stream, Note | LogEvent]], number: int) -> list[LogEvent]:
         writer = self.writer
@@ -305,14 +305,14 @@ class Journal:
         return events
 
     def _look_ahead(self, number: int) -> None:
-        if self.spooling and not self.spooling.most_unspooled:
+        if self.spilling and not self.spilling.most_unwritten:
             # Each event is to be on disk before `append` returns.
             self._most_captured = 0
         else:
             self._most_captured = min(MOST_CAPTURED, self._wake_at - number + 1)
-            if self.spooling:
+            if self.spilling:
                 # What goes to disk for want of room in memory goes there with this very event.
-                self._most_captured = min(self._most_captured, self.spooling.room)
+                self._most_captured = min(self._most_captured, self.spilling.room)
 
     def drop(self, level: int, progress: bool = False, count: int = 1, stream: Stream | None = None) -> None:
         """Count events that were lost before they had a number as dropped, for every child that wanted them.
@@ -348,7 +348,7 @@ class Journal:
         for child, delivery in zip(self._children, self._deliveries, strict=True):
             thinned = progress and child.is_thinned
             # With a spool it has to note which updates give way, so it takes every event by itself.
-            by_itself = thinned or (child.is_thinned and self.spooling is not None)
+            by_itself = thinned or (child.is_thinned and self.spilling is not None)
             if child.wants(level, progress):
                 if by_itself:
                     latest.append((delivery, self._memory.held_by([delivery])))
@@ -357,7 +357,7 @@ class Journal:
                 if not thinned:
                     holders.append(delivery)
         held = self._memory.held_by(holders) if holders else None
-        return _Route(wanted_by, latest, held, self.spooling.unspooled if self.spooling else None)
+        return _Route(wanted_by, latest, held, self.spilling.unwritten if self.spilling else None)
 
     def wake_after(self, events: int) -> bool:
         """Have `append` ask for the workers once so many events more are there, if not before.
@@ -375,7 +375,7 @@ class Journal:
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
         """Read what a delivery asks for from the spool. Not under the lock, since it is I/O."""
         with self.lock:
-            spool = self.spooling and self.spooling.spool
+            spool = self.spilling and self.spilling.spool
             before = delivery.queue[0].number if delivery.queue else self._next_number
         if not spool:
             return []
@@ -386,8 +386,8 @@ class Journal:
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Note on disk how far a delivery is. Under the lock."""
-        if self.spooling:
-            self.spooling.acknowledge(delivery)
+        if self.spilling:
+            self.spilling.acknowledge(delivery)
 
     def end_stream(self, stream: Stream) -> None:
         """Announce to every child that the stream has ended."""

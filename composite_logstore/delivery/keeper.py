@@ -11,7 +11,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.schedule import TICK_SECONDS
-from composite_logstore.delivery.spilling import Spooling
+from composite_logstore.delivery.spilling import Spilling
 from composite_logstore.service import Service, Wait, patiently
 from composite_logstore.spool.folder import Standing
 from composite_logstore.spool.settings import SpoolSettings, spool_problem
@@ -58,27 +58,27 @@ class Keeper:
 
     def wake(self) -> bool:
         """Have the spool looked after. Returns whether its thread runs, or need not. Never raises."""
-        spooling = self._journal.spooling
-        if spooling is None:
+        spilling = self._journal.spilling
+        if spilling is None:
             return True
-        spooling.woken()
+        spilling.woken()
         self._writing_due.set()
         if self._writing.start():
             return True
         # No thread writes what has waited for long, so nothing may wait.
         with suppress(Exception), self._journal.lock:
             self._journal.hand_out()
-            spooling.write()
+            spilling.write()
         return False
 
     def write_rest(self) -> bool:
         """Write to disk what is not delivered. Returns whether it is there."""
-        if self._journal.spooling is None:
+        if self._journal.spilling is None:
             return False
         with self._journal.lock:
-            self._journal.spooling.settle_down()
+            self._journal.spilling.write_rest()
             self._journal.hand_out()
-            return self._journal.spooling.error is None
+            return self._journal.spilling.error is None
 
     def stop(self) -> None:
         """Write nothing more. `let_go` follows once the journal's workers are told to stop."""
@@ -93,30 +93,30 @@ class Keeper:
 
     def _write(self) -> Wait | None:
         """Write to disk what waits too long."""
-        spooling = self._journal.spooling
-        if self._spool is None or spooling is None or self._has_ended:
+        spilling = self._journal.spilling
+        if self._spool is None or spilling is None or self._has_ended:
             return None
         self._recovery.start(self._spool.component)
         with patiently(self._journal.lock):
-            spooling.try_again()
+            spilling.try_again()
             number = self._journal.next_number
-            seconds = spooling.tick(number)
-            is_idle = not spooling.unspooled and self._seen == number and not self._journal.wake_after(1)
+            seconds = spilling.tick(number)
+            is_idle = not spilling.unwritten and self._seen == number and not self._journal.wake_after(1)
             self._seen = number
             if is_idle:
-                spooling.rest(number)
+                spilling.rest(number)
             # What is due first: all else may take its time.
-            is_more = spooling.write_due()
-            spooling.refresh()
-            spooling.acknowledge_all()
-            is_needed = spooling.is_needed
+            is_more = spilling.write_due()
+            spilling.refresh()
+            spilling.acknowledge_all()
+            is_needed = spilling.is_needed
         while is_more:
             # Let another thread that waits for the lock go first.
             time.sleep(0)
             with patiently(self._journal.lock):
-                is_more = spooling.write_due()
-        self._report(spooling)
-        if spooling.spool is not None:
+                is_more = spilling.write_due()
+        self._report(spilling)
+        if spilling.spool is not None:
             self._housekeeping_due.set()
             if not self._housekeeping.start():
                 self._keep_house()
@@ -127,31 +127,31 @@ class Keeper:
 
     def _keep_house(self) -> Wait | None:
         """Do what the disk may take long for, so that no event has to wait for it."""
-        spooling = self._journal.spooling
-        if spooling is not None and self._has_ended:
+        spilling = self._journal.spilling
+        if spilling is not None and self._has_ended:
             with self._journal.lock:
-                spooling.let_go()
+                spilling.release()
             return None
-        if spooling is not None:
-            spooling.keep_house()
-            if spooling.needs_room:
+        if spilling is not None:
+            spilling.maintain()
+            if spilling.needs_room:
                 with patiently(self._journal.lock):
-                    spooling.make_room()
-            standing = spooling.standing()
+                    spilling.make_room()
+            standing = spilling.standing()
             if standing is not Standing.IN_PLACE:
                 with patiently(self._journal.lock):
-                    spooling.mend(standing)
-                if spooling.unspooled:
+                    spilling.mend(standing)
+                if spilling.unwritten:
                     # Events have to be written once more, at once.
                     self._writing_due.set()
         return self._housekeeping_due.wait
 
-    def _report(self, spooling: Spooling) -> None:
+    def _report(self, spilling: Spilling) -> None:
         """Warn once when events no longer get to disk, once when they do again, and once of an event that never can."""
-        if spooling.unstorable is not None and not self._has_told_of_unstorable:
+        if spilling.unstorable is not None and not self._has_told_of_unstorable:
             self._has_told_of_unstorable = True
-            self._warn(f"an event cannot be written to disk, and waits in memory alone: {spooling.unstorable}.")
-        error = spooling.error
+            self._warn(f"an event cannot be written to disk, and waits in memory alone: {spilling.unstorable}.")
+        error = spilling.error
         if self._spool is not None and bool(error) != bool(self._error):
             if error:
                 self._warn(f"{spool_problem(error, self._spool)}. Until then events wait in memory alone.")

@@ -86,15 +86,15 @@ class Held:
         else:
             self.runs.append(_Run(first, last, size))
 
-    def release(self, unspooled: float) -> None:
+    def release(self, unwritten: float) -> None:
         """Count no longer what no child has to take any more.
 
         Args:
-            unspooled: The number from which on events are in memory until they are on disk.
+            unwritten: The number from which on events are in memory until they are on disk.
         """
         holds = [delivery.holds for delivery in self._deliveries]
         self.runs = [
-            run for run in self.runs if run.last >= unspooled or any(held(run.first, run.last) for held in holds)
+            run for run in self.runs if run.last >= unwritten or any(held(run.first, run.last) for held in holds)
         ]
 
 
@@ -125,14 +125,14 @@ class Memory:
         deliveries = tuple(deliveries)
         return self._held.setdefault(deliveries, Held(self, deliveries))
 
-    def release(self, unspooled: float) -> None:
+    def release(self, unwritten: float) -> None:
         """Count no longer what has left memory.
 
         Args:
-            unspooled: The number from which on events are in memory until they are on disk.
+            unwritten: The number from which on events are in memory until they are on disk.
         """
         for held in self._held.values():
-            held.release(unspooled)
+            held.release(unwritten)
         runs = sum(run.size for held in self._held.values() for run in held.runs)
         self.size = runs + sum(delivery.loaded_bytes for delivery in self._deliveries)
 
@@ -141,11 +141,11 @@ class Memory:
         """Whether there are too many."""
         return self.size > self.most
 
-    def oldest_first(self, unspooled: float) -> list[int]:
+    def oldest_first(self, unwritten: float) -> list[int]:
         """Return numbers so that something is freed when the events up to each of them leave memory.
 
         Args:
-            unspooled: The number from which on events are in memory until they are on disk.
+            unwritten: The number from which on events are in memory until they are on disk.
         """
-        first = min(unspooled, *(delivery.first_in_queue for delivery in self._deliveries))
+        first = min(unwritten, *(delivery.first_in_queue for delivery in self._deliveries))
         return sorted({run.last for held in self._held.values() for run in held.runs if run.last >= first})

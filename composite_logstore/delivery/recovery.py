@@ -16,7 +16,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
-from composite_logstore.delivery.space import give_up_oldest
+from composite_logstore.delivery.space import drop_oldest_segment
 from composite_logstore.delivery.spilling import next_batch
 from composite_logstore.delivery.states import Load
 from composite_logstore.delivery.worker import Worker
@@ -142,11 +142,11 @@ class RecoveredJournal:
         if delivery.oldest == inf:
             self._notify()
 
-    def give_up_oldest(self) -> bool:
-        """See `GivesUp`."""
+    def drop_oldest(self) -> bool:
+        """See `MakesRoom`."""
         is_given_up = False
         with self.lock, contextlib.suppress(OSError):
-            is_given_up = give_up_oldest(self.spool, self.deliveries)
+            is_given_up = drop_oldest_segment(self.spool, self.deliveries)
         self._notify()
         return is_given_up
 

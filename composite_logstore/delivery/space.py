@@ -16,10 +16,10 @@ _KNOWN_SECONDS = 5.0
 _PARTS = 16
 
 
-class GivesUp(Protocol):
+class MakesRoom(Protocol):
     """Something of the log store's on disk that can make room."""
 
-    def give_up_oldest(self) -> bool:
+    def drop_oldest(self) -> bool:
         """Have the children that are furthest behind lose what is oldest.
 
         Returns:
@@ -28,7 +28,7 @@ class GivesUp(Protocol):
         ...
 
 
-def give_up_oldest(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: bool = False) -> bool:
+def drop_oldest_segment(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: bool = False) -> bool:
     """Free the oldest segment of a spool, and count what is lost with it. Under the lock that guards them.
 
     Args:

@@ -10,7 +10,7 @@ from math import inf
 from composite_logstore.clock import Clock
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.schedule import Schedule
-from composite_logstore.delivery.space import GivesUp, Space, give_up_oldest
+from composite_logstore.delivery.space import MakesRoom, Space, drop_oldest_segment
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import LogEvent, abridged
 from composite_logstore.spool import segments
@@ -40,12 +40,12 @@ def next_batch(cursor: ForwardReader, delivery: Delivery, load: Load, before: fl
     return batch
 
 
-class Spooling:
+class Spilling:
     """Brings a journal's events to disk, as `durability` says. The journal's lock guards every call.
 
     Attributes:
-        unspooled: The events that are not on disk. The journal appends to it.
-        most_unspooled: How many there may be at any time.
+        unwritten: The events that are not on disk. The journal appends to it.
+        most_unwritten: How many there may be at any time.
         spool: The folder; None before there was something to write.
         error: Why events do not get to disk, None if they do.
         unstorable: Why an event cannot be written at all, None if that has not happened.
@@ -61,9 +61,9 @@ class Spooling:
             deliveries: The deliveries that read from the spool.
             clock: Where time comes from.
         """
-        self.unspooled: deque[LogEvent] = deque()
+        self.unwritten: deque[LogEvent] = deque()
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
-        self.most_unspooled = 0 if settings.write_ahead else smallest - 1
+        self.most_unwritten = 0 if settings.write_ahead else smallest - 1
         self._most_waiting = smallest - 1
         self._is_write_ahead = settings.write_ahead
         self._may_try = True
@@ -71,7 +71,7 @@ class Spooling:
         self.spool: Spool | None = None
         self.error: Exception | None = None
         self.unstorable: Exception | None = None
-        self.others: Sequence[GivesUp] = ()
+        self.others: Sequence[MakesRoom] = ()
         self._deliveries = deliveries
         self._component = settings.component
         self._writer = writer
@@ -100,7 +100,7 @@ class Spooling:
         Args:
             next_number: The number that the next event will have.
         """
-        if self.unspooled and self._schedule.is_late(self._clock.now()):
+        if self.unwritten and self._schedule.is_late(self._clock.now()):
             self.tick(next_number)
             self.write(self._schedule.due, _MOST_WHEN_LATE)
 
@@ -151,27 +151,27 @@ class Spooling:
         # With `write_ahead` it has just come, so nobody has it.
         settled = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
         written = 0
-        while self.unspooled and self.unspooled[0].number < before:
+        while self.unwritten and self.unwritten[0].number < before:
             if written >= most:
                 return True
-            if self.unspooled[0].number >= settled:
+            if self.unwritten[0].number >= settled:
                 spool = self.spool
-                if not self._append(self.unspooled[0]):
+                if not self._append(self.unwritten[0]):
                     if spool is not None and self.spool is None:
                         # The folder was gone. What was in it comes first now, in a new one.
                         continue
                     # As long as the queues have them all, there may yet be room for them.
-                    while len(self.unspooled) > self._most_waiting:
-                        self.unspooled.popleft()
+                    while len(self.unwritten) > self._most_waiting:
+                        self.unwritten.popleft()
                     break
                 written += 1
-            self.unspooled.popleft()
+            self.unwritten.popleft()
         return False
 
     @property
     def room(self) -> int:
         """How many more events can come before those in memory go to disk."""
-        return self.most_unspooled + 1 - len(self.unspooled)
+        return self.most_unwritten + 1 - len(self.unwritten)
 
     def write_through(self) -> None:
         """Bring to disk what finds no room in memory, always as many events as it has room for and one more.
@@ -179,24 +179,24 @@ class Spooling:
         So the events and the time alone say what is on disk when the process is killed, and not how many of them are
         handed out at a time, which the workers of other children have a part in.
         """
-        full = self.most_unspooled + 1
-        most = len(self.unspooled) // full * full
+        full = self.most_unwritten + 1
+        most = len(self.unwritten) // full * full
         if not most:
             return
-        before = self.unspooled[most - 1].number + 1
+        before = self.unwritten[most - 1].number + 1
         if most == 1 and self.error is None and self.spool is not None and not self._is_writing:
             self._is_writing = True
             try:
-                self._store(self.spool, self.unspooled[0])
-                self.unspooled.popleft()
+                self._store(self.spool, self.unwritten[0])
+                self.unwritten.popleft()
             except Exception as error:
                 self._failed(error)
             finally:
                 self._is_writing = False
-        if self.unspooled:
+        if self.unwritten:
             self.write(before)
 
-    def make_way(self, last: int) -> tuple[float, float] | None:
+    def evict(self, last: int) -> tuple[float, float] | None:
         """Bring the events up to number `last` to disk, since they cannot stay in memory.
 
         Returns:
@@ -207,9 +207,9 @@ class Spooling:
             # A signal handler has logged, and what it interrupts goes on with its event.
             return None
         self.write(last + 1)
-        before = self.unspooled[0].number if self.unspooled else inf
-        while self.unspooled and self.unspooled[0].number <= last:
-            self.unspooled.popleft()
+        before = self.unwritten[0].number if self.unwritten else inf
+        while self.unwritten and self.unwritten[0].number <= last:
+            self.unwritten.popleft()
         return self.spool.segments.first if self.spool is not None else inf, before
 
     def _append(self, event: LogEvent) -> bool:
@@ -240,7 +240,7 @@ class Spooling:
         is_gone = self.spool is not None and self.spool.standing() is Standing.GONE
         self._may_try = is_gone
         if is_gone:
-            self.give_up_folder()
+            self.abandon_folder()
 
     def try_again(self) -> None:
         """Let the next event find out whether there is room again."""
@@ -248,7 +248,7 @@ class Spooling:
 
     # The folder
 
-    def keep_house(self) -> None:
+    def maintain(self) -> None:
         """Do what would make others wait if it were done under the journal's lock: so without it."""
         spool = self.spool
         if spool is None:
@@ -297,7 +297,7 @@ class Spooling:
         with contextlib.suppress(OSError):
             is_ours = is_ours and self.spool.mend(self._between)
         if not is_ours:
-            self.give_up_folder()
+            self.abandon_folder()
 
     def _in_memory(self) -> dict[int, LogEvent]:
         """Return the events that some child has yet to deliver, by their numbers, as far as they are in memory."""
@@ -310,7 +310,7 @@ class Spooling:
     def _between(self, first: int, last: float) -> list[LogEvent]:
         return [event for number, event in sorted(self._in_memory().items()) if first <= number <= last]
 
-    def give_up_folder(self) -> None:
+    def abandon_folder(self) -> None:
         """Let go of a folder that others have taken away. What was in it, and is in memory, goes to a new one."""
         if self.spool is None:
             return
@@ -318,9 +318,9 @@ class Spooling:
         held = self._in_memory()
         held.update((event.number, event) for event in spool.reader.in_use())
         spool.abandon()
-        before = self.unspooled[0].number if self.unspooled else inf
+        before = self.unwritten[0].number if self.unwritten else inf
         again = [held[number] for number in sorted(held, reverse=True) if number < before]
-        self.unspooled.extendleft(again)
+        self.unwritten.extendleft(again)
         if again:
             self._schedule.hold(again[0].number + 1)
 
@@ -335,7 +335,7 @@ class Spooling:
     def acknowledge(self, delivery: Delivery) -> None:
         """Note how far a child is: also of what is not on disk, since it may yet come there for another child."""
         if self.spool is not None:
-            newest = self.unspooled[-1].number if self.unspooled else self.spool.segments.last
+            newest = self.unwritten[-1].number if self.unwritten else self.spool.segments.last
             try:
                 self.spool.acknowledge(delivery.name, min(delivery.oldest, max(newest, self.spool.segments.last) + 1))
             except OSError as error:
@@ -346,17 +346,17 @@ class Spooling:
         for delivery in self._deliveries:
             self.acknowledge(delivery)
 
-    def settle_down(self) -> None:
+    def write_rest(self) -> None:
         """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
         self.try_again()
         self.write()
-        self.most_unspooled = 0
+        self.most_unwritten = 0
         self.acknowledge_all()
         if self.spool is not None and all(delivery.oldest == inf for delivery in self._deliveries):
             self.spool.close()
             self.spool = None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Leave the folder to the next process, or to another writer of this one."""
         spool, self.spool = self.spool, None
         if spool is not None:
@@ -372,11 +372,11 @@ class Spooling:
     def _has_room(self, size: int) -> bool:
         """Say whether the spool may grow by so many bytes, after the oldest has made room where it can."""
         while not self._space.take(size):
-            if not any(part.give_up_oldest() for part in (*self.others, self)):
+            if not any(part.drop_oldest() for part in (*self.others, self)):
                 return False
         return True
 
-    def give_up_oldest(self) -> bool:
-        """See `GivesUp`."""
+    def drop_oldest(self) -> bool:
+        """See `MakesRoom`."""
         # With `write_ahead` nothing may count as pending that would not survive the process.
-        return self.spool is not None and give_up_oldest(self.spool, self._deliveries, self._is_write_ahead)
+        return self.spool is not None and drop_oldest_segment(self.spool, self._deliveries, self._is_write_ahead)

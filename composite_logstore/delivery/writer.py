@@ -61,8 +61,8 @@ class Writer:
         self._recovery = Recovery(
             self._component_id, children, self._clock, _warn, self._hindered, self._journal.batch_bytes
         )
-        if self._journal.spooling:
-            self._journal.spooling.others = self._recovery.journals
+        if self._journal.spilling:
+            self._journal.spilling.others = self._recovery.journals
         self._keeper = Keeper(self._journal, self._spool, self._recovery, self._clock, service, _warn)
         self._workers = [
             Worker(self._component_id, child, delivery, self._journal, self._clock)

@@ -75,8 +75,8 @@ def test_siblings_that_come_and_go_cost_nothing_that_is_on_disk(
     )
     logs = make_logs(store)
     origin = store.register_origin(str(logs.id), logs, {})
-    spooling = store.writer._journal.spooling
-    assert spooling is not None
+    spilling = store.writer._journal.spilling
+    assert spilling is not None
     component = tmp_path / str(store.id)
     command = [sys.executable, "-c", COME_AND_GO, str(component), str(SIBLINGS), str(seconds)]
     siblings = subprocess.Popen(
@@ -91,7 +91,7 @@ def test_siblings_that_come_and_go_cost_nothing_that_is_on_disk(
             record = logging.LogRecord("train", 20, "/code/train.py", 1, f"own {number} " + "x" * 20_000, (), None)
             store.emit(origin, record)
             number += 1
-            errors.add(repr(spooling.error))
+            errors.add(repr(spilling.error))
             time.sleep(0.003)
         output = siblings.communicate()[1]
     finally:

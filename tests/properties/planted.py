@@ -11,7 +11,7 @@ from composite_logstore.backend import RetryableError
 from composite_logstore.delivery.batch_size import BatchSize
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
-from composite_logstore.delivery.spilling import Spooling
+from composite_logstore.delivery.spilling import Spilling
 from composite_logstore.delivery.states import State, Wait
 from composite_logstore.spool.folder import Spool
 
@@ -88,5 +88,5 @@ DURABILITY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "positions are not noted": lambda patch: patch.setattr(Spool, "acknowledge", forgets_positions),
     "what one child has is freed": lambda patch: patch.setattr(Spool, "_free", frees_what_one_child_has),
     "events are spilled too late": spills_late,
-    "nothing is brought to disk": lambda patch: patch.setattr(Spooling, "write", lambda *_, **__: False),
+    "nothing is brought to disk": lambda patch: patch.setattr(Spilling, "write", lambda *_, **__: False),
 }

@@ -193,21 +193,21 @@ def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_ou
         children = [make_child(f"c{number}", max_queue_size=size) for number, size in enumerate(sizes)]
         clock = Stopped()
         journal = Journal(children, clock, SpoolSettings(Path(folder), False, 100_000_000))
-        spooling = journal.spooling
-        assert spooling is not None
+        spilling = journal.spilling
+        assert spilling is not None
         journal.hand_out()
         stream = make_stream()
         for number, level in enumerate(happens):
             if level is None:
                 clock.seconds += TICK_SECONDS
-                spooling.tick(journal.next_number)
-                spooling.write_due()
+                spilling.tick(journal.next_number)
+                spilling.write_due()
             else:
                 journal.append(stream, make_capture(level=level))
             if number in handed_out_after:
                 journal.hand_out()
-        if spooling.spool is None:
+        if spilling.spool is None:
             return []
-        numbers = [event.number for event in spooling.spool.reader.read(-1, inf)]
-        spooling.give_up_folder()
+        numbers = [event.number for event in spilling.spool.reader.read(-1, inf)]
+        spilling.abandon_folder()
         return numbers

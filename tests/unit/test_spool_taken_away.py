@@ -98,8 +98,8 @@ def test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_p
     messages = [f"{number} " + "x" * 1_400 for number in range(7)]
     machine.log(*messages)
     clock.advance(2)
-    assert machine.store.writer._journal.spooling
-    spool = machine.store.writer._journal.spooling.spool
+    assert machine.store.writer._journal.spilling
+    spool = machine.store.writer._journal.spilling.spool
     assert spool is not None
     TIDYING[what](spool.folder)
     clock.advance(2)
@@ -107,7 +107,7 @@ def test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_p
     machine.log(*later)
     # More than the segment that was in use had room for.
     clock.advance(2)
-    assert machine.store.writer._journal.spooling.error is None
+    assert machine.store.writer._journal.spilling.error is None
     assert_accounts_add_up(machine.store.stats())
     machine.die()
     machine.backends["a"].fault = None
@@ -218,8 +218,8 @@ def test_an_error_is_not_taken_for_what_it_does_not_say(
     clock.advance(3)
     after = [f"after {number} " + "x" * 1_000 for number in range(9)]
     machine.log(*after)
-    assert machine.store.writer._journal.spooling
-    assert machine.store.writer._journal.spooling.error is None
+    assert machine.store.writer._journal.spilling
+    assert machine.store.writer._journal.spilling.error is None
     is_said_to_be_gone = (call, error) in {("stat", errno.ENOENT), ("stat", errno.ENOTDIR)}
     if not is_said_to_be_gone:
         assert [path for path in folder.parent.iterdir() if path.name != "damaged"] == [folder]
@@ -242,8 +242,8 @@ def test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own(
     machine.log("event")
     clock.advance(1)
     (folder,) = tmp_path.glob("spool/*/*")
-    assert machine.store.writer._journal.spooling
-    spool = machine.store.writer._journal.spooling.spool
+    assert machine.store.writer._journal.spilling
+    spool = machine.store.writer._journal.spilling.spool
     assert spool is not None
     assert spool.lock is not None
     assert spool.lock.guard is not None
