@@ -169,7 +169,7 @@ def load_store(model: ComponentResponse, argument: str = "store") -> RegisteredS
         # Another version of this package or of a backend wrote the settings.
         raise NoAnswerError(f"cannot read the settings of log store '{model.name}': {explain(error)}") from None
     except Exception as error:
-        raise NoAnswerError(f"cannot load log store '{model.name}' here ({type(error).__name__})") from error
+        raise NoAnswerError(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
 
 
 def explain(error: ValueError) -> str:

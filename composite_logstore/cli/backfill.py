@@ -90,17 +90,17 @@ def _show(result: Totals, seconds: float, target: str) -> None:
     rate = result.copied / seconds if seconds else 0
     say(
         f"{result.copied:,} events of {result.streams:,} streams copied to '{target}' in {seconds:.1f} s "
-        f"({rate:,.0f}/s); {result.there:,} were there."
+        f"({rate:,.0f}/s); {result.there:,} were already there."
     )
     if result.unwanted:
-        say(f"{result.unwanted:,} are not meant for it.")
+        say(f"{result.unwanted:,} events are filtered out by 'min_level' or 'progress'.")
     if result.unidentified:
-        say(f"{result.unidentified:,} were left out: they do not say which events they are, and it may have them.")
+        say(f"{result.unidentified:,} events without an ID were skipped, since the child may already hold them.")
     if result.absent:
-        say(f"Of {result.absent:,} streams nothing was found to copy from.")
+        say(f"{result.absent:,} streams have no events in the source.")
     if result.too_old:
-        say(f"{result.too_old:,} are too old for its backend.", style="warning")
+        say(f"{result.too_old:,} events are too old for the backend.", style="warning")
     for reason, number in result.rejected.items():
-        say(f"{number:,} were rejected: {reason}.", style="warning")
+        say(f"{number:,} events were rejected: {reason}.", style="warning")
     if result.in_progress:
-        say(f"{result.in_progress:,} streams of runs in progress were left out: run it again when they have ended.")
+        say(f"{result.in_progress:,} streams of runs in progress were skipped; run the command again after their end.")

@@ -1,4 +1,4 @@
-"""What the commands print: plain lines and tables, in ZenML's colours."""
+"""Prints the lines and tables of the commands, in ZenML's colours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ output_option = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="What to print: for people, or for programs.",
+    help="The format: for people, or for programs.",
 )
 
 
@@ -65,7 +65,7 @@ class Command(click.Command):
 
 
 def console(stderr: bool = False) -> Console:
-    """Return what to print to: as wide as the terminal, or as need be where it is no terminal."""
+    """Return a console as wide as the terminal; without a terminal lines are not wrapped."""
     console = Console(theme=zenml_custom_theme, stderr=stderr)
     if not console.is_terminal:
         console.width = _UNBOUNDED
@@ -73,37 +73,37 @@ def console(stderr: bool = False) -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line. What is in it is printed as it is, and obeyed by nobody."""
+    """Print a line. Markup is not interpreted, and control characters are escaped."""
     console().print(paragraph(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
 
 def warn(text: str) -> None:
-    """Print a line to stderr that tells of trouble."""
+    """Print a warning to stderr."""
     console(stderr=True).print(paragraph(text), style="warning", soft_wrap=True, markup=False, highlight=False)
 
 
 def ask(question: str, abort: bool = False) -> bool:
-    """Return whether a question is answered with yes.
+    """Ask a question, and return whether the answer is yes.
 
     Args:
         question: The question.
-        abort: Whether a no ends the command.
+        abort: Whether the answer no ends the command.
     """
     return click.confirm(paragraph(question), err=True, abort=abort)
 
 
 def say_json(value: Any) -> None:
-    """Print a value for programs, on one line."""
+    """Print a value as JSON on one line."""
     click.echo(inert_json(value))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Print a table as ZenML does.
+    """Print a table in ZenML's style.
 
     Args:
         columns: The names of the columns.
         rows: The cells of each row.
-        numbers: The columns of numbers.
+        numbers: The columns that contain numbers.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     for column in columns:

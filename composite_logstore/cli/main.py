@@ -1,4 +1,4 @@
-"""The command `composite-logstore`: one group of commands for each thing that it looks after."""
+"""The command `composite-logstore`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from composite_logstore.cli.verify import verify
 @click.group()
 @click.version_option(package_name="composite-logstore")
 def main() -> None:
-    """Look after the log stores of ZenML's flavor `composite`."""
+    """Manage log stores of ZenML's flavor `composite`."""
 
 
 main.add_command(backfill)

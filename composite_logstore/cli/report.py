@@ -1,4 +1,4 @@
-"""The report of a verify: one HTML page that loads nothing."""
+"""Writes the report of a verify: one HTML page that loads nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#
 
 
 def write_report(path: Path, summary: ParitySummary) -> None:
-    """Write the page. Whatever comes from logs or names is escaped, and nothing is loaded from elsewhere."""
+    """Write the page. Texts from logs and names are escaped, and the page loads nothing from elsewhere."""
     path.write_text(_page(summary), encoding="utf-8", errors="replace")
 
 
@@ -41,7 +41,7 @@ def _page(summary: ParitySummary) -> str:
 <p>{summary.streams:,} streams, compared on {now} in {summary.seconds:.1f} s.</p>
 {_table(_COUNTED, _counts(summary))}
 <h2>Completeness over time</h2>
-<p>Of the events logged in a period, the share that the child holds of what the fullest child holds.</p>
+<p>For each period: the events that the child holds, as a share of those that the most complete child holds.</p>
 {_completeness(summary)}
 <h2>Delay between emission and arrival</h2>
 {_delays(summary)}

@@ -90,13 +90,13 @@ def _show(summary: ParitySummary, strict: bool) -> None:
             ],
         )
         if summary.differences + summary.duplicated > len(shown):
-            say("There are more: --html and --output json name them.")
+            say("There are more; --html and --output json name up to 500.")
     for label, child_name, why in summary.not_compared[:_SHOWN]:
-        warn(f"{label}: child '{child_name}' was not compared: {why}")
+        warn(f"{label}: child '{child_name}' could not be compared: {why}")
     if len(summary.not_compared) > _SHOWN:
-        warn(f"{len(summary.not_compared) - _SHOWN:,} more were not compared.")
+        warn(f"{len(summary.not_compared) - _SHOWN:,} more could not be compared.")
     if summary.arriving:
-        say(f"{summary.arriving:,} events at the end of streams that are still written may yet arrive.")
+        say(f"{summary.arriving:,} events at the end of streams in progress may still arrive.")
     is_different = summary.differences or (strict and summary.duplicated)
     if is_different:
         say("Differences were found.", style="error")
@@ -105,7 +105,7 @@ def _show(summary: ParitySummary, strict: bool) -> None:
     elif not summary.streams:
         say("There was nothing to compare.", style="warning")
     elif len(summary.children) == 1:
-        say("No holes were found. With one child there is nothing to compare it with.", style="success")
+        say("No gaps were found. With one child there is nothing to compare it with.", style="success")
     else:
         say(f"Parity: {_words(summary)}.", style="success")
 

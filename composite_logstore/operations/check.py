@@ -35,25 +35,25 @@ STEPS = ("settings", "secrets", "write", "read", "clock")
 Result = Literal["ok", "warning", "problem", "unknown"]
 
 FIND_SECONDS = 60.0
-"""How long to look for the test event: at Datadog it takes a while until an event can be found."""
+"""How long to look for the test event: Datadog takes a while until it finds an event."""
 _LOOK_SECONDS = 1.0
-# What asks ZenML alone, or sends one small request, is expected to be over by then.
+# Enough for a step that only asks ZenML, or that sends one small request.
 _STEP_SECONDS = 30.0
-# A backend tells its time in whole seconds.
+# Backends tell their time in whole seconds.
 _CLOCKS_AGREE_SECONDS = 5.0
 _NEWEST = 100
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one step of the check has found.
+    """The finding of one step of a check.
 
     Attributes:
-        what: The step.
-        result: What it comes to: only a `problem` means that the child does not work.
-        message: What was found.
-        advice: What to do about it.
-        seconds: How long it took.
+        what: The name of the step.
+        result: The result; only a `problem` means that the child does not work.
+        message: A description, without a full stop.
+        advice: What people can do about it.
+        seconds: How long the step took.
     """
 
     what: str
@@ -64,21 +64,23 @@ class Finding:
 
 
 class ChildCheck:
-    """Tries out one child, step by step, in a thread of its own: a backend that hangs must not hold up the others.
+    """Checks one child, step by step, in a thread of its own, so that a backend that hangs does not delay the others.
 
     Attributes:
-        child: The child.
-        findings: What was found so far.
-        is_over: Whether that is all.
+        child: The child's settings.
+        findings: The findings so far.
+        is_over: Whether the check has ended.
+        ends_by: The time by which the present step has to end, in seconds of the monotonic clock.
+        doing: The name of the present step.
     """
 
     def __init__(self, store: RegisteredStore, child: ChildConfig, artifact_store_id: UUID | None) -> None:
-        """Prepare.
+        """Prepare the check.
 
         Args:
             store: The log store.
-            child: The child, references to secrets unresolved.
-            artifact_store_id: The artifact store of the active stack, for a child that archives to it.
+            child: The child's settings, with references to secrets.
+            artifact_store_id: The artifact store of the active stack, for a child that names none.
         """
         self.child = child
         self.findings: list[Finding] = []
@@ -103,7 +105,7 @@ class ChildCheck:
         self._clock.start(self._run, f"composite-logstore check {self.child.name}")
 
     def wait(self) -> None:
-        """Wait until it is over, or a step takes too long: then that is what was found."""
+        """Wait until the check has ended; a step that takes too long ends it with a problem."""
         with self._changed:
             while not self.is_over:
                 seconds = self.ends_by - self._clock.now()
@@ -111,8 +113,8 @@ class ChildCheck:
                     self._changed.wait(seconds)
                     continue
                 self.is_over = True
-                late = "it has not returned, and cannot be interrupted"
-                advice = "see whether something between here and the backend swallows what is sent"
+                late = "it has not returned and cannot be interrupted"
+                advice = "find out whether something between this machine and the backend swallows requests"
                 self.findings.append(Finding(self.doing, "problem", late, advice, _STEP_SECONDS))
 
     def _run(self) -> None:
@@ -131,8 +133,8 @@ class ChildCheck:
             try:
                 found = list(step())
             except (Exception, SystemExit) as error:
-                # Its text may hold a secret.
-                found = [Finding(what, "problem", f"it fails with {type(error).__name__}", "report it as a defect")]
+                # Only the error's class: its message may contain a secret.
+                found = [Finding(what, "problem", f"it fails with {type(error).__name__}", "report it as a bug")]
             took = self._clock.now() - begin
             with self._changed:
                 if self.is_over:
@@ -157,8 +159,8 @@ class ChildCheck:
             return
         fields = [f"'{field}'" for field in secret_references.clear_text_fields(self.child)]
         if fields:
-            message = f"{', '.join(fields)}: written in clear text, which ZenML stores and shows as it is"
-            yield Finding("settings", "warning", message, "put it into a ZenML secret, and refer to that")
+            message = f"{', '.join(fields)}: written in clear text, which ZenML stores and shows unchanged"
+            yield Finding("settings", "warning", message, "put it into a ZenML secret, and refer to the secret")
         else:
             yield Finding("settings", "ok")
 
@@ -169,23 +171,23 @@ class ChildCheck:
             yield Finding("secrets", "problem", *_cut(error))
             return
         has_any = any(True for _ in secret_references.references(self.child))
-        yield Finding("secrets", "ok" if has_any else "unknown", "" if has_any else "there are none")
+        yield Finding("secrets", "ok" if has_any else "unknown", "" if has_any else "the child refers to no secret")
 
     def _write(self) -> Iterator[Finding]:
         exporter: Exporter | None = None
         try:
             exporter = self._config.create_exporter()
-            # What it takes to load its libraries says nothing about the backend.
+            # The time to load the libraries is not the backend's.
             begin = self._clock.now()
             exporter.export([self._event])
             seconds = self._clock.now() - begin
             exporter.end_stream(self._event.stream)
         except RetryableError as error:
-            yield Finding("write", "problem", *_cut(error, "see whether it runs, and can be reached from this machine"))
+            yield Finding("write", "problem", *_cut(error, "check that it runs and that this machine can reach it"))
         except UnavailableError as error:
             yield Finding("write", "problem", *_cut(error))
         except (RejectedError, TooLargeError) as error:
-            yield Finding("write", "problem", *_cut(error, "see what the backend's own logs say"))
+            yield Finding("write", "problem", *_cut(error, "look into the backend's own logs"))
         else:
             yield Finding("write", "ok", seconds=seconds)
         finally:
@@ -202,7 +204,7 @@ class ChildCheck:
         end = self._clock.now() + FIND_SECONDS
         awake = self._clock.signal()
         reader = None
-        excuse = f"the test event was written, and cannot be found after {FIND_SECONDS:.0f} s"
+        excuse = f"the test event was written but not found within {FIND_SECONDS:.0f} s"
         try:
             reader = self._config.create_reader()
             while self._clock.now() < end:
@@ -216,16 +218,16 @@ class ChildCheck:
                     excuse = str(error)
                 awake.wait(_LOOK_SECONDS)
         except (LogStoreError, UnavailableError, ValueError) as error:
-            yield Finding("read", "problem", *_cut(error, "see whether it may be read with these settings"))
+            yield Finding("read", "problem", *_cut(error, "check that these settings allow reading"))
             return
         finally:
             if reader is not None:
                 reader.close()
-        advice = "see whether the backend drops, filters or delays what it takes, and whether it reads where it writes"
+        advice = "check that the backend does not drop, filter or delay events, and is read where it is written"
         yield Finding("read", "problem", excuse, advice)
 
     def _is_in(self, entries: Sequence[Any]) -> bool:
-        # A log store that is registered on its own may give an id of its own.
+        # A log store behind a `component` child may give entries ids of its own.
         uid = self._event.uid
         return any(str(read.entry.id) == uid or read.entry.message.endswith(uid) for read in entries)
 
@@ -239,20 +241,18 @@ class ChildCheck:
             yield Finding("clock", "unknown", "the backend does not tell its time")
             return
         end = time.time()
-        # Whole seconds, cut off: on average half of one has passed.
+        # The backend cuts off fractions of a second: half a second on average.
         ahead = theirs.timestamp() + 0.5 - (begin + end) / 2
         text = f"{abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
         if abs(ahead) - (end - begin) / 2 <= _CLOCKS_AGREE_SECONDS:
             yield Finding("clock", "ok", text)
         else:
-            advice = (
-                "set the one that is wrong: events are shown at wrong times, and a backend may refuse them as too old"
-            )
+            advice = "set the clock that is wrong: events get wrong times, and a backend may refuse them as too old"
             yield Finding("clock", "warning", f"the backend's clock is {text}", advice)
 
 
 def _cut(error: Exception, advice: str = "") -> tuple[str, str]:
-    """Return what an error says, and what it says to do: its words have both, as `what is wrong; what to do`."""
+    """Split the message of an error into what is wrong and what to do, which a semicolon separates."""
     message, semicolon, own = str(error).rpartition("; ")
     return (message, own.rstrip(".")) if semicolon else (str(error).rstrip("."), advice)
 
@@ -282,16 +282,16 @@ def _test_event(store: RegisteredStore, artifact_store_id: UUID | None) -> LogEv
 
 
 def _stream_id(store_id: UUID) -> UUID:
-    """Return the stream of the log store's checks: no run's, and always the same, so that an archive has one."""
+    """Return the id of the stream of a log store's checks: always the same, so that an archive has one such stream."""
     return uuid5(store_id, "composite-logstore check")
 
 
 def logs_of_checks(store_id: UUID, artifact_store_id: UUID | None = None) -> LogsResponse:
-    """Return the stream of a log store's checks, as ZenML would know it."""
+    """Return the stream of a log store's checks in ZenML's form."""
     from zenml.models import LogsResponse
     from zenml.models.v2.core.logs import LogsResponseBody
 
-    # A log store may look for events from then on alone.
+    # Some log stores only look for events after the stream was created.
     now = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(hours=1)
     body = LogsResponseBody(
         created=now,
@@ -319,8 +319,8 @@ class StoreCheck:
 
     Attributes:
         store: The log store.
-        children: What was found about each child.
-        spool: What was found about the spool's folder, None if the log store has no spool.
+        children: The check of each child.
+        spool: The finding about the spool's folder, None if the log store has no spool.
     """
 
     store: RegisteredStore
@@ -387,6 +387,6 @@ def _check_spool(found: RegisteredStore) -> Finding | None:
         check_spool(settings)
     except OSError as error:
         message, advice = _cut(OSError(spool_problem(error, settings)))
-        # With `spill` events then stay in memory.
+        # With `spill` the events then stay in memory.
         return Finding("spool", "problem" if settings.write_ahead else "warning", message, advice)
     return Finding("spool", "ok")

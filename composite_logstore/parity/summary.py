@@ -10,13 +10,13 @@ from typing import Any
 from composite_logstore.parity.result import DELAYS_SECONDS, ChildParity, Counts, Difference, StreamParity
 
 NAMED = 500
-"""How many of the events that differ a summary names."""
+"""The most differing events that a summary names."""
 _WORST = 20
 
 
 @dataclass
 class ChildSummary(Counts):
-    """One child in all streams. The attributes are those of `ChildParity`, added up."""
+    """The result of one child in all streams. The attributes are those of `ChildParity`, added up."""
 
     streams: int = 0
     delays: list[int] = field(default_factory=lambda: [0] * (len(DELAYS_SECONDS) + 1))
@@ -27,8 +27,8 @@ class ChildSummary(Counts):
         """Add a stream.
 
         Args:
-            child: What the child holds of it.
-            most: A minute → the most events of it that any child holds.
+            child: The child's result for the stream.
+            most: A minute → the largest number of the stream's events that any child holds.
         """
         self.streams += 1
         self.count(child)
@@ -39,16 +39,16 @@ class ChildSummary(Counts):
 
 
 class ParitySummary:
-    """What was found in all streams that were compared.
+    """The result of comparing streams.
 
     Attributes:
         log_store: The log store's name.
-        children: A child's name → what was found.
-        streams: How many streams were looked at.
-        named: The streams' labels and the events that were named, the first ones.
-        worst: The streams with the most differences: their number, label, child.
-        not_compared: A stream's label, a child's name, and why it was not compared.
-        seconds: How long it took.
+        children: A child's name → its result.
+        streams: The number of streams.
+        named: The first events that differ, each with the label of its stream.
+        worst: The streams with the most differences: the number of differences, the stream's label, the child's name.
+        not_compared: A stream's label, a child's name, and why the child could not be compared.
+        seconds: How long the comparison took.
     """
 
     def __init__(self, log_store: str = "", children: Iterable[str] = ()) -> None:
@@ -67,21 +67,21 @@ class ParitySummary:
 
     @property
     def differences(self) -> int:
-        """How many events are not as they should be."""
+        """The number of events that are missing, out of order or different."""
         return sum(child.differences for child in self.children.values())
 
     @property
     def duplicated(self) -> int:
-        """How many copies there are."""
+        """The number of duplicates."""
         return sum(child.duplicated for child in self.children.values())
 
     @property
     def arriving(self) -> int:
-        """How many events may yet arrive."""
+        """The number of missing events that may still arrive."""
         return sum(child.arriving for child in self.children.values())
 
     def add(self, result: StreamParity) -> None:
-        """Add a stream."""
+        """Add the result of a stream."""
         self.streams += 1
         compared = {name: child for name, child in result.children.items() if not child.error and not child.excuse}
         most: Counter[int] = Counter()
@@ -99,7 +99,7 @@ class ParitySummary:
         self.named += [(result.label, named) for named in result.differences[:room]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it in plain values."""
+        """Return the summary as plain values."""
         return {
             "log_store": self.log_store,
             "parity": not self.differences and not self.not_compared and self.streams > 0,
