@@ -39,9 +39,9 @@ $(DOCS_STAMP): $(STAMP)
 		-r $(DOCS_VENV)/requirements.txt
 	@touch $@
 
-# Without the variable, Material advertises its successor.
+# Without the variable, Material advertises its successor. With --quiet, warnings would not fail the build.
 docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
-	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet --clean
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --clean
 	@echo "site/index.html"
 
 guides: $(STAMP) ## follow the guides of docs/, and write the output of their commands into the pages

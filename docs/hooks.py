@@ -93,8 +93,13 @@ def _relinked(link: re.Match[str], folder: str) -> str:
 def draw(source: str, language: str, css_class: str, options: Any, md: Any, **_: Any) -> str:
     """Return a diagram as an SVG. One that Mermaid cannot read fails the build."""
     import mermaidx
+    from pymdownx.superfences import SuperFencesException
 
-    drawn = mermaidx.render(source, theme="neutral").svg()
+    try:
+        drawn = mermaidx.render(source, theme="neutral").svg()
+    except RuntimeError as error:
+        # Any other exception would show the block as code.
+        raise SuperFencesException(str(error)) from error
     # Its styles name its id, which has to be the only one on a page.
     name = f"diagram-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     return f'<div class="{css_class}">{drawn.replace("my-svg", name)}</div>'
