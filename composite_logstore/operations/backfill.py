@@ -74,7 +74,7 @@ def backfill(
     Skips runs in progress, since their events are still on the way. If it is interrupted, the next call resumes; no
     event is copied twice.
 
-    Example:
+    Examples:
         >>> totals = backfill("logs", "archive", "live", Selection(run="train-1"))
         >>> totals.copied, totals.there
         (3, 0)

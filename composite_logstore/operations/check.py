@@ -339,7 +339,7 @@ def check(store: str, children: Sequence[str] = ()) -> StoreCheck:
     The test events go to a stream of their own, which belongs to no run. Takes about a minute if a backend does not
     show the test event.
 
-    Example:
+    Examples:
         >>> result = check("logs")
         >>> [(one.child.name, one.is_healthy) for one in result.children]
         [('archive', True), ('live', True)]

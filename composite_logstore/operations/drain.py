@@ -83,7 +83,7 @@ def drain(
     Gives up on a child after 30 s without progress, or as soon as it is unavailable. Each export is recorded on disk,
     so that after an interruption the next call continues from there.
 
-    Example:
+    Examples:
         >>> drained = drain(["logs"])
         >>> [(child, account.delivered) for store, child, account in drained.accounts]
         [('live', 3)]

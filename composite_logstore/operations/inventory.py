@@ -92,7 +92,7 @@ def inventory() -> Inventory:
 
     If ZenML cannot be reached, it finds the folders below ZenML's configuration folder alone.
 
-    Example:
+    Examples:
         >>> [store.label for store in inventory().folders.values()]
         ['logs']
     """
@@ -245,7 +245,7 @@ class Backlog:
 def backlogs(folders: dict[Path, LogStore], children: Sequence[str] = ()) -> list[Backlog]:
     """Read the folders of log stores, and return what waits there.
 
-    Example:
+    Examples:
         >>> [(one.store.label, part.child, part.events, part.why)
         ...  for one in backlogs(inventory().folders) for part in one.parts]
         [('logs', 'live', 3, 'not delivered yet')]
@@ -305,7 +305,7 @@ def children_of(spool: Spool, store: LogStore) -> list[str]:
 def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, str]:
     """Delete events without delivering them. Leaves the folders of running processes alone.
 
-    Example:
+    Examples:
         >>> purge(backlogs(inventory().folders))
         {}
         >>> backlogs(inventory().folders)

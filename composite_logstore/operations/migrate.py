@@ -52,7 +52,7 @@ def migrate(
 
     Whenever it stops, another call continues from there.
 
-    Example:
+    Examples:
         >>> move = find_move("prod", {"name": "s3", "type": "artifact", "artifact_store": "bucket"})
         >>> [stage.name for stage, done in migrate(move, stop_after="switch")]
         ['build', 'check', 'switch']
@@ -351,7 +351,7 @@ STAGES = (
 def undo(move: Move) -> str:
     """Undo the last stage that changed something, and return what was undone.
 
-    Example:
+    Examples:
         >>> undo(find_move("prod", "s3"))
         "logs are read from child 'earlier' again"
 

@@ -247,7 +247,7 @@ def earlier_child(stack: StackResponse) -> tuple[dict[str, Any], str]:
 def find_move(stack: str, to: str | dict[str, Any], *, name: str | None = None, since: datetime | None = None) -> Move:
     """Find out how far the move of a stack is. It changes nothing.
 
-    Example:
+    Examples:
         >>> move = find_move("prod", {"name": "s3", "type": "artifact", "artifact_store": "bucket"})
         >>> move.is_switched
         False

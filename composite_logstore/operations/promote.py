@@ -70,7 +70,7 @@ def promote(
     Nothing else changes: every child keeps receiving its events, also from runs in progress. If the child was a
     fallback for reading, it changes places with the earlier primary.
 
-    Example:
+    Examples:
         >>> promote("logs", "live").before
         'archive'
 

@@ -47,7 +47,7 @@ def tail(
 ) -> Tail:
     """Find the log streams of a run, to read them by time.
 
-    Example:
+    Examples:
         >>> [entry.message for stream, entry in tail("train-1", step="fit").entries()]
         ['epoch 1', 'epoch 2', 'epoch 3']
 

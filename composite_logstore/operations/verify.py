@@ -36,7 +36,7 @@ def verify(
 
     When it is interrupted, the next call with the same arguments resumes from saved progress on this machine.
 
-    Example:
+    Examples:
         >>> summary = verify("logs", Selection(run="train-1"))
         >>> summary.differences
         0
