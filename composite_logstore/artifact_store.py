@@ -1,4 +1,4 @@
-"""Components that ZenML has registered, beside the active stack's own."""
+"""Opens artifact stores and log stores that are registered in ZenML, besides those of the active stack."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _registering = threading.Lock()
 
 
 def open_log_store(model: ComponentResponse) -> BaseLogStore:
-    """Return a log store; that of an artifact store is ZenML's own log store in it.
+    """Return a log store. For an artifact store, this is ZenML's own log store in it.
 
     Args:
-        model: What ZenML has registered.
+        model: The component.
 
     Raises:
-        ImportError: What its flavor needs is not installed.
-        UnavailableError: On ZenML's server, it refers to a secret that its owner may not use.
-        Exception: Whatever it raises itself when it is loaded.
+        ImportError: A package that its flavor needs is not installed.
+        UnavailableError: On ZenML's server: it refers to a secret that its owner may not use.
+        Exception: The component itself raises when it is loaded.
     """
     if model.type == StackComponentType.ARTIFACT_STORE:
         return ArtifactLogStore.from_artifact_store(open_artifact_store(model))
@@ -41,22 +41,21 @@ def open_log_store(model: ComponentResponse) -> BaseLogStore:
 
 
 def open_artifact_store(model: ComponentResponse) -> BaseArtifactStore:
-    """Return an artifact store, without taking the place of the active stack's own.
+    """Return an artifact store, without replacing the active stack's as the filesystem of its URL schemes.
 
-    An artifact store registers itself as *the* filesystem of its URL schemes, and refuses paths outside
-    its own root: a pipeline on another bucket could then no longer read or write its artifacts.
+    An artifact store registers itself as *the* filesystem of its URL schemes, and refuses paths outside its own root:
+    a pipeline on another bucket could then no longer read or write its artifacts.
 
     Args:
-        model: What ZenML has registered.
+        model: The component.
 
     Returns:
-        The artifact store. It may be shared with the active stack or, on ZenML's server, between requests: never
-        clean it up.
+        The artifact store. The active stack or, on ZenML's server, other requests may share it: never clean it up.
 
     Raises:
-        ImportError: What its flavor needs is not installed.
-        UnavailableError: On ZenML's server, it refers to a secret that its owner may not use.
-        Exception: Whatever it raises itself when it is loaded.
+        ImportError: A package that its flavor needs is not installed.
+        UnavailableError: On ZenML's server: it refers to a secret that its owner may not use.
+        Exception: The component itself raises when it is loaded.
     """
     if is_server():
         check_component(model)

@@ -1,4 +1,4 @@
-"""The most that an answer of a backend may be, in one place."""
+"""All bounds on the answers of backends, in one place."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ _MIB = 1024 * 1024
 
 
 class Bounds:
-    """What goes beyond these is not read, or not believed: a backend may answer anything.
+    """A backend may answer anything, so nothing beyond these bounds is read, or believed.
 
     Attributes:
-        HEAD_BYTES: Of an answer over HTTP: all that comes before its body, informational responses and all.
-        EXPORT_BYTES: Of the body of an answer to an export, and over gRPC of the message.
-        PAGE_BYTES: Of the body of an answer to a search. As objects it takes up to 45 times as much memory.
-        SEARCH_BYTES: Of all answers that one page takes.
-        SEARCHES: How many searches one page takes.
-        SEARCH_SECONDS: How long all searches that one page takes may take.
-        OBJECTS: How many objects of one stream an artifact store lists.
-        INDEX_BYTES: Of what is known of an archive, in the file beside it.
-        STORE_SECONDS: How long an artifact store may take for one request of a reader.
-        GUEST_SECONDS: How long an answer may take where code of others sends the request, and sets no time.
-        WAIT_SECONDS: How long a backend can ask to be left alone: it may be mended much sooner than it believes.
-        TEXT_CHARACTERS: Of what a backend says, where it is repeated.
+        HEAD_BYTES: The most bytes of an HTTP answer before its body, informational responses included.
+        EXPORT_BYTES: The most bytes of the body of an answer to an export; over gRPC, of the message.
+        PAGE_BYTES: The most bytes of the body of an answer to a search. Parsed, it takes up to 45 times as much memory.
+        SEARCH_BYTES: The most bytes of all answers for one page.
+        SEARCHES: The most searches for one page.
+        SEARCH_SECONDS: The longest time that all searches for one page may take, in seconds.
+        OBJECTS: The most objects of one stream that are listed in an artifact store.
+        INDEX_BYTES: The most bytes of an archive's index file.
+        STORE_SECONDS: The longest time that an artifact store may take for one request of a reader, in seconds.
+        GUEST_SECONDS: The longest time that an answer may take if a third-party exporter sets no timeout, in seconds.
+        WAIT_SECONDS: The longest pause that a backend can ask for, in seconds: it may recover much earlier.
+        TEXT_CHARACTERS: The most characters of a backend's message that are repeated.
     """
 
     HEAD_BYTES: ClassVar[int] = 64 * 1024

@@ -1,4 +1,4 @@
-"""Where the core takes time, threads and chance from, so that tests can put simulated ones in their place."""
+"""The source of time, threads and chance for the core. Tests replace it with a simulated one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class Ended(BaseException):
-    """Ends a simulated thread, whatever it does. No thread of the real clock meets it."""
+    """Ends a simulated thread. The real clock never raises it."""
 
 
 class Signal:
     """Wakes the one thread that waits for it.
 
-    `threading.Event` is Python code, and a Ctrl-C in the middle of its `set` can leave its lock held for
-    ever. A `SimpleQueue` does what it does in one call.
+    `threading.Event.set` is Python code, and a Ctrl-C in the middle of it can leave its lock held for ever.
+    `SimpleQueue.put` is one C call.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Signal:
         self._given: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        """Wake the thread, now or when it waits next. Safe wherever a Ctrl-C or a signal handler may come."""
+        """Wake the thread, now or when it waits next. A Ctrl-C or a signal handler may interrupt this."""
         if self._given.empty():
             self._given.put(None)
 
@@ -35,13 +35,13 @@ class Signal:
         """Wait until it is set, and unset it.
 
         Args:
-            seconds: How long to wait at most; without end if not given.
+            seconds: How long to wait at most; for ever if not given.
 
         Returns:
             Whether it was set.
         """
         try:
-            # Settings may ask for more than the system can wait: whoever waits looks again.
+            # Settings may ask for more than the system can wait. All callers wait in a loop.
             self._given.get(timeout=seconds if seconds is None else min(max(0.0, seconds), threading.TIMEOUT_MAX))
         except Empty:
             return False
@@ -49,18 +49,18 @@ class Signal:
 
 
 class Clock:
-    """The real ones."""
+    """Real time, threads and chance."""
 
-    # freezegun and its like put a clock that stands in the place of `time.monotonic`, in every module that has it. All
-    # waits would go on for ever. They leave this function alone, and what is an attribute of a class.
+    # freezegun and its like replace `time.monotonic` in every module with a clock that stands still, so that all waits
+    # would last for ever. They replace neither this function nor attributes of classes.
     _clock_gettime = staticmethod(time.clock_gettime)
 
     def now(self) -> float:
-        """Return the time in seconds, which never goes back, whatever the user's code does with Python's clocks."""
+        """Return a time in seconds that never goes back, even if the user's code replaces Python's clocks."""
         return self._clock_gettime(time.CLOCK_MONOTONIC)
 
     def signal(self) -> Signal:
-        """Return what a thread can wait for."""
+        """Return a signal that one thread can wait for."""
         return Signal()
 
     def condition(self, lock: Any) -> threading.Condition:
@@ -68,16 +68,16 @@ class Clock:
         return threading.Condition(lock)
 
     def random(self, name: str) -> Callable[[], float]:
-        """Return what gives numbers from 0 to 1 to the child of that name."""
+        """Return a function that returns random numbers from 0 to 1, for the child of that name."""
         return random.random
 
     def start(self, run: Callable[[], None], name: str) -> None:
-        """Run something in a thread that does not keep the process from ending.
+        """Run a function in a daemon thread, which does not keep the process from ending.
 
-        It has no ZenML logging context, so nothing that is logged in it ever becomes an event.
+        The thread has no ZenML logging context, so nothing that it logs becomes an event.
 
         Raises:
-            RuntimeError: No thread can be started: there is a limit, or the interpreter is ending.
+            RuntimeError: The system has no room for a thread, or the interpreter is ending.
         """
         threading.Thread(target=contextvars.Context().run, args=(run,), name=name, daemon=True).start()
 

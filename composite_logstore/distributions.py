@@ -1,4 +1,4 @@
-"""Which installed distribution an importable package comes from, so that a remote step can install it."""
+"""Finds the installed distribution of an importable package, so that a remote step can install it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from importlib.metadata import distributions
 
 
 def distributions_of(package: str) -> set[str]:
-    """Return the names of the distributions that have a top-level package or module; a namespace belongs to many.
+    """Return the names of the distributions that contain a top-level package or module. Several may share a namespace.
 
-    `importlib.metadata.packages_distributions` would say it, but before Python 3.11 it knows only wheels with a
-    `top_level.txt`, which most tools no longer write.
+    `importlib.metadata.packages_distributions` finds only wheels with a `top_level.txt` before Python 3.11, and most
+    tools no longer write that file.
 
     Args:
         package: The name of the package or module, without a dot.

@@ -1,4 +1,4 @@
-"""The flavor, by which ZenML finds the log store and its configuration."""
+"""The flavor, through which ZenML finds the log store and its settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CompositeLogStoreFlavor(BaseLogStoreFlavor):
-    """The flavor `composite`. ZenML imports its implementation where it is registered, so that is light."""
+    """The flavor `composite`. ZenML imports its log store to register it, so that has to import little."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Texts that may be anybody's, made harmless for a terminal: names, messages, and what backends answer."""
+"""Makes texts from untrusted sources harmless for a terminal: names, messages, and answers of backends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from composite_logstore.plain import name_of, text_of
 
 INDENT = "    "
-"""What the further lines of a text begin with, so that none passes for the first line of another one."""
+"""The beginning of each further line of a text, so that none looks like the first line of another text."""
 
 # https://www.ecma-international.org/publications-and-standards/standards/ecma-48/ 8.3.117, Select Graphic Rendition
 _COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
@@ -20,14 +20,14 @@ _MOST_CHARACTERS = 2_000
 
 
 def inert(text: str, kept: str = "\n") -> str:
-    """Return a text with what a terminal or a browser would obey escaped, and what nobody would see.
+    """Return a text with all characters escaped that a terminal would obey, or not show.
 
-    That is control characters, escape sequences begin with one; what changes the direction of writing; what takes no
-    room; and surrogates that are alone.
+    These are control characters, which also begin escape sequences; characters that change the direction of writing;
+    characters without width; and lone surrogates.
 
     Args:
         text: The text.
-        kept: Which of these characters are left. Without line breaks it is one line.
+        kept: Those of these characters that stay. Without a line break among them the result is one line.
     """
     if text.isprintable():
         return text
@@ -48,11 +48,11 @@ def described(error: BaseException) -> str:
 
 
 def paragraph(text: str, colours: bool = False) -> str:
-    """Return a text of several lines, such as a traceback, that is inert, with all lines but the first indented.
+    """Return a text of several lines, such as a traceback, inert, and indented from its second line on.
 
     Args:
         text: The text. Tabs stay tabs.
-        colours: Whether to leave in what sets colours and the like, which ends with the text.
+        colours: Whether to keep escape sequences for colours. They are reset at the end of the text.
     """
     text = text.replace("\r\n", "\n").removesuffix("\n")
     if colours:
@@ -66,13 +66,13 @@ def paragraph(text: str, colours: bool = False) -> str:
 
 
 def inert_json(value: Any) -> str:
-    """Return a value as JSON on one line, which says the same, with such characters escaped as JSON does it."""
+    """Return a value as JSON on one line, with such characters escaped as JSON escapes them."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if text.isprintable() else "".join(one if _is_shown(one) else json.dumps(one)[1:-1] for one in text)
 
 
 def _is_shown(one: str) -> bool:
-    # Python calls only the plain space printable, of all that separate words.
+    # Of all separators of words, Python counts only the plain space as printable.
     return one.isprintable() or unicodedata.category(one) == "Zs"
 
 

@@ -1,9 +1,8 @@
-"""A fork waits while a backend is loaded: what is half imported then can never be imported in the forked process.
+"""Makes forks wait while a backend is loaded: a forked process can never import a module that was half imported.
 
-Python takes a lock for each module that is being imported. The forked process inherits the lock, but not the thread
-that would release it, so whoever imports the same module there, or one that needs it, waits for ever. Backends load
-their client libraries (gRPC takes half a second) on their worker's thread, with the first event, and a program may fork
-at any moment.
+Python takes a lock for each module while it is imported. A forked process inherits the lock, but not the thread that
+would release it, so an import of that module there waits for ever. Workers load their backend's client libraries (gRPC
+takes half a second) with the first event, and a program may fork at any moment.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from contextlib import contextmanager
 from composite_logstore.clock import Clock
 
 LONGEST_SECONDS = 2.0
-"""How long a fork waits for a backend at most, counted from when its loading began: its first export may hang."""
+"""How long a fork waits for a backend at most, in seconds since it began to load: its first export may hang."""
 
 _CLOCK = Clock()
 
 
 class _Loading:
-    """Which threads are loading a backend, and since when. Siblings do not wait for each other."""
+    """The threads that are loading a backend, and since when. They do not wait for each other."""
 
     def __init__(self) -> None:
-        # A fork holds it until it is done, so that nobody begins meanwhile. Reentrant, since a signal handler may fork.
+        # Held during a fork, so that no thread begins to load. Reentrant, since a signal handler may fork.
         self.changed = threading.Condition(threading.RLock())
         self.began: dict[int, float] = {}
         self.fork = threading.local()
 
     def seconds_left(self) -> float:
-        """Return how long a fork waits from now on."""
-        # What is loaded may fork by itself.
+        """Return how long a fork still has to wait, in seconds."""
+        # The module that this thread loads may itself fork.
         began = max((at for thread, at in self.began.items() if thread != threading.get_ident()), default=None)
         return 0.0 if began is None else began + LONGEST_SECONDS - _CLOCK.now()
 
@@ -42,7 +41,7 @@ _now = _Loading()
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Have forks of this process wait, while the calling thread imports what a backend needs."""
+    """Make forks of this process wait while the calling thread imports a backend's modules."""
     here, thread = _now, threading.get_ident()
     with here.changed:
         here.began[thread] = _CLOCK.now()

@@ -1,8 +1,7 @@
 """References to ZenML secrets inside a child's settings: `{{secret.key}}`, alone or as part of a value.
 
-ZenML resolves a reference only where it is the whole value of a top-level field. Here one is resolved in the fields
-that are meant for secrets, wherever in them it is, and nowhere else: what somebody else reads, such as the host of a
-URL, must not carry one.
+ZenML resolves a reference only if it is the whole value of a top-level field. This module resolves references anywhere
+in the fields that are meant for secrets, and in no other field: others can see, for example, the host of a URL.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _REFERENCE = re.compile(r"\{\{\s*([^\s{}.]+)\.([^\s{}]+)\s*\}\}")
 
 
 def has_reference(value: str | SecretStr) -> bool:
-    """Return whether the value holds a reference, so that it cannot be checked before it is used."""
+    """Return whether the value contains a reference, so that it can be checked only when it is used."""
     return bool(_REFERENCE.search(_revealed(value)))
 
 
@@ -40,7 +39,7 @@ def references(config: BaseModel) -> Iterator[SecretReference]:
 
 
 def clear_text_fields(config: BaseModel) -> Iterator[str]:
-    """Yield the fields meant for secrets whose values are written in clear text."""
+    """Yield the fields for secrets that contain clear text instead of a reference."""
     for text in _texts(config):
         if isinstance(text.value, SecretStr) and not has_reference(text.value):
             yield text.place
@@ -49,11 +48,11 @@ def clear_text_fields(config: BaseModel) -> Iterator[str]:
 def check(config: BaseModel) -> None:
     """Check that every reference is in a field that is meant for secrets.
 
-    That is one of the type `Secret`, in lists and mappings too, or one that was made with ZenML's `SecretField`. Of
-    settings whose backend is not installed here nothing is known.
+    Such a field is of the type `Secret`, also within lists and mappings, or is made with ZenML's `SecretField`. Fields
+    of a backend that is not installed here are not checked.
 
     Raises:
-        ValueError: One is not.
+        ValueError: A reference is in another field.
     """
     fields = type(config).model_fields
     for text in _texts(config):
@@ -64,17 +63,17 @@ def check(config: BaseModel) -> None:
 
 
 def resolve(config: Config, owner: UUID | None = None) -> Config:
-    """Return the settings with every reference replaced by what it refers to.
+    """Return the settings with every reference replaced by the value of the secret.
 
-    In a pipeline's process that is what ZenML shows to whoever runs it; on ZenML's server, what the settings' owner
-    may use, whoever reads.
+    A pipeline's process gets the secrets that ZenML shows to the user who runs it. ZenML's server gets those that the
+    owner of the settings may use, whichever user reads.
 
     Args:
         config: The settings.
-        owner: The user who owns the log store whose settings these are.
+        owner: The user who owns the log store with these settings.
 
     Raises:
-        UnavailableError: A secret or its key does not exist, or may not be read, or a reference is in a field that is
+        UnavailableError: A secret or its key does not exist or may not be read, or a reference is in a field that is
             not meant for secrets.
     """
     if not any(True for _ in references(config)):
@@ -95,17 +94,17 @@ def resolve(config: Config, owner: UUID | None = None) -> Config:
         return type(config)(**values)
     except ValidationError as error:
         names = ", ".join(sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()}))
-        raise UnavailableError(f"what a secret holds does not fit '{names}'; correct the secret") from None
+        raise UnavailableError(f"the value of a secret is not valid for '{names}'; correct the secret") from None
 
 
 def check_component(model: ComponentResponse) -> None:
     """Check the secrets in the settings of a component before ZenML loads it on its server.
 
-    ZenML reads them itself, and as whoever asks for a page: it would take a private secret of theirs, where the
-    component's owner has written no more than its name.
+    ZenML itself reads them as the user who asks for a page. An owner who writes the name of that user's private secret
+    would get its value.
 
     Raises:
-        UnavailableError: One of them the component's owner may not use.
+        UnavailableError: The component's owner may not use one of them.
     """
     if not server.is_server():
         return
@@ -113,7 +112,7 @@ def check_component(model: ComponentResponse) -> None:
         if is_secret_reference(value):
             reference = parse_secret_reference(value)
             _look_up(reference.name, reference.key, model.user_id)
-    # ZenML's way to name a whole secret, which may be a reference itself.
+    # This setting of ZenML's names a whole secret. Its value may be a reference, too.
     name = model.configuration.get("authentication_secret")
     if isinstance(name, str) and name:
         if is_secret_reference(name):
@@ -137,8 +136,8 @@ def _values_of(name: str, owner: UUID | None) -> Mapping[str, str]:
             return server.find_secret(name, owner).secret_values
         return Client().get_secret_by_name_and_private_status(name=name).secret_values
     except (KeyError, NotImplementedError):
-        on_server = "it is a private one, and not of the log store's owner"
-        barred = on_server if server.is_server() else "may not be read here"
+        on_server = "it is private and not the log store owner's"
+        barred = on_server if server.is_server() else "you may not read it"
         raise UnavailableError(f"secret '{name}' does not exist, or {barred}; create it") from None
 
 
@@ -154,7 +153,7 @@ def _is_meant(field: FieldInfo) -> bool:
 
 
 class _Text(NamedTuple):
-    """A text in the settings, its place, and whether it is in a field that is meant for secrets."""
+    """A text in the settings, its place there, and whether that is in a field for secrets."""
 
     place: str
     value: str | SecretStr
@@ -162,7 +161,7 @@ class _Text(NamedTuple):
 
 
 def _texts(config: BaseModel) -> Iterator[_Text]:
-    """Yield each text in the settings."""
+    """Yield all texts in the settings."""
 
     def walk(place: str, value: Any, is_meant: bool) -> Iterator[_Text]:
         if isinstance(value, str | SecretStr):

@@ -1,6 +1,6 @@
-"""What holds on ZenML's server, where a page is read for somebody who did not write the settings.
+"""Rules on ZenML's server, where one user reads a page through settings that another user has written.
 
-Nothing of ZenML's server is imported elsewhere: it need not be installed.
+Only this module imports ZenML's server, which need not be installed in a pipeline.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ def is_server() -> bool:
 
 
 def reader() -> UUID | None:
-    """Return the id of the user whose request is answered, None if this is no server."""
+    """Return the id of the user who sent the current request; None outside of a request, or of a server."""
     if not is_server():
         return None
-    # ZenML's client remembers one user for the process.
+    # Not from ZenML's client, which remembers one user for the whole process.
     from zenml.zen_server.utils import get_auth_context
 
     try:
         context = get_auth_context()
     except RuntimeError:
-        # Outside of a request nobody is logged in.
+        # Outside of a request no user is logged in.
         return None
     return context.user.id if context else None
 
 
 def find_secret(name: str, owner: UUID | None) -> SecretResponse:
-    """Return a secret that settings refer to, if their owner may use it: they wrote where its values go.
+    """Return a secret that settings refer to, if their owner may use it: the owner decides where its values go.
 
     Args:
         name: The secret's name.
-        owner: The user who owns the settings; None if nobody does.
+        owner: The user who owns the settings; None if they have no owner.
 
     Raises:
-        KeyError: There is no such secret, it is a private one of somebody else than the owner, ZenML does not show it
-            to the reader, or the owner is not allowed to read its values.
+        KeyError: There is no such secret; it is private and not the owner's; ZenML does not show it to the reader; or
+            the owner is not allowed to read its values.
     """
     from zenml.client import Client
 
@@ -52,7 +52,7 @@ def find_secret(name: str, owner: UUID | None) -> SecretResponse:
     try:
         secret = client.get_secret_by_name_and_private_status(name=name, private=False)
     except KeyError:
-        # ZenML shows private secrets to their user alone, who now is the one who reads.
+        # ZenML shows a private secret only to its user, so the reader has to be the owner.
         if owner is None or reader() != owner:
             raise
         secret = client.get_secret_by_name_and_private_status(name=name, private=True)

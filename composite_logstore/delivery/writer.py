@@ -33,10 +33,10 @@ _LONGEST_WAIT_SECONDS = 3600.0
 
 
 class Writer:
-    """The events of this process for one component, whichever instances of its log store they come by.
+    """The events of this process for one component: all instances of its log store share the writer.
 
-    Creating it starts nothing and touches no disk; the workers start with the first event. In a forked
-    process it hands everything to its parent's; should that be gone, it works by itself.
+    Creating it starts nothing and touches no disk; the workers start with the first event. In a forked process it
+    sends everything to the parent's writer, and delivers by itself once the parent is gone.
     """
 
     def __init__(self, component_id: UUID, config: CompositeLogStoreConfig) -> None:
@@ -73,7 +73,7 @@ class Writer:
         self._parent: Parent | None = None
 
     def _hindered(self, why: str) -> None:
-        """Have all accounts tell that a thread cannot do its work: all children depend on it."""
+        """Put into all accounts why a thread cannot do its work: all children depend on it."""
         with self._journal.lock:
             for delivery in self._journal.deliveries:
                 delivery.hindered(why)
@@ -84,12 +84,12 @@ class Writer:
         return self._journal.writer
 
     def stream(self, id: UUID, metadata: dict[str, Any], artifact_store_id: UUID | None) -> Stream:
-        """Return the stream with this id; registered again, it goes on where it ended.
+        """Return the stream with this id. Registered once more, it continues with its next sequence number.
 
         Args:
             id: The id of ZenML's `LogsResponse`.
             metadata: The origin's metadata, which ZenML fills later.
-            artifact_store_id: The artifact store of the stack that is active now, if there is one.
+            artifact_store_id: The artifact store of the active stack, None if unknown.
         """
         with self._journal.lock:
             stream = self._streams.setdefault(id, Stream(id, metadata, artifact_store_id))
@@ -102,7 +102,7 @@ class Writer:
             return self._streams.get(id)
 
     def append(self, stream: Stream, said: Note | LogEvent) -> None:
-        """Hand an event to every child that wants it. Waits for nothing that is held across I/O."""
+        """Hand an event to every child that wants it. Never waits for I/O of a backend."""
         if self._parent is not None and self._parent.send(stream, said):
             return
         if self._journal.append(stream, said):
@@ -119,11 +119,11 @@ class Writer:
                 del self._streams[id]
 
     def flush(self, timeout: float, limit: float, blocking: bool = True) -> None:
-        """Deliver what there is now without waiting for fuller batches.
+        """Deliver all events captured by now, without waiting for fuller batches.
 
         Args:
             timeout: How long to wait for a child that makes no progress, in seconds.
-            limit: How long to wait at all, in seconds.
+            limit: How long to wait in all, in seconds.
             blocking: Whether to wait.
         """
         if self._parent is not None:
@@ -158,7 +158,7 @@ class Writer:
         return stats
 
     def observed(self) -> list[Observed]:
-        """Return how each child stands, for the metrics."""
+        """Return the state of each child, for the metrics."""
         stats = self.stats()
         return [
             Observed(self._component_id, child, stats[child.name], len(delivery.queue))
@@ -166,19 +166,19 @@ class Writer:
         ]
 
     def close(self, seconds: float) -> None:
-        """Deliver what can be delivered, stop the workers, and say in one line what is left.
+        """Deliver what can be delivered, stop the workers, and warn in one line of undelivered events.
 
         Args:
-            seconds: How long to wait at most.
+            seconds: How long to wait at most, in seconds.
         """
-        # What a parent that is gone has not journaled is this process's.
+        # Deliver what a parent that is gone has not journaled.
         with suppress(Exception):
             if self._parent is not None:
                 self._parent.look()
         with suppress(Exception):
             self._forked.receive()
         if not self._journal.next_number:
-            # Nor is anything heard from now on.
+            # Forked processes may still have sent something.
             with suppress(Exception):
                 self._forked.stop()
             if not self._journal.next_number:
@@ -186,7 +186,7 @@ class Writer:
         try:
             self._deliver_last(seconds)
         finally:
-            # Also after a Ctrl-C: what waits goes to disk.
+            # After a Ctrl-C, too, undelivered events go to disk.
             is_on_disk = self._keeper.write_rest()
         with self._journal.lock:
             left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
@@ -198,13 +198,13 @@ class Writer:
                 _warn(f"The process ends with events that could not be delivered: {children}.")
 
     def end(self) -> bool:
-        """Give back threads and descriptors, if all that is not delivered is on disk, for whoever comes next.
+        """Give back threads and descriptors, if all undelivered events are on disk for a later writer.
 
         Returns:
-            Whether it has.
+            Whether it has ended.
         """
         if self._parent is not None and self._parent.is_alive:
-            # A forked process has no part of it.
+            # The parent has the events, and this process no threads.
             return True
         with suppress(Exception):
             self._forked.stop()
@@ -217,13 +217,13 @@ class Writer:
         self._keeper.stop()
         self._recovery.give_back()
         for worker in self._workers:
-            # What is on disk may soon be delivered by another writer.
+            # Another writer may soon deliver the events on disk.
             worker.stop(at_once=is_left)
         self._keeper.let_go()
         return True
 
     def _deliver_last(self, seconds: float) -> None:
-        """Deliver what can be delivered in so many seconds. What one step meets keeps no other from being done."""
+        """Deliver what can be delivered in so many seconds. Each step runs even if an earlier one raises."""
         end = self._clock.now() + seconds
         steps: list[Callable[[], object]] = [
             lambda: self.flush(seconds, seconds),
@@ -241,7 +241,7 @@ class Writer:
                 tell(logger.debug, "A step of the process's end failed: %s", described(error))
 
     def _wait_for_workers(self, end: float) -> None:
-        """Wait for who has delivered everything, and yet has to finish something, such as merging objects."""
+        """Wait for workers that have delivered everything but must finish something, such as merging objects."""
         with self._journal.lock:
             while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
                 self._journal.progress.wait(end - self._clock.now())
@@ -249,7 +249,7 @@ class Writer:
     # Forks
 
     def before_fork(self) -> None:
-        """Make the way by which the forked process will hand over what it logs."""
+        """Make the inbox for what the forked process will log, unless this process has a living parent itself."""
         if self._streams and not (self._parent is not None and self._parent.is_alive):
             self._forked.before_fork()
 
@@ -258,7 +258,7 @@ class Writer:
         self._forked.after_fork()
 
     def after_fork_in_child(self) -> None:
-        """In a forked process: leave everything to the parent. Its threads are not here, its locks may be held."""
+        """Begin anew in a forked process, as a sender to the parent: the threads are missing, locks may be held."""
         outbox = self._forked.outbox() or (self._parent and self._parent.again())
         # Never freed: an exporter that is finalized in a forked process can hang.
         self._parents = self._workers, self._journal, self._recovery

@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 EXIT_SECONDS = 3.0
 """How long the process's own exit may take: ZenML's local deployer kills after 5 s."""
 _WITH_EXECUTORS_SECONDS = 2.0
-"""How much of it is for what needs an executor. What is logged later still has the rest."""
+"""How much of it may go to exporters that need an executor. Later events have the rest."""
 
 _writers: dict[tuple[UUID, str], Writer] = {}
 _writers_lock = threading.RLock()  # a signal handler may log, for the first time, while the first writer is made
@@ -36,27 +36,26 @@ _writers_lock = threading.RLock()  # a signal handler may log, for the first tim
 def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
     """Return this process's writer for a component.
 
-    ZenML may build a component more than once in a process. All instances with the same settings share
-    one writer, so that a child has one queue and one order; after an update of the component new
-    instances get a new one.
+    ZenML may build a component more than once in a process. All instances with the same settings share one writer,
+    so that a child has one queue and one order. Instances built after an update of the component get a new writer.
     """
     key = (component_id, config.model_dump_json())
     with _writers_lock:
         if key not in _writers:
-            # The next writer offers them again.
+            # If this fails, the next writer tries again.
             with suppress(Exception):
                 _offer_metrics()
             _writers.setdefault(key, Writer(component_id, config))
         return _writers[key]
 
 
-# How many use a writer, of those that can end; and what nobody uses any more, but has not ended.
+# How many handlers use each writer; and the writers that no handler uses any more, but that have not ended.
 _users: Counter[Writer] = Counter()
 _unneeded: list[Writer] = []
 
 
 def use(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
-    """Return the writer as `writer_of` does, for somebody who gives it back with `release`."""
+    """Return the writer as `writer_of` does, for a handler that gives it back with `release`."""
     with _writers_lock:
         writer = writer_of(component_id, config)
         _users[writer] += 1
@@ -64,10 +63,10 @@ def use(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
 
 
 def release(writer: Writer) -> None:
-    """Have a writer end, if nobody uses it any more: now, or when its events are delivered and another one is released.
+    """End a writer that no handler uses any more, now or, if its events cannot wait on disk, at a later release.
 
     Args:
-        writer: One that `use` has returned.
+        writer: A writer that `use` has returned.
     """
     with _writers_lock:
         _users[writer] -= 1
@@ -75,7 +74,7 @@ def release(writer: Writer) -> None:
             return
         del _users[writer]
         for component_id, settings in _forget(writer):
-            # The next `use` makes a new writer, and the process's end still closes this one.
+            # Under another key: the next `use` makes a new writer, and the process's exit still closes this one.
             _writers[component_id, f"{settings} {writer.writer_id}"] = writer
         _unneeded.append(writer)
         unneeded = list(_unneeded)
@@ -93,7 +92,7 @@ def release(writer: Writer) -> None:
 
 
 def _forget(writer: Writer) -> list[tuple[UUID, str]]:
-    """Take a writer from those of this process. Returns the keys under which it was there."""
+    """Remove a writer from those of this process. Returns the keys that it had."""
     keys = [key for key, other in _writers.items() if other is writer]
     for key in keys:
         del _writers[key]
@@ -109,9 +108,9 @@ _seconds_left = EXIT_SECONDS
 
 
 def _deliver_with_executors() -> None:
-    """Deliver what was logged by the end of the main thread, as long as exporters can use executors.
+    """Deliver what was logged by the end of the main thread, while exporters can still use executors.
 
-    `concurrent.futures` shuts its executors down before any exit handler runs, and without them s3fs, say, cannot even
+    `concurrent.futures` shuts its executors down before any exit handler runs. Without them s3fs, for one, cannot even
     look up a host.
     """
     global _seconds_left
@@ -143,7 +142,7 @@ def _after_fork_in_child() -> None:
 
 
 def _each(do: Callable[[Writer], None]) -> None:
-    """Do something with every writer: what fails with one must not cost another anything."""
+    """Call a function for every writer, even if it raises for another one."""
     for writer in list(_writers.values()):
         try:
             do(writer)
@@ -151,12 +150,19 @@ def _each(do: Callable[[Writer], None]) -> None:
             tell(logger.debug, "A writer could not be closed, or carried over a fork: %s", described(error))
 
 
-# What backends use is taken apart at the process's end by finalizers such as s3fs has: all in one exit handler, which
-# is registered with the first of them. Handlers are called the last one first, so ours has to be the later one.
+# The order of these registrations matters; tests/integration/test_process_end.py and tests/unit/test_fork.py hold it.
+#
+# 1. `weakref` runs all finalizers, such as s3fs's, in one exit handler, which it registers with the first of them. Exit
+#    handlers run in the reverse order, so this finalizer makes sure that `_close_all` is registered later and runs
+#    earlier, while backends' connections are still open.
 weakref.finalize(CompositeLogStoreConfig, bool)
 atexit.register(_close_all)
-# Nothing public runs earlier: a thread that waits for the main thread's end is not told of it before the executors are.
-# These handlers are called the last one first as well, and that of `concurrent.futures` is registered on its import.
+# 2. These handlers, too, run in the reverse order, before the exit handlers. `concurrent.futures.thread` registers its
+#    own on import, hence the import above, and this one has to run before it. No public function runs that early: even
+#    a thread that joins the main thread learns of its end only after the executors have.
 with suppress(AttributeError, RuntimeError):
     threading._register_atexit(_deliver_with_executors)  # type: ignore[attr-defined]
+# 3. `loading` and `spool.lock` register on import, so earlier. Handlers before a fork run in the reverse order: first
+#    the inbox is made, then the fork waits for backends that are being loaded. Handlers in the forked process run in
+#    this order: it lets go of the locks of its parent's spools, then its writers begin anew.
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -229,7 +229,7 @@ def test_the_author_of_a_component_gets_no_secret_that_is_not_the_author_s_to_us
         server.read(getattr(server, reader), model)
         assert any(value in key for key in host.keys)
         return
-    with pytest.raises(LogStoreError, match=f"secret '{name}' does not exist, or it is a private one"):
+    with pytest.raises(LogStoreError, match=f"secret '{name}' does not exist, or it is private"):
         server.read(getattr(server, reader), model)
     assert host.keys == []
 
@@ -264,7 +264,7 @@ def test_an_artifact_store_is_not_opened_with_the_reader_s_private_secret(server
         {"name": "a", "type": "artifact", "artifact_store": str(bucket.id)},
         {"name": "a", "type": "component", "component": str(bucket.id)},
     ):
-        with pytest.raises(LogStoreError, match=f"secret '{name}' does not exist, or it is a private one"):
+        with pytest.raises(LogStoreError, match=f"secret '{name}' does not exist, or it is private"):
             server.read(server.admin, server.composite(server.author, child))
 
 
