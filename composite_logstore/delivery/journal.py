@@ -271,7 +271,7 @@ class Journal:
             memory = self._memory
             memory.release(self._first_unwritten)
             # A little more than must be, so that it is not to be done again with the next event.
-            most = memory.most - memory.run_bytes
+            most = memory.most - memory.interval_bytes
             for last in memory.oldest_first(self._first_unwritten) if memory.is_full else ():
                 if memory.size <= most:
                     break

@@ -13,31 +13,36 @@ from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool, bytes_used
 
 _KNOWN_SECONDS = 5.0
+"""For how long the result of a look at all folders is used."""
 _PARTS = 16
+"""Which part of the free bytes a process may take before it looks again."""
 
 
 class MakesRoom(Protocol):
-    """Something of the log store's on disk that can make room."""
+    """A part of the log store's spool that can make room for newer events."""
 
     def drop_oldest(self) -> bool:
-        """Have the children that are furthest behind lose what is oldest.
+        """Drop its oldest events, for the children that have not acknowledged them.
 
         Returns:
-            Whether there was something that could go.
+            Whether it had any to drop.
         """
         ...
 
 
 def drop_oldest_segment(spool: Spool, deliveries: Sequence[Delivery], in_memory_too: bool = False) -> bool:
-    """Free the oldest segment of a spool, and count what is lost with it. Under the lock that guards them.
+    """Remove the oldest segment of a spool, and count its events as dropped. Needs the lock that guards both.
 
     Args:
         spool: The spool.
         deliveries: The deliveries that read from it.
-        in_memory_too: Whether what their queues have of it is to go as well.
+        in_memory_too: Whether the events also leave the deliveries' queues.
 
     Returns:
-        Whether there was one.
+        Whether there was a segment to remove.
+
+    Raises:
+        OSError: The spool cannot be read or written now.
     """
     oldest = spool.segments.oldest()
     if oldest is None:
@@ -52,7 +57,7 @@ def drop_oldest_segment(spool: Spool, deliveries: Sequence[Delivery], in_memory_
                 lost = sum(delivery.wants(event) is not None for event in events)
             delivery.drop_spooled(taken + lost, int(oldest.last))
     for child in spool.children:
-        # Also those that are no longer configured.
+        # Including children that are no longer configured.
         if spool.acknowledged(child) <= oldest.last:
             spool.acknowledge(child, oldest.last + 1)
     spool.segments.tidy()
@@ -60,21 +65,24 @@ def drop_oldest_segment(spool: Spool, deliveries: Sequence[Delivery], in_memory_
 
 
 class Space:
-    """How many bytes a log store has on this machine, all its processes together, and may have.
+    """How many bytes the spools of all processes of a log store have on this machine, and may have.
 
-    To look at the folders of hundreds of processes takes time, and nobody is to wait for it under the journal's lock.
-    So it is done now and then without it, and a process may then take a sixteenth of what is free: if 16 processes do
-    so at once, there is room for all. Where little is free, each looks each time. The first segment may come before the
-    first look.
+    To count them takes long where there are hundreds of folders, and `emit` must not wait for that. So the housekeeping
+    thread counts them now and then without the journal's lock. Until it does so again, a process may take a sixteenth
+    of the free bytes, so there is room for 16 processes that do so at once. Where little is free, a process counts each
+    time. A process may take its first segment before it has counted.
+
+    Attributes:
+        is_exceeded: Whether there were more bytes than there may be, at the last look.
     """
 
     def __init__(self, component: Path, max_bytes: int, clock: Clock) -> None:
-        """Begin with nothing known.
+        """Count nothing yet.
 
         Args:
             component: The folder of the log store.
             max_bytes: How many bytes there may be.
-            clock: Where time comes from.
+            clock: The source of time.
         """
         self._component = component
         self._max_bytes = max_bytes
@@ -85,20 +93,20 @@ class Space:
 
     @property
     def is_known(self) -> bool:
-        """Whether somebody has looked of late."""
+        """Whether the last look is recent enough."""
         return self._clock.now() < self._until
 
     def look(self, size: int = 0) -> bool:
-        """Look how many bytes there are.
+        """Count the bytes.
 
         Args:
-            size: How many are to be taken in addition.
+            size: How many bytes to take in addition.
 
         Returns:
-            Whether there may be so many.
+            Whether there may be that many.
 
         Raises:
-            OSError: It cannot be known how many there are.
+            OSError: They cannot be counted now.
         """
         free = self._max_bytes - bytes_used(self._component) - size
         self._part = free // _PARTS if free >= _PARTS * segments.SEGMENT_BYTES else -1
@@ -107,16 +115,16 @@ class Space:
         return free >= 0
 
     def take(self, size: int) -> bool:
-        """Take so many bytes more, if there may be so many.
+        """Take bytes, if there may be that many.
 
         Args:
-            size: The number of bytes; 0 to find out whether there are too many by now.
+            size: How many; 0 asks whether there are too many by now.
 
         Returns:
-            Whether there may be.
+            Whether there may be that many.
 
         Raises:
-            OSError: It cannot be known how many there are.
+            OSError: The bytes cannot be counted now.
         """
         if size > self._part:
             return self.look(size)

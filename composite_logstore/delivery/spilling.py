@@ -1,4 +1,4 @@
-"""When events go to disk, and what becomes of those that find no room there."""
+"""Writes the events of a journal to the spool: late with `spill`, at once with `write_ahead`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,28 @@ from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
 
 _MOST_AT_ONCE = 200
-"""How many events the keeper brings to disk under the journal's lock at a time: `emit` waits no longer."""
+"""How many events the keeper writes under the journal's lock at a time, which bounds how long `emit` waits for it."""
 _MOST_WHEN_LATE = 2_000
-"""How many others do at a time: more than they hand out, so that what is late becomes less."""
+"""How many events another thread writes at a time if the keeper is late: more than it numbers, so it catches up."""
 _NO_SPARE_SECONDS = 1.0
+"""How long to wait after a spare segment could not be allocated."""
 
 
-def next_batch(cursor: ForwardReader, delivery: Delivery, load: Load, before: float = inf) -> list[LogEvent]:
-    """Read the next events of a child: as many as it asks for, and no more bytes than one export may have."""
+def next_batch(reader: ForwardReader, delivery: Delivery, load: Load, before: float = inf) -> list[LogEvent]:
+    """Read the next events of a child from its spool, no more bytes than one export may have.
+
+    Args:
+        reader: The child's own reader of the spool.
+        delivery: The child's delivery.
+        load: What the delivery asks for.
+        before: Read only events with lower numbers.
+
+    Raises:
+        OSError: The spool cannot be read now.
+    """
     batch: list[LogEvent] = []
     size = 0
-    for event in cursor.read(load.after, before):
+    for event in reader.read(load.after, before):
         wanted = delivery.wants(event)
         if wanted is not None:
             batch.append(wanted)
@@ -41,25 +52,27 @@ def next_batch(cursor: ForwardReader, delivery: Delivery, load: Load, before: fl
 
 
 class Spilling:
-    """Brings a journal's events to disk, as `durability` says. The journal's lock guards every call.
+    """Writes a journal's events to its spool, as `durability` says, and looks after the spool's folder.
+
+    The journal's lock guards every call, except where a method says that it needs no lock.
 
     Attributes:
-        unwritten: The events that are not on disk. The journal appends to it.
-        most_unwritten: How many there may be at any time.
-        spool: The folder; None before there was something to write.
-        error: Why events do not get to disk, None if they do.
-        unstorable: Why an event cannot be written at all, None if that has not happened.
-        others: What else of the log store's this process has on disk, oldest first.
+        unwritten: The events that are not on disk, oldest first. The journal appends to it.
+        most_unwritten: How many such events there may be.
+        spool: The spool, None before the first event is written.
+        error: Why events cannot be written now, None if they can.
+        unstorable: Why an event can never be written, None if there was no such event.
+        others: The recovered journals of this process, oldest first. They make room before this spool does.
     """
 
     def __init__(self, settings: SpoolSettings, writer: str, deliveries: Sequence[Delivery], clock: Clock):
-        """Begin with nothing; no folder is made.
+        """Make no folder yet.
 
         Args:
-            settings: Where and how.
+            settings: Where and how to write.
             writer: The writer's name.
             deliveries: The deliveries that read from the spool.
-            clock: Where time comes from.
+            clock: The source of time.
         """
         self.unwritten: deque[LogEvent] = deque()
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
@@ -116,30 +129,30 @@ class Spilling:
         return self._schedule.tick(next_number, self._clock.now(), self.spool is not None)
 
     def write_due(self) -> bool:
-        """Bring a few of the events that are due to disk.
+        """Write some of the events that are due.
 
         Returns:
-            Whether there are more.
+            Whether more are due.
         """
-        # With `write_ahead` what waits has been due since it came.
+        # With `write_ahead` all are: they wait only because an earlier attempt failed.
         return self.write(inf if self._is_write_ahead else self._schedule.due, _MOST_AT_ONCE)
 
-    # To disk
+    # Writing
 
     def write(self, before: float = inf, most: float = inf) -> bool:
-        """Bring the events whose numbers are below `before` to disk, but for those that all children have.
+        """Write the events with numbers below `before`, except those that all children have acknowledged.
 
-        What finds no room waits in memory alone.
+        Events for which there is no room stay in memory only.
 
         Args:
-            before: See above.
-            most: How many events to bring to disk at most.
+            before: The number.
+            most: How many events to write at most.
 
         Returns:
-            Whether there are more of them.
+            Whether more of them are left.
         """
         if self._is_writing:
-            # A signal handler has logged, and what it interrupts goes on with its event.
+            # This is a signal handler that logs. The call that it has interrupted writes its event too.
             return False
         self._is_writing = True
         try:
@@ -148,19 +161,19 @@ class Spilling:
             self._is_writing = False
 
     def _write(self, before: float, most: float) -> bool:
-        # With `write_ahead` it has just come, so nobody has it.
-        settled = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
+        # With `write_ahead` no child can have an event that was just logged.
+        acknowledged = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
         written = 0
         while self.unwritten and self.unwritten[0].number < before:
             if written >= most:
                 return True
-            if self.unwritten[0].number >= settled:
+            if self.unwritten[0].number >= acknowledged:
                 spool = self.spool
                 if not self._append(self.unwritten[0]):
                     if spool is not None and self.spool is None:
-                        # The folder was gone. What was in it comes first now, in a new one.
+                        # The folder was gone. Its events are unwritten again, and come first.
                         continue
-                    # As long as the queues have them all, there may yet be room for them.
+                    # There may be room later for those that all queues still have.
                     while len(self.unwritten) > self._most_waiting:
                         self.unwritten.popleft()
                     break
@@ -170,20 +183,22 @@ class Spilling:
 
     @property
     def room(self) -> int:
-        """How many more events can come before those in memory go to disk."""
+        """How many more events fit into memory before some have to be written."""
         return self.most_unwritten + 1 - len(self.unwritten)
 
     def write_through(self) -> None:
-        """Bring to disk what finds no room in memory, always as many events as it has room for and one more.
+        """Write the events that do not fit into memory: always one more than fit, or a multiple of that.
 
-        So the events and the time alone say what is on disk when the process is killed, and not how many of them are
-        handed out at a time, which the workers of other children have a part in.
+        So which events survive a kill depends on the events and on the time alone, and not on how many are numbered at
+        a time, which depends on the workers of all children
+        (test_journal.py::test_what_is_on_disk_does_not_depend_on_how_many_events_are_handed_out_at_a_time).
         """
         full = self.most_unwritten + 1
         most = len(self.unwritten) // full * full
         if not most:
             return
         before = self.unwritten[most - 1].number + 1
+        # The usual case with `write_ahead`, without the steps that it does not need.
         if most == 1 and self.error is None and self.spool is not None and not self._is_writing:
             self._is_writing = True
             try:
@@ -197,14 +212,17 @@ class Spilling:
             self.write(before)
 
     def evict(self, last: int) -> tuple[float, float] | None:
-        """Bring the events up to number `last` to disk, since they cannot stay in memory.
+        """Write the events up to number `last`, since memory has no room for them.
+
+        Args:
+            last: The number.
 
         Returns:
-            The numbers from which on and below which they are on disk: the others find no room there. None if that
-            cannot be done now.
+            The number from which on and the number below which they are on disk; there is no room for the others. None
+            if the events cannot be written now.
         """
         if self._is_writing:
-            # A signal handler has logged, and what it interrupts goes on with its event.
+            # As in `write`.
             return None
         self.write(last + 1)
         before = self.unwritten[0].number if self.unwritten else inf
@@ -213,7 +231,7 @@ class Spilling:
         return self.spool.segments.first if self.spool is not None else inf, before
 
     def _append(self, event: LogEvent) -> bool:
-        # After an error it is tried again at the next tick: a full disk must not cost `emit` time for each event.
+        # After an error the next attempt follows the next tick: a full disk must not delay each `emit`.
         if self.error is not None and not self._may_try:
             return False
         try:
@@ -224,32 +242,32 @@ class Spilling:
         return self.error is None
 
     def _store(self, spool: Spool, event: LogEvent) -> None:
-        """Write an event; what no line can hold, as much of it as one can. None holds up those behind it."""
+        """Write an event, shortened if no line can hold it. One that cannot be written at all does not stop others."""
         try:
             try:
                 spool.segments.append(event, self._has_room)
             except EventTooLongError:
                 spool.segments.append(abridged(event, LINE_BYTES // 64), self._has_room)
         except UnstorableEventError as error:
-            # It waits in memory alone.
+            # It stays in memory only.
             self.unstorable = error
 
     def _failed(self, error: Exception) -> None:
         self.error = error
-        # Whatever the error says: whether the folder is still there is a thing to be looked at.
+        # The error itself does not tell whether the folder is still there.
         is_gone = self.spool is not None and self.spool.standing() is Standing.GONE
         self._may_try = is_gone
         if is_gone:
             self.abandon_folder()
 
     def try_again(self) -> None:
-        """Let the next event find out whether there is room again."""
+        """Have the next event attempt to be written, although an earlier one could not."""
         self._may_try = True
 
     # The folder
 
     def maintain(self) -> None:
-        """Do what would make others wait if it were done under the journal's lock: so without it."""
+        """Close and remove segments, and allocate the next one. Needs no lock: the disk may take long for it."""
         spool = self.spool
         if spool is None:
             return
@@ -259,50 +277,50 @@ class Spilling:
                 if (self._space.is_known or self._space.look()) and self._space.take(segments.SEGMENT_BYTES):
                     spool.segments.prepare()
                     return
-            # The next event makes room, or says that there is none.
+            # An event that needs a segment makes room for one, or reports that there is none.
             self._no_spare_until = self._clock.now() + _NO_SPARE_SECONDS
 
     @property
     def is_needed(self) -> bool:
-        """Whether events wait in the folder, or may wait there."""
+        """Whether some child has yet to acknowledge events that are or may be in the folder."""
         return self.spool is not None and any(delivery.oldest < inf for delivery in self._deliveries)
 
     @property
     def needs_room(self) -> bool:
-        """Whether there is more on disk than there may be. Without the lock."""
+        """Whether the log store had more bytes on disk than it may have, at the last look. Needs no lock."""
         return self._space.is_exceeded
 
     def make_room(self) -> None:
-        """Have the oldest make room, if there is more on disk than there may be."""
+        """Drop the oldest events if the log store has more bytes on disk than it may have."""
         with contextlib.suppress(OSError):
             self._has_room(0)
-        # If that was not enough, the next look says so again.
+        # If that was not enough, the next look finds it out.
         self._space.is_exceeded = False
 
     def standing(self) -> Standing:
-        """Look whether others have taken away the folder, or something in it. Without the lock."""
+        """Look whether somebody has taken away the folder, or something in it. Needs no lock."""
         spool = self.spool
         return Standing.IN_PLACE if spool is None else spool.standing()
 
     def mend(self, standing: Standing) -> None:
-        """Make again what others have taken away, so that what was on disk is there again.
+        """Write again what somebody has taken away.
 
         Args:
-            standing: What `standing` has found.
+            standing: The result of `standing`.
         """
         if self.spool is None or standing is Standing.IN_PLACE:
             return
         is_ours = standing is Standing.CHANGED
-        # What cannot be mended now may be at the next tick.
+        # After an error it is attempted again at the next look.
         with contextlib.suppress(OSError):
             is_ours = is_ours and self.spool.mend(self._between)
         if not is_ours:
             self.abandon_folder()
 
     def _in_memory(self) -> dict[int, LogEvent]:
-        """Return the events that some child has yet to deliver, by their numbers, as far as they are in memory."""
+        """Return the events in memory that some child has not acknowledged, by their numbers."""
         found: dict[int, LogEvent] = {}
-        # A child that wants a progress bar's latest update alone has it at another level.
+        # Those of thinned children last, so that others replace them: a thinned update has another level.
         for delivery in sorted(self._deliveries, key=lambda delivery: not delivery.progress_bars.is_thinned):
             found.update((event.number, event) for event in delivery.in_memory())
         return found
@@ -311,7 +329,7 @@ class Spilling:
         return [event for number, event in sorted(self._in_memory().items()) if first <= number <= last]
 
     def abandon_folder(self) -> None:
-        """Let go of a folder that others have taken away. What was in it, and is in memory, goes to a new one."""
+        """Release a folder that somebody has taken away. Its events that are in memory go to a new folder."""
         if self.spool is None:
             return
         spool, self.spool = self.spool, None
@@ -325,7 +343,7 @@ class Spilling:
             self._schedule.hold(again[0].number + 1)
 
     def refresh(self) -> None:
-        """Write the attributes of streams anew, if ZenML has added to them since."""
+        """Write those streams again whose attributes ZenML has added to since."""
         if self.spool is not None and self.error is None:
             try:
                 self.spool.segments.refresh(self._has_room)
@@ -333,7 +351,11 @@ class Spilling:
                 self._failed(error)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Note how far a child is: also of what is not on disk, since it may yet come there for another child."""
+        """Note how far a child is, beyond the events on disk too: another child may yet cause those to be written.
+
+        Args:
+            delivery: The child's delivery.
+        """
         if self.spool is not None:
             newest = self.unwritten[-1].number if self.unwritten else self.spool.segments.last
             try:
@@ -342,12 +364,12 @@ class Spilling:
                 self._failed(error)
 
     def acknowledge_all(self) -> None:
-        """Note how far all children are, also those for which nothing has come that they could settle."""
+        """Note how far all children are, including those for which no event was meant."""
         for delivery in self._deliveries:
             self.acknowledge(delivery)
 
     def write_rest(self) -> None:
-        """Bring to disk what is not delivered, for the next process. What comes now goes there at once."""
+        """Write all events that some child needs, for the next process. Later events are written at once."""
         self.try_again()
         self.write()
         self.most_unwritten = 0
@@ -357,7 +379,7 @@ class Spilling:
             self.spool = None
 
     def release(self) -> None:
-        """Leave the folder to the next process, or to another writer of this one."""
+        """Release the folder, for the next process or another writer of this one."""
         spool, self.spool = self.spool, None
         if spool is not None:
             spool.close()
@@ -370,7 +392,7 @@ class Spilling:
         return self.spool
 
     def _has_room(self, size: int) -> bool:
-        """Say whether the spool may grow by so many bytes, after the oldest has made room where it can."""
+        """Say whether the spool may grow by a number of bytes, if need be after the oldest events were dropped."""
         while not self._space.take(size):
             if not any(part.drop_oldest() for part in (*self.others, self)):
                 return False
@@ -378,5 +400,5 @@ class Spilling:
 
     def drop_oldest(self) -> bool:
         """See `MakesRoom`."""
-        # With `write_ahead` nothing may count as pending that would not survive the process.
+        # With `write_ahead` an event that would not survive the process must not count as pending.
         return self.spool is not None and drop_oldest_segment(self.spool, self._deliveries, self._is_write_ahead)

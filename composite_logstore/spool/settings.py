@@ -16,12 +16,12 @@ from composite_logstore.spool.segments import SpoolFullError
 
 
 class SpoolSettings(NamedTuple):
-    """Where and how events go to disk.
+    """Where and how events are written to disk.
 
     Attributes:
         component: The folder of the log store.
-        write_ahead: Whether each event is to be on disk at once.
-        max_bytes: How many bytes the log store may have on this machine, all its processes together.
+        write_ahead: Whether each event is written before `emit` returns.
+        max_bytes: How many bytes all processes of the log store may have on this machine.
     """
 
     component: Path
@@ -35,7 +35,7 @@ def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
 
 
 def spool_root(spool_directory: str | None) -> Path:
-    """Return the folder of the folders of log stores, by their ids."""
+    """Return the folder that has a folder for each log store, named by its id."""
     if spool_directory:
         return Path(os.path.expanduser(spool_directory))
     from zenml.config.global_config import GlobalConfiguration
@@ -44,7 +44,7 @@ def spool_root(spool_directory: str | None) -> Path:
 
 
 def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
-    """Return where and how a log store's events go to disk, None if they never do."""
+    """Return where and how a log store's events are written to disk, None if they never are."""
     if config.durability == "memory":
         return None
     folder = spool_folder(component_id, config)
@@ -52,22 +52,22 @@ def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> Spool
 
 
 def check_spool(settings: SpoolSettings) -> None:
-    """Check that events can go to disk.
+    """Check that events can be written to disk.
 
     Raises:
         OSError: They cannot.
     """
-    # Nobody takes that for a writer's, and should this process die now it is cleared away.
+    # No process takes a folder of this name for a writer's. If this process dies now, the folder is removed later.
     Spool.create(settings.component, f".hidden-check-{secrets.token_hex(4)}", []).close()
 
 
 def spool_problem(error: Exception, settings: SpoolSettings) -> str:
-    """Say what keeps events from going to disk, and what mends it."""
+    """Return why events cannot be written to disk, and how to fix it."""
     why = (error.strerror or str(error)) if isinstance(error, OSError) else described(error)
     if isinstance(error, UntrustedError):
-        fix = error.fix or f"see who has made {error.filename}, and remove it"
+        fix = error.fix or f"find out who made {error.filename}, and remove it"
     elif isinstance(error, SpoolFullError):
-        fix = "raise 'spool_max_bytes', or have its backends take what waits there"
+        fix = "raise 'spool_max_bytes', or make its backends reachable, so that they take the waiting events"
     else:
-        fix = "make room there, or set 'spool_directory' to a folder that can be written and locked"
+        fix = "free some space there, or set 'spool_directory' to a folder that can be written and locked"
     return f"the spool in {settings.component} cannot be used: {why}; {fix}"
