@@ -45,7 +45,7 @@ docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
 	@echo "site/index.html"
 
 guides: $(STAMP) ## follow the guides of docs/, and write the output of their commands into the pages
-	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py $(PYTEST_ARGS)
+	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py --timeout=0 $(PYTEST_ARGS)
 
 demo: $(STAMP) ## see it work, with real servers on this machine
 	@$(PY) -m examples.demo
