@@ -102,7 +102,7 @@ class Spool:
     def _created(cls, home: PrivateFolder, folder: PrivateFolder, writer: str, children: Iterable[str]) -> Spool:
         lock = FolderLock.acquire(folder, is_own=True)
         if lock is None:
-            raise OSError("its lock is held by somebody else")
+            raise OSError("another process holds its lock")
         # A folder of this name is no longer this process's, whatever has become of it.
         spool = cls(KnownFolder(home.path / home.free_name(writer), folder.identity), lock, children)
         try:
@@ -177,13 +177,13 @@ class Spool:
         for child in spool.children:
             name = position_name(child)
             if read_position(folder, child) is None:
-                why = "damaged" if name in positions else "gone"
-                damage.append(Damage(folder.path / name, 0, 0, f"{why}, so all is delivered again"))
+                why = "damaged" if name in positions else "missing"
+                damage.append(Damage(folder.path / name, 0, 0, f"{why}, so all events are delivered again"))
                 if lock is not None:
                     spool.reset(child)
         for name in folder.names():
             if not (name in _NO_EVENTS or SEGMENT.fullmatch(name) or POSITION.fullmatch(name)):
-                damage.append(Damage(folder.path / name, 0, None, "it is no part of a spool"))
+                damage.append(Damage(folder.path / name, 0, None, "it is not a file of a spool"))
         return spool
 
     # How far the children are

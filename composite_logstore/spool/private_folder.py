@@ -1,9 +1,9 @@
-"""Folders that nobody else may write in, and the files in them, opened so that no link leads elsewhere.
+"""Folders in which no other user may write, and the files in them, opened so that no link leads elsewhere.
 
-The spool may lie where others can write beside it, as in a `spool_directory` of mode 1777. What is opened here is
-therefore looked at once it is open, when nobody can exchange it any more: a folder has to be one's own and writable for
-nobody else, a file besides a regular one. Names are looked up in the open folder, so none of its parents can be
-exchanged either.
+Other users may be able to write beside the spool, as in a `spool_directory` of mode 1777. So each folder and file is
+checked after it is opened, when nobody can exchange it any more: it must belong to this user, no other user may be able
+to write to it, and a file must be a regular one. Names are looked up in the open folder (`dir_fd`), so its parents
+cannot be exchanged either. The tests are those of test_spool_trust.py.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from itertools import count
 from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# A pipe without a writer is opened at once, and then refused.
+# Without O_NONBLOCK, opening a pipe would wait for its other end.
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UntrustedError(PermissionError):
-    """A folder or a file that somebody else may have written.
+    """A folder or a file that another user may have written.
 
     Attributes:
-        fix: What mends it.
+        fix: What the user can do about it, in words; empty if that is not known.
     """
 
     def __init__(self, path: Path, why: str, fix: str = "") -> None:
@@ -36,17 +36,17 @@ class UntrustedError(PermissionError):
         Args:
             path: The folder or file.
             why: What is wrong with it, in words.
-            fix: What mends it.
+            fix: What the user can do about it, in words.
         """
         super().__init__(errno.EPERM, why, str(path))
         self.fix = fix
 
 
 class PrivateFolder:
-    """An open folder. Use it as a context, which closes it.
+    """An open folder. Use it as a context manager, which closes it.
 
     Attributes:
-        path: Where it was found.
+        path: Its path when it was opened.
         fd: Its descriptor.
     """
 
@@ -60,17 +60,17 @@ class PrivateFolder:
         """Open a folder.
 
         Raises:
-            UntrustedError: It is not one's own, or others can write in it.
+            UntrustedError: It belongs to another user, or others can write in it.
             OSError: It cannot be opened.
         """
         return cls._checked(path, path, None)
 
     @classmethod
     def make(cls, path: Path) -> PrivateFolder:
-        """Open a folder; make it if there is none, and the folders above that are missing.
+        """Open a folder. Make it if it does not exist, and its parents.
 
         Raises:
-            UntrustedError: It is not one's own, or others can write in it.
+            UntrustedError: It belongs to another user, or others can write in it.
             OSError: It cannot be made or opened.
         """
         try:
@@ -93,7 +93,7 @@ class PrivateFolder:
         try:
             fd = os.open(name, _FOLDER, dir_fd=above)
         except OSError as error:
-            # What is said of a link, too.
+            # With O_NOFOLLOW the system reports these for a link too.
             if error.errno in (errno.ENOTDIR, errno.ELOOP) and path.is_symlink():
                 raise UntrustedError(path, "it is a link", _ELSEWHERE) from error
             raise
@@ -112,15 +112,15 @@ class PrivateFolder:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """What tells it from any other folder, wherever it is moved."""
+        """Its device and its number there: they tell it from any other folder, and stay when it is moved."""
         return identity_of(os.fstat(self.fd))
 
     def names(self) -> list[str]:
-        """Return the names of what is in it, in order."""
+        """Return the names of the files and folders in it, in order."""
         return sorted(os.listdir(self.fd))
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return what the system knows of something in it, None if there is no such thing."""
+        """Return the status of a file or folder in it, None if it has none of this name."""
         try:
             return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class PrivateFolder:
         """Open a folder in it.
 
         Raises:
-            UntrustedError: It is not one's own, or others can write in it.
+            UntrustedError: It belongs to another user, or others can write in it.
             OSError: It cannot be opened.
         """
         return self._checked(self.path / name, name, self.fd)
@@ -139,7 +139,7 @@ class PrivateFolder:
         """Make a folder in it.
 
         Raises:
-            OSError: It cannot be made, or there is one.
+            OSError: It cannot be made, or the name is taken.
         """
         return PrivateFolder(self.path / name, _made(name, self.fd))
 
@@ -148,14 +148,14 @@ class PrivateFolder:
 
         Args:
             name: Its name.
-            flags: What `os.open` takes.
+            flags: The flags of `os.open`.
 
         Returns:
             A descriptor.
 
         Raises:
-            UntrustedError: It is not a regular file of one's own, or others can write it; or it is to be written, and
-                has another name besides.
+            UntrustedError: It is not a regular file of this user, or others can write to it; or it is opened for
+                writing, and has another name too (a hard link).
             OSError: It cannot be opened.
         """
         path = self.path / name
@@ -169,7 +169,7 @@ class PrivateFolder:
         try:
             if flags & os.O_EXCL:
                 with contextlib.suppress(OSError):
-                    # Whatever the umask says.
+                    # The umask may have removed rights.
                     os.fchmod(fd, 0o600)
             _check_file(path, os.fstat(fd), is_written=(flags & os.O_ACCMODE) != os.O_RDONLY)
         except BaseException:
@@ -187,17 +187,17 @@ class PrivateFolder:
             A descriptor.
 
         Raises:
-            OSError: It cannot be created, or there is something of that name.
+            OSError: It cannot be created, or the name is taken.
         """
         return self.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def rename(self, name: str, to: str, other: PrivateFolder | None = None) -> None:
-        """Rename something in it, and replace what has that name.
+        """Rename a file or folder in it, and replace one of the new name.
 
         Args:
-            name: Its name.
+            name: The name.
             to: The new name.
-            other: The folder to move it to.
+            other: The folder to move it to, this one if not given.
 
         Raises:
             OSError: It cannot be renamed.
@@ -205,17 +205,17 @@ class PrivateFolder:
         os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=(other or self).fd)
 
     def has(self, name: str, identity: tuple[int, int]) -> bool:
-        """Say whether something in it has this name and this identity."""
+        """Say whether it has a file or folder of this name and this identity."""
         status = self.status(name)
         return status is not None and identity_of(status) == identity
 
     def is_folder(self, name: str) -> bool:
-        """Say whether something in it is a folder, and no link to one."""
+        """Say whether it has a folder of this name, not a link to one."""
         status = self.status(name)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
     def free_name(self, name: str) -> str:
-        """Return a name, with a number behind it if something has that name."""
+        """Return the name if it is free, otherwise the name with the lowest number that makes it free."""
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
         return next(name for name in names if self.status(name) is None)
 
@@ -242,7 +242,7 @@ class PrivateFolder:
         self.rename(name, to)
 
     def unlink(self, name: str) -> None:
-        """Remove a file, if it is there.
+        """Remove a file, if it exists.
 
         Raises:
             OSError: It cannot be removed, or is a folder.
@@ -251,10 +251,10 @@ class PrivateFolder:
             os.unlink(name, dir_fd=self.fd)
 
     def remove(self, name: str) -> None:
-        """Remove a folder with all that is in it, as far as that can be done."""
+        """Remove a folder with all its contents, as far as that is possible."""
         status = self.status(name)
         if status is None or not stat.S_ISDIR(status.st_mode):
-            # The walk would wait for a pipe.
+            # `os.fwalk` would wait for a pipe to be opened.
             return
         with contextlib.suppress(OSError, RecursionError):
             for _, folders, files, fd in os.fwalk(name, topdown=False, dir_fd=self.fd):
@@ -262,16 +262,16 @@ class PrivateFolder:
                     with contextlib.suppress(OSError):
                         os.unlink(file, dir_fd=fd)
                 for folder in folders:
-                    # A link to a folder counts as a folder.
-                    for take_away in (os.rmdir, os.unlink):
+                    # `os.fwalk` lists a link to a folder as a folder.
+                    for remove in (os.rmdir, os.unlink):
                         with contextlib.suppress(OSError):
-                            take_away(folder, dir_fd=fd)
+                            remove(folder, dir_fd=fd)
         with contextlib.suppress(OSError):
             os.rmdir(name, dir_fd=self.fd)
 
 
 class KnownFolder:
-    """A folder that was open before, by its path and by what tells it from another folder at that path.
+    """A folder that was open before. Its identity tells it from another folder at the same path.
 
     Attributes:
         path: Its path.
@@ -279,7 +279,7 @@ class KnownFolder:
     """
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
-        """Take note of a folder.
+        """Remember a folder.
 
         Args:
             path: Its path.
@@ -310,12 +310,12 @@ _ELSEWHERE = "set 'spool_directory' to another folder"
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as it can be shown: whoever makes a file gives it any name."""
+    """Return a path without control characters: another user may have chosen any name."""
     return str(path) if str(path).isprintable() else ascii(str(path))[1:-1]
 
 
 def identity_of(status: os.stat_result) -> tuple[int, int]:
-    """Return what tells a file or folder from any other: its device, and its number there."""
+    """Return the device of a file or folder and its number there, which tell it from any other."""
     return status.st_dev, status.st_ino
 
 
@@ -325,16 +325,16 @@ def has_unsafe_rights(status: os.stat_result) -> bool:
 
 
 def _made(name: str | Path, above: int | None) -> int:
-    """Make a folder that nobody else can use, whatever the umask says, and return its descriptor."""
+    """Make a folder that only this user can use, whatever the umask is, and return its descriptor."""
     os.mkdir(name, 0o700, dir_fd=above)
     try:
         fd = os.open(name, _FOLDER, dir_fd=above)
     except PermissionError:
-        # The umask takes even one's own rights.
+        # The umask has removed even this user's rights.
         os.chmod(name, 0o700, dir_fd=above)
         fd = os.open(name, _FOLDER, dir_fd=above)
     with contextlib.suppress(OSError):
-        # Where a file system has no modes of its own, `_check_folder` says what they are.
+        # Some file systems have no modes. `_check_folder` decides about theirs.
         os.fchmod(fd, 0o700)
     return fd
 
@@ -345,23 +345,23 @@ def _check_folder(path: Path, fd: int) -> None:
         denied = os.strerror(errno.EACCES)
         why = f"{denied}; it belongs to user {_user(status.st_uid)}, this process to user {_user(os.geteuid())}"
         raise UntrustedError(path, why, _ELSEWHERE)
-    if _is_of_a_volume_s_group(status):
-        _take_back(fd)
+    if _has_rights_of_fs_group(status):
+        _remove_group_rights(fd)
         status = os.fstat(fd)
     if status.st_mode & _OTHERS_WRITE:
         why = f"others can write in it (mode {stat.S_IMODE(status.st_mode):o})"
-        raise UntrustedError(path, why, f"see what is in it and `chmod 700 {path}`, or {_ELSEWHERE}")
+        raise UntrustedError(path, why, f"check its contents and `chmod 700 {path}`, or {_ELSEWHERE}")
 
 
-def _is_of_a_volume_s_group(status: os.stat_result) -> bool:
-    """Say whether a folder has the rights that Kubernetes gives to all of a volume, for `fsGroup`, as it is mounted."""
+def _has_rights_of_fs_group(status: os.stat_result) -> bool:
+    """Say whether a folder has the mode that Kubernetes gives to all folders of a volume with an `fsGroup`."""
     mode = status.st_mode
     is_so = mode & stat.S_ISGID and mode & stat.S_IWGRP and not mode & stat.S_IWOTH
     return bool(is_so) and status.st_gid in (os.getegid(), *os.getgroups())
 
 
-def _take_back(fd: int) -> None:
-    """Take from the group what it was given: its members have the volume, but no business with these files."""
+def _remove_group_rights(fd: int) -> None:
+    """Remove the rights of the volume's group from a folder and its files: only this user needs them."""
     for name in os.listdir(fd):
         with contextlib.suppress(OSError):
             file = os.open(name, os.O_RDONLY | _FILE, dir_fd=fd)
@@ -380,9 +380,9 @@ def _check_file(path: Path, status: os.stat_result, is_written: bool) -> None:
     if status.st_uid != os.geteuid():
         raise UntrustedError(path, f"it belongs to user {_user(status.st_uid)}")
     if status.st_mode & _OTHERS_WRITE:
-        raise UntrustedError(path, f"others can write it (mode {stat.S_IMODE(status.st_mode):o})")
+        raise UntrustedError(path, f"others can write to it (mode {stat.S_IMODE(status.st_mode):o})")
     if is_written and status.st_nlink > 1:
-        raise UntrustedError(path, "it has another name elsewhere")
+        raise UntrustedError(path, "it has another name too (a hard link)")
 
 
 def _user(uid: int) -> str:

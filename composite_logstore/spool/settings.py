@@ -69,5 +69,5 @@ def spool_problem(error: Exception, settings: SpoolSettings) -> str:
     elif isinstance(error, SpoolFullError):
         fix = "raise 'spool_max_bytes', or make its backends reachable, so that they take the waiting events"
     else:
-        fix = "free some space there, or set 'spool_directory' to a folder that can be written and locked"
+        fix = "make room there, or set 'spool_directory' to a folder that can be written and locked"
     return f"the spool in {settings.component} cannot be used: {why}; {fix}"
