@@ -1,6 +1,6 @@
-"""The log store's own threads: they go on whatever they meet, and say so.
+"""The log store's own threads: they survive every exception, and report it.
 
-Nobody restarts a thread that has ended, so none may end of an exception that nobody foresaw: from a backend, a user's
+No code restarts a thread that has ended. So no unforeseen exception may end one, whether it is from a backend, a user's
 logging handler, a full disk, or a mistake in this package.
 """
 
@@ -18,36 +18,37 @@ from composite_logstore.clock import Clock, Ended
 from composite_logstore.inert import described
 
 FIRST_PAUSE_SECONDS = 0.1
-"""How long a thread pauses after its first failure; after each further one twice as long."""
+"""How long a thread pauses after its first failure. Each further failure doubles the pause."""
 LONGEST_PAUSE_SECONDS = 30.0
-"""How long it pauses at most."""
+"""The longest pause."""
 _START_SECONDS = 0.1
 _MOST_STARTS_SECONDS = 10.0
-"""A thread that cannot be started is tried again ten times a second at most, after a hundred times in a row: each try
+"""After a hundred attempts in a row a thread that cannot be started is tried at most ten times a second: each attempt
 costs `emit` some microseconds."""
 _CALM_SECONDS = 60.0
-"""A thread that fails again within this time goes on with its long pauses, and warns of nothing."""
+"""If a thread fails again within this time, its pauses stay long, and it does not warn again."""
 
 _PATIENCE = 100
 _PATIENCE_SECONDS = 0.1
 """How often, a millisecond apart, and for how long to ask for a lock that is not free, before blocking on it."""
 
 Wait: TypeAlias = Callable[[], object]
-"""Waits until there may be something to do."""
+"""Waits until the next step may have something to do."""
 
 
-def tell(log: Callable[..., None], *what: object) -> None:
-    """Log something, whatever the user's handlers and streams make of it.
+def tell(log: Callable[..., None], *arguments: object) -> None:
+    """Log a message of the log store itself. Never raises, whatever the user's handlers do.
 
-    It is logged outside of any ZenML logging context, so it becomes no event. Never call this under a journal's lock:
-    ZenML calls `emit` under a logging handler's lock, so whoever logs while holding the journal's can wait for ever.
+    The message is logged outside of any ZenML logging context, so it becomes no event. Never call this under a
+    journal's lock: ZenML calls `emit` under the lock of a logging handler, so a thread that holds the journal's lock
+    and logs can wait for ever.
 
     Args:
         log: A logger's method.
-        what: Its arguments.
+        arguments: Its arguments.
     """
     with suppress(Exception):
-        contextvars.Context().run(log, *what)
+        contextvars.Context().run(log, *arguments)
 
 
 @contextmanager
@@ -74,9 +75,9 @@ def patiently(lock: threading.RLock) -> Iterator[None]:
 
 
 class Service:
-    """One thread that does a step, waits until there is more to do, and does the next.
+    """A thread that does a step, waits until there is more to do, and does the next step.
 
-    A step that raises is one of many: after a pause there is another. Creating a service starts nothing.
+    After a step that raises, the thread pauses and does the next one. Creating a service starts nothing.
     """
 
     def __init__(
@@ -85,24 +86,24 @@ class Service:
         step: Callable[[], Wait | None],
         clock: Clock,
         warn: Callable[[str], None],
-        hinder: Callable[[str], None],
+        note_problem: Callable[[str], None],
         longest_pause: float = LONGEST_PAUSE_SECONDS,
     ) -> None:
         """Prepare.
 
         Args:
             name: The thread's name.
-            step: Does what there is to do, and returns how to wait for more; None ends the thread for good.
-            clock: Where time and threads come from.
-            warn: Is told when the thread begins to fail, and when it goes on again.
-            hinder: Is told what keeps the thread from its work, for the accounts of the children concerned.
-            longest_pause: How long to pause between failures at most, in seconds.
+            step: Does the present work, and returns how to wait for more. None ends the thread for good.
+            clock: The source of time and threads.
+            warn: Called with a warning when the thread begins to fail, and when it works again.
+            note_problem: Called with the problem that keeps the thread from its work, for the children's accounts.
+            longest_pause: The longest pause between failures, in seconds.
         """
         self._name = name
         self._step = step
         self._clock = clock
         self._warn = warn
-        self._hinder = hinder
+        self._note_problem = note_problem
         self._longest_pause = longest_pause
         self._entering = threading.Lock()
         self._is_running = self._has_ended = False
@@ -113,51 +114,50 @@ class Service:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is there."""
+        """Whether the thread runs."""
         return self._is_running
 
     def start(self) -> bool:
-        """Have the thread run. Never raises, and warns of nothing: this is part of `emit`.
+        """Start the thread unless it runs. Never raises and logs nothing, since this is part of `emit`.
 
         Returns:
-            False if no thread can be started; it is tried again at a later call. True if it is there, on its way, or
-            has come to its end.
+            False if no thread can be started; a later call tries again. True if it runs, is about to, or has ended.
         """
         why = None if self._is_running or self._has_ended else self._why_not_started()
         if why:
             with suppress(Exception):
-                self._hinder(f"no thread can be started ({why})")
+                self._note_problem(f"no thread can be started ({why})")
         return why is None
 
     def _why_not_started(self) -> str | None:
-        """Start the thread unless it is there. Returns why it cannot be, empty if that was found out a moment ago."""
+        """Start the thread. Returns why that fails; an empty text if it failed a moment ago and was not tried again."""
         if self._clock.now() < self._start_at:
             return ""
-        # Without a lock: a signal handler or a finalizer that logs while a thread starts would wait for the code that
-        # it has interrupted. Where two start the thread, the second one ends at once.
+        # Without a lock: a signal handler or a finalizer that logs would wait for the code that it has interrupted.
+        # If two threads are started, the second one ends at once.
         try:
             self._clock.start(self._run, self._name)
         except Exception as error:
-            # There is a limit of threads, or the interpreter is ending.
+            # The limit of threads is reached, or the interpreter is ending.
             earliest = self._clock.now() - _MOST_STARTS_SECONDS
             self._start_at = max(self._start_at, earliest) + _START_SECONDS
             return described(error)
         return None
 
     def _run(self) -> None:
-        # The thread says itself that it runs: a Ctrl-C may come between its start and the next statement.
+        # The thread sets this itself: a Ctrl-C may arrive between its start and the next statement.
         with self._entering:
             if self._is_running or self._has_ended:
                 return
             self._is_running = True
         try:
-            while self._goes_on():
+            while self._does_step():
                 pass
         finally:
             with self._entering:
                 self._is_running = False
 
-    def _goes_on(self) -> bool:
+    def _does_step(self) -> bool:
         try:
             wait = self._step()
             self._has_worked()
@@ -167,7 +167,7 @@ class Service:
             wait()
         except Ended:
             raise
-        except BaseException as error:  # even a Ctrl-C of its own: nobody else owns this thread
+        except BaseException as error:  # even a KeyboardInterrupt: no other code would see it
             self._has_failed(error)
         return True
 
@@ -180,13 +180,13 @@ class Service:
             self._failed_at = now
             was_failing, self._is_failing = self._is_failing, True
             why = described(error)
-            self._quietly(self._hinder, f"the thread '{self._name}' failed: {why}")
+            self._quietly(self._note_problem, f"the thread '{self._name}' failed: {why}")
             if not was_failing and now - self._warned_at > _CALM_SECONDS:
                 self._has_warned, self._warned_at = True, now
                 self._quietly(
-                    self._warn, f"the thread '{self._name}' failed: {why}. It tries again; events wait meanwhile."
+                    self._warn, f"the thread '{self._name}' failed: {why}; events are queued, and it will be retried."
                 )
-        # What it holds are the frames of whatever failed.
+        # It would keep the frames of the failed step alive during the pause.
         del error
         try:
             self._clock.signal().wait(pause)
@@ -197,7 +197,7 @@ class Service:
         self._is_failing = False
         if self._has_warned:
             self._has_warned = False
-            self._quietly(self._warn, f"the thread '{self._name}' goes on again.")
+            self._quietly(self._warn, f"the thread '{self._name}' works again.")
 
     @staticmethod
     def _quietly(do: Callable[[str], None], text: str) -> None:

@@ -14,6 +14,7 @@ This is the theory of operation. The modules, from the ground up:
     journal            numbers events, and hands each out to the children that want it
     worker             the thread that does what a delivery says
     recovery           delivers the events of dead processes
+    keeper             the threads that bring events to disk in time, and look after the folder
     writer, writers    the journal, workers and services of one log store; all of them in a process, forks and exit
     metrics, step_metadata    the account as OpenTelemetry's metrics, and in a step's metadata
 

@@ -45,24 +45,26 @@ class Backoff(NamedTuple):
         first: The wait after the first failure, in seconds. Each further failure in a row doubles it.
         longest: The longest wait, in seconds.
         rand: Returns a number from 0 to 1: retries of many writers are spread over half of each wait.
+        may_shorten: Whether a backend can ask for a shorter wait than the present one, down to the first.
     """
 
     first: float
     longest: float
     rand: Callable[[], float] = lambda: 1.0
+    may_shorten: bool = True
 
     def wait(self, failures: int, asked_for: object = None) -> float:
         """Return how many seconds to wait.
 
         Args:
             failures: How many failures in a row came before this one.
-            asked_for: The pause that the backend asks for, in seconds. It counts unless it is shorter than the first
-                wait: a backend that asks to be retried at once, again and again, would otherwise get a flood.
+            asked_for: The pause that the backend asks for, in seconds. A backend that asks to be retried at once, again
+                and again, gets the shortest wait instead, so that it is not flooded.
         """
-        asked = bounded_seconds(asked_for)
-        if asked is not None and asked >= self.first:
-            return asked
-        return self.jittered(self.unjittered(failures))
+        seconds, asked = self.unjittered(failures), bounded_seconds(asked_for)
+        if asked is None:
+            return self.jittered(seconds)
+        return max(asked, self.jittered(self.first if self.may_shorten else seconds))
 
     def unjittered(self, failures: int) -> float:
         """Return the wait after so many failures in a row, in seconds, without jitter."""

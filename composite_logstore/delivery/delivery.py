@@ -283,7 +283,7 @@ class Delivery:
         if self.state is not State.UNAVAILABLE:
             self._enter(Outcome.GIVEN_UP)
 
-    def hindered(self, why: str) -> None:
+    def note_problem(self, why: str) -> None:
         """Note a problem of this process, and not of the backend: a thread cannot start, or has failed."""
         self._last_error = why
 

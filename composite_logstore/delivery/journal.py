@@ -1,4 +1,4 @@
-"""The one ordered sequence of a writer's events: it numbers each and hands it to every child."""
+"""The one ordered sequence of a writer's events: it numbers each event, and queues it for the children that want it."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
 
 MOST_CAPTURED = 512
-"""How many records may wait for their number. The last of them waits for it: less than a millisecond. So does one that
-is large: together they have an eighth of the bytes at most that may wait in memory."""
+"""How many records may wait for their numbers. The `emit` of the last one numbers them all, in less than a millisecond.
+So does that of a large record: waiting records take at most an eighth of the bytes that may wait in memory."""
 
 _append: Callable[[Any, Any], None] = deque.append
 _extend: Callable[[Any, Any], None] = deque.extend
 _popleft: Callable[[Any], Any] = deque.popleft
 _kind_of = attrgetter("level", "progress")
 
-# Runs an iterator to its end inside one C call. Python delivers a Ctrl-C between bytecodes only, so what
-# is done this way is done wholly or not at all.
+# Runs an iterator to its end inside one C call. Python runs signal handlers between bytecodes only, so a Ctrl-C finds
+# such a step done or not begun. See the theory of operation in `delivery/__init__.py`.
 _run: Callable[[Iterable[Any]], None] = deque(maxlen=0).extend
 
 
-def _size_of(said: tuple[Stream, Note | LogEvent]) -> int:
-    """Return roughly how many bytes the event takes that this becomes."""
-    one = said[1]
-    size: int = one.size if isinstance(one, LogEvent) else EVENT_BYTES + one[-1]
+def _size_of(captured: tuple[Stream, Note | LogEvent]) -> int:
+    """Return about how many bytes the event takes that a captured record becomes."""
+    record = captured[1]
+    size: int = record.size if isinstance(record, LogEvent) else EVENT_BYTES + record[-1]
     return size
 
 
 class _Route:
-    """Where the events of one kind go, and how many have gone there.
+    """Where the events of one kind go: of one level, and ordinary ones or updates of a progress bar.
 
     Attributes:
-        children: The names of the children that get each of them.
-        queues: The queues of these children, and what is to go to disk.
-        latest: The deliveries that take each by itself, with what counts the progress bars' updates that each of them
-            wants the latest of.
-        held: What counts them in memory, None where nobody wants them as they are.
-        count: How many there were.
+        children: The names of the children whose queues get each event as it is.
+        queues: The queues of these children, and the list of events that have to go to disk.
+        latest: The deliveries that check each event by themselves, since they want only the latest of a progress bar's
+            updates, with the counts of the bytes that they hold.
+        held: The count of the bytes that the other children hold, None if there are none.
+        count: How many events of the kind there were. A deque, so that `_run` can change it.
     """
 
     __slots__ = ("children", "count", "held", "latest", "queues")
@@ -66,7 +66,7 @@ class _Route:
     ) -> None:
         self.children = frozenset(delivery.name for delivery in wanted_by)
         queues = [delivery.queue for delivery in wanted_by]
-        # What nobody wants need not go to disk.
+        # An event that no child wants does not go to disk.
         self.queues = (*queues, unwritten) if unwritten is not None and (queues or latest) else tuple(queues)
         self.latest = tuple(latest)
         self.held = held
@@ -78,12 +78,13 @@ class Journal:
 
     Attributes:
         writer: The writer's name, 15 hexadecimal digits at random.
-        batch_bytes: Roughly how many bytes of events one export may have.
-        lock: Guards the journal and its deliveries. Held for moments, never across I/O. It is
+        batch_bytes: About how many bytes of events one export may have.
+        lock: Guards the journal and its deliveries. It is held for moments, and never across I/O with a backend. It is
             reentrant since a signal handler or a finalizer may log at any point.
-        progress: Notified, under the lock, whenever a delivery has got on.
-        wakes_wanted: How often the workers were to be woken.
-        wakes_done: How many of these times they have been. A Ctrl-C may come in between.
+        progress: Notified, under the lock, when a delivery has made progress.
+        spilling: What brings the events to disk, None without a spool.
+        wakes_wanted: How often the workers should have been woken.
+        wakes_done: How often they have been. The two differ if a Ctrl-C arrives in between.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Journal:
 
         Args:
             children: The enabled children.
-            clock: Where time and chance come from; the real ones if not given.
-            spool: How events go to disk; they wait in memory alone if not given.
+            clock: The source of time and random numbers, by default the real ones.
+            spool: Where events go to disk. Without it they wait only in memory.
             most_bytes: How many bytes of events may wait in memory.
         """
         clock = clock or Clock()
@@ -106,15 +107,15 @@ class Journal:
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)
         self._children = children
-        # By level: the routes of ordinary events, and those of progress bars' updates.
+        # Level → route: of ordinary events, and of updates of progress bars.
         self._routes: dict[int, _Route] = {}
         self._update_routes: dict[int, _Route] = {}
-        # What has no number yet. It is added to without the lock.
+        # Records that have no number yet. `append` adds to it without the lock.
         self._captured: deque[tuple[Stream, Note | LogEvent]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
         self.batch_bytes = batch_bytes(most_bytes, len(children))
         self._deliveries = [self._delivery(child, clock.random(child.name), spool is not None) for child in children]
-        # The rest is for what has no number yet.
+        # The remaining bytes are for records without a number.
         self._large = most_bytes // (8 * MOST_CAPTURED)
         self._memory = Memory(most_bytes - MOST_CAPTURED * self._large, self._deliveries)
         self._is_batch_full = False
@@ -124,7 +125,7 @@ class Journal:
         self._unwritten: deque[LogEvent] = self.spilling.unwritten if self.spilling else deque()
         self._cursors: dict[str, ForwardReader] = {}
         self._wake_at: float = 0
-        # When so many records wait for their number, they get it at once.
+        # Number of the event that wakes the workers; and how many records may wait until they are numbered at once.
         self._most_captured: float = 0
         self.wakes_wanted = 0
         self.wakes_done = 0
@@ -132,23 +133,21 @@ class Journal:
     def _delivery(self, child: ChildConfig, rand: Callable[[], float], spooled: bool) -> Delivery:
         def accepted() -> int:
             routes = (*self._routes.values(), *self._update_routes.values())
-            return (
-                sum(route.count[0] for route in routes if child.name in route.children)
-                + delivery.progress_bars.accepted
-            )
+            as_they_are = sum(route.count[0] for route in routes if child.name in route.children)
+            return as_they_are + delivery.progress_bars.accepted
 
         delivery = Delivery(child, accepted, rand, spooled, batch_bytes=self.batch_bytes)
         return delivery
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """The delivery of each enabled child, with what was captured up to now."""
+        """The delivery of each enabled child, with all events captured so far."""
         self.hand_out()
         return self._deliveries
 
     @property
     def next_number(self) -> int:
-        """The number that the next event will have, after what was captured up to now."""
+        """The number of the next event, after all events captured so far."""
         self.hand_out()
         return self._next_number
 
@@ -156,27 +155,31 @@ class Journal:
     def _next_number(self) -> int:
         return self._last[0].number + 1 if self._last else 0
 
-    def append(self, stream: Stream, said: Note | LogEvent) -> bool:
-        """Take an event in. It is numbered and handed out by whoever is next: the pipeline does not wait for that.
+    def append(self, stream: Stream, record: Note | LogEvent) -> bool:
+        """Append a record. A worker or a later `append` numbers it and hands it out, so this returns at once.
 
         Args:
-            stream: The stream that it belongs to.
-            said: What the record says.
+            stream: The stream of the record.
+            record: What was captured of it.
 
         Returns:
-            Whether the workers should be woken: one of them waits for this event.
+            Whether the workers should be woken, since one of them waits for this event.
         """
         if not self._most_captured:
-            self._append_now(stream, said)
+            self._append_now(stream, record)
         else:
-            self._captured.append((stream, said))
-            size = said.size if isinstance(said, LogEvent) else said[-1]
+            self._captured.append((stream, record))
+            size = record.size if isinstance(record, LogEvent) else record[-1]
             if size > self._large or len(self._captured) >= self._most_captured:
                 self.hand_out()
         return self.wakes_wanted > self.wakes_done
 
-    def _append_now(self, stream: Stream, said: Note | LogEvent) -> None:
-        """Do with one event what `hand_out` does with many, in less time."""
+    def _append_now(self, stream: Stream, record: Note | LogEvent) -> None:
+        """Number one record and hand it out.
+
+        `hand_out` does the same for any number of records. This costs a third less for one, which is what `write_ahead`
+        does within each `emit`: 11 µs instead of 16 µs.
+        """
         last, before = self._last, stream.last
         with self.lock:
             self._hand_out()
@@ -184,12 +187,12 @@ class Journal:
                 newest = last[0] if last else None
                 number = newest.number + 1 if newest else 0
                 sequence = before[0] + 1 if before else 0
-                event = numbered(said, stream, self.writer, number, sequence)
+                event = numbered(record, stream, self.writer, number, sequence)
                 route = self._route(event.level, event.progress)
                 queues = (last, *route.queues, before, route.count)
                 items = (*(event,) * (len(queues) - 2), sequence, route.count[0] + 1)
                 step = map(_append, queues, items)
-                # If not, a signal handler has logged meanwhile.
+                # Otherwise a signal handler has logged meanwhile, and the number is taken.
                 if (last[0] if last else None) is newest:
                     break
             _run(step)
@@ -198,63 +201,64 @@ class Journal:
                 self.spilling.write_through()
             if self._memory.is_full:
                 self._make_room()
-            if number >= self._wake_at or self._is_batch_full:
-                self.wakes_wanted += 1
-                self._wake_at = inf
-                self._is_batch_full = False
+            self._want_workers(number)
             if not self.spilling or self.spilling.most_unwritten:
                 self._look_ahead(number + 1)
 
     def hand_out(self) -> None:
-        """Number what was captured, and put a reference to it into the queue of every child that wants it."""
+        """Number all captured records, and put the events into the queues of the children that want them."""
         with self.lock:
             self._hand_out()
             if self._memory.is_full:
                 self._make_room()
-            if self._next_number > self._wake_at or self._is_batch_full:
-                self.wakes_wanted += 1
-                self._wake_at = inf
-                self._is_batch_full = False
+            self._want_workers(self._next_number - 1)
             if self.spilling:
                 self.spilling.hurry(self._next_number)
             self._look_ahead(self._next_number)
 
+    def _want_workers(self, newest: int) -> None:
+        """Have `append` ask for the workers, if a worker waits for this event, or a batch is full by its bytes."""
+        if newest >= self._wake_at or self._is_batch_full:
+            self.wakes_wanted += 1
+            self._wake_at = inf
+            self._is_batch_full = False
+
     def _hand_out(self) -> None:
         while self._captured:
-            # In this order: what has a number by now is no longer among what was captured.
+            # In this order: a record that a signal handler numbers in between is in the list, and found out by `last`.
             last = self._last[0] if self._last else None
-            if self._has_handed_out(list(self._captured), last):
+            if self._distribute(list(self._captured), last):
                 break
 
-    def _has_handed_out(self, said: list[tuple[Stream, Note | LogEvent]], last: LogEvent | None) -> bool:
-        events = self._numbered(said, last.number + 1 if last else 0)
-        for run in (events,) if len(events) == 1 else [list(run) for _, run in groupby(events, _kind_of)]:
-            newest = run[-1]
+    def _distribute(self, captured: list[tuple[Stream, Note | LogEvent]], last: LogEvent | None) -> bool:
+        """Number records and put them into the queues. Returns False if a signal handler has done so meanwhile."""
+        events = self._numbered(captured, last.number + 1 if last else 0)
+        for group in (events,) if len(events) == 1 else [list(group) for _, group in groupby(events, _kind_of)]:
+            newest = group[-1]
             route = self._route(newest.level, newest.progress)
-            # Their order is that of importance: whoever comes in between must not number the same event again.
-            appends = [(self._last, newest), (route.count, route.count[0] + len(run))]
-            appends += [(stream.last, sequence) for stream, sequence in {e.stream: e.sequence for e in run}.items()]
+            # The last number first: a signal handler that logs during the next lines must not use it again.
+            appends = [(self._last, newest), (route.count, route.count[0] + len(group))]
+            appends += [(stream.last, sequence) for stream, sequence in {e.stream: e.sequence for e in group}.items()]
             step = chain(
                 starmap(_append, appends),
-                map(_popleft, repeat(self._captured, len(run))),
-                map(_extend, route.queues, repeat(run)),
+                map(_popleft, repeat(self._captured, len(group))),
+                map(_extend, route.queues, repeat(group)),
             )
             if (self._last[0] if self._last else None) is not last:
-                # A signal handler has logged meanwhile, and has handed out what was captured before.
                 return False
             _run(step)
             last = newest
-            place = run[0].number - events[0].number
-            self._hold(route, run, list(map(_size_of, said[place : place + len(run)])))
+            place = group[0].number - events[0].number
+            self._hold(route, group, list(map(_size_of, captured[place : place + len(group)])))
             if self.spilling and len(self._unwritten) > self.spilling.most_unwritten:
                 self.spilling.write_through()
         return True
 
     def _hold(self, route: _Route, events: list[LogEvent], sizes: list[int]) -> None:
-        """Count events in memory, and have those children take them that take each by itself."""
+        """Count events in memory, and hand them to the children that check each event by themselves."""
         for delivery, held in route.latest:
             for event in events:
-                # As long as another may take its place an update is not counted.
+                # An update is counted only once no later one can replace it.
                 before = delivery.progress_bars.append(event)
                 if before:
                     held.add([before], [before.size])
@@ -262,21 +266,21 @@ class Journal:
             self._is_batch_full |= route.held.add(events, sizes)
 
     def _make_room(self) -> None:
-        """Have the oldest events leave memory if they have too many bytes: for the disk, where it takes them."""
+        """Remove the oldest events from memory while it is too full. They go to disk, or count as dropped."""
         if self._is_making_room:
-            # A signal handler has logged.
+            # A signal handler has logged, and the call that it interrupted continues.
             return
         self._is_making_room = True
         try:
             memory = self._memory
             memory.release(self._first_unwritten)
-            # A little more than must be, so that it is not to be done again with the next event.
+            # A little more than necessary, so that the next event need not make room again.
             most = memory.most - memory.interval_bytes
             for last in memory.oldest_first(self._first_unwritten) if memory.is_full else ():
                 if memory.size <= most:
                     break
                 if not self.spilling and last >= self._next_number - 1:
-                    # The newest one is kept, however large it is.
+                    # The newest event stays, however large it is.
                     break
                 on_disk = self.spilling.evict(last) if self.spilling else (inf, inf)
                 if on_disk is None:
@@ -291,44 +295,44 @@ class Journal:
     def _first_unwritten(self) -> float:
         return self._unwritten[0].number if self._unwritten else inf
 
-    def _numbered(self, said: list[tuple[Stream, Note | LogEvent]], number: int) -> list[LogEvent]:
+    def _numbered(self, captured: list[tuple[Stream, Note | LogEvent]], number: int) -> list[LogEvent]:
         writer = self.writer
         sequences: dict[Stream, int] = {}
         events = []
-        for stream, one in said:
+        for stream, record in captured:
             sequence = sequences.get(stream)
             if sequence is None:
                 sequence = stream.last[0] + 1 if stream.last else 0
             sequences[stream] = sequence + 1
-            events.append(numbered(one, stream, writer, number, sequence))
+            events.append(numbered(record, stream, writer, number, sequence))
             number += 1
         return events
 
     def _look_ahead(self, number: int) -> None:
         if self.spilling and not self.spilling.most_unwritten:
-            # Each event is to be on disk before `append` returns.
+            # Each event has to be on disk before `append` returns.
             self._most_captured = 0
         else:
             self._most_captured = min(MOST_CAPTURED, self._wake_at - number + 1)
             if self.spilling:
-                # What goes to disk for want of room in memory goes there with this very event.
+                # The event that exceeds the room in memory has to bring events to disk itself.
                 self._most_captured = min(self._most_captured, self.spilling.room)
 
     def drop(self, level: int, progress: bool = False, count: int = 1, stream: Stream | None = None) -> None:
-        """Count events that were lost before they had a number as dropped, for every child that wanted them.
+        """Count events as dropped that were lost before they got a number, for every child that wanted them.
 
         Args:
-            level: Their level.
-            progress: Whether they were a progress bar's updates.
-            count: How many there were.
-            stream: Their stream, if that is known: no event gets their sequence numbers, so a page shows the gap.
+            level: The level of the events.
+            progress: Whether they were updates of a progress bar.
+            count: How many events were lost.
+            stream: Their stream, if it is known. Their sequence numbers stay unused, so that a page shows the gap.
         """
         with self.lock:
             self._hand_out()
             if stream is not None:
                 stream.last.append((stream.last[0] if stream.last else -1) + count)
             route = self._route(level, progress)
-            # What was accepted, and is neither settled nor in a queue, counts as dropped.
+            # The account counts accepted events as dropped that are neither acknowledged nor pending.
             route.count.append(route.count[0] + count)
             for delivery, _ in route.latest:
                 delivery.progress_bars.accepted += count
@@ -347,7 +351,7 @@ class Journal:
         holders: list[Delivery] = []
         for child, delivery in zip(self._children, self._deliveries, strict=True):
             thinned = progress and child.is_thinned
-            # With a spool it has to note which updates give way, so it takes every event by itself.
+            # With a spool it has to note which updates leave the full queue, so it checks every event by itself.
             by_itself = thinned or (child.is_thinned and self.spilling is not None)
             if child.wants(level, progress):
                 if by_itself:
@@ -360,20 +364,20 @@ class Journal:
         return _Route(wanted_by, latest, held, self.spilling.unwritten if self.spilling else None)
 
     def wake_after(self, events: int) -> bool:
-        """Have `append` ask for the workers once so many events more are there, if not before.
+        """Have `append` ask for the workers once so many more events have arrived. Under the lock.
 
         Returns:
-            Whether there are events that the caller has not seen: it looks again instead of sleeping.
+            Whether events have arrived that the caller has not seen, so that it has to look again instead of sleeping.
         """
         seen = self._next_number
         self.hand_out()
         self._wake_at = min(self._wake_at, self._next_number + events - 1)
         self._look_ahead(self._next_number)
-        # What came before the last line does not wake anybody.
+        # Records that were captured before the last line wake no worker.
         return self._next_number > seen or bool(self._captured)
 
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
-        """Read what a delivery asks for from the spool. Not under the lock, since it is I/O."""
+        """Read the events that a delivery asks for from the spool. Without the lock, since it is I/O."""
         with self.lock:
             spool = self.spilling and self.spilling.spool
             before = delivery.queue[0].number if delivery.queue else self._next_number
@@ -385,12 +389,12 @@ class Journal:
         return next_batch(cursor, delivery, load, before)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Note on disk how far a delivery is. Under the lock."""
+        """Record on disk which events a delivery has acknowledged. Under the lock."""
         if self.spilling:
             self.spilling.acknowledge(delivery)
 
     def end_stream(self, stream: Stream) -> None:
-        """Announce to every child that the stream has ended."""
+        """Tell every child that the stream has ended."""
         with self.lock:
             for delivery in self.deliveries:
                 delivery.end_stream(stream, self._next_number)

@@ -1,8 +1,8 @@
-"""The store's own metrics, under OpenTelemetry's names for SDKs that observe themselves.
+"""The log store's own metrics, under OpenTelemetry's names for the self-observability of SDKs.
 
 https://opentelemetry.io/docs/specs/semconv/otel/sdk-metrics/
 
-Nothing is counted twice: when a reader collects, the metrics are read off the children's accounts.
+No number is kept twice: when a reader collects, the metrics are read from the children's accounts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from composite_logstore.delivery.account import ChildStats
 
 
 class Observed(NamedTuple):
-    """How a child of a log store stands, as one writer has it.
+    """The account of a child, as one writer keeps it.
 
     Attributes:
         log_store_id: The log store's id.
         config: The child's settings.
         stats: Its account.
-        queued: How many of its pending events wait; the others are being exported.
+        queued: How many of the pending events wait; the others are being exported.
     """
 
     log_store_id: UUID
@@ -38,7 +38,7 @@ class Observed(NamedTuple):
 
 
 Measure = Callable[[Observed], dict[str, int]]
-"""From a child to numbers, each by its `error.type`; an empty one for what went well."""
+"""Returns the numbers of a child by `error.type`, which is empty for success."""
 
 
 def _exported(child: Observed) -> dict[str, int]:
@@ -73,7 +73,7 @@ LEVELS: dict[str, tuple[Measure, str]] = {
 
 
 def attributes(log_store_id: UUID, config: ChildConfig) -> dict[str, str]:
-    """Return what tells a child's metrics from another's."""
+    """Return the attributes that tell one child's metrics from another's."""
     return {
         "otel.component.type": f"composite_logstore.{config.type}",
         "otel.component.name": config.name,
@@ -82,10 +82,10 @@ def attributes(log_store_id: UUID, config: ChildConfig) -> dict[str, str]:
 
 
 def observe(children: Callable[[], Iterable[Observed]]) -> None:
-    """Offer the metrics of all children to whatever meter provider the process has, or gets later.
+    """Register the metrics of all children with the meter provider that the process has, or gets later.
 
     Args:
-        children: Tells how each child stands.
+        children: Returns the account of each child.
     """
     meter = _meter()
     for name, (measure, description) in COUNTERS.items():
@@ -95,11 +95,11 @@ def observe(children: Callable[[], Iterable[Observed]]) -> None:
 
 
 def exported(seconds: float, attributes: dict[str, str]) -> None:
-    """Take down how long an export took, in a thread of the log store. No meter provider costs a delivery.
+    """Record how long an export took. Never raises, so that no meter provider can disturb a delivery.
 
     Args:
-        seconds: How long.
-        attributes: What tells the child, and how it ended.
+        seconds: The duration of the export.
+        attributes: The attributes of the child, and the `error.type` if the export failed.
     """
     with suppress(BaseException):
         export_duration().record(seconds, attributes)
@@ -107,7 +107,7 @@ def exported(seconds: float, attributes: dict[str, str]) -> None:
 
 @lru_cache(maxsize=1)
 def export_duration() -> Histogram:
-    """Return what takes down how long each export took, in seconds."""
+    """Return the histogram of the duration of exports, in seconds."""
     return _meter().create_histogram("otel.sdk.exporter.operation.duration", "s", "How long an export took.")
 
 
@@ -115,11 +115,11 @@ def _version() -> str:
     try:
         return version("composite-logstore")
     except Exception:
-        # A program that is one file has no metadata. And where no file descriptor is free, Python finds none either.
+        # A program that is frozen into one file has no metadata. Without a free file descriptor Python finds none, too.
         return ""
 
 
-# Read once, and early: an export may come when no file descriptor is free.
+# Read once, and early: later no file descriptor may be free.
 _VERSION = _version()
 
 
@@ -131,7 +131,7 @@ def _callback(
     measure: Measure, children: Callable[[], Iterable[Observed]]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observations(_: CallbackOptions) -> Iterable[Observation]:
-        # Two writers of one component, before and after an update of it, are one component to its users.
+        # Two writers of one component, before and after an update of it, are one component to users.
         sums: Counter[tuple[tuple[str, str], ...]] = Counter()
         for child in children():
             for error_type, number in measure(child).items():

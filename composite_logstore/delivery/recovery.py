@@ -1,4 +1,4 @@
-"""What dead processes of the log store left on this machine: found, and delivered as they would have."""
+"""Recovery: finds the events that dead processes of the log store left on this machine, and delivers them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from composite_logstore.spool.reader import ForwardReader
 
 
 class RecoveredJournal:
-    """The journal of a dead process, as far as its spool has it. Nothing is added to it.
+    """The journal of a dead process, read from its spool. It feeds workers like a live one, but gets no new events.
 
     Attributes:
-        lock: Guards it and its deliveries.
-        progress: Notified, under the lock, whenever a delivery has got on.
-        deliveries: One for each child that was configured then and is wanted now.
-        spool: Its folder.
+        lock: Guards the journal and its deliveries.
+        progress: Notified, under the lock, when a delivery has made progress.
+        deliveries: One for each child that was configured in the dead process and is enabled now.
+        spool: The folder of the dead process.
     """
 
     def __init__(
@@ -47,15 +47,14 @@ class RecoveredJournal:
         notify: Callable[[], None] = lambda: None,
         batch_bytes: int | None = None,
     ) -> None:
-        """Count what is there.
+        """Count the events that the children have not acknowledged.
 
         Args:
-            spool: The folder, which this process has taken over.
-            children: A child's name in the spool → the settings of the child that takes its part.
-            clock: Where time and chance come from.
-            notify: Called when a child has nothing left.
-            batch_bytes: Roughly how many bytes of events one export may have; as many as the backend likes if not
-                given.
+            spool: The folder, which this process has locked.
+            children: A child's name in the spool → the settings of the child that gets its events now.
+            clock: The source of time and random numbers.
+            notify: Called when a child has acknowledged all events.
+            batch_bytes: About how many bytes of events one export may have; without it the child's own limit holds.
         """
         self.spool = spool
         self._batch_bytes = batch_bytes
@@ -63,7 +62,7 @@ class RecoveredJournal:
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)
         if not spool.children:
-            # Its positions are lost: better twice than never.
+            # The positions are lost. Duplicates are better than gaps.
             for name in children:
                 spool.reset(name)
         self.children = {name: config for name, config in children.items() if name in spool.children}
@@ -81,17 +80,17 @@ class RecoveredJournal:
         lost = dict.fromkeys(self._accepted, 0)
         settled = {delivery.name: self.spool.acknowledged(delivery.name) for delivery in self.deliveries}
         streams: set[Stream] = set()
-        # A progress bar → the second and the number of its last update: of each second the last one counts.
+        # A progress bar → the second and the number of its last update, since only the last of each second counts.
         latest: dict[tuple[UUID, str], tuple[int, int]] = {}
         last = -1
         for place, item in enumerate(self.spool.reader.scan()):
             if place % _AT_A_TIME == 0:
-                # There may be much to count, and others who wait for the interpreter have less to do.
+                # There may be many events to count: let other threads have the GIL.
                 time.sleep(0)
             wanting = [delivery for delivery in self.deliveries if last + 1 >= settled[delivery.name]]
             if isinstance(item, Damage):
                 for delivery in wanting:
-                    # Nobody knows for whom it was: better one too many than a loss in silence.
+                    # It is not known which children wanted the events: count a loss too many rather than none.
                     self._accepted[delivery.name] += item.lines
                     lost[delivery.name] += item.lines
                 continue
@@ -118,25 +117,25 @@ class RecoveredJournal:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left for the children that there are now."""
+        """Whether all enabled children have acknowledged all events."""
         with self.lock:
             return all(delivery.oldest == inf for delivery in self.deliveries)
 
     def hand_out(self) -> None:
-        """Nothing comes any more."""
+        """Do nothing: no new events arrive."""
 
     def wake_after(self, events: int) -> bool:
-        """Nothing comes any more."""
+        """Return False: no new events arrive."""
         return False
 
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
-        """Read what a delivery asks for from the spool."""
+        """Read the events that a delivery asks for from the spool."""
         return next_batch(self._cursors[delivery.name], delivery, load)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Note on disk how far a delivery is."""
+        """Record on disk which events a delivery has acknowledged. Under the lock."""
         with contextlib.suppress(OSError):
-            # If somebody has taken the folder away, there is nothing left to deliver either.
+            # If the folder has been removed, no events are left to deliver either.
             self.spool.acknowledge(delivery.name, min(delivery.oldest, self.spool.segments.last + 1))
             self.spool.segments.tidy()
         if delivery.oldest == inf:
@@ -152,24 +151,24 @@ class RecoveredJournal:
 
 
 _MOST_JOURNALS = 100
-"""How many dead processes' journals are open at once: each needs two file descriptors."""
+"""How many recovered journals are open at once: each needs two file descriptors."""
 _AGAIN_SECONDS = 60.0
-"""When to try again what could not be taken over."""
+"""When to try again to recover a folder, in seconds."""
 _LOOK_SECONDS = 0.1
-"""How often to look whether exports have returned, where somebody waits for it."""
+"""How often to check whether the last exports have returned before the folders are given back, in seconds."""
 _AT_A_TIME = 50
 _MOST_NAMED = 3
 """How many damaged files one warning names."""
 
 
 class Recovery:
-    """Delivers what dead processes of a log store have left, beside what this one logs.
+    """Delivers the events that dead processes of a log store left, beside the events of this process.
 
-    Each child works off one process's part after the other, the oldest first, on one thread: a child that
-    is dead holds up nobody else, and a thousand dead processes need no thousand threads.
+    Each child has one worker, and gets the events of one dead process after the other, the oldest first. So an
+    unavailable child delays no other, and a thousand dead processes need no thousand threads.
 
     Attributes:
-        journals: Those that something is left of, oldest first.
+        journals: The recovered journals that some child has not acknowledged, oldest first.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class Recovery:
         children: Sequence[ChildConfig],
         clock: Clock,
         warn: Callable[[str], None],
-        hinder: Callable[[str], None] = lambda why: None,
+        note_problem: Callable[[str], None] = lambda why: None,
         batch_bytes: int | None = None,
     ) -> None:
         """Begin with nothing.
@@ -186,10 +185,10 @@ class Recovery:
         Args:
             log_store_id: The log store's id.
             children: The enabled children.
-            clock: Where time and threads come from.
-            warn: Is told what somebody should know.
-            hinder: Is told what keeps its thread from its work.
-            batch_bytes: As for an `RecoveredJournal`.
+            clock: The source of time and threads.
+            warn: Called with a warning for the user.
+            note_problem: Called with the problem that keeps the thread from its work.
+            batch_bytes: As for a `RecoveredJournal`.
         """
         self._batch_bytes = batch_bytes
         self.journals: list[RecoveredJournal] = []
@@ -199,17 +198,17 @@ class Recovery:
         self._warn = warn
         self._lock = threading.Lock()
         self._workers: dict[str, tuple[RecoveredJournal, Worker]] = {}
-        self._settled: dict[str, ChildStats] = {}
-        self._told_of: set[Path] = set()
+        self._finished: dict[str, ChildStats] = {}
+        self._warned_of: set[Path] = set()
         self._due = clock.signal()
-        self._service = Service("composite-logstore recovery", self._step, clock, warn, hinder)
+        self._service = Service("composite-logstore recovery", self._step, clock, warn, note_problem)
         self._component = Path()
-        # What is to be looked at, and when: the log store's folder first, which says what else there is.
+        # The folders to look at, and when: first the component's folder, which lists the others.
         self._waiting: deque[tuple[float, Path]] | None = None
         self._is_stopping = self._gives_back = False
 
     def start(self, component: Path) -> None:
-        """Find what there is and see to it until nothing is left, in a thread of its own. Once more does nothing more.
+        """Start the thread that finds, recovers and delivers events until none is left. May be called again.
 
         Args:
             component: The folder of the log store.
@@ -220,7 +219,7 @@ class Recovery:
         self._service.start()
 
     def _step(self) -> Wait | None:
-        """Take over what there is, as far as there is room for it, and return how to wait for more."""
+        """Recover the folders that are due, up to the limit. Returns how to wait for the next step."""
         waiting = self._waiting or deque()
         while waiting and self._has_room(waiting[0][0]):
             _, folder = waiting[0]
@@ -229,16 +228,16 @@ class Recovery:
                     found = process_folders(folder)
                 else:
                     found = []
-                    self._adopt(folder)
-            except Exception as error:  # whatever is in there, the others are not to suffer from it
-                self._tell_of(folder, error)
+                    self._recover(folder)
+            except Exception as error:  # one folder must not keep others from being recovered
+                self._warn_of(folder, error)
                 waiting.append((self._clock.now() + _AGAIN_SECONDS, folder))
             else:
                 waiting.extend((-inf, one) for one in found)
             waiting.popleft()
         if self._is_stopping:
             return self._given_back() if self._gives_back else None
-        self._get_on()
+        self._assign_workers()
         if not (waiting or self.journals):
             return None
         is_full = not waiting or len(self.journals) >= _MOST_JOURNALS
@@ -248,14 +247,14 @@ class Recovery:
         return len(self.journals) < _MOST_JOURNALS and not self._is_stopping and self._clock.now() >= earliest
 
     def stop(self) -> None:
-        """Begin nothing more. What is left stays for the next process."""
+        """Start no more deliveries. The remaining events stay on disk for the next process."""
         self._is_stopping = True
         self._due.set()
         for _, worker in list(self._workers.values()):
             worker.stop()
 
     def give_back(self) -> None:
-        """End, and leave what is left to another writer as soon as the exports under way have returned."""
+        """End once the exports under way have returned, and leave the remaining events to another writer."""
         self._gives_back = self._is_stopping = True
         for _, worker in list(self._workers.values()):
             worker.stop(at_once=True)
@@ -272,15 +271,15 @@ class Recovery:
         return None
 
     def stats(self) -> list[dict[str, ChildStats]]:
-        """Return the accounts of what was adopted, by child."""
+        """Return the accounts of the recovered journals: child → account."""
         with self._lock:
-            journals, stats = list(self.journals), [dict(self._settled)]
+            journals, stats = list(self.journals), [dict(self._finished)]
         for journal in journals:
             with journal.lock:
                 stats.append({delivery.name: delivery.stats() for delivery in journal.deliveries})
         return stats
 
-    def _adopt(self, folder: Path) -> None:
+    def _recover(self, folder: Path) -> None:
         spool = Spool.recover(folder)
         if spool is None:
             return
@@ -291,34 +290,34 @@ class Recovery:
             spool.abandon()
             raise
         if told:
-            self._warn(f"{_in_words(told)} What is intact is delivered; what is damaged counts as dropped.")
+            self._warn(f"{_in_words(told)} Intact events are delivered; damaged ones count as dropped.")
         with self._lock:
             self.journals.append(journal)
-        self._get_on()
+        self._assign_workers()
 
-    def _tell_of(self, folder: Path, error: Exception) -> None:
-        """Say once of each folder that it cannot be read."""
-        if folder in self._told_of:
+    def _warn_of(self, folder: Path, error: Exception) -> None:
+        """Warn once for each folder that cannot be read."""
+        if folder in self._warned_of:
             return
-        self._told_of.add(folder)
+        self._warned_of.add(folder)
         why = getattr(error, "strerror", None) or described(error)
         fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-        self._warn(f"the spool {shown(folder)} cannot be read, and is left alone: {why}{fix}.")
+        self._warn(f"the spool {shown(folder)} cannot be read and stays as it is: {why}{fix}.")
 
-    def _get_on(self) -> None:
-        """Have each child work at the oldest journal that has something for it, and let go of those without."""
+    def _assign_workers(self) -> None:
+        """Have each child's worker deliver its oldest backlog, and close the journals without a backlog."""
         for journal in [journal for journal in self.journals if journal.is_done]:
             with self._lock, journal.lock:
                 self.journals.remove(journal)
                 for delivery in journal.deliveries:
                     journal.acknowledge(delivery)
                     stats = delivery.stats()
-                    before = self._settled.get(delivery.name)
-                    self._settled[delivery.name] = before.plus(stats) if before else stats
+                    before = self._finished.get(delivery.name)
+                    self._finished[delivery.name] = before.plus(stats) if before else stats
                 journal.spool.close()
         for name, config in self._children.items():
             busy = self._workers.get(name)
-            found = self._part_of(name)
+            found = self._backlog_of(name)
             if busy and (not found or busy[0] is not found[0]):
                 self._workers.pop(name)[1].stop()
             if found and name not in self._workers:
@@ -326,7 +325,7 @@ class Recovery:
                 self._workers[name] = (found[0], worker)
                 worker.wake()
 
-    def _part_of(self, child: str) -> tuple[RecoveredJournal, Delivery] | None:
+    def _backlog_of(self, child: str) -> tuple[RecoveredJournal, Delivery] | None:
         for journal in self.journals:
             for delivery in journal.deliveries:
                 if delivery.name == child and delivery.oldest < inf:

@@ -1,4 +1,4 @@
-"""The delivery summary of a step: ZenML asks for it before the last flush, so it is published once more after it."""
+"""The account of a step as its metadata. ZenML asks for it before the last flush, so it is published again after it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = get_logger(__name__)
 
 
 class Summaries:
-    """The steps of this process whose summary is not final yet, and its publication, for which nobody waits."""
+    """Publishes the step metadata of the steps of this process once more, when their account is final."""
 
     def __init__(self, component_id: UUID, clock: Clock) -> None:
-        """Prepare; nothing is looked up or started.
+        """Prepare; nothing is started.
 
         Args:
             component_id: The log store's id.
-            clock: What starts the thread.
+            clock: The source of threads.
         """
         self._component_id = component_id
         self._clock = clock
@@ -38,17 +38,17 @@ class Summaries:
         self._publishing = threading.Lock()
 
     def add(self, step_run_id: UUID) -> None:
-        """Remember that ZenML has asked for the summary of a step."""
+        """Remember a step that ZenML has asked for its metadata."""
         self._steps.append(step_run_id)
 
-    def publish(self, summary: Callable[[], dict[str, MetadataType]]) -> None:
-        """Publish the summary for all steps remembered, in a thread of its own. Never raises and never waits.
+    def publish(self, metadata: Callable[[], dict[str, MetadataType]]) -> None:
+        """Publish the metadata of all remembered steps, in a thread of its own. Never raises and never waits.
 
         Args:
-            summary: What gives it. It may wait, since it is called in that thread.
+            metadata: Returns the metadata. It is called in that thread, so it may wait.
         """
-        # A forked process has the list too, but its account is its parent's. Of two under way, one has yet to begin,
-        # and will take these steps along.
+        # A forked process inherits the steps, but its parent publishes them. If two threads are under way, the second
+        # has not begun yet, and publishes these steps, too.
         if not self._steps or os.getpid() != self._process or len(self._under_way) > 1:
             return
         token = object()
@@ -60,22 +60,22 @@ class Summaries:
                     steps: set[UUID] = set()
                     while self._steps:
                         steps.add(self._steps.popleft())
-                    metadata = summary()
+                    final = metadata()
                     if steps:
-                        _publish(self._component_id, steps, metadata)
-            except BaseException as error:  # nobody else owns this thread
-                tell(logger.debug, "The delivery summary could not be published: %s", type(error).__name__)
+                        _publish(self._component_id, steps, final)
+            except BaseException as error:  # no other code would see it
+                tell(logger.debug, "The step metadata could not be published: %s", type(error).__name__)
             finally:
                 self._under_way.remove(token)
 
         try:
-            self._clock.start(run, "composite-logstore summary")
+            self._clock.start(run, "composite-logstore step metadata")
         except Exception:
-            # There is a limit of threads, or the interpreter is ending. The steps are remembered for the next time.
+            # The limit of threads is reached, or the interpreter is ending. The next call publishes these steps.
             self._under_way.remove(token)
 
     def wait(self, seconds: float) -> None:
-        """Wait until what is under way is published, at most so long in seconds: the process is about to end."""
+        """Wait until the threads under way have published, for so many seconds at most. Called as the process ends."""
         pause = self._clock.signal()
         end = self._clock.now() + seconds
         while self._under_way and self._clock.now() < end:

@@ -1,4 +1,4 @@
-"""The thread that drives one child's delivery: it does what the delivery says, and says how it went."""
+"""The thread that drives one child's delivery: it performs the delivery's actions and reports the results."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ logger = get_logger(__name__)
 
 
 _CALM_SECONDS = 60.0
-"""A child that has always something that waits has lost no more events for so long when the worker says so."""
+"""A child that always has a backlog counts as losing no more events after this time without a loss."""
 
 
 def _nothing() -> None:
-    """There is nothing to conclude."""
+    """Report no result: the action has none."""
 
 
 class Feed(Protocol):
@@ -71,7 +71,7 @@ class Worker:
     """One child's thread. It starts with the first event and stops with the process.
 
     Attributes:
-        has_ended: Whether it was stopped, and does nothing any more. The journal's `progress` tells of it.
+        has_ended: Whether the thread was stopped and has ended. The feed's `progress` is notified of it.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class Worker:
         Args:
             log_store_id: The log store's id.
             config: The child's settings, references to secrets unresolved.
-            delivery: What to drive.
+            delivery: The child's delivery.
             feed: The journal that feeds the delivery.
-            clock: Where time and threads come from.
-            tells_state: Whether it warns when trouble with the backend begins, and when it ends.
+            clock: The source of time and threads.
+            tells_state: Whether to warn when a problem with the backend begins, and when it ends.
         """
         self._tells_state = tells_state
         self._config = config
@@ -105,10 +105,10 @@ class Worker:
             self._work,
             clock,
             warn=lambda text: tell(logger.warning, text),
-            hinder=self._hindered,
+            note_problem=self._note_problem,
         )
         self._exporter: Exporter | None = None
-        self._conclude: Callable[[], None] = _nothing
+        self._report_result: Callable[[], None] = _nothing
         self._stopping = False
         self._is_cut_short = False
         self.has_ended = False
@@ -119,29 +119,29 @@ class Worker:
         self._reported: set[str] = set()
 
     def wake(self) -> bool:
-        """Have the thread look at its delivery; start it if it has not been started. Never raises.
+        """Have the thread ask its delivery for the next action; start the thread if necessary. Never raises.
 
         Returns:
-            Whether the thread is there, or on its way.
+            False if the thread cannot be started.
         """
         self._awake.set()
         return self._service.start()
 
     def give_up(self, before: int) -> None:
-        """Note that no thread can be started, so that no flush waits for it.
+        """Note that the thread cannot be started, so that a flush does not wait for it.
 
         Args:
-            before: What the flush is for: events with numbers below this.
+            before: The flush is for events with numbers below this.
         """
         with self._feed.lock:
             if self._delivery.oldest < before:
                 self._delivery.give_up()
 
     def stop(self, at_once: bool = False) -> None:
-        """Have the thread end, and the exporter closed, as soon as there is nothing to do but wait.
+        """Have the thread close the exporter and end, as soon as its delivery only waits.
 
         Args:
-            at_once: Whether to end as soon as the export under way has returned, whatever is left.
+            at_once: Whether to end as soon as the export under way has returned, even with a backlog.
         """
         self._is_cut_short = at_once
         self._stopping = True
@@ -149,20 +149,18 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Whether its thread is there."""
+        """Whether the thread runs."""
         return self._service.is_running
 
     @property
     def is_finishing(self) -> bool:
-        """Whether it is still at work though there is no event left to deliver. Under the journal's lock."""
+        """Whether the thread is still at work, though all events are acknowledged. Under the feed's lock."""
         return self._service.is_running and not self.has_ended and not self._delivery.pending
 
     def report(self) -> None:
-        """Warn once when trouble or a loss begins and once when it ends, and once for each kind of rejection.
+        """Warn once when a problem or a loss begins and once when it ends, and once for each reason of a rejection.
 
-        Never under the journal's lock: ZenML calls `emit` under a logging handler's lock, so whoever
-        logs while holding the journal's can wait for ever. And outside of any ZenML logging context, so
-        that it does not become an event.
+        Never call this under the feed's lock: see `service.tell`.
         """
         with self._feed.lock:
             news = self._news(self._delivery.stats())
@@ -172,24 +170,24 @@ class Worker:
         for line in news:
             tell(logger.warning, f"child '{self._config.name}': {line}")
 
-    def _hindered(self, why: str) -> None:
+    def _note_problem(self, why: str) -> None:
         with self._feed.lock:
-            self._delivery.hindered(why)
+            self._delivery.note_problem(why)
 
     def _news(self, stats: ChildStats) -> list[str]:
         news = []
         in_trouble = self._tells_state and stats.state != State.HEALTHY.value
         if in_trouble and not self._in_trouble:
-            what = "its backend takes no events" if self._service.is_running else "its events cannot be delivered"
-            news.append(f"{what}: {stats.last_error}. They wait and are tried again.")
+            problem = "backend unavailable" if self._service.is_running else "events cannot be delivered"
+            news.append(f"{problem}: {stats.last_error}; events are queued and will be retried.")
         elif self._in_trouble and not in_trouble:
-            news.append("its backend takes events again.")
+            news.append("backend available again.")
         self._in_trouble = in_trouble
         news += self._news_of_dropped(stats)
-        losses = {reason: f"its backend rejects events: {reason}" for reason in stats.rejected_reasons}
+        losses = {reason: f"backend rejects events: {reason}" for reason in stats.rejected_reasons}
         if self._delivery.lost_in_forks:
-            losses["forks"] = "events of forked processes are lost on their way to this one"
-        news += [f"{losses[loss]}. The store's stats count them." for loss in losses.keys() - self._reported]
+            losses["forks"] = "events of forked processes are lost on their way to this process"
+        news += [f"{losses[loss]}; stats() counts them." for loss in losses.keys() - self._reported]
         self._reported |= losses.keys()
         return news
 
@@ -200,29 +198,29 @@ class Worker:
             self._dropped, self._dropped_at = dropped, now
             if not self._is_dropping:
                 self._is_dropping = True
-                return ["events are dropped, the oldest first. The store's stats count them."]
+                return ["events are dropped, oldest first; stats() counts them."]
             return []
         is_over = stats.state == State.HEALTHY.value and (not stats.pending or now - self._dropped_at > _CALM_SECONDS)
         if self._is_dropping and is_over:
             self._is_dropping = False
-            return [f"no more events are dropped; {dropped} were."]
+            return [f"events are no longer dropped; {dropped} were lost."]
         return []
 
     def _work(self) -> Callable[[], object] | None:
-        """Do what the delivery says, and return how to wait for more. None where the thread is to end."""
+        """Perform the delivery's next action. Returns how to wait for the next step, None to end the thread."""
         with patiently(self._feed.lock):
-            # Once, whatever becomes of it: a batch that is settled twice takes another one along.
-            conclude, self._conclude = self._conclude, _nothing
-            conclude()
+            # Once, even if it raises: reporting a result twice would acknowledge the next batch, too.
+            report, self._report_result = self._report_result, _nothing
+            report()
             news = self._news(self._delivery.stats())
-            # An export's time begins with `next`, and telling may take long.
+            # Warnings first, since they may take long, and `next` starts the clock of an export.
             action = None if news or self._is_cut_short else self._next()
         if news:
             self._tell(news)
         elif isinstance(action, Export):
-            self._conclude = self._export(action)
+            self._report_result = self._export(action)
         elif isinstance(action, Load):
-            self._conclude = self._load(action)
+            self._report_result = self._load(action)
         elif isinstance(action, EndStream):
             self._end_stream(action)
         elif action is None or self._stopping:
@@ -237,26 +235,26 @@ class Worker:
             self._feed.hand_out()
             action = self._delivery.next(self._clock.now())
             if isinstance(action, Wait) and action.events and self._feed.wake_after(action.events):
-                # Something came meanwhile, and would wake nobody.
+                # Events have arrived meanwhile that wake no worker.
                 continue
             return action
 
     def _load(self, action: Load) -> Callable[[], None]:
-        """Read what the delivery asks for, and return what is to be done under the lock then."""
+        """Read events from the spool. Returns what reports the result, under the lock."""
         try:
             events = self._feed.load(self._delivery, action)
         except Exception as error:
             reason = error
             return lambda: self._delivery.not_loaded(reason, self._clock.now())
 
-        def conclude() -> None:
+        def report() -> None:
             self._delivery.loaded(events, action.expected)
             self._feed.acknowledge(self._delivery)
 
-        return conclude
+        return report
 
     def _export(self, action: Export) -> Callable[[], None]:
-        """Export the batch, and return what is to be done under the lock then."""
+        """Export a batch. Returns what reports the result, under the lock."""
         error: BaseException | None = None
         shortened = 0
         delay_millis: object = None
@@ -264,12 +262,12 @@ class Worker:
         try:
             if self._exporter is None:
                 with loading():
-                    # The first export imports what was not needed until then.
+                    # The first export may import further modules.
                     self._exporter = self._create_exporter()
                     shortened = self._exporter.export(action.batch)
             else:
                 shortened = self._exporter.export(action.batch)
-        except BaseException as raised:  # whatever a backend raises: nobody else owns this thread
+        except BaseException as raised:  # a backend may raise anything, and no other code would see it
             error = raised
         with suppress(BaseException):
             delay_millis = getattr(self._exporter, "schedule_delay_millis", None)
@@ -277,7 +275,7 @@ class Worker:
         failure = {"error.type": type(error).__name__} if error else {}
         metrics.exported(end - begin, self._attributes | failure)
 
-        def conclude() -> None:
+        def report() -> None:
             if error is None:
                 self._delivery.exported(shortened, end)
                 self._delivery.set_delay(delay_millis)
@@ -286,13 +284,13 @@ class Worker:
             self._feed.progress.notify_all()
             self._feed.acknowledge(self._delivery)
 
-        return conclude
+        return report
 
     def _create_exporter(self) -> Exporter:
         try:
             return secret_references.resolve(self._config).create_exporter()
         except BaseException:
-            # What could not be read for want of a file descriptor counts as missing until it is looked for anew.
+            # Without a free file descriptor Python remembers a module as missing: have it look again.
             importlib.invalidate_caches()
             raise
 

@@ -55,11 +55,11 @@ class Writer:
         self._begin()
 
     def _begin(self) -> None:
-        service = partial(Service, clock=self._clock, warn=_warn, hinder=self._hindered)
+        service = partial(Service, clock=self._clock, warn=_warn, note_problem=self._note_problem)
         children = self._config.enabled_children
         self._journal = Journal(children, self._clock, self._spool, self._config.max_queue_bytes)
         self._recovery = Recovery(
-            self._component_id, children, self._clock, _warn, self._hindered, self._journal.batch_bytes
+            self._component_id, children, self._clock, _warn, self._note_problem, self._journal.batch_bytes
         )
         if self._journal.spilling:
             self._journal.spilling.others = self._recovery.journals
@@ -72,11 +72,11 @@ class Writer:
         # Only in a forked process.
         self._parent: Parent | None = None
 
-    def _hindered(self, why: str) -> None:
+    def _note_problem(self, why: str) -> None:
         """Put into all accounts why a thread cannot do its work: all children depend on it."""
         with self._journal.lock:
             for delivery in self._journal.deliveries:
-                delivery.hindered(why)
+                delivery.note_problem(why)
 
     @property
     def writer_id(self) -> str:

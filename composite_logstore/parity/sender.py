@@ -96,7 +96,9 @@ class Sender:
         batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)
         if rate:
             batch_size = max(1, min(batch_size, int(rate)))
-        backoff = Backoff(target.retry_initial_interval_millis / 1000, target.retry_max_interval_millis / 1000)
+        first, longest = target.retry_initial_interval_millis / 1000, target.retry_max_interval_millis / 1000
+        # A batch is tried for a minute: one that may be retried at once would be sent a hundred times.
+        backoff = Backoff(first, longest, may_shorten=False)
         self._policy = ExportPolicy(batch_size, backoff)
         # The batches that are being filled: one for each writer.
         self._waiting: dict[str, _Batch] = {}

@@ -444,7 +444,7 @@ def test_what_an_otel_log_store_s_collector_refuses_is_known_and_tried_again(
     assert {"key": "service.name", "value": {"string_value": "mine"}} in resource["resource"]["attributes"]
     (record,) = resource["scope_logs"][0]["log_records"]
     assert record["body"] == {"string_value": "hello"}
-    assert "child 'theirs': its backend takes no events: the exporter reports a failure" in caplog.text
+    assert "child 'theirs': backend unavailable: the exporter reports a failure" in caplog.text
     assert "Retrying" not in caplog.text
 
 

@@ -67,7 +67,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "the keeper's ticks": (Spilling, "tick", "composite-logstore spool"),
     "the keeper's events": (Spilling, "write_due", "composite-logstore spool"),
     "the folders of dead processes": (recovery, "process_folders", "composite-logstore recovery"),
-    "what becomes of a dead process's events": (recovery.Recovery, "_get_on", "composite-logstore recovery"),
+    "what becomes of a dead process's events": (recovery.Recovery, "_assign_workers", "composite-logstore recovery"),
     "a dead process's events": (recovery.RecoveredJournal, "load", "composite-logstore a"),
     "what a dead process's events come to": (recovery.RecoveredJournal, "acknowledge", "composite-logstore a"),
 }
@@ -286,7 +286,7 @@ def test_a_warning_that_cannot_be_given_ends_no_thread(
 @errors
 def test_a_step_may_raise_anything(error: BaseException, clock: SimulatedClock) -> None:
     told: list[str] = []
-    hindered: list[str] = []
+    problems: list[str] = []
     steps: list[float] = []
 
     def step() -> Callable[[], object]:
@@ -295,18 +295,18 @@ def test_a_step_may_raise_anything(error: BaseException, clock: SimulatedClock) 
             raise error
         return lambda: clock.advance(1000)
 
-    service = Service("odd", step, clock, told.append, hindered.append)
+    service = Service("odd", step, clock, told.append, problems.append)
     service.start()
     clock.advance(10)
     assert [later - steps[0] for later in steps] == pytest.approx([0, 0.1, 0.3, 0.7])
-    assert len(hindered) == 3
-    assert all(type(error).__name__ in why for why in hindered)
+    assert len(problems) == 3
+    assert all(type(error).__name__ in why for why in problems)
     assert [type(error).__name__ in line for line in told] == [True, False]
 
 
 def test_a_thread_that_fails_again_and_again_pauses_longer_and_warns_once_a_minute(clock: SimulatedClock) -> None:
     told: list[str] = []
-    hindered: list[str] = []
+    problems: list[str] = []
     steps: list[float] = []
 
     def step() -> Callable[[], object]:
@@ -315,14 +315,14 @@ def test_a_thread_that_fails_again_and_again_pauses_longer_and_warns_once_a_minu
             raise RuntimeError("every other time")
         return lambda: None
 
-    service = Service("flapping", step, clock, told.append, hindered.append, longest_pause=8)
+    service = Service("flapping", step, clock, told.append, problems.append, longest_pause=8)
     assert service.start()
     clock.advance(300)
     pauses = [later - earlier for earlier, later in zip(steps[::2], steps[1::2], strict=False)]
     assert pauses[:8] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8])
     assert set(pauses[8:]) == {8.0}
     assert 2 <= len(told) <= 12
-    assert hindered[0] == "the thread 'flapping' failed: RuntimeError: every other time"
+    assert problems[0] == "the thread 'flapping' failed: RuntimeError: every other time"
     assert service.is_running
 
 
