@@ -1,7 +1,7 @@
-"""What a backend is: the ports that its exporter and its reader fill, and the ways an export can end.
+"""The ports of a backend, which its exporter and its reader implement, and the ways an export can end.
 
-A backend is a package with a `ChildConfig` (see `config.py`), named in the entry-point group
-`composite_logstore.backends`. It imports only what `composite_logstore` itself lists.
+A backend is a package with a `ChildConfig` (see `config.py`), registered in the entry-point group
+`composite_logstore.backends`. It imports only the names that `composite_logstore` itself lists.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ if TYPE_CHECKING:
 class ExportError(Exception):
     """An export did not deliver the whole batch. Raise one of its subclasses.
 
-    The message is shown to people, so it says what is wrong and what would mend it, and holds no
-    secret.
+    Users see the message, so it says what is wrong and how to fix it, and contains no secret.
     """
 
 
 class RetryableError(ExportError):
-    """The backend did not take the batch this time; the same batch may be taken later."""
+    """The backend did not take the batch, but may take it later."""
 
     def __init__(self, message: str, retry_after_seconds: float | None = None, smaller_may_pass: bool = False) -> None:
         """Say what happened.
 
         Args:
             message: What happened.
-            retry_after_seconds: When the backend asks to be tried again, if it says so.
+            retry_after_seconds: The pause before a retry, in seconds, if the backend asks for one.
             smaller_may_pass: Whether the size of the batch may be the cause: the export timed out, or broke off while
-                it sent or waited. Leave it out for what has certainly nothing to do with size, such as a connection
-                that is refused. If it happens again, fewer events are tried; where `retry_after_seconds` is given,
-                they are not.
+                it sent or waited. Leave it out for causes other than size, such as a refused connection. If the error
+                repeats, the batch is split, unless `retry_after_seconds` is given.
         """
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
@@ -48,15 +46,15 @@ class RetryableError(ExportError):
 
 
 class RejectedError(ExportError):
-    """The backend will never take some of these events; it has taken the others."""
+    """The backend will never take some of these events, and has taken the others."""
 
     def __init__(self, message: str, count: int | None = None, shortened: int = 0) -> None:
         """Say why.
 
         Args:
-            message: The reason, in a few words: rejections are counted by it.
-            count: How many events were refused. Leave it out if the backend refused the batch as a
-                whole: it is then split until the events at fault are alone.
+            message: The reason, in a few words: `stats()` counts rejections by reason.
+            count: How many events were rejected. Leave it out if the backend rejected the batch as a whole: it is
+                then split until the invalid events are alone.
             shortened: How many events of the batch had to be shortened.
         """
         super().__init__(message)
@@ -65,51 +63,51 @@ class RejectedError(ExportError):
 
 
 class TooLargeError(ExportError):
-    """The batch has too many events or bytes for one request; it is split and tried again."""
+    """The batch has too many events or bytes for one request. It is split and tried again."""
 
 
 class UnavailableError(ExportError):
-    """Nothing is wrong with the events, but the backend cannot take any: a wrong key, a missing bucket."""
+    """The backend can take no event until a cause such as a wrong key or a missing bucket is fixed."""
 
 
 UNENCODABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What encoding an event may raise because of the event: one from another program's archive, say, which is copied.
+"""The errors that an invalid event may cause while it is encoded. Raise `RejectedError` then: a retry would not help.
 
-Whatever was logged here can be encoded. No later try would change it, so raise `RejectedError` then. Anything else,
-such as `MemoryError`, is not the event's fault.
+Events captured by this package can always be encoded, but one copied from another program's archive may be invalid.
+Other errors, such as `MemoryError`, are not the event's fault.
 """
 
 
 class Exporter(Protocol):
-    """The write port: takes a child's events to its backend. Used by one thread alone.
+    """The write port: delivers a child's events to its backend. Only one thread uses it.
 
-    It may have an attribute `schedule_delay_millis` besides: how long events are to wait for a fuller batch from
-    now on, in milliseconds, if that is known only once the backend is there. None leaves it as it is set.
+    It may also have an attribute `schedule_delay_millis`, which replaces the child's setting of that name, in
+    milliseconds: for backends that know their best delay only once they are connected. None keeps the setting.
     """
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Deliver the batch, in its order, or raise.
 
-        It never retries by itself. It should give up before the child's `export_timeout_millis`.
+        The exporter does not retry. It should give up before the child's `export_timeout_millis`.
 
         Args:
-            batch: Events of one writer, in journal order, at least one, of one stream or several.
+            batch: At least one event, all of one writer, in journal order, of one stream or several.
 
         Returns:
             How many of the events had to be shortened.
 
         Raises:
-            RetryableError: Try the same batch again later.
-            RejectedError: Some events, or the batch as a whole, will never be taken.
-            TooLargeError: Split it.
-            UnavailableError: Nothing can be delivered until somebody mends something.
+            RetryableError: The backend may take the same batch later.
+            RejectedError: The backend will never take some events, or the batch as a whole.
+            TooLargeError: The batch has to be split.
+            UnavailableError: The backend can take no event until a cause is fixed.
         """
 
     def end_stream(self, stream: Stream) -> None:
-        """Note that the stream has ended and that all its events have been exported or given up."""
+        """Learn that the stream has ended, and that all its events have been exported or given up."""
 
     def close(self) -> None:
-        """Release connections and files. Called once, last."""
+        """Release connections and files. The last call, made once."""
 
 
 _MOST_NUMBERS = 1 << 62
@@ -117,18 +115,18 @@ _LONGEST_WRITER = 64
 
 
 class Event(NamedTuple):
-    """Where an entry comes from, so that a duplicate is known as one and order can be restored."""
+    """The identity of an entry, by which duplicates are dropped and order is restored."""
 
     writer: str
     sequence: int
 
     @classmethod
     def of(cls, writer: Any, sequence: Any) -> Event | None:
-        """Return which event a record is by what it says of itself, None if no writer can have said that.
+        """Return the identity of a record from its attributes, None if no writer can have written them.
 
         Args:
-            writer: What it says of its writer, of whatever type. Ours have 15 hexadecimal digits.
-            sequence: What it says of its number, the same.
+            writer: The value of `zenml.log.writer`, of any type. This package's writers have 15 hexadecimal digits.
+            sequence: The value of `zenml.log.sequence`, of any type.
         """
         if type(writer) is str and type(sequence) is int and 0 <= sequence < _MOST_NUMBERS:
             return cls(writer, sequence) if 0 < len(writer) <= _LONGEST_WRITER and writer.isascii() else None
@@ -139,8 +137,8 @@ class ReadEntry(NamedTuple):
     """One entry of a page.
 
     Attributes:
-        entry: What ZenML shows. Its `id` is the event's `log.record.uid`.
-        event: Which event it is, unless another program wrote it. `Event.of` makes it of what a backend says.
+        entry: The entry that ZenML shows. Its `id` is the event's `log.record.uid`.
+        event: The entry's identity, made by `Event.of`. None if another program wrote it.
     """
 
     entry: LogEntry
@@ -149,15 +147,15 @@ class ReadEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class PageRequest:
-    """What to read.
+    """A page to read.
 
     Attributes:
         logs: The stream, as ZenML knows it.
-        direction: `newer` goes from the oldest entry towards the newest, `older` the other way.
-        token: Where the previous page in this direction ended, as the reader itself wrote it. None
-            begins at the oldest entry (`newer`) or at the newest (`older`).
+        direction: `newer` reads from the oldest entry towards the newest, `older` the other way.
+        token: The reader's own token for where the previous page in this direction ended. None begins at the oldest
+            entry (`newer`) or at the newest (`older`).
         limit: The most entries to return.
-        filter: What to return. A reader that cannot honour a filter raises `ValueError`.
+        filter: Which entries to return. A reader that cannot apply the filter raises `ValueError`.
     """
 
     logs: LogsResponse
@@ -169,17 +167,17 @@ class PageRequest:
 
 @dataclass(frozen=True)
 class Page:
-    """What was read.
+    """A page that was read.
 
     Attributes:
-        entries: Oldest first, whichever the direction.
-        older: The token that continues before the first entry; None where nothing is older, or where
-            the backend cannot go that way.
-        newer: The token that continues after the last entry; None where an empty page is the end, or
-            where the backend cannot go that way.
+        entries: The entries, oldest first in both directions.
+        older: The token that continues before the first entry. None if nothing is older, or if the backend cannot
+            read in that direction.
+        newer: The token that continues after the last entry. None if an empty page is the end, or if the backend
+            cannot read in that direction.
 
-    A page may have fewer entries than asked for, or none, and a token in its direction all the same: a
-    reader looks through so much at a time.
+    A page may have fewer entries than requested, or none, and still have a token in its direction: a reader searches a
+    limited amount of data for each page.
     """
 
     entries: Sequence[ReadEntry] = field(default_factory=list)
@@ -188,12 +186,12 @@ class Page:
 
 
 class Reader(Protocol):
-    """The read port: answers one page at a time. Runs on ZenML's server, so it imports what that has.
+    """The read port: answers one page at a time. It runs on ZenML's server, and imports only packages that exist there.
 
     Attributes:
         max_page_size: The most entries of one page.
-        in_order: Whether the entries of one writer come in the order of their sequence, but for what was
-            sent again, and for clocks that went back.
+        in_order: Whether it yields the entries of one writer in the order of their sequence, except for events that
+            were sent twice, and for clocks that were set back.
     """
 
     max_page_size: int
@@ -205,30 +203,31 @@ class Reader(Protocol):
         Raises:
             ValueError: The token or a filter cannot be used.
             zenml.exceptions.LogStoreUnavailableError: The backend cannot be reached.
-            zenml.exceptions.LogStoreRateLimitError: The backend asks to be left alone for a while.
-            zenml.exceptions.LogStoreError: The backend refused, or its answer makes no sense.
-            zenml.exceptions.DoesNotExistException: The stream is not there.
+            zenml.exceptions.LogStoreRateLimitError: The backend asks for a pause.
+            zenml.exceptions.LogStoreError: The backend refused, or its answer is not valid.
+            zenml.exceptions.DoesNotExistException: The stream does not exist.
         """
 
     def close(self) -> None:
-        """Release connections. Never closes what ZenML's server shares between requests."""
+        """Release connections, but not objects that ZenML's server shares between requests."""
 
 
 BACKFILLED = "zenml.log.backfilled"
-"""The attribute of an event that was copied to a child after later ones of its writer: it is no copy of any of them."""
+"""The attribute of an event that was copied to a child after later events of its writer: it is not a duplicate."""
 
 
 class Scanned(NamedTuple):
-    """Records of a stream that lie one after the other, in columns: of millions there is no time for objects.
+    """Consecutive records of a stream, in columns: one object for each of millions of records would be too slow.
 
     Attributes:
-        writer: Who numbered them, empty if another program wrote them.
-        sequences: Their numbers, none if another program wrote them. A range is compared and copied faster than others.
+        writer: The writer that numbered them, empty if another program wrote them.
+        sequences: Their sequence numbers, empty if another program wrote them. A `range` is compared and copied
+            faster than other sequences.
         times: When they were logged, in nanoseconds since the epoch.
-        contents: The records, as the backend has them. Two that are equal say the same.
-        arrived: When the backend got them, in nanoseconds since the epoch, if that is known.
-        token: Where to go on after them, as the reader itself wrote it; None where that is within something that
-            is read as a whole.
+        contents: The records in the backend's own format. Two equal ones have the same content.
+        arrived: When the backend got them, in nanoseconds since the epoch, None if unknown.
+        token: The reader's own token to continue after them. None if they end within something that it reads as a
+            whole.
     """
 
     writer: str
@@ -241,38 +240,38 @@ class Scanned(NamedTuple):
 
 @runtime_checkable
 class Scanner(Protocol):
-    """What a reader may offer beside pages: the whole of a stream, fast, with all that is known of each record.
+    """Optional for a reader: reads a whole stream fast, with every attribute of each record.
 
     Attributes:
-        scan_format: The name of the format of the contents. Those of one name can be compared as they are.
+        scan_format: The name of the contents' format. Contents with the same format can be compared directly.
     """
 
     scan_format: ClassVar[str]
 
     def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
-        """Read a stream from its oldest record to its newest, copies and all.
+        """Read a stream from its oldest record to its newest, duplicates included.
 
         Args:
             logs: The stream, as ZenML knows it.
-            token: Where an earlier scan ended. None begins at the oldest.
+            token: The token at which an earlier scan ended. None begins at the oldest record.
 
         Raises:
             Exception: As `Reader.read` does.
         """
 
     def event_of(self, content: Any, stream: Stream) -> LogEvent | None:
-        """Return a record that was scanned as the event that it is; None if another program wrote it."""
+        """Return a scanned record as an event, None if another program wrote it."""
 
     def entry_of(self, content: Any) -> LogEntry | None:
-        """Return a record that another program wrote as an entry; None if it is none."""
+        """Return a record of another program as an entry, None if it cannot be one."""
 
 
 @runtime_checkable
 class Copier(Protocol):
-    """What an exporter may offer beside batches: to write what was scanned as it is.
+    """Optional for an exporter: writes scanned records without decoding them.
 
     Attributes:
-        scan_format: The name of the format that it writes, as the `Scanner` has it.
+        scan_format: The name of the format that it writes, as in `Scanner`.
     """
 
     scan_format: ClassVar[str]
@@ -282,7 +281,7 @@ class Copier(Protocol):
 
         Args:
             stream: Their stream.
-            scanned: The records. No `times`, no `arrived` and no `token` come with them.
+            scanned: The records, without `times`, `arrived` and `token`.
 
         Raises:
             Exception: As `Exporter.export` does.
@@ -294,21 +293,21 @@ _SHORTEST_KEY = 6
 
 
 def quote(text: str, hidden: object = None, most: int = Bounds.TEXT_CHARACTERS) -> str:
-    """Return what somebody else says in a form that can be shown: one short line without control characters or keys.
+    """Return a text of a backend or a library as one short line without control characters and secrets.
 
     Args:
-        text: What is said, by a backend or a library.
-        hidden: What must not be shown: texts, secrets, and mappings and lists of these. Of a text with spaces in it,
-            such as `Bearer …`, no word is shown either. A text of a few characters is no key.
+        text: The text.
+        hidden: Secrets that must not be shown: texts, `SecretStr`, and mappings and lists of these. Each word of a
+            secret with spaces, such as `Bearer …`, is hidden, too. A secret of less than 6 characters is not hidden.
         most: The most characters of the line.
     """
     words = "".join(character if character.isprintable() else " " for character in text[:_LOOKED_AT_CHARACTERS]).split()
     if len(text) > _LOOKED_AT_CHARACTERS:
-        # It may be the beginning of a key.
+        # The last word may be the beginning of a key.
         words = words[:-1]
     line = " ".join(words)
     keys = {key for part in _texts(hidden) for key in (part, *part.split()) if len(key) >= _SHORTEST_KEY}
-    # The longest first: one may be a part of another.
+    # The longest first, since a key may be a part of another.
     for key in sorted(keys, key=len, reverse=True):
         line = line.replace(key, "***")
     return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Records straight from Python's `logging`: for programs that are no ZenML pipelines, and for `store.activate()`."""
+"""Handlers of Python's `logging`, for programs outside of ZenML's pipelines and for `store.activate()`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 _PROGRAMS = UUID("7c1f0a4e-5a53-4f0e-9d0e-2f6c5c0b6a11")
 
-# Where exporters and what they build on run. What is logged there is about the delivery of records: as records
-# of their own these would never come to an end.
+# The threads of exporters, and of libraries below them. They log about deliveries: to deliver these records, too, would
+# never end.
 _OWN_THREADS = ("composite-logstore ", "fsspecIO")
 
 
 class _NoLock:
-    """What `logging` takes for a handler's lock."""
+    """Looks like a lock to `logging`, and locks nothing."""
 
     def acquire(self) -> bool:
         return True
@@ -41,15 +41,15 @@ class _NoLock:
 
 
 class RecordHandler(logging.Handler):
-    """Hands each record to a stream of a writer. Waits for no backend, and raises for no record."""
+    """Hands each record to a stream of a writer. Never waits for a backend, and never raises."""
 
     def __init__(self, writer: Writer, stream: Stream, level: int | str = logging.NOTSET) -> None:
-        """Prepare; it gets no records before it is attached to a logger.
+        """Prepare; the handler gets records once it is attached to a logger.
 
         Args:
             writer: The writer.
             stream: The stream that the records belong to.
-            level: Records below this level are left alone.
+            level: The handler ignores records below this level.
         """
         super().__init__(level)
         self._writer = writer
@@ -57,14 +57,14 @@ class RecordHandler(logging.Handler):
         self._found: dict[logging.Logger, tuple[int, int]] = {}
 
     def createLock(self) -> None:
-        """Have a lock that locks nothing: `emit` needs none, and a flush that held one would keep others from logging.
+        """Use a lock that locks nothing: `emit` needs none, and a flush that held one would keep threads from logging.
 
-        None would say so, too, but Python 3.13 enters the lock of each handler without looking.
+        It cannot be None: Python 3.13 enters the lock of each handler without a check.
         """
         self.lock = _NoLock()  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Capture a record, unless it is about the delivery of others.
+        """Capture a record, unless it is about the delivery of records.
 
         Args:
             record: The record.
@@ -78,12 +78,12 @@ class RecordHandler(logging.Handler):
             self.handleError(record)
 
     def attach(self, logger: logging.Logger | str | None = None, level: int | str | None = None) -> None:
-        """Have a logger pass its records on to this handler. Once more does nothing more.
+        """Add this handler to a logger, unless the logger has it already.
 
         Args:
             logger: The logger or its name; the root logger if not given.
-            level: The level from which on the logger is to pass records on. It is only ever lowered, and
-                for all of the logger's handlers. As it is if not given.
+            level: The logger's level is lowered to this one, which affects all of its handlers. It is never raised.
+                It stays as it is if no level is given.
         """
         logger = _logger(logger)
         if self in logger.handlers:
@@ -95,9 +95,9 @@ class RecordHandler(logging.Handler):
         logger.addHandler(self)
 
     def detach(self, logger: logging.Logger | str | None = None) -> None:
-        """Have a logger pass on nothing more, and give it back the level at which `attach` found it.
+        """Remove this handler from a logger, and restore the logger's level from before `attach`.
 
-        A level that somebody has set since is left as it is.
+        A level that was set since then stays as it is.
 
         Args:
             logger: The logger or its name; the root logger if not given.
@@ -113,7 +113,7 @@ class RecordHandler(logging.Handler):
 class CompositeHandler(RecordHandler):
     """A logging handler that sends every record to all its children, with the guarantees of the log store.
 
-    It works in any Python program, and from a dictionary of `logging.config`.
+    It works in any Python program, and in a dictionary of `logging.config`.
     """
 
     def __init__(
@@ -125,17 +125,17 @@ class CompositeHandler(RecordHandler):
         stream_id: UUID | str | None = None,
         **settings: Any,
     ) -> None:
-        """Prepare; nothing is opened and no thread is started before the first record.
+        """Prepare; connections and threads start with the first record.
 
         Args:
-            program: The program's name: the stream's `zenml.log_store.name`. What one process leaves on disk
-                is delivered by the next one with the same name and settings.
-            children: The children, with the settings that they have in a log store.
-            level: Records below this level are left alone.
-            attributes: Attributes of all records, beside those that a log store gives them.
+            program: The program's name, which becomes the stream's `zenml.log_store.name`. A later process with the
+                same name and settings delivers the events that this one leaves on disk.
+            children: The children, with the same settings as in a log store.
+            level: The handler ignores records below this level.
+            attributes: More attributes of all records.
             stream_id: The stream's `zenml.log.id`; a new one if not given.
-            settings: Those of the log store: `durability`, `flush_timeout_millis` and so on, but `primary`
-                and `fetch_fallback`, since a handler reads nothing.
+            settings: The settings of a log store, such as `durability` and `flush_timeout_millis`, except `primary`
+                and `fetch_fallback`: a handler reads nothing.
 
         Raises:
             ValueError: A setting is wrong. The message names the child, the setting and the fix.
@@ -158,30 +158,30 @@ class CompositeHandler(RecordHandler):
             "zenml.log_store.name": program,
         }
         super().__init__(writer, writer.stream(stream_id, metadata, None), level)
-        # Empty when it is closed. To take something from a list is one step, whoever does so at once.
+        # Empty when the handler is closed. `list.pop` is one C call, so only one of two threads gets the writer.
         self._used: list[Writer] = [writer]
         self._is_exiting = False
-        # After the writers' own, so that it runs before it. That one delivers what can be, within 3 s; and last of
-        # all `logging` flushes its handlers.
+        # Registered after the writers' exit handler, so it runs before that one, which delivers within 3 s. `logging`
+        # flushes its handlers last: that flush then has to do nothing.
         atexit.register(self._exit)
 
     @property
     def stream_id(self) -> UUID:
-        """The id of the records' stream: their `zenml.log.id`."""
+        """The id of the records' stream, `zenml.log.id` in every backend."""
         return self._stream.id
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Return, for each enabled child's name, what became of this process's events, as the log store does."""
+        """Return the account of this process's events for each enabled child's name, as a log store does."""
         return {name: asdict(stats) for name, stats in self._writer.stats().items()}
 
     def flush(self) -> None:
-        """Deliver what there is now, for at most `flush_limit_millis`, as the log store does."""
+        """Deliver all records captured by now, within `flush_limit_millis`, as a log store does."""
         if not self._is_exiting:
             config = self._config
             self._writer.flush(config.flush_timeout_millis / 1000, config.flush_limit_millis / 1000)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Capture a record, unless it is about the delivery of others. A closed handler is opened again.
+        """Capture a record, unless it is about the delivery of records. Reopens a closed handler.
 
         Args:
             record: The record.
@@ -199,11 +199,11 @@ class CompositeHandler(RecordHandler):
         self._used.append(writer)
 
     def close(self) -> None:
-        """Detach from the loggers it was attached to, end the stream, and deliver what there is.
+        """Detach from all loggers, end the stream, flush, and give back threads and connections.
 
-        What cannot be delivered now is on disk, for the next handler or process of the program. Threads and
-        connections are given back, unless another handler of the program needs them. With `durability` `memory` they
-        go on until it is delivered.
+        Records that cannot be delivered now stay on disk for the next handler or process of the program. With
+        `durability` `memory`, the threads continue until they are delivered. Threads and connections that another
+        handler of the program uses continue, too.
         """
         try:
             writer = self._used.pop()
@@ -232,7 +232,7 @@ def _number(level: int | str) -> int:
     """Return a level's number.
 
     Raises:
-        ValueError: There is no such level.
+        ValueError: The level does not exist.
     """
     # `logging` has no public function for this before Python 3.11.
     return logging.Handler(level).level
@@ -240,7 +240,7 @@ def _number(level: int | str) -> int:
 
 @contextmanager
 def _root_logger_left_alone() -> Iterator[None]:
-    """Undo what importing ZenML does to the root logger: its level, and handlers that print."""
+    """Undo the changes that importing ZenML makes to the root logger: its level, and handlers that print."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:

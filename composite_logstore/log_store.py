@@ -1,4 +1,4 @@
-"""The log store: ZenML's contract on one side, the writer and the reading on the other."""
+"""The log store: it connects ZenML's contract with the writer and with reading."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CompositeLogStoreOrigin(BaseLogStoreOrigin):
 
     def __init__(self, name: str, log_store: BaseLogStore, log_model: LogsResponse, metadata: dict[str, Any]) -> None:
         """Register the stream with the writer. Never raises: ZenML does not guard it."""
-        # The attributes that ZenML's own stores write, so that saved queries go on working.
+        # The attributes that ZenML's own log stores write, so that saved queries keep working.
         metadata.update(
             {
                 "zenml.log.id": str(log_model.id),
@@ -66,7 +66,7 @@ class CompositeLogStore(BaseLogStore):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> CompositeLogStore:
-        """Choose the class by the settings: ZenML asks for a log store's class where it opens a stream."""
+        """Choose the class by the settings, since ZenML looks at a log store's class when it opens a stream."""
         is_served = getattr(kwargs.get("config"), "serve_from_artifact_store", False)
         return super().__new__(ServedLogStore if is_served and cls is CompositeLogStore else cls)
 
@@ -95,12 +95,12 @@ class CompositeLogStore(BaseLogStore):
     def emit(
         self, origin: BaseLogStoreOrigin, record: logging.LogRecord, metadata: dict[str, Any] | None = None
     ) -> None:
-        """Capture a record and hand it to every child. Never raises and never waits for a backend.
+        """Capture a record and hand it to every child. Never raises, and never waits for a backend.
 
         Args:
             origin: The origin of the record.
             record: The record.
-            metadata: Further attributes of this record.
+            metadata: More attributes of this record.
         """
         try:
             writer = self._writer or self.writer
@@ -109,7 +109,7 @@ class CompositeLogStore(BaseLogStore):
             logger.debug("A record could not be captured: %s", error)
 
     def deregister_origin(self, origin: BaseLogStoreOrigin, blocking: bool = True) -> None:
-        """Deregister an origin, and flush if it is the last. The store's lock is free meanwhile.
+        """Deregister an origin, and flush if it is the last one. The flush does not hold the store's lock.
 
         Args:
             origin: The origin.
@@ -129,10 +129,10 @@ class CompositeLogStore(BaseLogStore):
         self.writer.end_stream(cast(CompositeLogStoreOrigin, origin).stream)
 
     def flush(self, blocking: bool = True) -> None:
-        """Deliver what there is now.
+        """Deliver all events captured by now.
 
-        It goes on while a child makes progress, for at most `flush_limit_millis`; waits for a child that
-        makes none for at most `flush_timeout_millis`, and for an unavailable one not at all.
+        Waits at most `flush_limit_millis` while children make progress, gives up on a child after
+        `flush_timeout_millis` without progress, and does not wait for an unavailable child.
 
         Args:
             blocking: Whether to wait.
@@ -143,24 +143,24 @@ class CompositeLogStore(BaseLogStore):
     def activate(self, pipeline_run_id: UUID | str, step_id: UUID | str | None = None, source: str = "step") -> UUID:
         """Collect what this process logs from now on, as logs of a run or of one of its steps.
 
-        For whoever is outside of ZenML's own logging context, such as a process that a step has started. Every
-        record that reaches the root logger is collected; the root logger's level is left as it is.
+        For code outside of ZenML's own logging context, such as a process that a step has started. Collects every
+        record that reaches the root logger, whose level stays as it is.
 
         Args:
-            pipeline_run_id: The run.
-            step_id: The step of the run, if the logs are its own.
-            source: The name of the stream. One of that name that this log store already has is continued.
+            pipeline_run_id: The id of the run.
+            step_id: The id of the run's step, if the logs are the step's.
+            source: The name of the stream. An existing stream of this log store with that name is continued.
 
         Returns:
             The id of ZenML's `LogsResponse`.
 
         Raises:
-            KeyError: There is no such run, or no such step.
-            ValueError: The step is one of another run, or the log store collects already.
+            KeyError: The run or the step does not exist.
+            ValueError: The step belongs to another run, or the log store is collecting already.
         """
         with self._lock:
             if self._active is not None:
-                raise ValueError(f"log store '{self.name}' collects already; call deactivate() first")
+                raise ValueError(f"log store '{self.name}' is collecting already; call deactivate() first")
             logs, metadata = open_stream(self, pipeline_run_id, step_id, source)
             origin = cast(CompositeLogStoreOrigin, self.register_origin(str(logs.id), logs, metadata))
             handler = RecordHandler(self.writer, origin.stream)
@@ -169,7 +169,7 @@ class CompositeLogStore(BaseLogStore):
             return logs.id
 
     def deactivate(self) -> None:
-        """Collect no more, and deliver what there is. Does nothing if nothing is collected."""
+        """Stop collecting, and flush. Does nothing unless `activate` was called."""
         with self._lock:
             active, self._active = self._active, None
         if active is not None:
@@ -179,15 +179,15 @@ class CompositeLogStore(BaseLogStore):
             self.deregister_origin(origin)
 
     def cleanup(self) -> None:
-        """Deliver what this process has emitted. The store can be used again afterwards."""
+        """Flush. The store can be used afterwards."""
         self.flush()
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Return, for each enabled child's name, what became of this process's events.
+        """Return the account of this process's events, for each enabled child's name.
 
         Returns:
-            `state`, `accepted`, `delivered`, `rejected`, `dropped`, `pending`, `shortened` (numbers of
-            events), `rejected_reasons` (a reason → a number), `last_error`. At every moment
+            `state`; the numbers of events that are `accepted`, `delivered`, `rejected`, `dropped`, `pending`,
+            `shortened`; `rejected_reasons` (a reason → a number); `last_error`. At every moment
             `accepted = delivered + rejected + dropped + pending`.
         """
         return {name: asdict(stats) for name, stats in self._stats().items()}
@@ -198,7 +198,7 @@ class CompositeLogStore(BaseLogStore):
     # Reading
 
     def place(self, logs_id: UUID) -> dict[str, Any]:
-        """Return where ZenML is told that a new stream is: fields of its `LogsRequest`.
+        """Return the fields of ZenML's `LogsRequest` that say where a new stream is stored.
 
         Args:
             logs_id: The id of the stream.
@@ -206,7 +206,7 @@ class CompositeLogStore(BaseLogStore):
         return {"log_store_id": self.id}
 
     def has(self, logs: LogsResponse) -> bool:
-        """Return whether a stream is one of this log store."""
+        """Return whether a stream belongs to this log store."""
         return logs.log_store_id == self.id
 
     def fetch(
@@ -222,17 +222,17 @@ class CompositeLogStore(BaseLogStore):
 
         Args:
             logs_model: The stream.
-            start: The end to begin at, `oldest` or `newest`; `newest` if not given.
+            start: Where to begin, at the `oldest` or the `newest` entry; the newest if not given.
             limit: The most entries to return.
             before: A cursor towards older entries, from a previous page.
             after: A cursor towards newer entries, from a previous page.
-            filter_: What to return.
+            filter_: Which entries to return.
 
         Raises:
-            ValueError: The arguments are wrong, or the stream is not this log store's.
+            ValueError: The arguments are wrong, or the stream does not belong to this log store.
             DoesNotExistException: The primary does not have the stream.
-            LogStoreError: The primary, and what there is to fall back on, cannot be read. More exactly a
-                `LogStoreUnavailableError` or a `LogStoreRateLimitError` where it may be tried again.
+            LogStoreError: Neither the primary nor a fallback can be read. A `LogStoreUnavailableError` or a
+                `LogStoreRateLimitError` if a retry may help.
         """
         if not self.has(logs_model):
             raise ValueError(
@@ -247,7 +247,7 @@ class CompositeLogStore(BaseLogStore):
 
     @property
     def validator(self) -> StackValidator:
-        """Checks, before a run, that each enabled child can be used from here, and the spool if all depends on it."""
+        """Checks, before a run, that this machine can use each enabled child, and the spool if it is required."""
 
         def check(stack: Stack) -> tuple[bool, str]:
             settings = spool_settings(self.id, self.config)
@@ -277,13 +277,13 @@ class CompositeLogStore(BaseLogStore):
 
     @property
     def requirements(self) -> set[str]:
-        """What the images of remote steps need: this package, with the extras of the enabled children."""
+        """The packages for images of remote steps: this one, with the extras of the enabled children."""
         return pinned({"composite-logstore"}.union(*(child.requirements for child in self.config.enabled_children)))
 
     def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
-        """Return what became of this process's events, as of the step's end.
+        """Return the delivery summary of this process's events, as of the step's end.
 
-        ZenML asks before the last flush, so some events are still pending. After it, the same is published once more.
+        ZenML asks before the last flush, so some events are still pending. After it, the summary is published again.
 
         Args:
             info: The step.
@@ -292,7 +292,7 @@ class CompositeLogStore(BaseLogStore):
         return self._summary("the end of the step, before its last events are flushed")
 
     def _publish_summaries(self, is_flushed: bool) -> None:
-        """Publish what became of the events after the last flush. ZenML merges it into what it has."""
+        """Publish the delivery summary after the last flush. ZenML merges it into the step's metadata."""
 
         def summary() -> dict[str, MetadataType]:
             if not is_flushed:
@@ -317,14 +317,14 @@ class CompositeLogStore(BaseLogStore):
 
 @ArtifactLogStore.register
 class ServedLogStore(CompositeLogStore):
-    """One whose streams ZenML's server reads by itself, with `serve_from_artifact_store`.
+    """A log store with `serve_from_artifact_store`: ZenML's server reads its streams without this package.
 
-    Where a log store passes for an `ArtifactLogStore`, ZenML tells its server not which log store has a stream, but
-    which artifact store, and where in it. Nothing else of ZenML asks for that class.
+    For an instance of `ArtifactLogStore`, ZenML tells its server the artifact store and the path of a stream, instead
+    of the log store. ZenML checks for that class nowhere else.
     """
 
     def place(self, logs_id: UUID) -> dict[str, Any]:
-        """Return what ZenML tells of a stream in the active stack's artifact store.
+        """Return the fields of ZenML's `LogsRequest` for a stream in the active stack's artifact store.
 
         Args:
             logs_id: The id of the stream.
@@ -335,12 +335,12 @@ class ServedLogStore(CompositeLogStore):
         return {"uri": prepare_logs_uri(artifact_store, logs_id), "artifact_store_id": artifact_store.id}
 
     def has(self, logs: LogsResponse) -> bool:
-        """Return whether a stream is one of this log store, or in an artifact store, so that it may well be."""
+        """Return whether a stream belongs to this log store, or is in an artifact store, so that it may belong."""
         return super().has(logs) or (logs.log_store_id is None and logs.artifact_store_id is not None)
 
 
 def pinned(requirements: Iterable[str]) -> set[str]:
-    """Return requirements with this package in the version that is used here."""
+    """Return the requirements, with this package pinned to the running version."""
     own = "composite-logstore"
     return {f"{wish}=={version(own)}" if wish.split("[")[0] == own else wish for wish in requirements}
 
@@ -348,11 +348,11 @@ def pinned(requirements: Iterable[str]) -> set[str]:
 def open_stream(
     store: CompositeLogStore, pipeline_run_id: UUID | str, step_id: UUID | str | None, source: str
 ) -> tuple[LogsResponse, dict[str, Any]]:
-    """Return a stream of a run or a step, made if it is not there, and its attributes as ZenML gives them.
+    """Return a stream of a run or a step, created if need be, and its attributes as ZenML gives them.
 
     Raises:
-        KeyError: There is no such run, or no such step.
-        ValueError: The step is one of another run.
+        KeyError: The run or the step does not exist.
+        ValueError: The step belongs to another run.
     """
     from zenml.client import Client
     from zenml.models import LogsRequest
@@ -369,7 +369,7 @@ def open_stream(
     else:
         step = client.get_run_step(UUID(str(step_id)))
         if step.pipeline_run_id != run.id:
-            raise ValueError(f"step '{step.name}' is not one of run '{run.name}'; pass the run that it belongs to")
+            raise ValueError(f"step '{step.name}' does not belong to run '{run.name}'; pass the id of its run")
         metadata.update(get_step_log_metadata(step))
         request.step_run_id = step.id
         collection = step.log_collection
@@ -381,7 +381,7 @@ def open_stream(
 
 
 def _active_artifact_store_id() -> UUID | None:
-    """Return the artifact store that ZenML itself would log to now, if that can be found out."""
+    """Return the id of the active stack's artifact store, None if it cannot be found out."""
     from zenml.client import Client
 
     try:

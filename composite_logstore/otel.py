@@ -1,6 +1,6 @@
-"""The write port over OpenTelemetry's own: a `LogRecordExporter` of its SDK takes a child's events.
+"""The write port on top of OpenTelemetry's own: a `LogRecordExporter` of its SDK delivers a child's events.
 
-All that depends on the SDK's log classes is here, since they are not stable and have been renamed before.
+Only this module uses the SDK's log classes, which are not stable and have been renamed before.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
 MAX_EVENT_BYTES = 900_000
-"""The largest event that is passed on as it is, as JSON in ASCII: an exporter does not say what its backend takes."""
+"""The most bytes of an event as JSON in ASCII. Larger events are shortened, since a backend's limit is unknown."""
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-"""About the largest batch that is passed on: what gRPC's receivers take unless they are told otherwise."""
+"""About the most bytes of a batch: the default limit of gRPC's receivers."""
 
-# One for all loggers, and the logger is an attribute: exporters put together what is of one scope, and so would
-# take the events of a batch out of their order.
+# One scope for all loggers: exporters group records by scope, and more scopes would change the order of a batch. The
+# logger's name is an attribute instead.
 _SCOPE = InstrumentationScope("composite_logstore")
 
 _MAX_TEXT_BYTES = 64 * 1024
@@ -42,9 +42,9 @@ _MOST_BYTES_A_CHARACTER = 12
 class OtelExporter:
     """Exports through one of the SDK's exporters.
 
-    Answers to it are bounded where it sends with a session of `requests` of its own. What else it does is its affair.
-    Such an exporter says success or failure, and no more: a failure is always tried again. Why it failed is
-    taken from what it logs meanwhile, which would otherwise be repeated with each try.
+    Such an exporter reports success or failure, and no cause, so each failure is retried. The reason in an error is
+    the last warning that the exporter logs during the export; that warning is not logged again with each retry. Answers
+    are bounded if the exporter sends with a `requests.Session`.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class OtelExporter:
         hidden: object = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """Take over an exporter. It is shut down when this one is closed.
+        """Take over an exporter. `close` shuts it down.
 
         Args:
             exporter: The exporter.
             resource: The resource's attributes. `OTEL_RESOURCE_ATTRIBUTES` adds to them.
-            hidden: Texts that no error may repeat, themselves or in mappings and lists.
-            max_batch_size: The most events that the exporter takes at once, if there is a limit.
+            hidden: Secrets that no error may repeat: texts, and mappings and lists of texts.
+            max_batch_size: The most events that the exporter takes at once, None without a limit.
         """
         self._exporter = exporter
         try:
             self._resource = Resource.create(dict(resource))
         except RuntimeError:
-            # It looks for more in threads, and a process that is at its end cannot start any.
+            # `create` detects more attributes in threads, which a process at its end cannot start.
             self._resource = Resource(dict(resource))
         self._max_batch_size = max_batch_size
         _bound_sessions(exporter)
@@ -89,7 +89,7 @@ class OtelExporter:
         Raises:
             RetryableError: The exporter reports a failure, or raises.
             RejectedError: An event cannot be encoded.
-            TooLargeError: There are more events, or more bytes, than can be passed on at once.
+            TooLargeError: The batch has too many events or bytes.
         """
         if self._max_batch_size is not None and len(batch) > self._max_batch_size:
             raise TooLargeError(f"the exporter takes at most {self._max_batch_size} events at once")
@@ -103,7 +103,7 @@ class OtelExporter:
                 content = _content(event, streams[event.stream])
                 record = self._record(event, content)
             except UNENCODABLE as error:
-                # Of another program. No later try would change that.
+                # Another program wrote it. A retry would not help.
                 raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
             shortened += content.is_shortened
             size += content.size
@@ -114,20 +114,20 @@ class OtelExporter:
             with self._listener:
                 result = self._exporter.export(records)
         except Exception as error:
-            # Its text may hold a secret that is not known here.
+            # The error's text may contain a secret that is not known here.
             words = f"the exporter raised {type(error).__name__}{self._listener.reason}"
             raise RetryableError(words, smaller_may_pass=True) from error
-        # By its name: exporters still use the enumeration under its earlier name, which is another one.
+        # By its name: some exporters return a member of the enumeration that the SDK had earlier.
         if getattr(result, "name", None) != "SUCCESS":
-            # It may be anything, size too.
+            # Any cause is possible, the size included.
             raise RetryableError(f"the exporter reports a failure{self._listener.reason}", smaller_may_pass=True)
         return shortened
 
     def end_stream(self, stream: Stream) -> None:
-        """Do nothing: the SDK's exporters know no streams."""
+        """Do nothing: the SDK's exporters have no streams."""
 
     def close(self) -> None:
-        """Shut the exporter down, once: a second time it would warn."""
+        """Shut the exporter down once: it would warn the second time."""
         if self._is_open:
             self._is_open = False
             with self._listener:
@@ -167,7 +167,7 @@ class _Content(NamedTuple):
 
 
 def _content(event: LogEvent, stream: Mapping[str, Plain]) -> _Content:
-    """Return what a record of the event says, with ZenML's precedence where a name occurs twice."""
+    """Return body and attributes for an event. Where a name occurs twice, ZenML's precedence decides."""
     body = event.message
     attributes = {"logger.name": event.logger_name, **event.details, **stream, **event.metadata, **event.identity}
     size = _size(body, attributes)
@@ -179,14 +179,14 @@ def _content(event: LogEvent, stream: Mapping[str, Plain]) -> _Content:
     }
     size = _size(body, attributes)
     if size > MAX_EVENT_BYTES:
-        # Too many attributes, or too many values in one. What tells where the event belongs is kept.
+        # Too many attributes, or too many values in one. Keep only those that identify the stream and the event.
         attributes = {**stream, **event.identity}
         size = _size(body, attributes)
     return _Content(body, attributes, size, True)
 
 
 def _size(body: str, attributes: Mapping[str, Plain]) -> int:
-    """Return about how many bytes it takes, and exactly what it takes as JSON where that may be too many."""
+    """Return roughly how many bytes they take; if that may be too many, exactly how many as JSON."""
     characters = len(body) + len(str(attributes))
     if characters * _MOST_BYTES_A_CHARACTER <= MAX_EVENT_BYTES:
         return characters
@@ -194,11 +194,11 @@ def _size(body: str, attributes: Mapping[str, Plain]) -> int:
 
 
 class _Listener(logging.Filter):
-    """Listens to what an exporter warns of in the thread that uses it, and keeps it from being logged."""
+    """Catches the warnings that an exporter logs in the thread that uses it."""
 
     def __init__(self, exporter: LogRecordExporter, hidden: object) -> None:
         super().__init__()
-        # Each module of the SDK and of its exporters logs under its own name, and so does what many send with.
+        # Modules of the SDK, of its exporters and of urllib3, with which many send, log under their own names.
         modules = {kind.__module__ for kind in type(exporter).__mro__} | {"urllib3.connectionpool"}
         self._loggers = [logging.getLogger(module) for module in modules]
         self._hidden = hidden
@@ -207,7 +207,7 @@ class _Listener(logging.Filter):
 
     @property
     def reason(self) -> str:
-        """What it has said last, to be put behind another text."""
+        """The last warning, as the end of a sentence."""
         return f": {self._said}" if self._said else ""
 
     def __enter__(self) -> None:
