@@ -1,6 +1,6 @@
-"""Which artifact store holds a stream: the one that is configured, or the one of the run's own stack.
+"""Finds the artifact store of a stream: the configured one, or the one of the run's own stack.
 
-Looked up live: a stack's artifact store can be exchanged, and then its old runs point at the new one.
+It is looked up each time, since a stack's artifact store can be exchanged. Old runs then refer to the new one.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 REMEMBERED_SECONDS = 5.0
-"""How long an artifact store is used again. No longer, since a service connector's token expires; but to look one up
-and connect to it takes half a second, and who goes through a fleet's streams needs one for each."""
+"""How long an artifact store is reused, in seconds. A lookup and the connection take half a second, and reading many
+streams needs one for each. It is not reused for longer, since a service connector's token expires."""
 
 _stores: dict[str, tuple[float, BaseArtifactStore]] = {}
-# A filesystem of fsspec cannot be used in a forked process.
+# Filesystems of fsspec do not work in a forked process.
 os.register_at_fork(after_in_child=_stores.clear)
 
 
 class ArtifactStoreNotFoundError(LookupError):
-    """There is no such artifact store. The message says what to do."""
+    """The artifact store does not exist. The message says how to mend it."""
 
 
 class ArtifactStoreNotUsableError(Exception):
-    """There is such an artifact store, but it cannot be used here. The message says what to do."""
+    """The artifact store exists, but cannot be used on this machine. The message says how to mend it."""
 
 
 def find_named(name: str) -> BaseArtifactStore:
@@ -51,7 +51,7 @@ def find_named(name: str) -> BaseArtifactStore:
 
 
 def requirements_of(name: str) -> set[str]:
-    """Return what a remote step has to install for the artifact store, as far as that can be found out here."""
+    """Return the packages that a remote step needs for the artifact store; none if that cannot be found out here."""
     try:
         return set(find_named(name).requirements)
     except (ArtifactStoreNotFoundError, ArtifactStoreNotUsableError):
@@ -59,7 +59,7 @@ def requirements_of(name: str) -> set[str]:
 
 
 def find_for_stream(stream: Stream) -> BaseArtifactStore:
-    """Return the artifact store of the stack that the stream is written with.
+    """Return the artifact store of the stack with which the stream is written.
 
     Raises:
         ArtifactStoreNotFoundError: It no longer exists.
@@ -72,10 +72,10 @@ def find_for_stream(stream: Stream) -> BaseArtifactStore:
 
 
 def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
-    """Return the artifact store of the stack that the run of these logs has.
+    """Return the artifact store of the stack of these logs' run.
 
     Raises:
-        ArtifactStoreNotFoundError: It cannot be found out, or no longer exists.
+        ArtifactStoreNotFoundError: It cannot be determined, or no longer exists.
         ArtifactStoreNotUsableError: Its integration is not installed, or its path cannot be used.
     """
     if logs.artifact_store_id:
@@ -93,7 +93,7 @@ def find_for_logs(logs: LogsResponse) -> BaseArtifactStore:
 
 
 def is_in_progress(logs: LogsResponse) -> bool:
-    """Return whether the run of these logs is known to be in progress still."""
+    """Return whether the run of these logs is known to be in progress."""
     try:
         run = _run_of(logs)
     except Exception:
@@ -102,7 +102,7 @@ def is_in_progress(logs: LogsResponse) -> bool:
 
 
 def find_model(name: str) -> ComponentResponse:
-    """Return what ZenML knows of the artifact store with this name or id.
+    """Return ZenML's model of the artifact store with this name or ID.
 
     Raises:
         ArtifactStoreNotFoundError: There is none.
@@ -110,7 +110,7 @@ def find_model(name: str) -> ComponentResponse:
     try:
         if ENV_ZENML_SERVER not in os.environ:
             return _find_by_name(name)
-        # Reading logs must not open a component that the reader may not read.
+        # On the server, a user must not read through a component that the user may not read.
         from zenml.zen_server.rbac.endpoint_utils import verify_permissions_and_get_entity
         from zenml.zen_server.utils import zen_store
 
@@ -139,9 +139,9 @@ def _uuid(text: str) -> UUID | None:
 
 
 def _opened(name: str) -> BaseArtifactStore:
-    """Return the artifact store with a name or id, as it was a moment ago."""
+    """Return the artifact store with this name or ID, from the cache if it was opened a moment ago."""
     if ENV_ZENML_SERVER in os.environ:
-        # Whoever reads next is another user, and may not be let in.
+        # No cache on the server: the next reader may be another user, without permission.
         return _load(find_model(name))
     now = time.monotonic()
     known_until, store = _stores.get(name, (0.0, None))
@@ -163,7 +163,7 @@ def _load(model: ComponentResponse) -> BaseArtifactStore:
     except UnavailableError as error:
         raise ArtifactStoreNotUsableError(f"artifact store '{model.name}': {error}") from error
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        # A local artifact store makes its folder as soon as it is loaded.
+        # Loading a local artifact store creates its folder.
         raise ArtifactStoreNotUsableError(
             f"artifact store '{model.name}' cannot be opened here ({error.strerror}); check its path"
         ) from error

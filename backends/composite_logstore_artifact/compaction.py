@@ -1,9 +1,10 @@
-"""Many small objects of a stream become a few large ones, so that no listing has thousands.
+"""Compaction: merges many small objects of a stream into a few large ones, so that no listing has thousands.
 
-They are a team's only copy of its logs, so: only an exporter itself merges what it has written, and only what a
-listing shows as it was written. What is merged is written first, as a whole, under a name that says which
-objects it has taken in, and of what size it is. Once a listing shows that, they are removed. So a reader that comes
-between, or after a process that died in between, knows the copies by their names. Each object is merged once.
+The objects may be the only copy of a team's logs. So an exporter merges only objects that it has written itself, and
+only if a listing shows them with the size that they should have. It first writes the merged object as a whole, under a
+name that says which objects are in it and which size it has. It removes the originals once a listing shows the merged
+object. So a reader that lists in between, or after the process died in between, recognizes the originals by their
+names. Each object is merged once.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 LARGEST_OBJECT = 32 * 1024 * 1024
-"""In bytes: so much fits into memory, and ten million lines are a hundred objects."""
+"""The largest merged object, in bytes: it fits into memory, and ten million lines make a hundred of them."""
 
 
 class _Due(NamedTuple):
-    """What is to be merged: objects that were written since the last time, by name, with their sizes in bytes."""
+    """Objects to merge: those that were written since the last time, by name, with their sizes in bytes."""
 
     artifact_store: BaseArtifactStore
     uri: str
@@ -40,10 +41,10 @@ class _Due(NamedTuple):
 
 
 class Compaction:
-    """Merges what one exporter has written, on a thread of its own.
+    """Merges the objects of one exporter, on a thread of its own.
 
-    It may take longer than an export may, and if it hangs the events must go on. Whatever fails, the objects are
-    there; they are merged with the next ones.
+    Merging may take longer than an export may, and if it hangs, exports must continue. If it fails, the objects remain,
+    and are merged with the next ones.
     """
 
     def __init__(self) -> None:
@@ -54,29 +55,29 @@ class Compaction:
         self._is_failing = False
 
     def begin(self, artifact_store: BaseArtifactStore, uri: str, written: dict[str, int], is_last: bool) -> None:
-        """Merge these objects as soon as the ones before are done.
+        """Merge these objects when the earlier ones are merged.
 
         Args:
-            artifact_store: Where they are.
-            uri: The folder of their stream.
-            written: Their names, oldest first, and their sizes in bytes.
-            is_last: Whether no more of the stream will come.
+            artifact_store: The artifact store.
+            uri: The folder of the stream.
+            written: The names of the objects, oldest first, and their sizes in bytes.
+            is_last: Whether the stream has ended.
         """
         self._due.put(_Due(artifact_store, uri, written, is_last))
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="composite-logstore compaction", daemon=True)
-            # There may be a limit of threads, and late in a process's exit there is none. The next time tries again.
+            # The system may limit threads, and none starts late in a process's exit. The next call tries again.
             with suppress(Exception):
                 thread.start()
                 self._thread = thread
 
     def wait(self) -> None:
-        """Wait until all that was begun has ended."""
+        """Wait until all objects are merged."""
         if self._thread is not None:
             self._due.join()
 
     def close(self) -> None:
-        """End the thread when all that was begun has ended."""
+        """Wait until all objects are merged, and end the thread."""
         if self._thread is not None:
             self._due.put(None)
             self._thread.join()
@@ -89,9 +90,7 @@ class Compaction:
                 loose = self._loose.setdefault(due.uri, Loose())
                 loose.written.update(due.written)
                 compact(due.artifact_store, due.uri, loose)
-            except (
-                BaseException
-            ) as raised:  # nobody else owns this thread, and whoever waits for it must not wait for ever
+            except BaseException as raised:  # The thread must survive: `wait` would otherwise wait for ever.
                 error = raised
             finally:
                 if due.is_last:
@@ -101,13 +100,13 @@ class Compaction:
         self._due.task_done()
 
     def _tell(self, error: BaseException | None) -> None:
-        """Warn once when merging begins to fail, and once when it works again. The error's text may hold a secret."""
+        """Warn once when merging begins to fail, and once when it works again. The error's text may be secret."""
         was_failing, self._is_failing = self._is_failing, error is not None
         with suppress(BaseException):
             if error is not None and not was_failing:
                 logger.warning(
-                    f"small objects of logs cannot be merged ({type(error).__name__}). The logs are complete; what "
-                    "lists them takes longer, until it works again."
+                    f"small objects of logs cannot be merged ({type(error).__name__}). The logs are complete, but "
+                    "listing them takes longer until merging works again."
                 )
             elif error is None and was_failing:
                 logger.warning("small objects of logs are merged again.")
@@ -115,11 +114,11 @@ class Compaction:
 
 @dataclass
 class Loose:
-    """What of a stream an exporter has yet to merge.
+    """The objects of a stream that an exporter still has to merge or remove.
 
     Attributes:
-        written: The names of the objects that were not merged, oldest first, and their sizes in bytes.
-        merged: The names of those that were, and may be there still.
+        written: The names of the objects to merge, oldest first, and their sizes in bytes.
+        merged: The names of the objects that were merged, and may not be removed yet.
     """
 
     written: dict[str, int] = field(default_factory=dict)
@@ -127,14 +126,14 @@ class Loose:
 
 
 def compact(artifact_store: BaseArtifactStore, uri: str, loose: Loose) -> None:
-    """Merge objects, where nothing of others lies between.
+    """Merge objects that are neighbours in the listing.
 
     Raises:
-        Exception: The artifact store's own error. What was not merged is as it was.
+        Exception: The artifact store's own error. Objects that were not merged are unchanged.
     """
     archive = open_archive(artifact_store, uri)
     if archive is not None and _are_there(loose.merged, archive):
-        # What was not removed before may be removed now. s3fs does not say if it was refused: look.
+        # Remove originals that could not be removed before. s3fs does not tell whether it removed them, so list again.
         _remove(artifact_store, uri, _are_there(loose.merged, archive))
         archive = open_archive(artifact_store, uri)
         if archive is not None and _are_there(loose.merged, archive):
@@ -146,8 +145,8 @@ def compact(artifact_store: BaseArtifactStore, uri: str, loose: Loose) -> None:
     sizes = {part.name: part.size for part in archive.parts}
     others = [name for name, size in loose.written.items() if sizes.get(name) != size]
     if others:
-        # The listing is an old one, or somebody else was here: what lies between two objects is not known. These are
-        # never merged, so that the others can be, once a listing is as it should be.
+        # The listing is outdated, or another program has changed the folder, so what lies between two objects is not
+        # known. These objects are never merged, so that a later listing lets the others be merged.
         for name in others:
             del loose.written[name]
         return
@@ -160,9 +159,9 @@ def _are_there(names: set[str], archive: Archive) -> list[str]:
 
 
 def _groups(parts: Sequence[Part], written: dict[str, int]) -> Iterator[list[Part]]:
-    """Yield what can be merged: neighbours of one writer, so that everything stays in its order and its name tells it.
+    """Yield groups to merge: neighbours of one writer, so that the order stays the same and one name describes a group.
 
-    Who delivers what dead processes left writes for several writers.
+    An exporter that delivers recovered events writes for several writers.
     """
     group: list[Part] = []
     size, before = 0, None
@@ -191,14 +190,14 @@ def _merge(archive: Archive, group: list[Part], loose: Loose) -> None:
         with artifact_store.open(os.path.join(uri, merged), "wb") as file:
             while contents:
                 file.write(contents.pop(0))
-        # Nothing is removed unless it is all there, and still lies side by side.
+        # Remove nothing unless all objects are listed, side by side.
         there = open_archive(artifact_store, uri)
         found = [(part.name, part.size) for part in there.parts if names[0] <= part.name <= names[-1]] if there else []
         originals = [(part.name, part.size) for part in group]
         if found != [originals[0], (merged, sum(part.size for part in group)), *originals[1:]]:
-            # If somebody else has removed what it was made of, it may be all that there is.
+            # If another program has removed an original, the merged object may be the only copy.
             is_needed = not set(originals) <= set(found)
-            raise OSError("it is not what it should be")
+            raise OSError("the merged object is not listed as it should be")
     except Exception:
         if not is_needed:
             with suppress(Exception):
@@ -213,7 +212,7 @@ def _merge(archive: Archive, group: list[Part], loose: Loose) -> None:
 def _remove(artifact_store: BaseArtifactStore, uri: str, names: Sequence[str]) -> None:
     filesystem = getattr(artifact_store, "filesystem", None)
     if filesystem is not None:
-        # One request for up to 1,000 of them.
+        # One request removes up to 1,000 objects.
         filesystem.rm([os.path.join(uri, name) for name in names])
         return
     for name in names:

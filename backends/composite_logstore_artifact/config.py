@@ -20,12 +20,12 @@ class ArtifactChildConfig(ChildConfig):
     """A child that archives events in a ZenML artifact store.
 
     Attributes:
-        artifact_store: The name or id of the artifact store. Unset: the one of the run's own stack, when
-            writing and when reading.
+        artifact_store: The name or ID of the artifact store. If not set: the one of the run's own stack, both for
+            writing and for reading.
     """
 
-    # On S3 every export is an object, the fewer the better: one in 10 s, unless there are 8 MB before. A line is
-    # about 400 bytes.
+    # In a remote artifact store every export is an object, and fewer objects are better: one in 10 s, or one for each
+    # 8 MB. A line has about 400 bytes.
     default_batch_size: ClassVar[int] = 20_000
     max_batch_bytes: ClassVar[int] = 8 * 1024 * 1024
     remote_delay_millis: ClassVar[int] = 10_000
@@ -35,7 +35,7 @@ class ArtifactChildConfig(ChildConfig):
 
     @property
     def requirements(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the artifact store
-        """What the named artifact store needs; the stack's own brings that along itself."""
+        """The packages that the named artifact store needs. A stack brings those of its own artifact store itself."""
         own = frozenset({"composite-logstore"})
         if self.artifact_store is None:
             return own
@@ -44,23 +44,23 @@ class ArtifactChildConfig(ChildConfig):
         return own | requirements_of(self.artifact_store)
 
     def create_exporter(self) -> ArtifactExporter:
-        """Create the exporter. It looks for its artifact store with the first event."""
+        """Create the exporter. It looks up its artifact store for the first event."""
         from composite_logstore_artifact.exporter import ArtifactExporter
 
         is_set = "schedule_delay_millis" in self.model_fields_set
         return ArtifactExporter(self.artifact_store, remote_delay_millis=None if is_set else self.remote_delay_millis)
 
     def create_reader(self) -> ArtifactReader:
-        """Create the reader. It looks for the artifact store of each stream that is read."""
+        """Create the reader. It looks up the artifact store of each stream."""
         from composite_logstore_artifact.reader import ArtifactReader
 
         return ArtifactReader(self.artifact_store)
 
     def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
-        """Return why ZenML's server does not find what the child writes: it looks in the stack's artifact store.
+        """Return why ZenML's server does not find the child's logs: it reads the stack's artifact store alone.
 
         Args:
-            artifact_store: That of the stack, if it is known.
+            artifact_store: The stack's artifact store, if it is known.
         """
         named = self.artifact_store
         if artifact_store is None or named in (None, artifact_store.name, str(artifact_store.id)):
@@ -71,10 +71,10 @@ class ArtifactChildConfig(ChildConfig):
         )
 
     def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
-        """Return the artifact store: a stream is in the same file of it, whichever child writes that.
+        """Return the artifact store: two children would write a stream to the same file of it.
 
         Args:
-            artifact_store: That of the stack, if it is known.
+            artifact_store: The stack's artifact store, if it is known.
         """
         named = self.artifact_store
         if artifact_store is None:
@@ -86,7 +86,7 @@ class ArtifactChildConfig(ChildConfig):
         try:
             model = find_model(named)
         except ArtifactStoreNotFoundError:
-            # That the child is unavailable is said elsewhere.
+            # The check of the child reports it.
             return {}
         return {model.configuration.get("path") or str(model.id): f"artifact store '{model.name}'"}
 

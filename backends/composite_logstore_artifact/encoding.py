@@ -1,4 +1,4 @@
-"""An event as a line of an archive: ZenML's `LogEntry` as JSON, with further keys."""
+"""Encodes an event as a line of an archive: ZenML's `LogEntry` as JSON, with further keys."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def encode(event: LogEvent) -> bytes:
-    """Return the event as a line: ZenML's `LogEntry` as JSON, and what else there is to know.
+    """Return the event as a line, with its newline.
 
-    ZenML's readers ignore the keys that they do not know. What is empty is left out.
+    The line is ZenML's `LogEntry` as JSON, with keys for the event's other fields: ZenML's readers ignore keys that
+    they do not know. Empty fields are left out.
 
     Raises:
-        RejectedError: It has something in it that JSON cannot say.
+        RejectedError: A field cannot be encoded as JSON.
     """
     if event.is_ordinary:
         try:
             return _encode_ordinary(event)
         except (orjson.JSONEncodeError, OverflowError, OSError, ValueError):
-            # It is less ordinary than it seems.
+            # A field has a value that only the general way can encode.
             pass
     try:
         return _encode_any(event)
     except UNENCODABLE as error:
-        # Of another program. No later try would change that.
+        # Another program wrote the event. A retry would fail too.
         raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
 
 
 def _encode_ordinary(event: LogEvent) -> bytes:
-    """Return the same line in less than half of the time."""
+    """Return the same line as `_encode_any`, in less than half of the time."""
     second, nanos = divmod(event.time_unix_nano, 1_000_000_000)
     before, after = _place(
         event.level, event.level_name, event.logger_name, event.file, event.line, event.function, event.writer
@@ -65,7 +66,7 @@ def _second(second: int) -> str:
 def _place(
     level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str
 ) -> tuple[str, str]:
-    """Return what all lines of one place in the code have in common, before the message and after it."""
+    """Return the parts before and after the message that all lines from one place in the code share."""
     before: dict[str, Any] = {"level": standard_level(level), "name": logger_name}
     after: dict[str, Any] = {}
     if file:
@@ -103,7 +104,7 @@ def _encode_any(event: LogEvent) -> bytes:
     if event.level_name != STANDARD_LEVELS[level]:
         line["level_name"] = event.level_name
     if event.exception:
-        # The message that was logged is `message` without what these add to it.
+        # `message` ends with the exception. A reader removes that end to get the message that was logged.
         line["exception"] = event.exception._asdict()
     if event.trace:
         line["trace_id"] = f"{event.trace.trace_id:032x}"
@@ -112,10 +113,10 @@ def _encode_any(event: LogEvent) -> bytes:
     if event.attributes or event.metadata:
         line["attributes"] = {**event.attributes, **event.metadata}
     try:
-        # What JSON has no number for (infinities, NaN) becomes null.
+        # JSON has no infinities and no NaN: they become null.
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
-        # A field that nobody made plain: a lone surrogate in a path, a number beyond 64 bits.
+        # Another program may leave a lone surrogate in a path, or a number beyond 64 bits.
         return json.dumps(line, default=str, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""Errors of artifact stores, in the words of the write port and of the read port."""
+"""Translates the errors of artifact stores into those of the write port and of the read port."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# Throttled, as s3fs has it, or not even connected.
+# The artifact store throttles (s3fs raises EBUSY), or there is no connection.
 _NOT_FOR_SIZE = {errno.EBUSY, errno.ECONNREFUSED}
-# What no retry mends: s3fs has no other name for a malformed request, a bucket of another region, and so on.
+# No retry helps. s3fs raises EINVAL for a malformed request, for a bucket in another region, and so on.
 _MISTAKES = {
     errno.EINVAL,
     errno.EISDIR,
@@ -39,9 +39,13 @@ _MISTAKES = {
 
 
 def export_error(error: Exception, artifact_store: BaseArtifactStore | None) -> Exception | None:
-    """Return the error in the words of the write port, None if it has no words for it.
+    """Return the error of the write port for an error; None if it has none.
 
-    The error's own text may hold a secret: it is not repeated.
+    The message does not repeat the error's own text, which may contain a secret.
+
+    Args:
+        error: The error.
+        artifact_store: The artifact store; None if it could not be looked up.
     """
     if isinstance(error, RejectedError):
         return None
@@ -51,7 +55,7 @@ def export_error(error: Exception, artifact_store: BaseArtifactStore | None) -> 
         return UnavailableError(str(error))
     kind = type(error).__name__
     if artifact_store is None:
-        # Finding it asks ZenML's server, or its database.
+        # The lookup asks ZenML's server, or its database.
         return RetryableError(f"the artifact store could not be looked up in ZenML: {kind}")
     name = f"artifact store '{artifact_store.name}'"
     if is_refusal(error):
@@ -69,13 +73,13 @@ def export_error(error: Exception, artifact_store: BaseArtifactStore | None) -> 
         return RetryableError(f"{name} did not take it: {reason}", smaller_may_pass=error.errno not in _NOT_FOR_SIZE)
     if type(error).__module__ == "builtins":
         return None
-    # A client library's own kind of error: not connected, timed out, broken off. It says one for the other.
+    # Client libraries raise their own errors when a connection fails, times out or breaks. They mix these up.
     return RetryableError(f"{name} did not take it: {kind}", smaller_may_pass=True)
 
 
 def _is_too_large(error: Exception) -> bool:
-    """Return whether the error says that the object is too large, whichever client library raised it."""
-    # A proxy's status is not among those that s3fs knows; it is in what botocore raised.
+    """Return whether an error says that the object is too large, whichever client library raised it."""
+    # s3fs does not know a proxy's status, but the error of botocore that it raises from has it.
     response = getattr(error.__cause__, "response", None)
     metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
     statuses = [getattr(error, "status_code", None), getattr(error, "code", None)]
@@ -85,9 +89,9 @@ def _is_too_large(error: Exception) -> bool:
 
 
 def read_error(error: Exception, artifact_store: BaseArtifactStore) -> LogStoreError | None:
-    """Return the error in the words of the read port, None if it is not the artifact store's.
+    """Return the error of the read port for an error; None if the artifact store did not cause it.
 
-    The error's own text may hold a secret: it is not repeated.
+    The message does not repeat the error's own text, which may contain a secret.
     """
     name = f"artifact store '{artifact_store.name}'"
     kind = type(error)
@@ -100,12 +104,12 @@ def read_error(error: Exception, artifact_store: BaseArtifactStore) -> LogStoreE
     elif kind.__module__ == "builtins" or kind.__module__.startswith("zenml."):
         return None
     else:
-        # A client library's own kind of error: not connected, timed out.
+        # Client libraries raise their own errors when a connection fails or times out.
         reason = kind.__name__
     return LogStoreUnavailableError(f"The {name} could not be read: {reason}. Try again later.")
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether the error says that access was refused, whichever client library raised it."""
+    """Return whether an error says that access was refused, whichever client library raised it."""
     status = getattr(error, "status_code", None) or getattr(error, "code", None)
     return isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__

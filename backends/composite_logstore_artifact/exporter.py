@@ -1,4 +1,4 @@
-"""The write port: events become lines of JSON in ZenML's own layout and format."""
+"""The exporter: writes events as lines of JSON, in ZenML's own layout and format."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
 
-# After so many objects, they are merged: the listing of a step that runs for days has hundreds, not thousands.
+# After so many objects the exporter merges them, so that a step that runs for days has hundreds and not thousands.
 _MANY = 100
-# Of a finished stream, so many are worth it.
+# At the end of a stream, fewer than these are not worth merging.
 _MANY_AT_THE_END = 8
-# An object of so many bytes is not worth being read and written once more: so much of a log is sent once.
+# An object of so many bytes is not merged: reading and writing it again would cost more than it saves.
 _LARGE = 4 * 1024 * 1024
-# In nanoseconds since the epoch. No clock says so: the name is another program's, or damaged.
+# In nanoseconds since the epoch. No clock reaches it: a name with a later time is not ours, or damaged.
 _END_OF_TIME = 1 << 63
 
 _stream_of = attrgetter("stream")
@@ -58,16 +58,16 @@ _number_of = attrgetter("number")
 class ArtifactExporter:
     """Writes each stream into its artifact store.
 
-    A local artifact store gets one file for each stream, to which every writer appends. Any other gets a
-    folder of objects for each stream, each written once: their names begin with the time of arrival, so
-    that sorted names are the order of arrival. Many small ones are merged, see `compaction.py`.
+    In a local artifact store a stream is one file, to which every writer appends. In any other it is a folder of
+    objects, each written once. Their names begin with the time of arrival, so sorted names are in the order of arrival.
+    `compaction.py` merges many small objects.
 
-    What `export` has taken is counted as delivered, so it is written when it returns. How much an object has
-    is decided before: by the child's `schedule_delay_millis` and the bounds of a batch.
+    Events count as delivered when `export` returns, so it writes them before. The size of an object is decided
+    earlier, by the child's `schedule_delay_millis` and the bounds of a batch.
 
     Attributes:
-        schedule_delay_millis: How long events should wait for a fuller batch, in milliseconds; None where
-            what is set for the child is right.
+        schedule_delay_millis: How long events should wait for a fuller batch, in milliseconds; None if the child's
+            setting applies.
     """
 
     scan_format: ClassVar[str] = SCAN_FORMAT
@@ -82,11 +82,10 @@ class ArtifactExporter:
         """Prepare; nothing is looked up or opened.
 
         Args:
-            artifact_store: The name or id of the artifact store. None: that of the stream's own stack.
-            find: Finds the artifact store of a stream, in the place of the above.
-            clock: The time in nanoseconds since the epoch.
-            remote_delay_millis: What `schedule_delay_millis` is to be once an artifact store has turned
-                out to be remote.
+            artifact_store: The name or ID of the artifact store. None: the one of the stream's own stack.
+            find: Finds the artifact store of a stream; replaces `artifact_store`.
+            clock: Returns the time in nanoseconds since the epoch.
+            remote_delay_millis: The value of `schedule_delay_millis` once an artifact store turns out to be remote.
         """
         self.schedule_delay_millis: int | None = None
         self._remote_delay_millis = remote_delay_millis
@@ -97,8 +96,8 @@ class ArtifactExporter:
         else:
             self._find = find_for_stream
         self._clock = clock
-        # A stack's filesystem holds a service connector's token, which expires: keep the artifact store,
-        # which makes its filesystem anew, and never the filesystem.
+        # Keep artifact stores, and never their filesystems: a filesystem holds a service connector's token, which
+        # expires, and the artifact store then makes a new one.
         self._artifact_stores: dict[UUID | None, BaseArtifactStore] = {}
         self._progress: dict[UUID, _Progress] = {}
         self._compaction = Compaction()
@@ -107,18 +106,18 @@ class ArtifactExporter:
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Write the batch, stream by stream.
 
-        Events that an earlier attempt has written are known by their numbers and not written again.
+        Events that an earlier attempt wrote are recognized by their numbers, and not written again.
 
         Args:
             batch: Events of one writer, in journal order.
 
         Returns:
-            0: nothing is ever shortened.
+            0: the archive never shortens an event.
 
         Raises:
-            RetryableError: The artifact store did not take it this time.
+            RetryableError: The artifact store failed this time.
             RejectedError: An event cannot be encoded.
-            UnavailableError: There is no such artifact store, it lacks what it needs, or it refuses access.
+            UnavailableError: The artifact store does not exist, its integration is missing, or it refuses access.
         """
         streams: dict[UUID, list[LogEvent]] = {}
         for stream, run in groupby(batch, _stream_of):
@@ -128,7 +127,7 @@ class ArtifactExporter:
         return 0
 
     def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
-        """Write lines of another archive as they are.
+        """Write lines of another archive unchanged.
 
         Args:
             stream: Their stream.
@@ -136,13 +135,13 @@ class ArtifactExporter:
 
         Raises:
             RetryableError: As `export` does.
-            RejectedError: A line does not say what it should.
+            RejectedError: A line does not have the number of its event.
             UnavailableError: As `export` does.
         """
         self._write(stream, _Lines(scanned.writer, scanned.contents, _with_newline, _number_in, summarize_lines))
 
     def end_stream(self, stream: Stream) -> None:
-        """Merge the objects that are left, if they are many, and forget what was remembered of the stream."""
+        """Merge the remaining objects if they are many, and forget the stream."""
         progress = self._progress.pop(stream.id, None)
         artifact_store = self._artifact_stores.get(stream.artifact_store_id)
         if progress is None or artifact_store is None:
@@ -152,9 +151,9 @@ class ArtifactExporter:
             self._compaction.begin(artifact_store, uri, progress.loose, is_last=True)
 
     def close(self) -> None:
-        """Forget everything, and wait until what is being merged is.
+        """Wait until objects are merged, and forget all streams.
 
-        Artifact stores may be shared with the active stack, so none is cleaned up.
+        Artifact stores may be shared with the active stack, so they are not cleaned up.
         """
         self._compaction.close()
         self._progress.clear()
@@ -176,7 +175,7 @@ class ArtifactExporter:
             else:
                 self.schedule_delay_millis = self._remote_delay_millis
                 if lines.writer not in progress.written:
-                    # Before each attempt until one succeeds: an artifact store that fails may list nothing.
+                    # List again before each attempt until one succeeds: an artifact store that fails may list nothing.
                     progress.arrived[lines.writer] = _arrived(artifact_store, uri, lines.writer)
                 name = self._object_name(lines, first, last, progress)
                 size = _write_object(artifact_store, os.path.join(uri, name), lines)
@@ -185,7 +184,7 @@ class ArtifactExporter:
                 if size < _LARGE:
                     progress.loose[name] = size
         except Exception as error:
-            # Whoever mends an artifact store updates it: look it up again.
+            # The user may update the artifact store to mend it, so look it up again.
             found = self._artifact_stores.pop(stream.artifact_store_id, None)
             translated = export_error(error, found)
             if translated is None:
@@ -196,10 +195,10 @@ class ArtifactExporter:
             progress.loose, progress.is_merged = {}, True
 
     def _object_name(self, lines: _Lines, first: int, last: int, progress: _Progress) -> str:
-        """Return the name of the object that these lines are written to.
+        """Return the name of the object to write these lines to.
 
-        An attempt that failed may have been successful all the same, with only its answer lost: the same
-        name again overwrites what it wrote, so that no copy remains. But a name must not say less than there is.
+        An attempt that failed may have written its object, with only the answer lost. So the next attempt uses the same
+        name, and overwrites that object, unless it has more events than the name says.
         """
         attempt, arrived = progress.attempt, progress.arrived[lines.writer]
         if (
@@ -216,15 +215,15 @@ class ArtifactExporter:
 
 
 def _arrived(artifact_store: BaseArtifactStore, uri: str, writer: str) -> int:
-    """Return when the last object of a writer was written, in nanoseconds since the epoch; 0 if there is none.
+    """Return when a writer's last object was written, in nanoseconds since the epoch; 0 if the writer has none.
 
-    Another process may have written it, by a clock that was ahead of this one: what is added has to come after it.
+    Another process may have written it by a clock that was ahead of this one. New objects must sort after it.
     """
     try:
         archive = open_archive(artifact_store, uri)
     except Exception as error:
         if is_refusal(error) or isinstance(error, ListingError):
-            # Credentials that permit no listing may still permit writing.
+            # Credentials that forbid listing may still allow writing.
             return 0
         raise
     names = [ObjectName.parse(part.name) for part in archive.parts] if archive else []
@@ -233,14 +232,14 @@ def _arrived(artifact_store: BaseArtifactStore, uri: str, writer: str) -> int:
 
 
 class _Lines(NamedTuple):
-    """What one writer logged to one stream, to be written at once.
+    """Events of one writer in one stream, to be written at once.
 
     Attributes:
-        writer: Who logged it.
-        records: The events, or what was scanned of them, in journal order.
-        encode: Makes a line of a record, newline and all.
-        number_of: Says which number a record has.
-        summarize: Says what records have among them.
+        writer: The writer.
+        records: The events, or their lines as they were scanned, in journal order.
+        encode: Returns the line of a record, with its newline.
+        number_of: Returns the number of a record.
+        summarize: Summarizes records.
     """
 
     writer: str
@@ -251,16 +250,16 @@ class _Lines(NamedTuple):
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The numbers of the first and of the last one."""
+        """The numbers of the first and of the last record."""
         return self.number_of(self.records[0]), self.number_of(self.records[-1])
 
     @property
     def summary(self) -> Summary:
-        """What they have among them."""
+        """The summary of the records."""
         return self.summarize(self.records)
 
     def after(self, number: int) -> _Lines:
-        """Return those with a higher number."""
+        """Return the records with a higher number."""
         if self.number_of(self.records[0]) > number:
             return self
         return self._replace(records=[record for record in self.records if self.number_of(record) > number])
@@ -282,15 +281,14 @@ def _number_in(line: bytes) -> int:
 
 @dataclass
 class _Progress:
-    """What is remembered of one stream.
+    """What the exporter remembers of one stream.
 
     Attributes:
-        written: A writer → the number of its last event that was written.
-        arrived: A writer → when its last object was written, in nanoseconds since the epoch; 0 if there is none.
-        attempt: The name of the object that may not have been written.
-        loose: The objects that were written since some were merged, but for large ones: their names, and their sizes
-            in bytes.
-        is_merged: Whether some were merged.
+        written: A writer → the number of the last of its events that was written.
+        arrived: A writer → when its last object was written, in nanoseconds since the epoch; 0 if it has none.
+        attempt: The name of the object that the last attempt may or may not have written.
+        loose: The small objects that were written since the last merge: a name → a size in bytes.
+        is_merged: Whether objects were merged.
     """
 
     written: dict[str, int] = field(default_factory=dict)
@@ -301,7 +299,7 @@ class _Progress:
 
 
 def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress: _Progress) -> None:
-    """Append the lines to a file that other processes append to at the same time."""
+    """Append the lines to a file to which other processes append at the same time."""
     encoded = list(map(lines.encode, lines.records))
     try:
         file = artifact_store.open(uri, "a+b")
@@ -309,13 +307,13 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
         artifact_store.makedirs(os.path.dirname(uri))
         file = artifact_store.open(uri, "a+b")
     with file:
-        # A writer that died or found the disk full has left half a line. The system appends each `write`
-        # as a whole, so at worst there are two newlines, and an empty line is no line.
+        # A writer that died, or found the disk full, leaves half a line. The system appends each `write` as a whole, so
+        # in the worst case there are two newlines, and readers ignore an empty line.
         if file.seek(0, io.SEEK_END) > 0:
             file.seek(-1, io.SEEK_END)
             if file.read(1) != b"\n":
                 encoded[0] = b"\n" + encoded[0]
-        # Past the buffer, in one `write`: so it is known how much of it was written when the disk is full.
+        # One unbuffered `write` tells how much was written if the disk is full.
         raw = getattr(file, "raw", file)
         content = b"".join(encoded)
         rest = memoryview(content)
@@ -326,8 +324,8 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
         finally:
             begin = raw.tell() - (size - len(rest))
             if len(rest) < size and content[:1] != b"\n" and not _ends_a_line(raw, begin):
-                # Between the look and the `write`, another writer has found the disk full, and left half a line, which
-                # spoils the first of these. If that cannot be written again, none counts as written.
+                # Between the check and the `write`, another writer found the disk full and left half a line, which
+                # spoils # the first of these lines. If that line cannot be written again, none counts as written.
                 again = memoryview(b"\n" + encoded[0])
                 while again:
                     again = again[raw.write(again) :]
@@ -344,7 +342,7 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
 
 
 def _ends_a_line(file: Any, end: int) -> bool:
-    """Return whether a line ends, or the file begins, at a place in it."""
+    """Return whether a line ends, or the file begins, at this offset."""
     if end == 0:
         return True
     file.seek(end - 1)
@@ -358,8 +356,8 @@ def _write_object(artifact_store: BaseArtifactStore, uri: str, lines: _Lines) ->
     try:
         _write(artifact_store, uri, content)
     except FileNotFoundError:
-        # Most remote filesystems have no folders; where there are folders, this one may be missing. Not
-        # tried first, and not without a look at the root: s3fs would create a missing bucket.
+        # Most remote filesystems have no folders. Where there are folders, this one may be missing. The root has to
+        # exist before a folder is made: s3fs would create a missing bucket.
         if not artifact_store.exists(artifact_store.path):
             raise
         artifact_store.makedirs(os.path.dirname(uri))

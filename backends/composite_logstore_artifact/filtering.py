@@ -1,4 +1,4 @@
-"""Which lines of an archive a filter selects."""
+"""Finds the lines of an archive that a filter selects, most of them without parsing."""
 
 from __future__ import annotations
 
@@ -21,39 +21,43 @@ from composite_logstore_artifact.lines import (
     to_utc,
 )
 
-# What JSON may write in another way than as itself, so that a line that has it need not show it.
+# JSON may escape these characters, so a line that contains one in its message need not contain its byte.
 _ESCAPED = re.compile(r'[\x00-\x1f"\\/]')
-# An escape that may stand for any character. Those of control characters stand for nothing that is looked for.
+# Such an escape may stand for any character. Escapes of control characters are excepted: no search contains one.
 _ODD_ESCAPE = re.compile(rb"\\u(?!00[01])")
 
 
 class LineFilter:
-    """What a filter wants."""
+    """Selects lines by a filter: by summaries first, then by bytes, and last by the parsed entry."""
 
     def __init__(self, filter_: LogsEntriesFilter) -> None:
-        """Prepare to look for it."""
+        """Prepare the search.
+
+        Args:
+            filter_: The filter.
+        """
         self._search = filter_.search.casefold() if filter_.search else None
         self._level = filter_.level.value if filter_.level else 0
         self._since = filter_.since
         self._until = filter_.until
         self._since_micros = to_micros(filter_.since) if filter_.since else None
         self._until_micros = to_micros(filter_.until) if filter_.until else None
-        # Of what is searched for, the longest piece that is in every line that has it, whatever JSON escapes.
+        # The longest piece of the search text without characters that JSON may escape: every match contains it.
         self._piece = max(_ESCAPED.split(self._search or ""), key=len)
         self._piece_bytes = self._piece.encode("utf-8", "replace")
 
     @property
     def is_all(self) -> bool:
-        """Whether everything is wanted."""
+        """Whether the filter selects every line."""
         return self._search is None and not self.is_summarized
 
     @property
     def is_summarized(self) -> bool:
-        """Whether a summary may tell that nothing is wanted."""
+        """Whether a summary of lines may tell that the filter selects none of them."""
         return bool(self._level) or self._since is not None or self._until is not None
 
     def may_be_in(self, summary: Summary) -> bool:
-        """Return whether it may be among the lines that were summarized."""
+        """Return whether the filter may select a line of those that were summarized."""
         return (
             summary.level >= self._level
             and (self._since_micros is None or summary.newest >= self._since_micros)
@@ -62,7 +66,7 @@ class LineFilter:
         )
 
     def find(self, content: bytes, backwards: bool) -> Iterator[tuple[int, int]]:
-        """Yield where the lines begin and end that may be wanted, without their newlines."""
+        """Yield the beginning and the end, without the newline, of each line that the filter may select."""
         if self._piece and not self._may_be_in(content):
             return
         end = len(content)
@@ -84,7 +88,7 @@ class LineFilter:
             begin = last + 1
 
     def _may_be_in(self, content: bytes) -> bool:
-        """Judge bytes by what is searched for, at the speed of a search in bytes."""
+        """Return whether bytes may contain the search text. This is as fast as a search in bytes."""
         if content.isascii():
             found = self._piece_bytes in content.lower()
         else:
@@ -92,9 +96,9 @@ class LineFilter:
         return found or _ODD_ESCAPE.search(content) is not None
 
     def parse(self, text: bytes) -> ReadEntry | None:
-        """Return the line as an entry, None if it is empty or not wanted.
+        """Return the line as an entry; None if it is empty or the filter does not select it.
 
-        A line that is not an entry is one all the same, of plain text, as ZenML has it, but for a piece of one.
+        As in ZenML, a line that is no JSON is an entry with the line as its message. A torn line of ours is none.
         """
         event: Event | None = None
         try:
@@ -103,7 +107,8 @@ class LineFilter:
             if event is not None and self._is_surely_unwanted(fields):
                 return None
             if event is not None and type(attributes := fields.get("attributes")) is dict and BACKFILLED in attributes:
-                # It lies after later ones of its writer: its number says nothing of what is missing around it.
+                # A backfilled event lies behind later ones of its writer, so its number tells nothing of gaps around
+                # it.
                 event = None
             entry: LogEntry | None = LogEntry.model_validate(fields)
         except ValueError:
@@ -116,7 +121,7 @@ class LineFilter:
         return ReadEntry(entry, event)
 
     def _is_surely_unwanted(self, fields: dict[str, Any]) -> bool:
-        """Judge an event's line before it is validated, which takes four times as long as the rest."""
+        """Return whether the filter surely excludes a line. Validation takes four times as long as all else."""
         if self.is_all or not is_surely_entry(fields):
             return False
         if fields["level"] < self._level or (self._search and self._search not in fields["message"].casefold()):

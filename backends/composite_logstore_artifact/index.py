@@ -1,8 +1,8 @@
-"""What is known of the lines of a local archive, in a small file beside it: `<stream>.index`.
+"""The index of a local archive: a small file beside it, `<stream>.index`, that summarizes its lines.
 
-Who writes lines adds what they have among them; a reader that had to find it out adds it too. So a filter by
-time or level need not read what it cannot want. Each line of the index is checked by itself, and against
-the archive: one that is torn, corrupt, of another shape, or of a file that is no longer there counts for nothing.
+An exporter adds a summary of the lines that it writes, and a reader one of those that it had to summarize itself. So a
+filter by time or level can skip lines. Each line of the index is checked by itself and against the archive: a line
+that is torn, corrupt, malformed, or about another file is ignored.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
 HEAD = 64
-"""How many of the first bytes of a chunk are checked. A line begins with its time, so they tell it apart."""
+"""How many bytes at the beginning of a chunk its checksum covers. A line begins with its time, so they identify it."""
 
 
 class Chunk(NamedTuple):
-    """Whole lines of the archive.
+    """Consecutive whole lines of the archive.
 
     Attributes:
         begin: Where they begin, in bytes.
         end: Where they end, after the last newline.
-        check: The checksum of the first `HEAD` bytes.
-        summary: What they have among them.
+        check: The checksum of their first `HEAD` bytes.
+        summary: Their summary.
     """
 
     begin: int
@@ -46,17 +46,17 @@ class Chunk(NamedTuple):
 
 
 def index_uri(uri: str) -> str:
-    """Return where the index of a stream is: beside its file, since ZenML reads all that is in a stream's folder."""
+    """Return the index's place: beside the stream's file, since ZenML reads every file in a stream's folder."""
     return uri + ".index"
 
 
 def add(artifact_store: BaseArtifactStore, uri: str, chunk: Chunk) -> None:
-    """Add a chunk to a stream's index, if that can be done: an archive is complete without one."""
+    """Add a chunk to a stream's index. Errors are ignored: an archive is complete without an index."""
     values = orjson.dumps([chunk.begin, chunk.end, chunk.check, *chunk.summary])
     line = b"%s %08x\n" % (values, zlib.crc32(values))
     try:
         with artifact_store.open(index_uri(uri), "a+b") as file:
-            # Whoever was killed while writing has left half a line.
+            # A process that was killed while writing leaves half a line.
             if file.seek(0, io.SEEK_END) > 0:
                 file.seek(-1, io.SEEK_END)
                 if file.read(1) != b"\n":
@@ -67,16 +67,16 @@ def add(artifact_store: BaseArtifactStore, uri: str, chunk: Chunk) -> None:
 
 
 def load(artifact_store: BaseArtifactStore, uri: str, read: Callable[[int, int], bytes]) -> list[Chunk]:
-    """Return the chunks that a stream's index has and that are still there, by their place.
+    """Return the chunks of a stream's index that match its file, in the order of their places.
 
     Args:
-        artifact_store: Where it is.
+        artifact_store: The artifact store.
         uri: The stream's file.
-        read: Reads the file from one place to another, and less where it ends before.
+        read: Reads the file from one offset to another, or to its end.
     """
     try:
         with artifact_store.open(index_uri(uri), "rb") as file:
-            # Of one that is larger than it can be, the beginning: what is not known is read.
+            # If the index is larger than it may be, its beginning is enough: unknown lines are read.
             lines = file.read(Bounds.INDEX_BYTES).split(b"\n")
     except OSError:
         return []

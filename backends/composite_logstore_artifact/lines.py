@@ -1,4 +1,4 @@
-"""The lines of an archive as entries, and which of them a filter wants."""
+"""Decodes the lines of an archive, to entries and to events, and summarizes them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from zenml.utils.time_utils import to_utc_timezone
 from composite_logstore import Event, ExceptionInfo, LogEvent, Stream, TraceContext
 
 SCAN_FORMAT = "archive"
-"""What an archive's lines are called where they are compared and copied as they are."""
+"""The name of the format of an archive's lines: archives share it, so their lines are compared and copied undecoded."""
 
 STANDARD_LEVELS = {0: "NOTSET", 10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
-"""The numbers of the standard levels, and their names."""
+"""The number of each standard level → its name."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-# What each line begins with that our exporter writes.
+# Each line that our exporter writes begins like this.
 _BEGINNING = b'{"timestamp":'
-# Later than any time that can be asked for, and no more than 64 bits.
+# Later than any time that a filter can ask for, and within 64 bits.
 _ETERNITY = 1 << 62
-# What a line of ours says of its time and its id; of others the entry's own checks have to tell.
+# The time and the ID as our exporter writes them. Lines that differ are left to the checks of `LogEntry`.
 _TIMESTAMP = re.compile(
     r"(?!0000)\d{4}-"
     r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
@@ -37,7 +37,7 @@ _TIMESTAMP = re.compile(
 )
 _UID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _INT64 = 1 << 63
-# Deeper than what is captured may be nested.
+# Captured attributes are never nested that deep.
 _DEEPEST = 16
 
 
@@ -46,7 +46,7 @@ _level_of = attrgetter("level")
 
 
 class Summary(NamedTuple):
-    """What some lines have among them, for a filter to know that it wants none of them.
+    """The times and levels of some lines: enough for a filter to exclude all of them.
 
     Attributes:
         oldest: The earliest time, in microseconds since the epoch.
@@ -60,13 +60,13 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, times_and_levels: Iterable[tuple[int | None, int]]) -> Summary:
-        """Summarize the times, in microseconds since the epoch, and the levels of some lines."""
+        """Summarize lines, of which the times, in microseconds since the epoch, and the levels are given."""
         times, levels = [], [0]
         for time, level in times_and_levels:
             levels.append(level)
             if time is not None:
                 times.append(max(-_ETERNITY, min(time, _ETERNITY)))
-        # Where there is no time, the latest is before the earliest: no filter by time wants that.
+        # If no line has a time, the newest is before the oldest: no filter by time selects that.
         return cls(min(times, default=1), max(times, default=0), max(levels))
 
 
@@ -76,16 +76,16 @@ def standard_level(level: int) -> int:
 
 
 def summarize_events(events: Sequence[LogEvent]) -> Summary:
-    """Summarize events as their lines will say it."""
+    """Summarize the lines that these events will be."""
     times = list(map(_time_of, events))
-    # Of the standard levels, too, the highest is that of the highest level.
+    # The highest level has the highest standard level.
     return Summary.of(
         zip((min(times) // 1000, max(times) // 1000), repeat(standard_level(max(map(_level_of, events)))))
     )
 
 
 def summarize_lines(lines: Iterable[bytes]) -> Summary:
-    """Summarize lines, whoever wrote them."""
+    """Summarize lines, whichever program wrote them."""
     timestamps: list[str] = []
     summarized: list[tuple[int | None, int]] = []
     levels = [0]
@@ -95,7 +95,7 @@ def summarize_lines(lines: Iterable[bytes]) -> Summary:
         except ValueError:
             fields = None
         if type(fields) is dict and is_surely_entry(fields):
-            # As texts, too, they are in the order of time.
+            # These timestamps sort as text in the order of time.
             timestamps.append(fields["timestamp"])
             levels.append(fields["level"])
         else:
@@ -107,7 +107,7 @@ def summarize_lines(lines: Iterable[bytes]) -> Summary:
 
 
 def find_event(content: bytes, writer: str, number: int) -> int | None:
-    """Return where the line of an event begins, None if it is not there."""
+    """Return where the line of an event begins; None if the content does not have it."""
     wanted = b'"number":%d,' % number
     place = content.find(wanted)
     while place >= 0:
@@ -124,7 +124,7 @@ def find_event(content: bytes, writer: str, number: int) -> int | None:
 
 
 def is_complete(text: bytes) -> bool:
-    """Return whether a line without a newline is a whole entry all the same."""
+    """Return whether a line without a newline is a complete entry."""
     try:
         return isinstance(orjson.loads(text), dict)
     except ValueError:
@@ -132,9 +132,9 @@ def is_complete(text: bytes) -> bool:
 
 
 def event_of(text: bytes, stream: Stream) -> LogEvent | None:
-    """Return the event that a line was made of, None if another program wrote it.
+    """Return the event of a line; None if another program wrote the line.
 
-    A line that says which event it is, and of the rest what makes no sense, is an event with the line as its message.
+    If a line has a valid writer and number but the rest makes no sense, the event has the line as its message.
     """
     try:
         fields = orjson.loads(text)
@@ -159,10 +159,10 @@ def event_of(text: bytes, stream: Stream) -> LogEvent | None:
 
 
 def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a line says, but for what says which event it is.
+    """Return the fields of a line's event from `level` on.
 
     Raises:
-        ValueError: It is no entry.
+        ValueError: The line is no entry.
     """
     if is_surely_entry(fields):
         level, message, name = fields["level"], fields["message"], fields.get("name", "")
@@ -211,7 +211,7 @@ def _is_integer(value: Any, least: int, bound: int) -> bool:
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Return whether every backend can encode a value that was read."""
+    """Return whether every backend can encode a decoded value."""
     if isinstance(value, dict | list):
         values = value.values() if isinstance(value, dict) else value
         return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in values)
@@ -219,7 +219,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def is_surely_entry(fields: dict[str, Any]) -> bool:
-    """Return whether fields are those of an entry, as ours are. To have `LogEntry` tell takes four times as long."""
+    """Return whether fields are surely valid for `LogEntry`, whose own check takes four times as long."""
     get = fields.get
     level, timestamp, uid = get("level"), get("timestamp"), get("id")
     return (
@@ -243,7 +243,7 @@ _NO_ATTRIBUTES: dict[str, Any] = {}
 
 
 def entry_of(text: bytes) -> LogEntry | None:
-    """Return a line as an entry, whoever wrote it; None if it is empty or a piece of one."""
+    """Return a line as an entry, whichever program wrote it; None if it is empty or torn."""
     try:
         entry: LogEntry = LogEntry.model_validate(orjson.loads(text))
     except ValueError:
@@ -252,10 +252,10 @@ def entry_of(text: bytes) -> LogEntry | None:
 
 
 def is_piece(text: bytes) -> bool:
-    """Return whether a line that is no entry is the beginning of one of ours.
+    """Return whether a line that is no entry is the beginning of a line that our exporter writes.
 
-    Its process was killed in the middle of writing it, or found the disk full. The event is written again. What
-    makes no sense before it ends is a damaged line, and shown.
+    Such a line is torn: its process was killed while writing it, or the disk was full. Its event is written again, so
+    the torn line is not shown. A line with an error before its end is damaged, and is shown.
     """
     if not text.startswith(_BEGINNING):
         return len(text) > 1 and _BEGINNING.startswith(text)
@@ -273,7 +273,7 @@ def is_piece(text: bytes) -> bool:
 
 
 def _time_and_level(text: bytes, fields: Any) -> tuple[int | None, int]:
-    """Return what a line that others may have written says of its time, in microseconds, and of its level."""
+    """Return the time, in microseconds since the epoch, and the level of a line that any program may have written."""
     try:
         entry: LogEntry | None = LogEntry.model_validate(fields)
     except ValueError:
@@ -283,12 +283,12 @@ def _time_and_level(text: bytes, fields: Any) -> tuple[int | None, int]:
 
 
 def plain_entry(text: bytes) -> LogEntry | None:
-    """Return the entry that ZenML makes of a line of plain text, None if it is empty."""
+    """Return the entry that ZenML makes of a line of plain text; None if the line is empty."""
     line = text.decode("utf-8", "replace")
     try:
         return parse_log_entry(line)
     except ValueError:
-        # It begins like a line of ZenML's old format, but with a time that is none.
+        # The line begins like a line of ZenML's old format, but its time is invalid.
         return LogEntry(message=line.strip(), level=LoggingLevels.INFO)
 
 
@@ -306,5 +306,5 @@ def to_micros(time: datetime) -> int:
 
 
 def identity_of(fields: Any) -> Event | None:
-    """Return which event the line is, None if another program wrote it."""
+    """Return the identity of a line's event; None if another program wrote the line."""
     return Event.of(fields.get("writer"), fields.get("sequence")) if isinstance(fields, dict) else None

@@ -1,4 +1,4 @@
-"""What the name of an object says: when it arrived, which events are in it, and what they have among them."""
+"""The names of an archive's objects: when an object arrived, which events it has, and a summary of them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _WRITER = re.compile(r"[0-9a-f]{15}")
 
 
 class ObjectName(NamedTuple):
-    """The name of an object that was written once, or of one that others were merged into.
+    """The name of an object that was written once, or of a merged object, which replaces several of these.
 
     Attributes:
-        arrival: When it was written, in nanoseconds since the epoch, or the first of those that were merged. Names
-            sort by it.
-        until: When the last of those that were merged was written; its own arrival where none was. So it
-            comes right after the first of them.
-        writer: Who wrote it.
+        arrival: When the object was written, in nanoseconds since the epoch; of a merged object, when the first of its
+            originals was written. Names sort by it.
+        until: Of a merged object, when the last of its originals was written; otherwise the same as `arrival`. So a
+            merged object sorts right after the first of its originals.
+        writer: The writer of its events.
         first: The number of its first event.
-        last: The number of its last.
-        summary: What its events have among them: a filter knows by the listing alone what to leave out.
-        size: Of one that others were merged into: its size in bytes. If it has another, it is not whole.
+        last: The number of its last event.
+        summary: The summary of its events. With it, a filter excludes objects by the listing alone.
+        size: Of a merged object, the size in bytes that it should have; with another size it is incomplete.
     """
 
     arrival: int
@@ -54,7 +54,7 @@ class ObjectName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> ObjectName | None:
-        """Return what a name says, None if it is none of ours."""
+        """Return the parsed name; None if our exporter does not write such names."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -64,11 +64,11 @@ class ObjectName(NamedTuple):
 
     @classmethod
     def of_merged(cls, names: Sequence[str], size: int) -> ObjectName:
-        """Return the name of what objects of one writer are merged into.
+        """Return the name of the object into which objects of one writer are merged.
 
         Args:
-            names: Their names, in their order.
-            size: The size of them all, in bytes.
+            names: The names of the originals, in their order.
+            size: The size of all originals together, in bytes.
         """
         parsed = [one for one in map(cls.parse, names) if one is not None]
         first, last = parsed[0], parsed[-1]
@@ -80,7 +80,7 @@ class ObjectName(NamedTuple):
         return cls(first.arrival, last.until, first.writer, first.first, last.last, summary, size)
 
     def has_merged(self, other: ObjectName) -> bool:
-        """Return whether the other one was merged into this one."""
+        """Return whether the other object was merged into this one."""
         return (
             self.size is not None
             and other.size is None
@@ -92,9 +92,9 @@ class ObjectName(NamedTuple):
 
 
 def writer_in_names(writer: str) -> str:
-    """Return what stands for a writer in the names of its objects, 15 hexadecimal digits.
+    """Return 15 hexadecimal digits that stand for a writer in the names of its objects.
 
-    A copied event may say anything of its writer, also what leads out of the folder.
+    A backfilled event may name any writer, even one that as a path would lead out of the folder.
     """
     if _WRITER.fullmatch(writer):
         return writer
@@ -102,15 +102,16 @@ def writer_in_names(writer: str) -> str:
 
 
 def superseded(parts: Iterable[Part]) -> set[str]:
-    """Return the names of the objects that are still there though they were merged into another that is, too.
+    """Return the names of the objects to ignore.
 
-    If that one is not whole, its own name in their place.
+    These are the originals of a merged object, as long as they are not removed; or the merged object, if it is
+    incomplete.
 
     Args:
         parts: All objects of a stream.
     """
     parsed = [(one, part) for part in parts if (one := ObjectName.parse(part.name)) is not None]
-    copies: set[str] = set()
+    ignored: set[str] = set()
     merged: dict[str, list[tuple[ObjectName, Part]]] = {}
     for one, part in parsed:
         if one.size is not None:
@@ -118,8 +119,8 @@ def superseded(parts: Iterable[Part]) -> set[str]:
     for one, part in parsed:
         if one.size is not None:
             continue
-        # Of a writer whose clock went back, what others wrote may lie between.
+        # If a writer's clock went back, objects of others may lie between its own.
         for into, whole in merged.get(one.writer, ()):
             if into.has_merged(one):
-                copies.add(part.name if into.size == whole.size else whole.name)
-    return copies
+                ignored.add(part.name if into.size == whole.size else whole.name)
+    return ignored

@@ -1,4 +1,4 @@
-"""The bytes of a stream: the file or the objects that it consists of, read in ranges."""
+"""Reads the bytes of a stream in ranges, from one file or from many objects."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
 LONGEST_LINE = 64 * 1024 * 1024
-"""In bytes. What goes on for longer without a newline is read as several lines: it must fit into memory."""
+"""In bytes. A longer line is read as several lines, since a line must fit into memory."""
 _AT_ONCE = 16
 
 
 class Part(ABC):
-    """One file or object, of as many bytes as there were when it was first looked at."""
+    """One file or object of a stream. Its size is the one that it had when it was opened."""
 
     def __init__(self, name: str) -> None:
-        """Open nothing yet.
+        """Prepare; nothing is opened yet.
 
         Args:
-            name: Its name in the stream's folder; empty where the stream is a single file.
+            name: The name in the stream's folder; empty if the stream is a single file.
         """
         self.name = name
         self._fetched = (0, b"")
@@ -37,17 +37,17 @@ class Part(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """How many bytes it has."""
+        """The size in bytes."""
 
     @abstractmethod
     def _read(self, begin: int, end: int) -> bytes:
-        """Read bytes that are there."""
+        """Read bytes within the size."""
 
     def read(self, begin: int, end: int) -> bytes:
-        """Return the bytes from one place to another, fewer where it ends before.
+        """Return the bytes from one offset to another, or to the end.
 
         Raises:
-            OSError: It cannot be read, or became shorter.
+            OSError: The part cannot be read, or became shorter.
         """
         end = min(end, self.size)
         if begin >= end:
@@ -61,16 +61,16 @@ class Part(ABC):
         return content
 
     def fetch(self, begin: int, end: int) -> None:
-        """Read a range, to have it when it is asked for."""
+        """Read a range ahead, for a later `read`."""
         self._fetched = (begin, self.read(begin, end))
 
     def close(self) -> None:
-        """Release what is open, and forget what was fetched."""
+        """Close the file, and forget the range that was read ahead."""
         self._fetched = (0, b"")
 
 
 class _File(Part):
-    """A file of whatever an artifact store keeps, opened when it is needed."""
+    """A file that an artifact store opens, on first use."""
 
     def __init__(self, artifact_store: BaseArtifactStore, uri: str, name: str) -> None:
         super().__init__(name)
@@ -103,7 +103,7 @@ class _File(Part):
 
 
 class _Object(Part):
-    """An object of S3, GCS or Azure: one request reads one range, and nothing beyond it."""
+    """An object of S3, GCS or Azure: one request reads exactly one range."""
 
     def __init__(self, filesystem: Any, path: str, name: str, size: int) -> None:
         super().__init__(name)
@@ -121,13 +121,13 @@ class _Object(Part):
 
 
 class Archive(NamedTuple):
-    """What there is of one stream.
+    """The archive of one stream.
 
     Attributes:
-        artifact_store: Where it is.
-        uri: Its file or folder.
-        is_folder: Whether it consists of objects in a folder.
-        parts: The objects by their names, which is the order of arrival; or the one file.
+        artifact_store: The artifact store.
+        uri: The stream's file or folder.
+        is_folder: Whether the stream is a folder of objects.
+        parts: The objects, sorted by name, which is the order of arrival; or the one file.
     """
 
     artifact_store: BaseArtifactStore
@@ -137,21 +137,21 @@ class Archive(NamedTuple):
 
 
 class ListingError(OSError):
-    """What an artifact store lists is more than it can have, or makes no sense."""
+    """The listing of an artifact store has too many objects, or makes no sense."""
 
 
 def _in_time(filesystem: Any) -> dict[str, float]:
-    """Return the argument that ends a request in time, if the filesystem knows it: asynchronous ones of `fsspec` do."""
+    """Return the argument that bounds a request's time, for the asynchronous filesystems of `fsspec`, which know it."""
     return {"timeout": Bounds.STORE_SECONDS} if getattr(filesystem, "async_impl", False) is True else {}
 
 
 def open_archive(artifact_store: BaseArtifactStore, uri: str) -> Archive | None:
-    """Return what there is of a stream now, None if there is nothing."""
+    """List a stream, and return its archive; None if the stream has no file and no objects."""
     filesystem = getattr(artifact_store, "filesystem", None)
     parts: list[Part]
     if filesystem is not None:
-        # One request has the names and the sizes of up to 1,000 objects. It must be made: these filesystems
-        # remember what they have listed, and what was there a page ago is not what is there now.
+        # One request returns the names and sizes of up to 1,000 objects. These filesystems cache listings, and objects
+        # may have been added since the last page, so the cache is dropped.
         path = filesystem._strip_protocol(uri)
         filesystem.invalidate_cache(path)
         try:
@@ -175,13 +175,13 @@ def open_archive(artifact_store: BaseArtifactStore, uri: str) -> Archive | None:
 
 
 def contents_of(archive: Archive, parts: Sequence[Part]) -> list[bytes]:
-    """Return all that is in some parts of an archive.
+    """Return the contents of some parts of an archive.
 
-    Objects are read side by side, by the filesystem itself: at a process's end no thread pool would do so any
-    more, and it would not end before a request that hangs.
+    The filesystem itself reads objects side by side. A thread pool would not start at a process's end, and would wait
+    for a request that hangs.
 
     Raises:
-        OSError: One cannot be read, or is not as large as it was.
+        OSError: A part cannot be read, or changed its size.
     """
     objects = [part for part in parts if isinstance(part, _Object)]
     if len(objects) == len(parts):
@@ -201,10 +201,10 @@ def contents_of(archive: Archive, parts: Sequence[Part]) -> list[bytes]:
 
 
 class Block(NamedTuple):
-    """Whole lines of a part, the last of which may lack its newline.
+    """Consecutive whole lines of a part. The last line of a part may have no newline.
 
     Attributes:
-        begin: Where they begin, in bytes.
+        begin: The offset of the first line, in bytes.
         content: The lines.
     """
 
@@ -213,21 +213,21 @@ class Block(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where they end."""
+        """The offset after the last line."""
         return self.begin + len(self.content)
 
 
 def forward(part: Part, begin: int, end: int, size: int, largest: int) -> Iterator[Block]:
-    """Yield the lines between two places, the first ones first.
+    """Yield the lines between two offsets, block by block, the first block first.
 
     Args:
-        part: Where they are.
-        begin: Where to begin.
-        end: Where to end.
+        part: The part.
+        begin: The offset to begin at.
+        end: The offset to end at.
         size: How many bytes to read first; then twice as many each time.
         largest: The most bytes to read at a time.
     """
-    rest: list[bytes] = []  # the beginning of a line, from `begin` on
+    rest: list[bytes] = []  # The beginning of an unfinished line, from `begin` on.
     place = begin
     while place < end:
         content = part.read(place, min(place + size, end))
@@ -246,17 +246,17 @@ def forward(part: Part, begin: int, end: int, size: int, largest: int) -> Iterat
 
 
 def backward(part: Part, begin: int, end: int, size: int, largest: int) -> Iterator[Block]:
-    """Yield the lines between two places, the last ones first. The arguments are those of `forward`."""
-    rest: deque[bytes] = deque()  # the end of a line, up to `end`
+    """Yield the lines between two offsets, block by block, the last block first; see `forward` for the arguments."""
+    rest: deque[bytes] = deque()  # The end of a line whose beginning was not read yet, up to `end`.
     place = end
     while place > begin:
         content = part.read(max(begin, place - size), place)
         place -= len(content)
         size = min(2 * size, largest)
-        # What comes before the first newline belongs to a line that begins further up.
+        # The bytes before the first newline belong to a line that begins earlier.
         cut = content.find(b"\n") + 1 if place > begin else 0
         if place > begin and (cut == 0 or (cut == len(content) and not rest)):
-            # No line begins here.
+            # No line begins in these bytes.
             if end - place < LONGEST_LINE:
                 rest.appendleft(content)
                 continue
@@ -268,13 +268,14 @@ def backward(part: Part, begin: int, end: int, size: int, largest: int) -> Itera
 
 
 def fetched(parts: Iterable[Part], first: Callable[[Part], tuple[int, int]]) -> Generator[Part]:
-    """Yield the parts when a range of each has been fetched, and fetch further ones meanwhile, more and more.
+    """Yield the parts, each with a range read ahead, while threads read ahead ranges of the next parts.
 
-    A step that logs little writes many small objects, and each takes a request.
+    A step that logs little writes many small objects, and each takes a request. So the number of parts that are read
+    ahead grows.
 
     Args:
         parts: The parts.
-        first: Says which range of a part is wanted first.
+        first: Returns the range of a part to read ahead.
     """
 
     def fetch(part: Part) -> Part:

@@ -1,4 +1,4 @@
-"""The read port: pages of an archive, from either end, by seeking."""
+"""The reader: reads pages of an archive from either end, by seeking."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from composite_logstore_artifact.parts import Archive, Block, Part, backward, fe
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
-# How many bytes are read at a time: as many as a page usually takes, then twice as many each time.
+# How many bytes to read at a time: as many as a page usually takes, then twice as many each time.
 _USUAL_LINE = 512
 _FIRST_BLOCK = 64 * 1024
 _LARGEST_BLOCK = 8 * 1024 * 1024
-# A search does best with what fits into a processor's cache.
+# A search is fastest on a block that fits into a processor's cache.
 _SEARCHED_BLOCK = 1024 * 1024
-# How many bytes one page reads at most: a search that finds nothing must not take minutes.
+# The most bytes that one page reads: a search that finds nothing must not take minutes.
 _MOST_BYTES = 128 * 1024 * 1024
-# So many lines' worth of bytes are scanned at a time: what fits into a processor's cache.
+# A scan reads so many usual lines at a time, which fit into a processor's cache.
 _SCANNED_LINES = 2 * _SEARCHED_BLOCK // _USUAL_LINE
 _OFFSET = re.compile(r"\d{1,19}", re.ASCII)
-# Fewer bytes are not worth a line in the index.
+# A block with fewer bytes is not worth a line in the index.
 _WORTH_KNOWING = 64 * 1024
 
 
 class ArtifactReader:
-    """Reads what `ArtifactExporter` has written, and what ZenML's own log store has.
+    """Reads the streams that `ArtifactExporter` and ZenML's own log store have written.
 
-    A token is `<name of the object>:<offset in bytes>`, with an empty name where the stream is a single
-    file. Nothing is ever inserted before a place that was read, so tokens stay valid while the stream
-    grows, and when objects are merged: their names say into which. The exception are clocks that
-    disagree or go back: an object that sorts before a token is only seen by who begins anew.
+    A token is `<name of the object>:<offset in bytes>`, with an empty name where the stream is a single file. Nothing
+    is inserted before a position that was read, so tokens stay valid while the stream grows. They stay valid when
+    objects are merged, too: the name of the merged object says which objects are in it. Only where clocks disagree or
+    go back, an object may sort before a token. A reader then sees it only if it begins anew.
     """
 
     max_page_size = 50_000
@@ -66,9 +66,9 @@ class ArtifactReader:
         """Prepare; nothing is looked up or opened.
 
         Args:
-            artifact_store: The name or id of the artifact store. None: that of each run's own stack.
-            find: Finds the artifact store of a stream, in the place of the above.
-            is_in_progress: Whether the run of a stream is known to be in progress.
+            artifact_store: The name or ID of the artifact store. None: the one of each run's own stack.
+            find: Finds the artifact store of a stream; replaces `artifact_store`.
+            is_in_progress: Returns whether the run of a stream is known to be in progress.
         """
         self._is_configured = artifact_store is not None and find is None
         if find is not None:
@@ -85,8 +85,8 @@ class ArtifactReader:
         Raises:
             ValueError: The token cannot be used.
             LogStoreUnavailableError: The artifact store cannot be reached or refuses access.
-            LogStoreError: The artifact store cannot be used from here.
-            DoesNotExistException: Nothing was archived for the stream, or its artifact store is gone.
+            LogStoreError: The artifact store cannot be used on this machine.
+            DoesNotExistException: The archive does not have the stream, or its artifact store no longer exists.
         """
         start = _Position.parse(request.token)
         artifact_store = self._artifact_store_of(request.logs)
@@ -98,17 +98,17 @@ class ArtifactReader:
                 try:
                     return _read_page(archive, start, request)
                 except FileNotFoundError:
-                    # Objects were merged since they were listed.
+                    # Objects were merged after they were listed.
                     if not attempts_left:
                         raise
         return Page()
 
     def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
-        """Read a whole stream, line by line as it lies there.
+        """Read a whole stream, with its lines undecoded.
 
         Args:
             logs: The stream.
-            token: Where an earlier scan, or a page towards newer ones, ended.
+            token: The token at which an earlier scan, or a page towards newer entries, ended.
 
         Raises:
             Exception: As `read` does.
@@ -125,32 +125,32 @@ class ArtifactReader:
                             start, attempts_left = _Position.parse(scanned.token), 2
                     return
                 except FileNotFoundError:
-                    # Objects were merged since they were listed. What was read of them ends with a token.
+                    # Objects were merged after they were listed. The scan continues at the last token.
                     if not attempts_left:
                         raise
                     attempts_left -= 1
 
     def event_of(self, content: bytes, stream: Stream) -> LogEvent | None:
-        """Return a line as the event that it was made of, None if another program wrote it."""
+        """Return the event of a line; None if another program wrote the line."""
         return lines.event_of(content, stream)
 
     def entry_of(self, content: bytes) -> LogEntry | None:
-        """Return a line as an entry, whoever wrote it."""
+        """Return a line as an entry, whichever program wrote it."""
         return lines.entry_of(content)
 
     def _open(self, artifact_store: BaseArtifactStore, logs: LogsResponse) -> Archive | None:
-        """Return what there is of a stream, None if there is nothing yet."""
+        """Return the archive of a stream; None if nothing was written yet."""
         archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, logs.id))
         if archive is None and not self._is_in_progress(logs):
             raise DoesNotExistException(
-                f"Nothing was found for these logs in artifact store '{artifact_store.name}'. Nothing may have been "
-                f"logged; or, if the stack has got another artifact store since, set 'artifact_store' of this child "
-                f"to the old one."
+                f"Nothing was found for these logs in artifact store '{artifact_store.name}'. Perhaps nothing was "
+                f"logged. If the stack's artifact store was exchanged since, set 'artifact_store' of this child to the "
+                f"old one."
             )
         return archive
 
     def close(self) -> None:
-        """Do nothing: artifact stores are shared with the active stack, or between the server's requests."""
+        """Do nothing: artifact stores are shared with the active stack, and between requests on ZenML's server."""
 
     def _artifact_store_of(self, logs: LogsResponse) -> BaseArtifactStore:
         try:
@@ -168,11 +168,11 @@ class ArtifactReader:
 
 @contextmanager
 def _in_words(artifact_store: BaseArtifactStore) -> Iterator[None]:
-    """Put whatever fails into the words of the read port."""
+    """Translate errors into those of the read port."""
     try:
         yield
     except IllegalOperationError as error:
-        # ZenML's server keeps away from its own disk, unless it is told otherwise.
+        # ZenML's server does not read its own disk, unless it is configured to.
         raise LogStoreError(
             f"Artifact store '{artifact_store.name}' is on the disk of the machine that wrote it, which the "
             f"ZenML server does not read. Fetch these logs there, or use a remote artifact store."
@@ -185,7 +185,7 @@ def _in_words(artifact_store: BaseArtifactStore) -> Iterator[None]:
 
 
 class _Position(NamedTuple):
-    """A place between two bytes of a stream."""
+    """A position between two bytes of a stream: the object, and the offset in it."""
 
     name: str
     offset: int
@@ -204,7 +204,7 @@ class _Position(NamedTuple):
 
 
 def _located(start: _Position, archive: Archive) -> _Position:
-    """Return where a place is now: the object that it was in may have been merged into another."""
+    """Return where a position is now: its object may have been merged into another."""
     name = ObjectName.parse(start.name)
     if name is None or start.name in {part.name for part in archive.parts}:
         return start
@@ -212,7 +212,7 @@ def _located(start: _Position, archive: Archive) -> _Position:
     for part in archive.parts:
         into = ObjectName.parse(part.name)
         if into is not None and name.has_merged(into):
-            # What others were merged into is gone, since it did not turn out well, and they are there.
+            # The merged object turned out incomplete and was removed; the objects that it was made of remain.
             if offset <= part.size:
                 return _Position(part.name, offset)
             offset -= part.size
@@ -226,11 +226,11 @@ def _located(start: _Position, archive: Archive) -> _Position:
     return start
 
 
-def _without_copies(archive: Archive, start: _Position | None) -> tuple[Archive, _Position | None]:
-    """Return a stream without what was merged and is still there, and where a place is in it.
+def _without_merged(archive: Archive, start: _Position | None) -> tuple[Archive, _Position | None]:
+    """Return a stream without objects that were merged but not yet removed, and where a position is in it.
 
     Raises:
-        ValueError: The place is not one of the stream.
+        ValueError: The stream does not have the position.
     """
     if start is not None and bool(start.name) != archive.is_folder:
         raise ValueError("The token is not one of this stream: pass on what an earlier page returned.")
@@ -244,19 +244,19 @@ def _without_copies(archive: Archive, start: _Position | None) -> tuple[Archive,
 
 
 def _is_of(archive: Archive, name: str) -> bool:
-    """Return whether there is, or may have been, an object of that name: those that were merged are gone."""
+    """Return whether the stream has, or may have had, an object of that name: merged objects are removed."""
     return ObjectName.parse(name) is not None or any(part.name == name for part in archive.parts)
 
 
 def _read_page(archive: Archive, start: _Position | None, request: PageRequest) -> Page:
-    archive, start = _without_copies(archive, start)
+    archive, start = _without_merged(archive, start)
     towards_newer = request.direction == "newer"
     limit = min(request.limit, ArtifactReader.max_page_size)
     wanted = LineFilter(request.filter)
     entries: list[ReadEntry] = []
-    near: _Position | None = None  # where the first entry in the direction begins, seen from there
-    edge: _Position | None = None  # where the last one ends
-    far = start  # how far everything was looked at
+    near: _Position | None = None  # The near end of the first entry in the direction.
+    edge: _Position | None = None  # The far end of the last entry.
+    far = start  # How far the stream was searched.
     scanned = 0
     reached_end = True
     with closing(_blocks(archive, start, towards_newer, wanted, limit)) as blocks:
@@ -269,7 +269,7 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
                 if read is None:
                     continue
                 entries.append(read)
-                # The newline belongs to the line, if there is one.
+                # The newline, if there is one, belongs to its line.
                 before = _Position(part.name, block.begin + begin)
                 after = _Position(part.name, min(block.begin + end + 1, block.end))
                 near = near or (before if towards_newer else after)
@@ -296,14 +296,14 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
 
 
 def _scan(archive: Archive, start: _Position | None) -> Iterator[Scanned]:
-    archive, start = _without_copies(archive, start)
+    archive, start = _without_merged(archive, start)
     with closing(_blocks(archive, start, True, LineFilter(LogsEntriesFilter()), _SCANNED_LINES)) as blocks:
         for part, block, _ in blocks:
             content = block.content
             if part is archive.parts[-1] and block.end == part.size:
                 content = _whole(content)
             name = ObjectName.parse(part.name)
-            # When each of the merged had arrived is not known any more.
+            # A merged object does not tell when each of its events arrived.
             arrival = name.arrival if name is not None and name.size is None else None
             before: Scanned | None = None
             for scanned in scanning.scan(content, arrival):
@@ -315,7 +315,7 @@ def _scan(archive: Archive, start: _Position | None) -> Iterator[Scanned]:
 
 
 def _whole(content: bytes) -> bytes:
-    """Return the end of a stream without a last line that whoever writes it may not have come to the end of."""
+    """Return the last block of a stream, without a last line that its writer may not have finished."""
     last = content.rfind(b"\n") + 1
     return content if last == len(content) or is_complete(content[last:]) else content[:last]
 
@@ -392,7 +392,7 @@ def _indexed_blocks(
 def _stretches(
     chunks: list[Chunk], begin: int, end: int, towards_newer: bool
 ) -> Iterator[tuple[int, int, Summary | None]]:
-    """Yield, in the direction, what lies between two places: what the index knows of, and what it does not."""
+    """Yield the pieces between two offsets, in the direction, each with its summary; None if the index has none."""
     stretches: list[tuple[int, int, Summary | None]] = []
     place = begin
     for chunk in chunks:
@@ -408,7 +408,7 @@ def _stretches(
 
 
 def _indexed(archive: Archive, block: Block) -> Summary:
-    """Find out what lines have among them, and put it into the index, which does not know it yet."""
+    """Summarize lines that the index does not know, and add them to it."""
     summary = summarize_lines(block.content.split(b"\n"))
     if len(block.content) >= _WORTH_KNOWING:
         add(archive.artifact_store, archive.uri, Chunk.of(block.begin, block.content, summary))

@@ -1,4 +1,4 @@
-"""The lines of an archive as records to compare and copy, most of them without parsing."""
+"""Scans the lines of an archive for comparing and copying, most of them without parsing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from composite_logstore_artifact.lines import entry_of, identity_of, to_micros, 
 
 
 class _Times(Sequence[int]):
-    """The times of lines, in nanoseconds since the epoch: looked for when they are asked for, and few are."""
+    """The times of lines, in nanoseconds since the epoch. They are parsed on access, and few are accessed."""
 
     def __init__(self, lines: Sequence[bytes]) -> None:
         self._lines = lines
@@ -30,7 +30,7 @@ class _Times(Sequence[int]):
         if isinstance(place, slice):
             return _Times(self._lines[place])
         line = self._lines[place]
-        # That is how most of ours end.
+        # Most lines that our exporter writes end like this.
         begin = line.rfind(b'"time_unix_nano":')
         digits = line[begin + 17 : -1] if begin > 0 else b""
         if digits.isdigit() and len(digits) < 20:
@@ -40,14 +40,15 @@ class _Times(Sequence[int]):
 
 
 def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
-    """Yield what lines say of which event each is, and no more: most are not parsed.
+    """Yield consecutive lines with the identity of their events.
 
-    A writer's lines mostly follow each other, so it is known how the next one ends if it is one of them. An attribute
-    cannot pass for that, since it stands in braces of its own, nor a text: in it, quotation marks are escaped.
+    A writer's lines mostly follow each other, so the scan expects how the next line ends, and parses it only if it ends
+    otherwise. This cannot confuse two lines: an attribute with these keys stands in braces of its own, and in a text
+    quotation marks are escaped.
 
     Args:
         content: Whole lines.
-        arrived: When they were written, in nanoseconds since the epoch, if that is known.
+        arrived: When the lines were written, in nanoseconds since the epoch; None if that is not known.
     """
     lines = content.split(b"\n")
     begin, writer, sequence, expected = 0, "", 0, b""
@@ -59,7 +60,7 @@ def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
             yield Scanned(writer, sequences, _Times(run), run, arrived, None)
 
     for place, line in enumerate(lines):
-        # A line that was torn off does not end like this.
+        # A torn line does not end with a brace after these keys.
         if expected and line.startswith(expected % sequence, line.rfind(b'"writer":"')) and line.endswith(b"}"):
             sequence += 1
             continue
@@ -73,7 +74,7 @@ def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
             begin, expected = place + 1, b""
             continue
         writer, sequence = row[0], row[1] + 1
-        # What a format would make something else of has to be written twice.
+        # A percent sign in the writer's name has to be doubled in a format.
         expected = (
             b'"writer":%b,"sequence":%%d,"number":' % orjson.dumps(writer).replace(b"%", b"%%") if writer else b""
         )
@@ -81,7 +82,7 @@ def scan(content: bytes, arrived: int | None) -> Iterator[Scanned]:
 
 
 def _identity(text: bytes) -> tuple[str, int, int] | None:
-    """Return a line's writer (empty if another program wrote it), sequence and time; None if it is no entry."""
+    """Return a line's writer (empty if another program wrote it), number and time; None if it is no entry."""
     if not text:
         return None
     try:

@@ -1,8 +1,6 @@
-"""Parity: whether several children hold the same events of a stream, and which they do not.
+"""Comparing: whether several children hold the same events of a stream, and which events differ.
 
-Each child is scanned once, one after the other. Of what it holds, only the intervals of numbers are kept, and for each
-1,024 numbers of a writer a sum over the contents: memory grows with the gaps, not with the events, and no order is
-needed. Only where sums differ is it read again: it is remembered which numbers lie between which two places.
+See the theory of operation at the head of the package.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ _SHOWN = ("sequence", "message", "level", "logger", "time", "file", "line")
 
 
 def _whole(event: LogEvent | None) -> tuple[Any, ...]:
-    """Return all of an event's own fields."""
+    """Return all fields of an event, for children that share a format."""
     if event is None:
         return ()
     attributes = {**event.attributes, **event.metadata}
@@ -56,7 +54,7 @@ _WHOLE = (*_SHOWN, "time", "level", "level", "message", "function", "exception",
 
 
 class Comparison:
-    """Compares one stream."""
+    """Compares one stream between several children."""
 
     def __init__(
         self,
@@ -66,14 +64,14 @@ class Comparison:
         is_in_progress: bool = False,
         tell: Tell = lambda number: None,
     ) -> None:
-        """Prepare.
+        """Prepare the comparison; nothing is read yet.
 
         Args:
             logs: The stream, as ZenML knows it.
-            label: What to call it.
+            label: The stream's name in reports.
             sources: The children, at least one.
-            is_in_progress: Whether it may still grow.
-            tell: Told how many more records were read.
+            is_in_progress: Whether the stream may still grow.
+            tell: Is told how many more records were read.
         """
         self._logs = logs
         self._stream = Stream(logs.id, {})
@@ -93,17 +91,17 @@ class Comparison:
         }
 
     def run(self) -> StreamParity:
-        """Compare, and return what came out."""
+        """Read the children, and return the result."""
         for name, holding in list(self._holdings.items()):
             self._scan(name, holding)
         self._excuse()
         missing = self._missing()
         for _ in range(_ROUNDS):
-            # It may have grown while the others were read.
+            # The stream may have grown while the other children were read.
             before = {name: holding.events for name, holding in self._holdings.items()}
             for name, holding in list(self._holdings.items()):
                 numbers = holding.numbers
-                if any(lacks.last > numbers.get(w, Intervals()).last for w, lacks in missing.get(name, {}).items()):
+                if any(absent.last > numbers.get(w, Intervals()).last for w, absent in missing.get(name, {}).items()):
                     self._scan(name, holding)
             if before == {name: holding.events for name, holding in self._holdings.items()}:
                 break
@@ -122,13 +120,13 @@ class Comparison:
             self._give_up(name, error)
 
     def _give_up(self, name: str, error: Exception) -> None:
-        """Leave a child out that cannot be read."""
+        """Leave out a child that cannot be read."""
         is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
         self.result.children[name].error = str(error) if is_known else f"its reader raised {type(error).__name__}"
         self._holdings.pop(name, None)
 
     def _excuse(self) -> None:
-        """Leave out who does not say which events it holds, where the others do."""
+        """Leave out children whose entries do not say which events they are, if those of other children do."""
         foreign = foreign_writer(self._logs.id)
         holdings = self._holdings
         known = [name for name, holding in holdings.items() if holding.numbers.keys() - {foreign}]
@@ -141,7 +139,7 @@ class Comparison:
                 del holdings[name]
 
     def _missing(self) -> dict[str, dict[str, Intervals]]:
-        """Return what each child lacks: its name → a writer → numbers."""
+        """Return which events each child is missing: its name → a writer → numbers."""
         missing: dict[str, dict[str, Intervals]] = {}
         writers = {writer for holding in self._holdings.values() for writer in holding.numbers}
         for writer in sorted(writers):
@@ -154,12 +152,12 @@ class Comparison:
                 for other in self._holdings.values():
                     exempt = other.exempt.get(name, {}).get(writer)
                     expected = expected - exempt if exempt else expected
-                lacks = expected - holding.numbers.get(writer, Intervals())
-                # Of what nobody has, nobody knows whether it was meant for one that does not take everything.
+                absent = expected - holding.numbers.get(writer, Intervals())
+                # No child has these events, so their level is unknown: a child with `min_level` need not have them.
                 if gaps and holding.source.config.wants_all:
-                    lacks |= gaps
-                if lacks:
-                    missing.setdefault(name, {})[writer] = lacks
+                    absent |= gaps
+                if absent:
+                    missing.setdefault(name, {})[writer] = absent
         return missing
 
     def _count(self, missing: dict[str, dict[str, Intervals]]) -> None:
@@ -171,13 +169,13 @@ class Comparison:
             child.minutes = dict(holding.minutes)
             child.delays = [holding.delays[place] for place in range(len(DELAYS_SECONDS) + 1)] if holding.delays else []
             named: list[tuple[str, int]] = []
-            for writer, lacks in missing.get(name, {}).items():
+            for writer, absent in missing.get(name, {}).items():
                 last = holding.numbers.get(writer, Intervals()).last
-                arriving = lacks - Intervals([(0, last)]) if self._is_in_progress else Intervals()
-                lacks = lacks - arriving if arriving else lacks
+                arriving = absent - Intervals([(0, last)]) if self._is_in_progress else Intervals()
+                absent = absent - arriving if arriving else absent
                 child.arriving += len(arriving)
-                child.missing += len(lacks)
-                named += islice(((writer, number) for number in _numbers(lacks)), NAMED - len(named))
+                child.missing += len(absent)
+                named += islice(((writer, number) for number in _numbers(absent)), NAMED - len(named))
             self._name("missing", name, named)
             self._name("duplicated", name, holding.duplicates)
             self._name("out of order", name, holding.late)
@@ -186,7 +184,7 @@ class Comparison:
         self.result.differences += [Difference(kind, child, writer, sequence) for writer, sequence in events]
 
     def _compare_contents(self) -> None:
-        """Find the events that do not say the same everywhere: where the sums of their blocks differ."""
+        """Find the events whose contents differ: only blocks whose checksums differ can contain one."""
         doubtful = []
         writers = {writer for holding in self._holdings.values() for writer in holding.sums}
         for writer in sorted(writers):
@@ -209,7 +207,7 @@ class Comparison:
                     continue
                 of_block = found[name][event.writer, event.sequence >> BLOCK_BITS]
                 place = event.sequence & (BLOCK - 1)
-                # The first of its copies counts; 0 is none.
+                # Of duplicates the first counts. 0 stands for an event that the child does not hold.
                 of_block[place] = of_block[place] or (hash(self._fields(event)) & MASK or 1)
         names = list(self._holdings)
         for writer, block in blocks:
@@ -223,7 +221,7 @@ class Comparison:
                             self._name("different", name, [(writer, (block << BLOCK_BITS) + place)])
 
     def _again(self, name: str, wanted: dict[str, Intervals]) -> Generator[LogEvent]:
-        """Read a child once more, and yield the events that are wanted; one that fails meanwhile is left out."""
+        """Read a child again, and yield these events. A child that fails now is left out of the comparison."""
         try:
             yield from self._holdings[name].again(self._logs, wanted)
         except DoesNotExistException:
@@ -232,7 +230,7 @@ class Comparison:
             self._give_up(name, error)
 
     def _describe(self) -> None:
-        """Find out what the events that were named say, and what differs in them."""
+        """Read the events that are named in the result again, to say what they contain and what differs in them."""
         wanted = {(named.writer, named.sequence) for named in self.result.differences}
         said: dict[tuple[str, int], dict[str, LogEvent]] = {}
         for name in list(self._holdings):
@@ -253,7 +251,7 @@ class Comparison:
         for named in self.result.differences:
             by_child = said.get((named.writer, named.sequence))
             if not by_child:
-                named.detail = "no child has it, but later ones of its writer"
+                named.detail = "no child has it, although later events of its writer arrived"
                 continue
             event = next(iter(by_child.values()))
             named.uid, named.time_unix_nano, named.message = event.uid, event.time_unix_nano, event.message[:500]
@@ -279,5 +277,5 @@ def compare(
     is_in_progress: bool = False,
     tell: Tell = lambda number: None,
 ) -> StreamParity:
-    """Compare what children hold of a stream. The arguments are those of `Comparison`."""
+    """Compare a stream between children. The arguments are those of `Comparison`."""
     return Comparison(logs, label, sources, is_in_progress, tell).run()

@@ -1,4 +1,4 @@
-"""Sets of numbers that lie close together: what a child holds of a writer's events."""
+"""Sets of numbers that lie close together, such as the numbers of the events that a child holds of one writer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 Interval: TypeAlias = tuple[int, int]
-"""A first and a last number, both in it."""
+"""The first and the last number of an interval, both inclusive."""
 
 
 class Intervals:
-    """A set of numbers from 0 to 2^62, as intervals: a stream without a loss is one, whatever its length."""
+    """A set of numbers from 0 to 2^62, kept as disjoint intervals: a stream without losses is one of them."""
 
     __slots__ = ("_firsts", "_lasts")
 
@@ -23,7 +23,7 @@ class Intervals:
             self.add(first, last)
 
     def add(self, first: int, last: int) -> None:
-        """Add the numbers from one to another."""
+        """Add all numbers from `first` to `last`."""
         firsts, lasts = self._firsts, self._lasts
         if not lasts or first > lasts[-1] + 1:
             firsts.append(first)
@@ -35,7 +35,7 @@ class Intervals:
         if last == firsts[0] - 1:
             firsts[0] = first
             return
-        # The intervals that it touches become one.
+        # All intervals that it touches become one.
         begin = bisect_right(lasts, first - 2)
         end = bisect_right(firsts, last + 1)
         if begin < end:
@@ -44,12 +44,12 @@ class Intervals:
         lasts[begin:end] = array("q", [last])
 
     def has(self, first: int, last: int) -> bool:
-        """Return whether all the numbers from one to another are in it."""
+        """Return whether the set contains all numbers from `first` to `last`."""
         place = bisect_right(self._firsts, first) - 1
         return place >= 0 and last <= self._lasts[place]
 
     def touches(self, first: int, last: int) -> bool:
-        """Return whether any of the numbers from one to another is in it."""
+        """Return whether the set contains any number from `first` to `last`."""
         place = bisect_right(self._firsts, last) - 1
         return place >= 0 and first <= self._lasts[place]
 
@@ -67,12 +67,12 @@ class Intervals:
 
     @property
     def count(self) -> int:
-        """How many intervals it consists of."""
+        """The number of intervals."""
         return len(self._firsts)
 
     @property
     def last(self) -> int:
-        """The highest number, -1 if there is none."""
+        """The highest number; -1 if the set is empty."""
         return self._lasts[-1] if self._lasts else -1
 
     def __or__(self, other: Intervals) -> Intervals:

@@ -1,4 +1,4 @@
-"""What was sent to a child, noted on disk after each export."""
+"""The ledger of a backfill: which events were sent to a child, noted on disk after each export."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from composite_logstore.parity.intervals import Intervals
 from composite_logstore.spool.lock import lock_file
 
 REMEMBERED_SECONDS = 3600.0
-"""How long what was sent to a child that can be read counts as there although it is not found: some take a while."""
+"""Grace period, in seconds, before an event that is missing from a readable child is copied again: some backends take a
+while until they show what they accepted."""
 
 
 class BackfillRunsError(Exception):
-    """Another process copies to the same child."""
+    """Another process backfills the same child."""
 
 
 class Ledger:
-    """What was sent to a child, on disk. Made by `open_ledger`.
+    """The events that were sent to a child. `open_ledger` opens it.
 
     Attributes:
-        is_resumed: Whether an earlier copy was interrupted.
-        finished: The streams that it had finished.
+        is_resumed: Whether an earlier backfill was interrupted.
+        finished: The streams that the earlier backfill had finished.
     """
 
     def __init__(self, path: Path, since: float, clock: Callable[[], float] = time.time) -> None:
-        """Read what there is.
+        """Read the file.
 
         Args:
             path: The file.
-            since: What was sent before that does not count, in seconds since the epoch.
-            clock: The time in seconds since the epoch.
+            since: Events that were sent before this time do not count, in seconds since the epoch.
+            clock: Returns the time in seconds since the epoch.
         """
         self._path = path
         self._clock = clock
@@ -66,33 +67,33 @@ class Ledger:
                         for first, last in line["runs"]:
                             self.sent(line["stream"], line["writer"]).add(first, last)
             except (ValueError, KeyError, TypeError):
-                # The last line of a process that was killed.
+                # A process was killed while it wrote this line.
                 continue
         if content and not content.endswith(b"\n"):
             with open(self._path, "ab") as file:
                 file.write(b"\n")
 
     def sent(self, logs_id: str, writer: str) -> Intervals:
-        """Return which of a writer's events of a stream were sent."""
+        """Return the numbers of a writer's events of a stream that were sent."""
         return self._sent.setdefault(logs_id, {}).setdefault(writer, Intervals())
 
     def writers(self, logs_id: str) -> list[str]:
-        """Return the writers of whose events some were sent."""
+        """Return the writers whose events were sent, at least in part."""
         return list(self._sent.get(logs_id, {}))
 
     def note(self, logs_id: str, writer: str, sequences: Sequence[int]) -> None:
-        """Note that events of one writer were sent."""
+        """Note that these events of one writer were sent."""
         sent = Intervals()
         for sequence in sequences:
             sent.add(sequence, sequence)
         self._write({"time": self._clock(), "stream": logs_id, "writer": writer, "runs": list(sent)})
 
     def finish(self, logs_id: str) -> None:
-        """Note that all of a stream was looked at."""
+        """Note that a stream was copied to its end."""
         self._write({"finished": logs_id})
 
     def complete(self) -> None:
-        """Note that nothing is left to be resumed."""
+        """Note that the backfill is complete: there is nothing to resume."""
         self._write({"complete": self._clock()})
 
     def _write(self, line: dict[str, object]) -> None:
@@ -106,17 +107,17 @@ class Ledger:
 
 @contextmanager
 def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew: bool = False) -> Iterator[Ledger]:
-    """Give the ledger of a child, which no other process has meanwhile.
+    """Open a child's ledger, and keep other processes on this machine from opening it.
 
     Args:
-        folder: Where ledgers are.
+        folder: The folder of all ledgers.
         store_id: The log store.
-        child: The child that is copied to.
-        since: What was sent before that does not count, in seconds since the epoch.
-        is_anew: Whether to forget what was sent.
+        child: The child to copy to.
+        since: Events that were sent before this time do not count, in seconds since the epoch.
+        is_anew: Whether to discard the ledger and start over.
 
     Raises:
-        BackfillRunsError: Another process has it.
+        BackfillRunsError: Another process has opened the ledger.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{store_id}-{child}"

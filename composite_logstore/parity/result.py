@@ -1,4 +1,4 @@
-"""What a comparison of children found."""
+"""The results of a comparison of children, and of a backfill, in one stream."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 from composite_logstore.delivery.account import count_reason
 
 NAMED = 50
-"""How many events are named of each kind of difference of a child in a stream."""
+"""The most events that are named for each kind of difference, child and stream."""
 
 DELAYS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
-"""The bounds of the classes that delays are counted in."""
+"""The upper bounds of the classes in which delays are counted, in seconds."""
 
 Tell: TypeAlias = Callable[[int], None]
-"""Told how many more records were read."""
+"""A callback for progress: gets the number of records that were read since the last call."""
 
 
 @dataclass
@@ -27,13 +27,13 @@ class Difference:
 
     Attributes:
         kind: `missing`, `duplicated`, `out of order` or `different`.
-        child: Where.
+        child: The child that differs.
         writer: The event's writer.
         sequence: Its number among the writer's events of the stream.
-        uid: Its `log.record.uid`, if it could be read anywhere.
-        time_unix_nano: When it was logged, the same.
-        message: The beginning of what it says, the same.
-        detail: What differs.
+        uid: Its `log.record.uid`; empty if no child could show the event.
+        time_unix_nano: When it was logged, in nanoseconds since the epoch; 0 if no child could show it.
+        message: The beginning of its message; empty if no child could show it.
+        detail: The difference in words.
     """
 
     kind: str
@@ -48,16 +48,16 @@ class Difference:
 
 @dataclass
 class Counts:
-    """How many events a child holds and lacks.
+    """How many events a child holds, and how many differ from those of other children.
 
     Attributes:
-        events: The events that it holds, copies left out.
-        missing: How many it lacks which another holds, or which nobody holds although later ones of their writer are
-            there.
-        arriving: How many it lacks at the end of a stream that is still being written.
-        duplicated: How many copies it holds besides.
-        out_of_order: How many come after later ones of their writer, although it keeps their order.
-        different: How many say something else than in the first child that holds them.
+        events: The events that the child holds, without duplicates.
+        missing: The events that it is missing although another child holds them, or although later events of their
+            writer arrived.
+        arriving: The events that it is missing at the end of a stream that is still being written.
+        duplicated: How often it holds an event once more.
+        out_of_order: The events that lie behind later ones of their writer, in a child that keeps the order.
+        different: The events whose content differs from that in the first child that holds them.
     """
 
     events: int = 0
@@ -69,11 +69,11 @@ class Counts:
 
     @property
     def differences(self) -> int:
-        """How many events are not as they should be. A copy is one that `fetch()` leaves out: it is none of them."""
+        """How many events are wrong. Duplicates are not counted: `fetch()` leaves them out."""
         return self.missing + self.out_of_order + self.different
 
     def count(self, other: Counts) -> None:
-        """Add those of another stream."""
+        """Add the counts of another stream."""
         for counted in fields(Counts):
             setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
 
@@ -83,11 +83,11 @@ class ChildParity(Counts):
     """What one child holds of a stream.
 
     Attributes:
-        error: Why it could not be read to the end, empty if it could.
-        excuse: Why it could be read and yet not be compared, empty if it could.
-        minutes: A minute since the epoch → the events that it holds of it.
-        delays: For each class of delay, in the order of `DELAYS_SECONDS`, the events that took so long; empty where
-            it is not known when they arrived.
+        error: Why the child could not be read to the end; empty if it could.
+        excuse: Why the child could be read but not compared; empty if it could be compared.
+        minutes: A minute since the epoch → how many events the child holds of that minute.
+        delays: How many events took how long to arrive, by the classes of `DELAYS_SECONDS` and one more for longer
+            delays; empty where the child does not know when events arrived.
     """
 
     error: str = ""
@@ -98,13 +98,13 @@ class ChildParity(Counts):
 
 @dataclass
 class StreamParity:
-    """What became of the comparison of one stream.
+    """The result of comparing one stream.
 
     Attributes:
-        logs_id: The stream.
-        label: What to call it.
+        logs_id: The stream's ID.
+        label: The stream's name in reports.
         children: A child's name → what it holds.
-        differences: Some of the events that differ, the first ones of each kind.
+        differences: The first events of each kind of difference.
     """
 
     logs_id: str
@@ -114,16 +114,16 @@ class StreamParity:
 
     @property
     def was_compared(self) -> bool:
-        """Whether every child could be read and compared."""
+        """Whether all children could be read and compared."""
         return not any(child.error or child.excuse for child in self.children.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it in plain values."""
+        """Return the result as plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StreamParity:
-        """Return it again, from JSON too."""
+        """Return the result that `as_dict` returned as plain values."""
         children = {name: ChildParity(**child) for name, child in values["children"].items()}
         for child in children.values():
             child.minutes = {int(minute): number for minute, number in child.minutes.items()}

@@ -1,4 +1,4 @@
-"""A stream read as a whole through any child's reader, and its records as events again."""
+"""Scanning: a stream read as a whole through any child's reader, and its records decoded to events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from composite_logstore.config import ChildConfig
 
 PAGES = "pages"
-"""The format of what comes by pages: each reader shows the same, but not in the same way."""
+"""The scan format of every reader that reads page by page: their entries can be compared, but only as events."""
 
 _ATTEMPTS = 4
 _RATE_LIMITED = Backoff(first=2.0, longest=120.0)
@@ -34,13 +34,13 @@ _INT64 = 1 << 63
 
 
 class Source(NamedTuple):
-    """A child that is read.
+    """A child that is open for reading.
 
     Attributes:
-        name: Its name.
-        scanner: What reads it.
-        in_order: Whether a writer's events lie there in the order of their numbers, unless something went wrong.
-        config: Its settings.
+        name: The child's name.
+        scanner: Reads its streams.
+        in_order: Whether it keeps a writer's events in the order of their numbers.
+        config: The child's settings.
         close: Releases connections.
     """
 
@@ -52,11 +52,11 @@ class Source(NamedTuple):
 
 
 def open_source(child: ChildConfig) -> Source:
-    """Return the child, to be read.
+    """Open a child for reading.
 
     Raises:
-        UnavailableError: A secret, or something else that somebody can mend, is missing.
-        ImportError: What its reader needs is not installed.
+        UnavailableError: Something is missing that the user can provide, such as a secret.
+        ImportError: A package that the reader needs is not installed.
     """
     reader = secret_references.resolve(child).create_reader()
     scanner: Any = reader if isinstance(reader, Scanner) else PageScanner(reader)
@@ -66,7 +66,7 @@ def open_source(child: ChildConfig) -> Source:
 class PageScanner:
     """Reads a stream page by page, for a reader that cannot scan.
 
-    A backend that is away, or asks to be left alone, is asked again for a while.
+    It retries for a while if the backend is unavailable or asks for a pause.
     """
 
     scan_format = PAGES
@@ -76,7 +76,7 @@ class PageScanner:
         self._sleep = sleep
 
     def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
-        """Read a whole stream. What it raises is what `Reader.read` does."""
+        """Read a whole stream. Raises what `Reader.read` raises."""
         while True:
             page = self._read(PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter()))
             before, token = token, page.newer
@@ -96,7 +96,7 @@ class PageScanner:
                 return
 
     def event_of(self, content: ReadEntry, stream: Stream) -> LogEvent | None:
-        """Return the entry as an event: as much of it as `fetch()` shows."""
+        """Return the entry as an event, with the fields that `fetch()` shows."""
         entry, identity = content
         if identity is None:
             return None
@@ -128,7 +128,7 @@ class PageScanner:
 
 
 def _checked(read: ReadEntry) -> ReadEntry:
-    """Return an entry that says which event it is only if it can be one."""
+    """Return the entry, without its event's identity if no event can have it."""
     return read if read.event is None or Event.of(*read.event) else read._replace(event=None)
 
 
@@ -137,7 +137,7 @@ def _writer_of(read: ReadEntry) -> str:
 
 
 def unix_nano(entry: LogEntry) -> int:
-    """Return an entry's time in nanoseconds since the epoch, 0 if it has none, or none that 64 bits can say."""
+    """Return an entry's time in nanoseconds since the epoch; 0 if it has none, or one beyond 64 bits."""
     if entry.timestamp is None:
         return 0
     from datetime import datetime, timedelta, timezone
@@ -153,12 +153,12 @@ def unix_nano(entry: LogEntry) -> int:
 
 
 def foreign_writer(logs_id: UUID) -> str:
-    """Return the writer that events of a stream get which had none: always the same, 15 hexadecimal digits."""
+    """Return the writer of a stream's events that have none, always the same: 15 hexadecimal digits."""
     return hashlib.sha256(b"composite-logstore foreign " + logs_id.bytes).hexdigest()[:15]
 
 
 def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: Stream) -> LogEvent:
-    """Return an entry as the event that it was made of, as far as it tells."""
+    """Return an entry as an event, as far as the entry tells."""
     level = entry.level or LoggingLevels.INFO
     name = entry.name or ""
     filename = entry.filename or ""
@@ -185,16 +185,16 @@ def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: St
 
 
 def as_event(scanner: Scanner, content: Any, stream: Stream, ordinal: int) -> LogEvent | None:
-    """Return a record as an event, whoever wrote it.
+    """Return a record as an event, whichever program wrote it.
 
     Args:
-        scanner: What scanned it.
+        scanner: The scanner that returned the record.
         content: The record.
-        stream: Its stream.
-        ordinal: Its number among those of the stream that no writer of ours has numbered.
+        stream: The stream.
+        ordinal: The record's number among those of the stream that other programs wrote.
 
     Returns:
-        None if there is nothing to be made of it.
+        The event; None if the record cannot be shown.
     """
     event = scanner.event_of(content, stream)
     if event is None and (entry := scanner.entry_of(content)) is not None:
