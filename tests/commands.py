@@ -1,4 +1,4 @@
-"""Commands of `composite-logstore`, one after the other in one process: to import ZenML takes most of their time."""
+"""Runs commands of `composite-logstore` one after the other in one process, since importing ZenML takes seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.zenml_server import ZenML
 
-# What a line has is a command, or something to be done with ZenML's client.
+# Each line contains a command, or code that uses ZenML's client.
 _PROGRAM = """
 import json, os, sys, traceback
 from click.testing import CliRunner
@@ -48,7 +48,7 @@ client.update_stack_component(found.id, Type.LOG_STORE, configuration={{"childre
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     returncode: int
     stdout: str
@@ -56,7 +56,7 @@ class Done(NamedTuple):
 
 
 class Commands:
-    """Runs commands with a ZenML.
+    """Runs commands against a ZenML.
 
     Attributes:
         zenml: The ZenML.
@@ -98,12 +98,12 @@ class Commands:
         return self._ask(arguments=arguments, input=input)
 
     def do(self, code: str) -> None:
-        """Have something done with ZenML's `client`, and its `Type` of components."""
+        """Run code that uses ZenML's `client`, and `Type` for the types of components."""
         done = self._ask(code=code)
         assert not done.returncode, done.stderr
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command in a process of its own, as the command line does."""
+        """Start a command in a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "composite_logstore", *arguments],
             env=self.zenml.env,
@@ -115,7 +115,7 @@ class Commands:
         )
 
     def values(self, *arguments: str, code: int = 0) -> dict[str, Any]:
-        """Return what a command prints for programs."""
+        """Return the JSON that a command prints."""
         done = self.command(*arguments, "--output", "json")
         assert done.returncode == code, done
         values = json.loads(done.stdout)
@@ -127,11 +127,11 @@ class Commands:
         self.do(_UPDATE.format(child=child, values=repr(values)))
 
     def make_fleet(self, settings: dict[str, Any]) -> None:
-        """Make the fleet of `tests.fleet`."""
+        """Make the runs of `tests.fleet`."""
         self.do(f"from tests.fleet import make; make({settings!r})")
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Ask ZenML's database itself."""
+        """Query ZenML's database directly."""
         (database,) = self.zenml.directory.glob("**/zenml.db")
         with closing(sqlite3.connect(database)) as connection:
             return connection.execute(sql).fetchall()
@@ -143,7 +143,7 @@ class Commands:
 
 
 def wait_until(happens: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait for something that another process brings about."""
+    """Wait for the effect of another process."""
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline, "it has not happened"

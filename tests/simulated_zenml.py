@@ -1,4 +1,4 @@
-"""What a ZenML knows, for tests of the command line: log stores with simulated backends, runs, steps and streams."""
+"""A simulated ZenML for tests of the command line: log stores with simulated backends, runs, steps and streams."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from composite_logstore.cli.main import main
 from tests.simulation import make_store
 
 PAGE = 3
-"""How many items a page has at most, whatever is asked for."""
+"""The most items of a page, even if a command asks for more."""
 
 
 class SimulatedZenML:
-    """Answers the commands in the place of ZenML's client.
+    """Answers the commands instead of ZenML's client.
 
     Attributes:
         runs: The runs, oldest first.
@@ -44,11 +44,11 @@ class SimulatedZenML:
 
     @classmethod
     def take_place(cls, monkeypatch: pytest.MonkeyPatch) -> SimulatedZenML:
-        """Return one that is asked from now on."""
+        """Create one, and let the commands use it from now on."""
         zenml = cls()
         monkeypatch.setattr("zenml.client.Client", lambda: zenml)
         monkeypatch.setattr("zenml.stack.StackComponent.from_model", staticmethod(lambda model: model.build()))
-        # Its runs have no stacks and pipelines.
+        # The simulated runs have no stacks and pipelines.
         monkeypatch.setattr(
             import_module("composite_logstore.operations.backfill"), "_attributes_of_run", lambda _: ({}, None)
         )
@@ -60,7 +60,7 @@ class SimulatedZenML:
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
-    # What there is
+    # Content
 
     def register(self, *children: ChildConfig, name: str = "logs", **settings: Any) -> CompositeLogStore:
         """Register a composite log store and return it."""
@@ -79,7 +79,7 @@ class SimulatedZenML:
         return model.id
 
     def begin_run(self, name: str, in_progress: bool = False, minutes: float = 1) -> SimpleNamespace:
-        """Add a run that begins after the others, and takes so long."""
+        """Add a run that begins after the others."""
         self.now += timedelta(hours=1)
         begun = self.now.replace(tzinfo=None)
         run = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""The real command line delivers what a real process left that was killed."""
+"""The real command line delivers the events of a real process that was killed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_process_left_is_listed_and_drained_also_in_two_goes(tmp_path: Path) -> None:
+def test_events_of_a_killed_process_are_listed_and_drained_even_in_two_goes(tmp_path: Path) -> None:
     zenml = ZenML(tmp_path / "zenml")
     zenml.env["PYTHONPATH"] = str(Path(__file__).parents[2])
     with OtlpReceiver() as receiver:
@@ -95,6 +95,6 @@ def drain(zenml: ZenML) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Whoever runs the tests may have it ignored, as shells do with what runs in the background.
+        # The tests may run with the signal ignored, as shells start background jobs.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

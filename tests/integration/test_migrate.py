@@ -1,4 +1,4 @@
-"""migrate with ZenML's real client and database: from each kind of log store, and with whatever is wrong on the way."""
+"""`migrate` with ZenML's real client and database: from each kind of log store, and with trouble on the way."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_stack(name, log_store=None):
 
 
 class House(Commands):
-    """A ZenML, and an artifact store `disk` to move to.
+    """A ZenML with an artifact store `disk` to move to.
 
     Attributes:
         disk: Where that is.
@@ -79,19 +79,19 @@ class House(Commands):
         return self.command("migrate", *arguments, input=input)
 
     def move(self, stack: str, *arguments: str, to: Any = "disk", code: int = 0) -> dict[str, Any]:
-        """Run the command without questions, and return what it prints for programs."""
+        """Run the command without questions, and return the JSON that it prints."""
         to = to if isinstance(to, str) else json.dumps(to)
         done = self.migrate(stack, "--to", to, *arguments, "--yes", "--output", "json")
         assert done.returncode == code, done
         return dict(json.loads(done.stdout))
 
     def messages(self, run: str, *options: str) -> list[str]:
-        """Return what `logs` shows of a run's step."""
+        """Return the messages that `logs` shows of a run's step."""
         done = self.command("logs", run, "--source", "step", "--search", "epoch", "--output", "json", *options)
         return [json.loads(line)["message"] for line in done.stdout.splitlines()]
 
     def archived(self, run: str) -> Path:
-        """Return the file in `disk` that has a run's step."""
+        """Return the file in `disk` with the logs of a run's step."""
         done = self.command("logs", run, "--source", "step", "--output", "json")
         return self.disk / "logs" / (json.loads(done.stdout.splitlines()[0])["logs_id"] + ".log")
 
@@ -114,7 +114,7 @@ def names(found: dict[str, Any]) -> list[str]:
     return [one["stage"] for one in found["done"]]
 
 
-def test_each_stage_is_done_once_and_can_be_taken_back(house: House) -> None:
+def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
     house.do("make_stack('prod'); run('prod', 'before')")
     to = json.dumps(DISK)
 
@@ -124,7 +124,7 @@ def test_each_stage_is_done_once_and_can_be_taken_back(house: House) -> None:
     status = house.move("prod", "--status", to=DISK)
     assert (status["next"], status["log_store"], status["done"]) == ("build", None, [])
 
-    # There are no runs to be seen yet.
+    # No run has begun yet.
     waits = house.move("prod", to=DISK, code=1)
     assert names(waits) == ["build", "check", "switch"]
     assert waits["next"] == "watch"
@@ -138,7 +138,7 @@ def test_each_stage_is_done_once_and_can_be_taken_back(house: House) -> None:
     assert verified["verify"]["parity"]
     assert verified["next"] == "promote"
 
-    # What somebody loses meanwhile is copied again; what somebody changes stops the move.
+    # Events that are deleted meanwhile are copied again; events that are changed stop the move.
     path = house.archived("before")
     content = path.read_bytes()
     path.write_bytes(b"".join(line for line in content.splitlines(keepends=True) if b"epoch 3" not in line))
@@ -168,7 +168,7 @@ def test_each_stage_is_done_once_and_can_be_taken_back(house: House) -> None:
     assert house.messages("back") == EPOCHS
     assert house.messages("back", "--store", "prod-logs", "--from", "disk") == []
 
-    # And forward again: what came meanwhile is copied, in both directions if need be.
+    # Forward again: new events are copied, in both directions if necessary.
     assert names(house.move("prod"))[-1] == "retire"
     assert house.messages("back", "--store", "prod-logs", "--from", "disk") == EPOCHS
 
@@ -209,9 +209,9 @@ client.zen_store.update_run(opened.id, PipelineRunUpdate(status=ExecutionStatus.
     assert "the last epoch" in shown.stdout
 
 
-def test_from_a_stock_datadog_log_store_the_copies_are_compared_and_later_events_are_counted(house: House) -> None:
+def test_from_zenml_s_datadog_log_store_copies_are_compared_and_later_events_counted(house: House) -> None:
     with Datadog() as datadog:
-        # ZenML's log store knows only the search of a real site.
+        # ZenML's log store can only search a real site.
         house.do(
             "from zenml.log_stores.datadog import datadog_log_store; import requests; post = requests.post\n"
             "datadog_log_store.requests.post = lambda url, **settings: post(url.replace("
@@ -228,7 +228,7 @@ def test_from_a_stock_datadog_log_store_the_copies_are_compared_and_later_events
         assert moved["backfill"]["copied"] > 5
         assert moved["verify"]["children"]["disk"]["missing"] == 0
         for run in ("in-datadog", "in-both"):
-            # Datadog keeps milliseconds, and no order within one.
+            # Datadog stores milliseconds, and keeps no order within one.
             assert sorted(house.messages(run, "--store", "watched-logs", "--from", "disk")) == EPOCHS
         assert names(house.move("watched", "--undo")) == ["retire"]
 
@@ -277,7 +277,7 @@ def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind
         f"client.create_stack_component('mine', 'composite', Type.LOG_STORE, {config!r}); make_stack('own', 'mine')"
     )
     house.do("run('own', 'early')")
-    # ZenML looks for runs by the second.
+    # ZenML filters runs by whole seconds.
     time.sleep(1.1)
     since = datetime.now(timezone.utc).isoformat()
     assert names(house.move("own", "--stop-after", "switch", to=DISK)) == ["build"]
@@ -286,7 +286,7 @@ def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind
     assert (moved["from"], moved["next"]) == ("archive", None)
     assert house.messages("late") == house.messages("early", "--from", "archive") == EPOCHS
     assert house.messages("early") == []
-    # Who had the composite before keeps it.
+    # A stack that had the composite before keeps it.
     assert names(house.move("own", "--undo")) == ["retire"]
     assert names(house.move("own", "--undo")) == ["promote"]
     assert "nothing to undo" in house.move("own", "--undo", code=1)["stopped"]
@@ -311,7 +311,7 @@ def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind
         (("plain", "--to", json.dumps(DISK), "--name", "mine"), "does not belong to this move; give another name"),
     ],
 )
-def test_bad_input_is_named_and_nothing_is_done(house: House, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_input_is_refused_and_nothing_changes(house: House, arguments: tuple[str, ...], words: str) -> None:
     done = house.migrate(*arguments, "--yes")
     assert done.returncode == 2, done
     assert words in done.stderr

@@ -1,4 +1,4 @@
-"""Backfill as a pipeline: who gets which runs, what is remembered, and what the command makes of how slices ended."""
+"""Backfill as a pipeline: how runs are divided, what slices remember, and how their results are added up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_each_run_belongs_to_one_slice(runs: int, slices: int, sizes: list[int])
     assert [slice["sent"] for slice in dealt] == [sent if str(RUNS[0]) in slice["runs"] else {} for slice in dealt]
 
 
-def test_what_a_slice_has_sent_is_handed_on_with_what_was_sent_before(tmp_path: Path) -> None:
+def test_a_slice_passes_on_its_own_ledger_and_the_earlier_one(tmp_path: Path) -> None:
     stream = make_stream()
     run_id, logs_id = str(RUNS[0]), str(stream.id)
     ledger = SliceLedger(tmp_path / "first", {})
@@ -54,7 +54,7 @@ def test_what_a_slice_has_sent_is_handed_on_with_what_was_sent_before(tmp_path: 
     assert again.as_dict() == earlier
 
 
-def test_what_several_slices_have_sent_is_put_together() -> None:
+def test_the_ledgers_of_several_slices_are_merged() -> None:
     one = {"run": {"stream": {"a": [[0, 4]], "b": [[0, 0]]}}}
     other = {"run": {"stream": {"a": [[3, 9]]}, "more": {"c": [[1, 1]]}}, "another": {"s": {"d": [[2, 3]]}}}
     assert merge([one, other]) == {
@@ -64,7 +64,7 @@ def test_what_several_slices_have_sent_is_put_together() -> None:
 
 
 class Zen:
-    """As much of ZenML's client as these functions ask."""
+    """The part of ZenML's client that these functions use."""
 
     def __init__(self, **answers: Any) -> None:
         self.__dict__.update(answers)
@@ -99,7 +99,7 @@ def test_a_second_pipeline_that_copies_to_the_child_is_refused(
         [],
         [backfill_run("kubernetes", store=store, target="archive")],
         [backfill_run("kubernetes", store=str(uuid4()), target="live")],
-        # What was killed with the process that it ran in stays in progress for ZenML.
+        # ZenML shows a pipeline as in progress forever if it was killed with its process.
         [backfill_run("local", store=store, target="live")],
     ):
         zen = Zen(list_pipeline_runs=page(*others))
@@ -111,7 +111,7 @@ def test_a_second_pipeline_that_copies_to_the_child_is_refused(
         refuse_second(registered, live)
 
 
-def test_an_orchestrator_that_cannot_run_it_is_named(
+def test_an_orchestrator_without_dynamic_pipelines_is_refused(
     registered: RegisteredStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orchestrator = SimpleNamespace(name="cron", supports_dynamic_pipelines=False)
@@ -148,7 +148,7 @@ PLAN = ended("plan", ExecutionStatus.COMPLETED, slices=3, runs=9, stopped="")
         ([], "no slice has begun"),
     ],
 )
-def test_what_slices_have_done_is_added_up_and_what_failed_is_named(
+def test_results_of_slices_are_added_up_and_the_first_failure_is_named(
     steps: list[Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(*steps)))
@@ -161,7 +161,7 @@ def test_what_slices_have_done_is_added_up_and_what_failed_is_named(
     assert totals.left_out == (2 if any(step.name == "s1" for step in steps) and "full" in why else 0)
 
 
-def test_a_run_that_goes_on_without_its_watcher_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_that_continues_unwatched_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(PLAN)))
     run = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.RUNNING)
     with pytest.raises(BackfillStoppedError, match=f"run 'backfill-1' .*`zenml pipeline runs stop {RUNS[0]}`"):
@@ -172,7 +172,7 @@ def test_a_run_that_goes_on_without_its_watcher_is_said_to(monkeypatch: pytest.M
     ("is_remote", "flavor", "is_refused"), [(True, "local", True), (True, "s3", False), (False, "local", False)]
 )
 @pytest.mark.parametrize("named", ["files", None])
-def test_what_is_on_one_machine_alone_is_not_taken_for_nothing_on_another(
+def test_a_local_artifact_store_of_another_machine_stops_the_slice(
     is_remote: bool, flavor: str, is_refused: bool, named: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orchestrator = SimpleNamespace(config=SimpleNamespace(is_remote=is_remote))

@@ -1,4 +1,4 @@
-"""The command line, on a simulated machine: real folders, simulated time and backends, no ZenML."""
+"""The commands of `composite-logstore spool`, with real folders, simulated time and backends, and no ZenML."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ REASONS = [
 
 
 class Machine:
-    """A machine on which processes of log stores have died."""
+    """A machine with log stores and the folders of their processes."""
 
     def __init__(self, disk: Path, clock: SimulatedClock) -> None:
         self.disk = disk
@@ -77,7 +77,7 @@ class Machine:
         root: Path | None = None,
         **how: Any,
     ) -> Path:
-        """Leave what a process leaves that was killed, or that runs."""
+        """Make the folder of a process that was killed, or that runs."""
         writer = secrets.token_hex(8)[:15]
         id = store.id if isinstance(store, LogStore) else store
         left = Spool.create((root or self.disk) / str(id), writer, children)
@@ -113,7 +113,7 @@ def backend(name: str) -> SimulatedBackend:
 
 
 def rows(result: Result) -> list[list[str]]:
-    """Return the cells of the table, without its head."""
+    """Return the cells of the table, without its header."""
     lines = [line for line in result.output.splitlines() if "   " in line or "  " in line.strip()]
     return [re.split(r" {2,}", line.strip()) for line in lines if not line.startswith("LOG STORE")]
 
@@ -125,7 +125,7 @@ def settled(folder: Path, child: str) -> int:
 # list
 
 
-def test_it_lists_the_log_store_the_process_the_child_and_what_waits_for_it(machine: Machine) -> None:
+def test_list_shows_log_store_process_child_and_waiting_events(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b"))
     folder = machine.leave(store, ["x"] * 1200, "ab", start_unix_nano=0)
     left = Spool.recover(folder)
@@ -155,10 +155,10 @@ def test_each_stream_counts_once(machine: Machine) -> None:
     assert rows(machine.run("list"))[0][3:5] == ["3", "9"]
 
 
-def test_it_counts_what_is_meant_for_the_child_alone(machine: Machine) -> None:
+def test_list_counts_only_events_that_the_child_wants(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b", min_level="WARNING"), make_child("c", progress="latest"))
     machine.leave(store, ["x"] * 10, "abc", levels=[20, 40])
-    # Ten updates a second, for two and a half seconds.
+    # Ten updates a second for two and a half seconds.
     machine.leave(store, ["\r50%"] * 25, "abc", step_nanos=100_000_000, start_unix_nano=10**18, progress=True)
     counts = [
         (row[-6] if len(row) > 6 else row[0], row[-4] if len(row) > 6 else row[2]) for row in rows(machine.run("list"))
@@ -166,7 +166,7 @@ def test_it_counts_what_is_meant_for_the_child_alone(machine: Machine) -> None:
     assert counts == [("a", "10"), ("b", "5"), ("c", "10"), ("a", "25"), ("c", "3")]
 
 
-def test_it_says_why_it_is_still_there(machine: Machine, tmp_path: Path) -> None:
+def test_list_says_why_events_wait(machine: Machine, tmp_path: Path) -> None:
     children = make_child("a"), make_child("off", enabled=False)
     machine.leave(machine.register(*children, name="one"), "xy", ["off"])
     machine.leave(machine.register(*children, name="two"), "xy", ["removed"])
@@ -185,12 +185,12 @@ def test_it_says_why_it_is_still_there(machine: Machine, tmp_path: Path) -> None
     assert [why[name] for name in names] == REASONS
 
 
-def test_a_running_process_for_which_nothing_waits_is_listed(machine: Machine) -> None:
+def test_list_shows_a_running_process_without_waiting_events(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a")), [], is_running=True)
     assert rows(machine.run("list")) == [["logs", folder.name, "0 bytes", "in use by a running process"]]
 
 
-def test_without_zenml_the_default_folder_is_listed_by_ids_and_nothing_of_the_error_is_repeated(
+def test_without_zenml_list_shows_the_default_folder_by_ids_and_hides_the_error_s_message(
     machine: Machine, tmp_path: Path
 ) -> None:
     machine.trouble = RuntimeError("cannot connect to mysql://root:password@db")
@@ -204,7 +204,7 @@ def test_without_zenml_the_default_folder_is_listed_by_ids_and_nothing_of_the_er
     assert [(row[0], row[-1]) for row in rows(result)] == [(str(id), "ZenML cannot be reached")]
 
 
-def test_what_cannot_be_read_is_said(machine: Machine) -> None:
+def test_list_reports_unreadable_pieces(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a")), "abc")
     damage(folder)
     result = machine.run("list")
@@ -215,12 +215,12 @@ def test_what_cannot_be_read_is_said(machine: Machine) -> None:
     assert re.search(r"kept aside: 1 file \(\d+ bytes\) in " + re.escape(f"{folder.parent}/damaged"), result.output)
 
 
-def test_what_a_running_process_is_just_writing_is_not_called_damaged(machine: Machine) -> None:
+def test_a_line_that_a_running_process_is_writing_is_not_damaged(machine: Machine) -> None:
     damage(machine.leave(machine.register(make_child("a")), "abc", is_running=True))
     assert "cannot be read" not in machine.run("list").output
 
 
-def test_a_folder_that_goes_while_it_is_looked_at_is_not_listed(
+def test_a_folder_that_is_deleted_while_it_is_read_is_not_listed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = machine.register(make_child("a"))
@@ -242,7 +242,7 @@ def damage(folder: Path) -> None:
     segment.write_bytes(segment.read_bytes().replace(b'"b"', b'"c"', 1))
 
 
-def test_a_folder_that_others_can_write_is_refused_and_the_others_are_not(machine: Machine) -> None:
+def test_only_the_folder_that_others_can_write_is_refused(machine: Machine) -> None:
     store = machine.register(make_child("a"))
     first, odd = machine.leave(store, "x"), machine.leave(store, "y")
     other = machine.register(make_child("b"), name="other")
@@ -269,7 +269,7 @@ def test_a_folder_that_others_can_write_is_refused_and_the_others_are_not(machin
     assert backend("b").messages == ["z"]
 
 
-def test_what_is_kept_aside_may_be_anything(machine: Machine, tmp_path: Path) -> None:
+def test_pieces_kept_aside_may_be_any_kind_of_file(machine: Machine, tmp_path: Path) -> None:
     store = machine.register(make_child("a"))
     folder = machine.leave(store, "x")
     elsewhere = tmp_path / "elsewhere"
@@ -286,7 +286,7 @@ def test_what_is_kept_aside_may_be_anything(machine: Machine, tmp_path: Path) ->
     assert (elsewhere / "file").read_text() == "mine"
 
 
-def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_of_another_user_s_folder_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     store = machine.register(make_child("a"))
     folder = machine.leave(store, "xy")
     other = machine.register(make_child("a"), name="other")
@@ -312,7 +312,7 @@ def test_another_user_s_folder_is_named_with_its_owner(machine: Machine, monkeyp
 
 
 @pytest.mark.parametrize("command", ["list", "drain", "purge"])
-def test_where_nothing_is_left_every_command_says_so(machine: Machine, command: str) -> None:
+def test_every_command_says_that_no_events_wait(machine: Machine, command: str) -> None:
     machine.register(make_child("a"))
     result = machine.run(command)
     assert (result.exit_code, result.output[:15]) == (0, "No undelivered ")
@@ -321,7 +321,7 @@ def test_where_nothing_is_left_every_command_says_so(machine: Machine, command: 
 # drain
 
 
-def test_draining_delivers_everything_in_order_and_leaves_nothing(machine: Machine) -> None:
+def test_drain_delivers_all_events_in_order(machine: Machine) -> None:
     store = machine.register(make_child("a", max_export_batch_size=7), make_child("b"))
     folders = [machine.leave(store, [f"{process}-{n}" for n in range(100)], "ab") for process in range(3)]
     result = machine.run("drain")
@@ -338,7 +338,7 @@ def test_draining_delivers_everything_in_order_and_leaves_nothing(machine: Machi
     assert not any(folder.exists() for folder in folders)
 
 
-def test_a_folder_goes_whose_last_events_are_meant_for_nobody(machine: Machine) -> None:
+def test_drain_deletes_a_folder_whose_last_events_no_child_wants(machine: Machine) -> None:
     store = machine.register(make_child("a", min_level="INFO"), make_child("b", min_level="CRITICAL"))
     folder = machine.leave(store, "wxyz", "ab", levels=[20, 10])
     assert machine.run("drain").exit_code == 0
@@ -346,7 +346,7 @@ def test_a_folder_goes_whose_last_events_are_meant_for_nobody(machine: Machine) 
     assert not folder.exists()
 
 
-def test_an_unavailable_child_is_given_up_at_once_and_holds_up_no_other(machine: Machine) -> None:
+def test_drain_gives_up_on_an_unavailable_child_at_once_and_delivers_to_the_others(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b"))
     folders = [machine.leave(store, "xyz", "ab") for _ in range(3)]
     backend("b").fault = "unavailable"
@@ -362,9 +362,7 @@ def test_an_unavailable_child_is_given_up_at_once_and_holds_up_no_other(machine:
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "refused", "rejects one", "rejects all"])
-def test_only_the_command_itself_says_what_became_of_the_events(
-    machine: Machine, fault: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_workers_print_nothing_while_draining(machine: Machine, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     machine.leave(machine.register(make_child("a")), "xyz")
     backend("a").fault = fault
     result = machine.run("drain")
@@ -372,7 +370,7 @@ def test_only_the_command_itself_says_what_became_of_the_events(
     assert [record.getMessage() for record in caplog.records] == []
 
 
-def test_a_child_without_progress_is_given_up_after_thirty_seconds(machine: Machine) -> None:
+def test_drain_gives_up_on_a_child_after_thirty_seconds_without_progress(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a", retry_max_interval_millis=600_000)), "xyz")
     backend("a").fault = "refused"
     begin = machine.clock.now()
@@ -381,7 +379,7 @@ def test_a_child_without_progress_is_given_up_after_thirty_seconds(machine: Mach
     assert (result.exit_code, rows(result)[0][-1]) == (1, "connection refused")
 
 
-def test_a_child_that_makes_progress_is_waited_for(machine: Machine) -> None:
+def test_drain_waits_for_a_child_that_makes_progress(machine: Machine) -> None:
     settings = {"max_export_batch_size": 1, "export_timeout_millis": 20_000}
     machine.leave(machine.register(make_child("a", **settings)), "uvwxyz")
     backend("a").fault = "slow"
@@ -402,7 +400,7 @@ def test_an_export_that_hangs_keeps_its_folder_until_the_process_ends(machine: M
     assert Spool.recover(second) is not None
 
 
-def test_it_goes_on_where_it_ended(machine: Machine) -> None:
+def test_drain_resumes(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a", max_export_batch_size=2)), "abcdefgh")
     backend("a").faults = [None, None]
     backend("a").fault = "unavailable"
@@ -412,7 +410,7 @@ def test_it_goes_on_where_it_ended(machine: Machine) -> None:
     assert backend("a").messages == list("abcdefgh")
 
 
-def test_a_ctrl_c_lets_the_exports_under_way_end_and_the_next_time_goes_on(
+def test_drain_finishes_running_exports_after_ctrl_c_and_resumes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Steady(SimulatedBackend):
@@ -433,7 +431,7 @@ def test_a_ctrl_c_lets_the_exports_under_way_end_and_the_next_time_goes_on(
     assert result.exit_code == 1
     assert result.stderr.startswith("Interrupted.")
     delivered = len(backend("a").messages)
-    # The one that was under way too.
+    # Including the one that was running.
     assert delivered == 11
     assert settled(folder, "a") == delivered
     assert f"logs: {delivered} events of child 'a' delivered." in result.output
@@ -441,7 +439,7 @@ def test_a_ctrl_c_lets_the_exports_under_way_end_and_the_next_time_goes_on(
     assert backend("a").messages == backend("b").messages == [str(number) for number in range(100)]
 
 
-def test_what_a_backend_rejects_is_said_and_is_not_left(machine: Machine) -> None:
+def test_drain_reports_rejected_events_and_deletes_them(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a")), "xyz")
     backend("a").faults = []
     backend("a").fault = "rejects one"
@@ -450,7 +448,7 @@ def test_what_a_backend_rejects_is_said_and_is_not_left(machine: Machine) -> Non
     assert "2 events of child 'a' delivered, 1 rejected (too old)." in result.output
 
 
-def test_what_is_damaged_is_kept_aside_and_the_rest_delivered(machine: Machine) -> None:
+def test_drain_keeps_damaged_pieces_aside_and_delivers_the_rest(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a")), "abc")
     damage(folder)
     result = machine.run("drain")
@@ -460,7 +458,7 @@ def test_what_is_damaged_is_kept_aside_and_the_rest_delivered(machine: Machine) 
     assert backend("a").messages == ["a", "c"]
 
 
-def test_only_the_chosen_children_are_drained(machine: Machine) -> None:
+def test_drain_delivers_to_the_chosen_children_alone(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
     result = machine.run("drain", "--child", "a")
     assert (result.exit_code, result.output.splitlines()[-1]) == (0, "No undelivered events for child 'a'.")
@@ -468,7 +466,7 @@ def test_only_the_chosen_children_are_drained(machine: Machine) -> None:
     assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
-def test_only_the_chosen_log_stores_are_drained_by_name_or_id(machine: Machine) -> None:
+def test_drain_takes_names_and_ids_of_log_stores(machine: Machine) -> None:
     one = machine.register(make_child("a"), name="one")
     two = machine.register(make_child("b"), name="two")
     machine.register(make_child("c"), name="three")
@@ -478,7 +476,7 @@ def test_only_the_chosen_log_stores_are_drained_by_name_or_id(machine: Machine) 
     assert [backend(name).messages for name in "abc"] == [["x"], ["x"], []]
 
 
-def test_of_lost_positions_every_child_gets_everything_also_if_only_one_is_drained(machine: Machine) -> None:
+def test_without_positions_every_child_gets_all_events_even_if_only_one_is_drained(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
     for position in folder.glob("*.settled"):
         position.unlink()
@@ -487,7 +485,7 @@ def test_of_lost_positions_every_child_gets_everything_also_if_only_one_is_drain
     assert backend("a").messages == backend("b").messages == list("xyz")
 
 
-def test_what_nobody_can_take_stays_even_if_the_positions_are_lost(machine: Machine) -> None:
+def test_events_that_no_child_can_take_stay_even_without_positions(machine: Machine) -> None:
     folder = machine.leave(uuid4(), "xyz", ["b"])
     (folder / "b.settled").unlink()
     machine.register(make_child("a"))
@@ -496,7 +494,7 @@ def test_what_nobody_can_take_stays_even_if_the_positions_are_lost(machine: Mach
 
 
 @pytest.mark.parametrize("old", ["removed", "disabled"])
-def test_another_child_takes_the_part_of_one_that_is_gone(machine: Machine, old: str) -> None:
+def test_another_child_takes_the_events_of_a_removed_one(machine: Machine, old: str) -> None:
     store = machine.register(make_child("a"), make_child("disabled", enabled=False))
     folder = machine.leave(store, "xyz", ["a", old])
     result = machine.run("drain")
@@ -509,7 +507,7 @@ def test_another_child_takes_the_part_of_one_that_is_gone(machine: Machine, old:
     assert not folder.exists()
 
 
-def test_one_child_that_takes_the_parts_of_several_gets_each_event_once(machine: Machine) -> None:
+def test_a_child_that_takes_the_events_of_several_gets_each_event_once(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two", "new"])
     left = Spool.recover(folder)
     assert left
@@ -522,7 +520,7 @@ def test_one_child_that_takes_the_parts_of_several_gets_each_event_once(machine:
     assert not folder.exists()
 
 
-def test_what_some_of_several_children_had_stays_settled_when_the_one_that_takes_their_parts_fails(
+def test_acknowledged_events_stay_acknowledged_when_the_child_that_takes_them_fails(
     machine: Machine,
 ) -> None:
     folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["one", "two"])
@@ -535,7 +533,7 @@ def test_what_some_of_several_children_had_stays_settled_when_the_one_that_takes
     assert (settled(folder, "one"), settled(folder, "two")) == (4, 0)
 
 
-def test_a_child_that_is_further_behind_keeps_what_the_part_that_it_takes_has_not(machine: Machine) -> None:
+def test_a_child_that_is_further_behind_keeps_its_own_events(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("new")), "uvwxyz", ["old", "new"])
     left = Spool.recover(folder)
     assert left
@@ -547,14 +545,14 @@ def test_a_child_that_is_further_behind_keeps_what_the_part_that_it_takes_has_no
     assert set(backend("new").messages) == set("uvwxyz")
 
 
-def test_it_says_beforehand_that_a_min_level_keeps_something_from_the_child_that_takes_it(machine: Machine) -> None:
+def test_drain_warns_that_the_child_that_takes_the_events_filters_some_out(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a", min_level="ERROR")), "xyz", ["old"], levels=[20, 40])
     result = machine.run("drain", "--child", "old", "--to", "a")
     assert result.stderr.count("'min_level' or 'progress' of child 'a'") == 1
     assert backend("a").messages == ["y"]
 
 
-def test_a_running_process_is_left_alone_and_named(machine: Machine) -> None:
+def test_running_processes_are_named_and_left_alone(machine: Machine) -> None:
     store = machine.register(make_child("a"))
     folder = machine.leave(store, "xyz", is_running=True)
     for command in ("drain", "purge"):
@@ -565,13 +563,13 @@ def test_a_running_process_is_left_alone_and_named(machine: Machine) -> None:
     assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
-def test_a_running_process_for_which_nothing_waits_is_nothing_that_is_left(machine: Machine) -> None:
+def test_a_running_process_without_waiting_events_does_not_count_as_undelivered(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a")), [], is_running=True)
     assert machine.run("drain").exit_code == 0
     assert machine.run("purge").exit_code == 0
 
 
-def test_what_another_process_takes_at_the_same_moment_is_left_to_it(
+def test_a_folder_that_another_process_takes_at_the_same_moment_is_left_to_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = machine.register(make_child("a"))
@@ -595,23 +593,21 @@ def test_what_another_process_takes_at_the_same_moment_is_left_to_it(
     assert machine.run("purge", "--yes").exit_code == 1
 
 
-def test_what_zenml_no_longer_knows_is_left_with_the_reason(machine: Machine) -> None:
+def test_events_of_an_unregistered_log_store_stay_with_the_reason(machine: Machine) -> None:
     machine.register(make_child("a"))
     machine.leave(uuid4(), "xyz", ["b"])
     result = machine.run("drain")
     assert (result.exit_code, rows(result)[0][-1]) == (1, "the log store is no longer registered")
 
 
-def test_without_zenml_drain_says_what_it_needs(machine: Machine) -> None:
+def test_drain_needs_zenml(machine: Machine) -> None:
     machine.trouble = ConnectionError()
     result = machine.run("drain")
     assert result.exit_code == 1
     assert "draining needs its settings and secrets" in result.stderr
 
 
-def test_a_folder_that_cannot_be_used_is_left_and_the_next_one_delivered(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drain_skips_a_folder_that_it_cannot_use(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     store = machine.register(make_child("a"))
     broken = machine.leave(store, "xyz")
     machine.leave(store, "xyz")
@@ -632,7 +628,7 @@ def test_a_folder_that_cannot_be_used_is_left_and_the_next_one_delivered(
     assert rows(result)[-1][-1] == "cannot be purged: Read-only file system"
 
 
-def test_what_a_log_store_left_that_has_moved_or_keeps_nothing_on_disk_any_more_is_drained(
+def test_drain_finds_the_folder_of_a_log_store_with_another_folder_or_durability_now(
     machine: Machine, tmp_path: Path
 ) -> None:
     moved = machine.register(make_child("a"), name="moved", spool_directory=str(tmp_path / "new"))
@@ -647,7 +643,7 @@ def test_what_a_log_store_left_that_has_moved_or_keeps_nothing_on_disk_any_more_
 # purge
 
 
-def test_purge_says_what_is_lost_and_asks(machine: Machine) -> None:
+def test_purge_shows_the_loss_and_asks(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b"))
     folders = [machine.leave(store, "xyz", "ab"), machine.leave(store, "x", "a")]
     result = machine.run("purge", input="n\n")
@@ -657,7 +653,7 @@ def test_purge_says_what_is_lost_and_asks(machine: Machine) -> None:
     )
     assert re.search(said, result.output)
     assert all(folder.exists() for folder in folders)
-    # Nobody there to answer.
+    # There is no answer.
     assert machine.run("purge", input="").exit_code == 1
     assert all(folder.exists() for folder in folders)
     result = machine.run("purge", input="y\n")
@@ -666,14 +662,14 @@ def test_purge_says_what_is_lost_and_asks(machine: Machine) -> None:
     assert (backend("a").messages, backend("b").messages) == ([], [])
 
 
-def test_with_yes_purge_does_not_ask_and_still_says_what_is_lost(machine: Machine) -> None:
+def test_purge_with_yes_shows_the_loss_and_does_not_ask(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a")), "xyz")
     result = machine.run("purge", "--yes")
     assert result.exit_code == 0
     assert "Lost for good: 3 events of 1 stream for child 'a'" in result.output
 
 
-def test_what_other_children_wait_for_survives_the_purge_of_one(machine: Machine) -> None:
+def test_purging_one_child_keeps_the_events_of_the_others(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a")), "xyz", ["a", "removed"])
     result = machine.run("purge", "--child", "removed", "--yes")
     assert (result.exit_code, result.output.splitlines()[-1]) == (0, "No undelivered events for child 'removed'.")
@@ -683,7 +679,7 @@ def test_what_other_children_wait_for_survives_the_purge_of_one(machine: Machine
     assert not folder.exists()
 
 
-def test_of_lost_positions_the_purge_of_one_child_keeps_the_others_parts(machine: Machine) -> None:
+def test_purging_one_child_without_positions_keeps_the_events_of_the_others(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a"), make_child("b")), "xyz", "ab")
     for position in folder.glob("*.settled"):
         position.unlink()
@@ -692,7 +688,7 @@ def test_of_lost_positions_the_purge_of_one_child_keeps_the_others_parts(machine
     assert (backend("a").messages, backend("b").messages) == ([], list("xyz"))
 
 
-def test_purging_one_child_purges_no_folder_that_knows_no_child(machine: Machine) -> None:
+def test_purging_one_child_keeps_folders_that_know_no_child(machine: Machine) -> None:
     id = uuid4()
     machine.leave(id, "x", ["b"])
     folder = machine.leave(id, "xyz", ["b"])
@@ -702,7 +698,7 @@ def test_purging_one_child_purges_no_folder_that_knows_no_child(machine: Machine
     assert [event.message for event in Spool.look(folder).reader.read(-1, 9)] == list("xyz")
 
 
-def test_purge_without_zenml_goes_by_id(machine: Machine, tmp_path: Path) -> None:
+def test_purge_without_zenml_takes_ids(machine: Machine, tmp_path: Path) -> None:
     machine.trouble = ConnectionError()
     folders = [machine.leave(uuid4(), "x", root=tmp_path / "zenml/composite_logstore/spool") for _ in range(2)]
     result = machine.run("purge", "--component", folders[0].parent.name, "--yes")
@@ -711,7 +707,7 @@ def test_purge_without_zenml_goes_by_id(machine: Machine, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
-def test_purge_offers_what_is_kept_aside(machine: Machine, answer: str) -> None:
+def test_purge_offers_to_delete_pieces_kept_aside(machine: Machine, answer: str) -> None:
     store = machine.register(make_child("a"))
     damage(machine.leave(store, "abc"))
     machine.run("drain")
@@ -724,7 +720,7 @@ def test_purge_offers_what_is_kept_aside(machine: Machine, answer: str) -> None:
     assert len(left) == (0 if answer == "y" else 2)
 
 
-def test_a_folder_in_the_place_of_a_file_is_purged_too(machine: Machine) -> None:
+def test_purge_deletes_a_folder_in_the_place_of_a_file(machine: Machine) -> None:
     store = machine.register(make_child("a"))
     folder = machine.leave(store, "abc")
     (segment,) = folder.glob("*.log")
@@ -735,7 +731,7 @@ def test_a_folder_in_the_place_of_a_file_is_purged_too(machine: Machine) -> None
     assert not list((machine.disk / str(store.id) / "damaged").glob("*"))
 
 
-def test_purging_one_child_leaves_alone_what_is_kept_aside(machine: Machine) -> None:
+def test_purging_one_child_keeps_pieces_kept_aside(machine: Machine) -> None:
     store = machine.register(make_child("a"), make_child("b"))
     damage(machine.leave(store, "abc", "ab"))
     assert machine.run("purge", "--child", "a", "--yes").exit_code == 0
@@ -744,7 +740,7 @@ def test_purging_one_child_leaves_alone_what_is_kept_aside(machine: Machine) -> 
     assert backend("b").messages == ["a", "c"]
 
 
-# Mistakes
+# Wrong usage
 
 
 @pytest.mark.parametrize(
@@ -760,9 +756,7 @@ def test_purging_one_child_leaves_alone_what_is_kept_aside(machine: Machine) -> 
         (["drian"], "No such command 'drian'"),
     ],
 )
-def test_wrong_usage_is_refused_with_the_nearest_and_touches_nothing(
-    machine: Machine, arguments: list[str], words: str
-) -> None:
+def test_wrong_usage_names_the_nearest_and_changes_nothing(machine: Machine, arguments: list[str], words: str) -> None:
     store = machine.register(make_child("archive"), make_child("off", enabled=False))
     folder = machine.leave(store, "xyz", ["archive", "removed"])
     result = machine.run(*arguments)
@@ -772,12 +766,12 @@ def test_wrong_usage_is_refused_with_the_nearest_and_touches_nothing(
     assert backend("archive").messages == []
 
 
-def test_a_log_store_whose_settings_cannot_be_read_is_known_by_its_name(machine: Machine) -> None:
+def test_a_log_store_with_unreadable_settings_is_found_by_name(machine: Machine) -> None:
     machine.stores.append(LogStore(uuid4(), "unreadable", why="its settings cannot be read"))
     assert machine.run("drain", "--component", "unreadable").exit_code == 0
 
 
-def test_without_zenml_an_unknown_name_says_why(machine: Machine) -> None:
+def test_without_zenml_an_unknown_name_is_refused_with_the_reason(machine: Machine) -> None:
     machine.trouble = ConnectionError()
     result = machine.run("purge", "--component", "logs")
     assert result.exit_code == 2
@@ -787,7 +781,7 @@ def test_without_zenml_an_unknown_name_says_why(machine: Machine) -> None:
 # Asking ZenML
 
 
-def test_zenml_s_log_stores_are_read_page_by_page_and_one_that_cannot_be_read_hides_no_other(
+def test_log_stores_are_read_page_by_page_and_unreadable_settings_hide_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     good = {"primary": "archive", "children": [{"name": "archive", "type": "artifact"}]}
@@ -838,6 +832,6 @@ def test_every_reason_is_on_the_page() -> None:
     assert sorted(rows) == sorted([*REASONS, "cannot be read: …", "ZenML cannot be reached"])
 
 
-def test_how_long_it_waits_is_on_the_page() -> None:
+def test_the_time_limits_are_on_the_page() -> None:
     assert f"given up after {GIVE_UP_SECONDS:.0f} s" in section("spool drain")
     assert f"waits up to {_END_SECONDS:.0f} s" in section("spool drain")

@@ -34,12 +34,12 @@ def backend(name: str) -> SimulatedBackend:
 
 
 def findings(result: Result, child: str) -> dict[str, dict[str, Any]]:
-    """Return what was found of a child: a step → the finding."""
+    """Return the findings about a child by step."""
     children = {one["name"]: one for one in json.loads(result.stdout)["children"]}
     return {finding["what"]: finding for finding in children[child]["findings"]}
 
 
-def test_where_all_is_well_each_child_has_one_test_event_of_a_stream_that_no_run_has(zenml: SimulatedZenML) -> None:
+def test_each_healthy_child_gets_one_test_event_in_a_stream_of_no_run(zenml: SimulatedZenML) -> None:
     store = zenml.register(make_child("a"), make_child("b"))
     result = zenml.run_command("check", "logs")
     assert result.exit_code == 0
@@ -65,7 +65,7 @@ def test_where_all_is_well_each_child_has_one_test_event_of_a_stream_that_no_run
         ("defect", "it fails with TypeError", "report it as a bug"),
     ],
 )
-def test_what_is_wrong_with_one_child_is_said_and_the_others_are_tried(
+def test_a_problem_of_one_child_is_named_and_the_others_are_checked(
     zenml: SimulatedZenML, fault: Any, message: str, advice: str
 ) -> None:
     zenml.register(make_child("a"), make_child("b"))
@@ -78,7 +78,7 @@ def test_what_is_wrong_with_one_child_is_said_and_the_others_are_tried(
         message,
         advice,
     )
-    # What comes after it is not tried.
+    # Later steps are not tried.
     assert "read" not in found
     assert {finding["result"] for finding in findings(result, "b").values()} == {"ok", "unknown"}
     assert backend("a").closed == 1
@@ -88,7 +88,7 @@ def test_what_is_wrong_with_one_child_is_said_and_the_others_are_tried(
     assert "Log store 'logs': 1 of 2 children do not work: a." in text
 
 
-def test_a_backend_that_never_answers_holds_up_nothing(zenml: SimulatedZenML, clock: SimulatedClock) -> None:
+def test_a_backend_that_never_answers_delays_no_other(zenml: SimulatedZenML, clock: SimulatedClock) -> None:
     zenml.register(make_child("a", export_timeout_millis=7_000), make_child("b"))
     backend("a").fault = "silent"
     begin = clock.now()
@@ -100,7 +100,7 @@ def test_a_backend_that_never_answers_holds_up_nothing(zenml: SimulatedZenML, cl
 
 
 class Shy(SimulatedBackend):
-    """Shows what it has taken only after a while, or never."""
+    """Finds its events only after a while, or never."""
 
     def __init__(self, clock: SimulatedClock, seconds: float) -> None:
         super().__init__()
@@ -118,11 +118,11 @@ class Shy(SimulatedBackend):
 
     @received.setter
     def received(self, events: list[LogEvent]) -> None:
-        """It begins with nothing."""
+        """Create an empty one."""
 
 
 @pytest.mark.parametrize(("seconds", "works"), [(20, True), (FIND_SECONDS + 5, False)])
-def test_an_event_may_take_a_while_until_it_is_found(
+def test_the_backend_may_find_the_event_after_a_while(
     zenml: SimulatedZenML, clock: SimulatedClock, seconds: float, works: bool
 ) -> None:
     zenml.register(make_child("a", Shy(clock, seconds)))
@@ -135,9 +135,7 @@ def test_an_event_may_take_a_while_until_it_is_found(
         assert "not found within 60 s" in read["message"]
 
 
-def test_the_child_whose_reader_fails_is_written_to_all_the_same(
-    zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_whose_reader_fails_is_still_written_to(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
     zenml.register(make_child("a"))
 
     def refuse(_: Any) -> None:
@@ -151,7 +149,7 @@ def test_the_child_whose_reader_fails_is_written_to_all_the_same(
     assert (found["read"]["message"], found["read"]["advice"]) == ("the application key is wrong", "correct it")
 
 
-def test_a_child_that_cannot_be_read_is_only_written_to(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_without_a_reader_is_only_written_to(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
     zenml.register(make_child("a"))
     monkeypatch.setattr(SimulatedChildConfig, "readable", False)
     result = zenml.run_command("check", "logs", "--output", "json")
@@ -178,13 +176,13 @@ def test_clocks_are_compared(
 
     monkeypatch.setattr(SimulatedChildConfig, "backend_time", tell)
     said = zenml.run_command("check", "logs", "--output", "json")
-    # Nothing is lost by it.
+    # Events are not lost.
     assert said.exit_code == 0
     assert findings(said, "a")["clock"]["result"] == result
     assert words in findings(said, "a")["clock"]["message"]
 
 
-def test_a_backend_of_another_package_that_is_not_here_is_named(zenml: SimulatedZenML) -> None:
+def test_a_backend_that_is_not_installed_is_named(zenml: SimulatedZenML) -> None:
     zenml.register(make_child("a"), {"name": "b", "type": "not-here"})  # type: ignore[arg-type]
     result = zenml.run_command("check", "logs", "--output", "json")
     assert result.exit_code == 1
@@ -193,7 +191,7 @@ def test_a_backend_of_another_package_that_is_not_here_is_named(zenml: Simulated
     assert "there is no backend 'not-here' here" in settings["message"]
 
 
-def test_a_secret_that_is_not_there_is_named_and_one_in_clear_text_not_repeated(zenml: SimulatedZenML) -> None:
+def test_a_missing_secret_is_named_and_a_key_in_clear_text_is_not_repeated(zenml: SimulatedZenML) -> None:
     keys = {"api_key": "0123456789clear", "application_key": "{{datadog.missing}}"}
     zenml.register(make_child("a"), {"name": "live", "type": "datadog", **keys})  # type: ignore[arg-type]
     zenml.get_secret_by_name_and_private_status = lambda name: (_ for _ in ()).throw(KeyError(name))  # type: ignore[attr-defined]
@@ -205,7 +203,7 @@ def test_a_secret_that_is_not_there_is_named_and_one_in_clear_text_not_repeated(
     assert "0123456789clear" not in result.output
 
 
-def test_a_disabled_child_is_tried_if_it_is_named(zenml: SimulatedZenML) -> None:
+def test_a_disabled_child_is_checked_if_it_is_named(zenml: SimulatedZenML) -> None:
     zenml.register(make_child("a"), make_child("off", enabled=False))
     assert zenml.run_command("check", "logs").exit_code == 0
     assert backend("off").received == []
@@ -213,7 +211,7 @@ def test_a_disabled_child_is_tried_if_it_is_named(zenml: SimulatedZenML) -> None
     assert (len(backend("off").received), len(backend("a").received)) == (1, 1)
 
 
-def test_a_spool_that_cannot_be_used_is_said(zenml: SimulatedZenML, tmp_path: Any) -> None:
+def test_an_unusable_spool_is_reported(zenml: SimulatedZenML, tmp_path: Any) -> None:
     (tmp_path / "file").touch()
     for durability, code in (("spill", 0), ("write_ahead", 1)):
         directory = str(tmp_path / "file" / "spool")

@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 
 class World:
-    """A ZenML with one log store, whose backends get events without a writer."""
+    """A ZenML with one log store, whose backends get their events directly."""
 
     def __init__(self, zenml: SimulatedZenML, clock: SimulatedClock) -> None:
         self.zenml = zenml
@@ -36,7 +36,7 @@ class World:
         self.numbers: dict[Any, int] = {}
 
     def log(self, logs: LogsResponse, messages: Any, second: float = 0, child: str = "a", level: int = 20) -> None:
-        """Put events into a backend, the first of them so many seconds after the stream began."""
+        """Put events into a backend, the first one this many seconds after the beginning of the stream."""
         begun = int(logs.created.replace(tzinfo=timezone.utc).timestamp())
         first = self.numbers.get(logs.id, 0)
         self.numbers[logs.id] = first + len(messages)
@@ -51,7 +51,7 @@ class World:
         return self.zenml.open_stream(of, source, self.store.id)
 
     def at(self, seconds: float, do: Callable[[], None]) -> None:
-        """Do something in so many seconds."""
+        """Call a function after this many seconds."""
         signal = self.clock.signal()
 
         def wait() -> None:
@@ -64,7 +64,7 @@ class World:
         return self.zenml.run_command("logs", *arguments)
 
     def said(self, *arguments: str) -> list[str]:
-        """Return the messages that are shown."""
+        """Return the messages that the command shows."""
         result = self.run(*arguments, "--output", "json")
         assert result.exit_code == 0, result.output
         return [json.loads(line)["message"] for line in result.stdout.splitlines()]
@@ -87,10 +87,10 @@ def end(run: SimpleNamespace, *steps: SimpleNamespace) -> None:
         step.status = ExecutionStatus.COMPLETED
 
 
-# What is shown
+# Showing
 
 
-def test_the_streams_of_a_run_are_shown_by_time_each_with_its_name(world: World) -> None:
+def test_the_streams_of_a_run_are_merged_by_time_and_labelled(world: World) -> None:
     run = world.zenml.begin_run("run")
     client = world.stream(run, "client")
     train = world.stream(world.zenml.begin_step(run, "train"), "step")
@@ -124,7 +124,7 @@ def test_many_pages_of_many_streams_are_shown_completely_and_in_order(world: Wor
     assert when == sorted(when)
 
 
-def test_a_stream_is_opened_when_its_time_has_come(world: World) -> None:
+def test_a_stream_is_opened_when_the_others_reach_its_beginning(world: World) -> None:
     opened = []
 
     class Store:
@@ -143,7 +143,7 @@ def test_a_stream_is_opened_when_its_time_has_come(world: World) -> None:
     assert [entry.message for _, entry in shown] == ["source 1", "source 2"]
 
 
-def test_only_what_is_asked_for_is_shown(world: World) -> None:
+def test_filters_are_applied(world: World) -> None:
     run = world.zenml.begin_run("run")
     logs = world.stream(run, "client")
     world.log(logs, ["apple", "pear"])
@@ -156,7 +156,7 @@ def test_only_what_is_asked_for_is_shown(world: World) -> None:
     assert world.said("run", "--source", "client", "--level", "40", "--search", "plum") == ["plum"]
 
 
-def test_they_come_from_the_child_that_is_named_be_it_enabled_or_not(world: World) -> None:
+def test_logs_are_read_from_the_named_child_even_if_it_is_disabled(world: World) -> None:
     world.zenml.register(make_child("a"), make_child("off", enabled=False), name="other", id=world.store.id)
     world.zenml.models.pop(0)
     run = world.zenml.begin_run("run")
@@ -168,7 +168,7 @@ def test_they_come_from_the_child_that_is_named_be_it_enabled_or_not(world: Worl
 
 
 class Stock:
-    """A log store that is no composite: it reads from a stream's start alone."""
+    """A log store of another flavor, which can only read from the beginning of a stream."""
 
     def __init__(self, entries: list[LogEntry]) -> None:
         self.entries = entries
@@ -177,7 +177,7 @@ class Stock:
         return LogsEntriesResponse(items=self.entries)
 
 
-def test_logs_of_a_stock_log_store_are_shown_too_but_it_has_no_children(world: World) -> None:
+def test_logs_of_zenml_s_own_log_stores_are_shown_but_these_have_no_children(world: World) -> None:
     other = world.zenml.register_other("stock", "datadog", Stock([LogEntry(message="stock")]))
     run = world.zenml.begin_run("run")
     world.zenml.open_stream(run, "client", other)
@@ -185,14 +185,14 @@ def test_logs_of_a_stock_log_store_are_shown_too_but_it_has_no_children(world: W
     result = world.run("run", "--from", "a")
     assert result.exit_code == 2
     assert "log store 'stock' of flavor 'datadog'" in result.stderr
-    # Where only some have the child, the others are named.
+    # Log stores without that child are named.
     world.log(world.stream(world.zenml.begin_step(run, "train"), "step"), ["of a"])
     result = world.run("run", "--from", "a")
     assert (result.exit_code, "of a" in result.stdout) == (0, True)
     assert "Not read: client: log store 'stock'" in result.stderr
 
 
-# What is wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_backend_that_cannot_be_read_gives_no_answer(world: World) -> None:
     assert world.run("run").exit_code == 3
 
 
-def test_a_stream_that_a_child_does_not_have_is_named(world: World) -> None:
+def test_a_stream_that_is_missing_from_a_child_is_named(world: World) -> None:
     run = world.zenml.begin_run("run")
     world.log(world.stream(run, "client"), ["hello"])
     gone = world.stream(run, "orchestrator")
@@ -246,7 +246,7 @@ def test_a_stream_that_a_child_does_not_have_is_named(world: World) -> None:
     assert world.run("run", "--source", "orchestrator").exit_code == 1
 
 
-def test_a_step_that_has_not_begun_is_waited_for_and_that_is_said(world: World) -> None:
+def test_follow_waits_for_a_step_to_begin_and_says_so(world: World) -> None:
     run = world.zenml.begin_run("run", in_progress=True)
     world.at(30, lambda: end(run))
     result = world.run("run", "--follow", "--step", "train")
@@ -255,12 +255,12 @@ def test_a_step_that_has_not_begun_is_waited_for_and_that_is_said(world: World) 
 
 
 @pytest.mark.parametrize("text", ["1x", "", "2026-13-01", "99999999999d", "-5m"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(Exception, match="give a time"):
         Moment().convert(text, None, None)
 
 
-def test_times_are_this_machine_s_or_as_long_ago_as_it_says() -> None:
+def test_times_are_local_or_relative() -> None:
     zone = datetime.now().astimezone().tzinfo
     at = Moment().convert("2026-05-01T12:30", None, None)
     assert at.astimezone(zone).strftime("%H:%M") == "12:30"
@@ -272,7 +272,7 @@ def test_times_are_this_machine_s_or_as_long_ago_as_it_says() -> None:
 # --follow
 
 
-def test_it_follows_what_comes_and_new_steps_until_the_run_has_ended(world: World) -> None:
+def test_follow_shows_new_logs_and_steps_until_the_run_has_ended(world: World) -> None:
     run = world.zenml.begin_run("run", in_progress=True)
     client = world.stream(run, "client")
     world.log(client, ["begin"])
@@ -289,7 +289,7 @@ def test_it_follows_what_comes_and_new_steps_until_the_run_has_ended(world: Worl
         world.log(client, ["end"], second=20)
         end(run, *steps)
 
-    # What is delivered only when the run has ended already.
+    # Logs that arrive after the end of the run.
     def late() -> None:
         world.log(client, ["the very end"], second=21)
 
@@ -306,7 +306,7 @@ def run_logs(of: SimpleNamespace) -> LogsResponse:
     return logs
 
 
-def test_it_asks_no_more_often_than_it_has_to(world: World) -> None:
+def test_follow_asks_no_more_often_than_necessary(world: World) -> None:
     run = world.zenml.begin_run("run", in_progress=True)
     world.stream(run, "client")
     world.at(600, lambda: end(run))
@@ -314,7 +314,7 @@ def test_it_asks_no_more_often_than_it_has_to(world: World) -> None:
     assert world.zenml.asked.count("get_pipeline_run") <= 620 / POLL_SECONDS
 
 
-def test_steps_that_have_ended_are_soon_left_alone(world: World) -> None:
+def test_follow_stops_asking_for_steps_that_have_ended(world: World) -> None:
     run = world.zenml.begin_run("run", in_progress=True)
     step = world.zenml.begin_step(run, "train")
     logs = world.stream(step, "step")
@@ -333,7 +333,7 @@ def test_steps_that_have_ended_are_soon_left_alone(world: World) -> None:
     assert len(asked) <= QUIET_SECONDS / POLL_SECONDS + 2
 
 
-def test_a_run_that_ended_long_ago_is_not_waited_for(world: World) -> None:
+def test_follow_ends_at_once_for_a_run_that_ended_long_ago(world: World) -> None:
     run = world.zenml.begin_run("run")
     run.end_time = datetime(2020, 1, 1)
     world.log(world.stream(run, "client"), ["hello"])
@@ -342,7 +342,7 @@ def test_a_run_that_ended_long_ago_is_not_waited_for(world: World) -> None:
     assert world.clock.now() == begin
 
 
-def test_trouble_in_between_loses_and_repeats_nothing(world: World) -> None:
+def test_follow_loses_and_repeats_nothing_after_an_outage(world: World) -> None:
     run = world.zenml.begin_run("run", in_progress=True)
     logs = [world.stream(run, source) for source in ("client", "orchestrator")]
     for number, each in enumerate(logs):
@@ -377,7 +377,7 @@ def test_trouble_in_between_loses_and_repeats_nothing(world: World) -> None:
     assert "not now Trying again ..." in result.stderr
 
 
-def test_it_gives_up_when_nobody_answers(world: World) -> None:
+def test_follow_gives_up_on_a_long_outage(world: World) -> None:
     world.stream(world.zenml.begin_run("run", in_progress=True), "client")
     backend("a").fault = "refused"
     begin = world.clock.now()

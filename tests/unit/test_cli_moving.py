@@ -1,4 +1,4 @@
-"""`verify` and `backfill` where something is not as it should be."""
+"""`verify` and `backfill` under trouble: growing streams, outages, hostile texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKFILL = ("backfill", "logs", "--from", "a", "--to", "b", "--all", "--output",
 
 
 class Growing(ArtifactReader):
-    """Reads an archive to which somebody writes as soon as it is read."""
+    """Reads an archive that grows as soon as it is read."""
 
     def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
         LATER.pop(logs.id, lambda: None)()
@@ -38,7 +38,7 @@ LATER: dict[UUID, Any] = {}
 
 
 class GrowingArchive(FolderArchive):
-    """One whose streams grow while they are scanned."""
+    """An archive whose streams grow while they are scanned."""
 
     def create_reader(self) -> ArtifactReader:
         store = self.store()
@@ -46,7 +46,7 @@ class GrowingArchive(FolderArchive):
 
 
 class Place:
-    """A log store of two archives, and runs."""
+    """A log store with two archives, and runs."""
 
     def __init__(self, zenml: SimulatedZenML, root: Path) -> None:
         self.zenml = zenml
@@ -54,7 +54,7 @@ class Place:
         self.store = zenml.register(self.a, self.b)
 
     def run(self, name: str, in_a: int, in_b: int, in_progress: bool = False) -> Stream:
-        """Make a run with so many events in each archive."""
+        """Make a run with this many events in each archive."""
         run = self.zenml.begin_run(name, in_progress)
         stream = Stream(self.zenml.open_stream(run, "client", self.store.id).id, {}, None)
         for child, number in ((self.a, in_a), (self.b, in_b)):
@@ -73,9 +73,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(zenml, tmp_path)
 
 
-def test_what_a_growing_stream_lacks_at_its_end_is_arriving_and_not_missing(place: Place) -> None:
+def test_events_missing_at_the_end_of_a_growing_stream_are_arriving(place: Place) -> None:
     stream = place.run("running", 10, 7, in_progress=True)
-    # One child is read, then more comes, then the other is read.
+    # Events arrive between the reading of the two children.
     LATER[stream.id] = lambda: LATER.update({stream.id: lambda: place.write(place.b, stream, 7, 12)})
     found = place.zenml.run_command(*VERIFY)
     values = json.loads(found.stdout)
@@ -88,7 +88,7 @@ def test_what_a_growing_stream_lacks_at_its_end_is_arriving_and_not_missing(plac
     assert "2 events at the end of streams in progress" in shown.stdout
 
 
-def test_a_hole_in_a_growing_stream_is_missing_all_the_same(place: Place) -> None:
+def test_a_gap_in_a_growing_stream_is_missing(place: Place) -> None:
     stream = place.run("running", 10, 5, in_progress=True)
     place.write(place.b, stream, 7, 10)
     found = place.zenml.run_command(*VERIFY)
@@ -110,7 +110,7 @@ def test_a_hole_in_a_growing_stream_is_missing_all_the_same(place: Place) -> Non
         ),
     ],
 )
-def test_without_zenml_nothing_is_done(place: Place, command: tuple[str, ...], trouble: Exception, words: str) -> None:
+def test_without_zenml_nothing_happens(place: Place, command: tuple[str, ...], trouble: Exception, words: str) -> None:
     place.zenml.trouble = trouble
     done = place.zenml.run_command(*command)
     assert done.exit_code == 3
@@ -120,7 +120,7 @@ def test_without_zenml_nothing_is_done(place: Place, command: tuple[str, ...], t
 
 
 @pytest.mark.parametrize("command", [VERIFY, BACKFILL])
-def test_a_server_that_goes_away_in_between_costs_nothing_that_was_done(place: Place, command: tuple[str, ...]) -> None:
+def test_progress_survives_the_loss_of_the_server(place: Place, command: tuple[str, ...]) -> None:
     held = 0 if command is BACKFILL else 5
     streams = [place.run(f"run-{number}", 5, held) for number in range(7)]
 
@@ -138,14 +138,14 @@ def test_a_server_that_goes_away_in_between_costs_nothing_that_was_done(place: P
     assert "Resuming an interrupted" in rest.stderr
     values = json.loads(rest.stdout)
     if command is BACKFILL:
-        # The first page of runs was copied before.
+        # The first page of runs is already copied.
         assert (values["copied"], values["streams"]) == (20, 7)
     else:
         assert (values["parity"], values["streams"]) == (True, 7)
     assert json.loads(place.zenml.run_command(*VERIFY).stdout)["parity"]
 
 
-def test_a_backend_that_stays_away_stops_the_copy_and_has_nothing_twice_later(tmp_path: Path) -> None:
+def test_an_outage_stops_the_copy_and_causes_no_duplicates(tmp_path: Path) -> None:
     stream = make_stream()
     a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only", max_export_batch_size=10)
     write(a, make_events([str(number) for number in range(100)], stream))
@@ -166,7 +166,7 @@ def test_a_backend_that_stays_away_stops_the_copy_and_has_nothing_twice_later(tm
     assert [event.sequence for event in [*backend.received, *rest.received]] == list(range(100))
 
 
-def test_slices_without_a_pipeline_are_a_mistake(place: Place) -> None:
+def test_slices_need_a_pipeline(place: Place) -> None:
     done = place.zenml.run_command(*BACKFILL, "--slices", "3")
     assert done.exit_code == 2
     assert "'--slices' needs '--pipeline'" in done.stderr
@@ -181,5 +181,5 @@ def test_slices_without_a_pipeline_are_a_mistake(place: Place) -> None:
         ("two\nlines, größer, 日本", "two\nlines, größer, 日本"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
+def test_control_characters_are_shown_escaped(text: str, shown: str) -> None:
     assert inert(text) == shown

@@ -44,7 +44,7 @@ def test_a_child_that_was_verified_becomes_the_primary(zenml: SimulatedZenML, mo
     result = zenml.run_command("promote", "logs", "live", input="y\n")
     assert result.exit_code == 0
     assert asked == [("logs", "live")]
-    # They change places: a child is read once.
+    # They change places, so that no child is read twice.
     assert zenml.updates == [{"primary": "live", "fetch_fallback": ["other", "archive"]}]
     assert "Verified: child 'live' has all 12 events of child 'archive'." in result.stdout
     assert "Child 'live' is now the primary of log store 'logs'; it was 'archive'." in result.stdout
@@ -54,7 +54,7 @@ def test_a_child_that_was_verified_becomes_the_primary(zenml: SimulatedZenML, mo
     assert zenml.updates[1] == {"primary": "archive", "fetch_fallback": ["other", "live"]}
 
 
-def test_one_that_lacks_something_does_not_unless_it_is_forced(
+def test_a_child_with_missing_events_is_promoted_only_by_force(
     zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = say(monkeypatch, Verdict(False, "child 'live' lacks 3 events"))
@@ -67,7 +67,7 @@ def test_one_that_lacks_something_does_not_unless_it_is_forced(
     assert [update["primary"] for update in zenml.updates] == ["live"]
 
 
-def test_what_could_not_be_compared_is_refused(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_could_not_be_compared_is_refused(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = ParitySummary("logs", ["archive", "live"])
     summary.add(StreamParity("", "first step", {"archive": ChildParity(), "live": ChildParity(error="it is away.")}))
     monkeypatch.setattr(PROMOTE, "compare_with_primary", lambda *_: summary)
@@ -78,7 +78,7 @@ def test_what_could_not_be_compared_is_refused(zenml: SimulatedZenML, monkeypatc
 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])
-def test_it_asks(zenml: SimulatedZenML, answer: str) -> None:
+def test_promote_asks(zenml: SimulatedZenML, answer: str) -> None:
     result = zenml.run_command("promote", "logs", "live", "--force", input=answer)
     assert result.exit_code == 1
     assert "Read the logs of log store 'logs' from 'live' instead of 'archive'?" in result.stderr
@@ -94,7 +94,7 @@ def test_it_asks(zenml: SimulatedZenML, answer: str) -> None:
         (["logs", "archive"], 0, "Child 'archive' is already the primary of log store 'logs'."),
     ],
 )
-def test_what_changes_nothing(zenml: SimulatedZenML, arguments: list[str], code: int, words: str) -> None:
+def test_arguments_that_change_nothing(zenml: SimulatedZenML, arguments: list[str], code: int, words: str) -> None:
     result = zenml.run_command("promote", *arguments, "--force", "--yes")
     assert result.exit_code == code
     assert words in result.output
@@ -110,14 +110,14 @@ def test_a_child_that_cannot_be_read_is_refused_with_the_reason(
     assert "child 'live' of log store 'logs': children of type 'simulated' cannot be read" in result.stderr
 
 
-def test_what_a_child_does_not_get_is_said(zenml: SimulatedZenML) -> None:
+def test_promote_warns_of_events_that_the_child_filters_out(zenml: SimulatedZenML) -> None:
     zenml.register(make_child("a"), make_child("b", min_level="WARNING"), name="thin")
     result = zenml.run_command("promote", "thin", "b", "--force", "--yes")
     assert result.exit_code == 0
     assert "'min_level' or 'progress' of child 'b'" in result.stderr
 
 
-def test_without_permission_nothing_is_promised(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_permission_promote_reports_no_success(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise IllegalOperationError("no")
 
@@ -128,7 +128,7 @@ def test_without_permission_nothing_is_promised(zenml: SimulatedZenML, monkeypat
     assert "is the primary" not in result.output
 
 
-def test_programs_are_told_the_same(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_contains_the_verdict(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, Verdict(False, "child 'live' lacks 3 events"))
     refused = zenml.run_command("promote", "logs", "live", "--output", "json")
     assert json.loads(refused.stdout)["verdict"] == {"may": False, "reason": "child 'live' lacks 3 events"}

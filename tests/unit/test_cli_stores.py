@@ -1,4 +1,4 @@
-"""How commands find log stores, runs and streams in ZenML, and what they say where they do not."""
+"""The catalog: log stores, runs and streams in ZenML, and the errors if they are not found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_log_store_is_found_by_its_name_and_by_its_id(zenml: SimulatedZenML) -
         ("stock", "log store 'stock' is of flavor 'datadog'; name one of flavor 'composite'"),
     ],
 )
-def test_a_log_store_that_is_not_meant_is_said_to_be_none(zenml: SimulatedZenML, name: str, words: str) -> None:
+def test_an_unknown_log_store_is_refused(zenml: SimulatedZenML, name: str, words: str) -> None:
     zenml.register(make_child("a"))
     zenml.register_other("stock", "datadog")
     with pytest.raises(ArgumentError) as refusal:
@@ -104,7 +104,7 @@ def test_the_streams_of_a_run_are_its_own_and_those_of_its_steps(zenml: Simulate
     id, other = uuid4(), uuid4()
     run = zenml.begin_run("run", in_progress=True)
     zenml.open_stream(run, "client", id)
-    # One that was tried again.
+    # A retried step.
     for name in ("load", "train", "train", *(f"map_{number}" for number in range(5))):
         step = zenml.begin_step(run, name)
         zenml.open_stream(step, "step", id)
@@ -122,7 +122,7 @@ def test_the_streams_of_a_run_are_its_own_and_those_of_its_steps(zenml: Simulate
     assert {(stream.run_id, stream.run_name, stream.run_in_progress) for stream in streams} == {(run.id, "run", True)}
 
 
-def test_all_runs_are_gone_through_page_by_page(zenml: SimulatedZenML) -> None:
+def test_runs_are_read_page_by_page(zenml: SimulatedZenML) -> None:
     id = uuid4()
     for number in range(10):
         run = zenml.begin_run(f"run-{number}")
@@ -131,7 +131,7 @@ def test_all_runs_are_gone_through_page_by_page(zenml: SimulatedZenML) -> None:
     streams = streams_of_project(id)
     first = [next(streams) for _ in range(3)]
     assert [stream.run_name for stream in first] == ["run-0", "run-1", "run-2"]
-    # Nothing was asked for that is not needed yet.
+    # Only the pages that are needed were asked for.
     assert zenml.asked == ["list_pipeline_runs"]
     late = zenml.begin_run("late")
     zenml.open_stream(late, "client", id)
@@ -142,7 +142,7 @@ def test_all_runs_are_gone_through_page_by_page(zenml: SimulatedZenML) -> None:
     assert count_runs() == 11
 
 
-def test_a_range_of_time_takes_the_runs_that_were_in_progress_in_it(zenml: SimulatedZenML) -> None:
+def test_a_range_of_time_selects_the_runs_that_were_active_in_it(zenml: SimulatedZenML) -> None:
     begin = zenml.now.astimezone(timezone(timedelta(hours=5)))
     id = uuid4()
     for name, how in (
@@ -165,7 +165,7 @@ def test_a_range_of_time_takes_the_runs_that_were_in_progress_in_it(zenml: Simul
     assert names(since, None) == {"reaches into it", "still runs", "in it", "after"}
 
 
-def test_a_run_that_ends_while_runs_are_gone_through_is_gone_through_once(zenml: SimulatedZenML) -> None:
+def test_a_run_that_ends_meanwhile_is_found_once(zenml: SimulatedZenML) -> None:
     id = UUID(int=5)
     run = zenml.begin_run("run", in_progress=True)
     zenml.open_stream(run, "client", id)

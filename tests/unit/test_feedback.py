@@ -1,4 +1,4 @@
-"""What the workers, their backends and the libraries under them log never becomes an event."""
+"""Logs of the workers, their backends and the libraries below never become events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.simulation import make_child, make_logs, make_store
 
 
 class Chatty(SimulatedBackend):
-    """It logs as urllib3, grpc and s3fs do, from its own thread and from others that it starts."""
+    """Logs as urllib3, grpc and s3fs do, from its own thread and from threads that it starts."""
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         logging.getLogger("urllib3.connectionpool").warning("Retrying (Retry(total=0))")
@@ -32,14 +32,14 @@ class Chatty(SimulatedBackend):
 
 
 def context(store: CompositeLogStore, monkeypatch: pytest.MonkeyPatch) -> LoggingContext:
-    """Return ZenML's own context, in which what is logged becomes events of the store."""
+    """Return ZenML's logging context, which turns logs into events of the store."""
     client = SimpleNamespace(active_stack=SimpleNamespace(log_store=store, artifact_store=SimpleNamespace(id=None)))
     monkeypatch.setattr("zenml.utils.logging_utils.Client", lambda: client)
     logs = make_logs(store)
     return LoggingContext(name=str(logs.id), log_model=logs)
 
 
-def test_what_backends_log_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_of_backends_become_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Chatty()
     store = make_store(make_child("chatty", backend, max_export_batch_size=1))
     with context(store, monkeypatch):
@@ -51,7 +51,7 @@ def test_what_backends_log_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.messages == [f"step {number}" for number in range(20)]
 
 
-def test_the_warning_that_a_flush_gives_in_a_step_is_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warning_of_a_flush_in_a_step_becomes_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
     with SimulatedClock():
         living, dead, hung = SimulatedBackend(), SimulatedBackend(), SimulatedBackend()
         dead.fault = RetryableError("connection refused")
