@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from zenml.models import ComponentResponse
 
 TYPES = (StackComponentType.LOG_STORE, StackComponentType.ARTIFACT_STORE)
-"""What can be a child, by precedence: an artifact store stands for ZenML's own log store in it."""
+"""The types of component that can be a child, by precedence. An artifact store stands for ZenML's own log store in
+it."""
 
 
 FLAVOR = "composite"
@@ -35,21 +36,21 @@ TYPE = "component"
 
 
 class ComponentError(Exception):
-    """A component cannot be used. The message says why, and what to do."""
+    """A component cannot be used. The message says why, and how to mend it."""
 
 
 def find(name: str) -> ComponentResponse:
-    """Return what ZenML knows of the log store or artifact store with this name or id.
+    """Return ZenML's model of the log store or artifact store with this name or ID.
 
     Raises:
-        ComponentError: There is none.
-        zenml.exceptions.IllegalOperationError: On ZenML's server, whoever reads may not read it.
+        ComponentError: No such component exists.
+        zenml.exceptions.IllegalOperationError: On ZenML's server, the user may not read the component.
     """
     try:
         if ENV_ZENML_SERVER not in os.environ:
             model = _find_by_name(name)
         else:
-            # Reading logs must not open a component that the reader may not read.
+            # On the server, a user must not read through a component that the user may not read.
             from zenml.zen_server.rbac.endpoint_utils import verify_permissions_and_get_entity
             from zenml.zen_server.utils import zen_store
 
@@ -63,21 +64,21 @@ def find(name: str) -> ComponentResponse:
 
 
 def find_model(name: str) -> ComponentResponse:
-    """Return what ZenML knows of the component with this name or id, if it can be used: what `find_all` raises it does.
+    """Return ZenML's model of the component with this name or ID, after the checks of `find_all`.
 
     Raises:
-        ComponentError: It cannot.
+        ComponentError: The component cannot be used.
     """
     return find_all(name)[0]
 
 
 def find_all(name: str) -> list[ComponentResponse]:
-    """Return the component with this name or id, and all that are nested in it, each once.
+    """Return the component with this name or ID, and all components that are nested in it, each once.
 
-    Those that do not exist are left out: these children are unavailable, and say so themselves.
+    Nested components that do not exist are left out: their children are unavailable, and report it themselves.
 
     Raises:
-        ComponentError: There is no such component, it contains itself, or too many are nested in it, or too deeply.
+        ComponentError: The component does not exist, contains itself, or contains too many components or too deeply.
     """
     top = find(name)
     try:
@@ -101,7 +102,7 @@ def load(model: ComponentResponse) -> BaseLogStore:
             f"'{model.name}' cannot be loaded here; install what its flavor '{model.flavor_name}' needs"
         ) from error
     except Exception as error:
-        # Without its text, which may repeat a key.
+        # The error's text is left out, since it may contain a key.
         raise ComponentError(
             f"'{model.name}' cannot be loaded here ({type(error).__name__}); check its settings with `zenml "
             f"{model.type.value.replace('_', '-')} describe {model.name}`"
@@ -109,7 +110,7 @@ def load(model: ComponentResponse) -> BaseLogStore:
 
 
 def requirements_of(name: str) -> set[str]:
-    """Return what a remote step has to install for the component, as far as it is installed here."""
+    """Return the packages that a remote step needs for the component, as far as they are installed here."""
     found: set[str] = set()
     try:
         for model in find_all(name):
@@ -127,14 +128,14 @@ def requirements_of(name: str) -> set[str]:
 
 
 def places_of(name: str, artifact_store: BaseArtifactStore) -> dict[str, str]:
-    """Return the artifact stores that the component writes logs to: a path or an id → its name in an error.
+    """Return the artifact stores to which the component writes logs: a path or an ID → its name in an error.
 
     Args:
-        name: The component's name or id.
-        artifact_store: That of the stack.
+        name: The component's name or ID.
+        artifact_store: The stack's artifact store.
 
     Raises:
-        ComponentError: It cannot be used.
+        ComponentError: The component cannot be used.
     """
     places: dict[str, str] = {}
     for model in find_all(name):
@@ -158,9 +159,9 @@ def _find_by_name(name: str) -> ComponentResponse:
 
 
 def _missing(name: str) -> str:
-    """Say that there is no such log store, or that the name is that of something else."""
+    """Return the message that no such log store exists, or that the name belongs to another component."""
     if ENV_ZENML_SERVER in os.environ:
-        # Whoever reads may not be meant to know what else there is.
+        # The user may not be allowed to know of other components.
         return f"there is no log store '{name}'; name one that `zenml log-store list` shows, or register it"
     others = Client().list_stack_components(id=name) if _uuid(name) else Client().list_stack_components(name=name)
     if others.items:
@@ -180,7 +181,7 @@ def _uuid(text: str) -> UUID | None:
 
 
 def _below(model: ComponentResponse) -> Iterator[ComponentResponse]:
-    """Yield the components that a composite's enabled children are."""
+    """Yield the components that are enabled children of a composite."""
     children = model.configuration.get("children") if model.flavor_name == FLAVOR else None
     for child in children if isinstance(children, list) else ():
         if isinstance(child, Mapping) and child.get("type") == TYPE and child.get("enabled", True):
@@ -191,5 +192,5 @@ def _below(model: ComponentResponse) -> Iterator[ComponentResponse]:
 
 
 def _own_children(config: CompositeLogStoreConfig) -> list[ChildConfig]:
-    """Return the enabled children that are no components themselves."""
+    """Return the enabled children of other types than `component`."""
     return [child for child in config.enabled_children if child.type != TYPE]

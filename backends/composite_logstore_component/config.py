@@ -20,10 +20,10 @@ class ComponentChildConfig(ChildConfig):
     """Sends events to a log store that is registered in ZenML, and reads from it, with that log store's settings.
 
     Attributes:
-        component: The name or id of the log store. That of an artifact store is ZenML's own log store in it.
+        component: The name or ID of the log store; or of an artifact store, for ZenML's own log store in it.
     """
 
-    # What ZenML's own log store for Datadog sends at once, and the least of those that come along.
+    # ZenML's own log store for Datadog sends so many at once, the fewest of the log stores that ship with ZenML.
     default_batch_size: ClassVar[int] = 500
     readable: ClassVar[bool] = True
 
@@ -31,16 +31,16 @@ class ComponentChildConfig(ChildConfig):
 
     @property
     def requirements(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the component
-        """What the component's flavor needs, if that is installed here."""
+        """The packages that the component's flavor needs, if they are installed here."""
         from composite_logstore_component.components import requirements_of
 
         return frozenset({"composite-logstore"} | requirements_of(self.component))
 
     def create_exporter(self) -> Exporter:
-        """Create the exporter, and with it the log store.
+        """Create the exporter, and load the log store for it.
 
         Raises:
-            UnavailableError: There is no such log store, or it cannot be used here.
+            UnavailableError: The log store does not exist, or cannot be used on this machine.
         """
         from composite_logstore_component.components import ComponentError
         from composite_logstore_component.exporter import create
@@ -51,16 +51,16 @@ class ComponentChildConfig(ChildConfig):
             raise UnavailableError(f"'component': {error}") from error
 
     def create_reader(self) -> ComponentReader:
-        """Create the reader. It loads the log store with the first page."""
+        """Create the reader. It loads the log store for the first page."""
         from composite_logstore_component.reader import ComponentReader
 
         return ComponentReader(self.component)
 
     def places(self, artifact_store: BaseArtifactStore | None) -> Mapping[str, str]:
-        """Return the artifact store that the component is, or those that a composite's children write to.
+        """Return the component itself if it is an artifact store, or the ones to which a composite's children write.
 
         Args:
-            artifact_store: That of the stack, if it is known. If not, nothing is looked up.
+            artifact_store: The stack's artifact store; None if it is not known: then nothing is looked up.
         """
         if artifact_store is None:
             return {}
@@ -69,14 +69,14 @@ class ComponentChildConfig(ChildConfig):
         try:
             return places_of(self.component, artifact_store)
         except ComponentError:
-            # That the child is unavailable is said elsewhere.
+            # The check of the child reports it.
             return {}
 
     def check_registration(self) -> None:
         """Check that the component exists, is a log store, does not contain itself, and is not nested too deeply.
 
         Raises:
-            ValueError: It is not so.
+            ValueError: One of these is not true.
         """
         from composite_logstore_component.components import ComponentError, find_model
 
@@ -86,10 +86,10 @@ class ComponentChildConfig(ChildConfig):
             raise ValueError(f"'component': {error}") from error
 
     def check(self) -> None:
-        """Check the same, and that the log store can be loaded, from where a run is started.
+        """Check the same, and that the log store can be loaded, on the machine that starts a run.
 
         Raises:
-            ValueError: It cannot be used.
+            ValueError: The log store cannot be used.
         """
         from composite_logstore_component.components import ComponentError, find_model, load
 

@@ -1,4 +1,4 @@
-"""The write port: events go to a log store of ZenML, through its own exporter where it has one."""
+"""The exporter: writes events to a log store of ZenML, through the log store's own exporter if it has one."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 def create(component: str) -> Exporter:
-    """Create the exporter for the component with this name or id.
+    """Create the exporter for the component with this name or ID.
 
     Raises:
-        ComponentError: It cannot be used.
+        ComponentError: The component cannot be used.
     """
     store = load(find_model(component))
     return OtelStoreExporter(store) if extends_otel(store) else EmittingExporter(store)
 
 
 class OtelStoreExporter(OtelExporter):
-    """Delivers through the exporter of a log store, past its queue: what it refuses is known and tried again."""
+    """Exports through a log store's own exporter, and not through its queue: so failures are known and retried."""
 
     def __init__(self, store: OtelLogStore) -> None:
         """Take the log store's exporter.
 
         Args:
-            store: The log store. It is this exporter's alone, but for the artifact store within it.
+            store: The log store. Only this exporter uses it, apart from its artifact store.
 
         Raises:
             ComponentError: The log store cannot create its exporter.
@@ -46,7 +46,7 @@ class OtelStoreExporter(OtelExporter):
         config = store.config
         try:
             exporter = store.get_exporter()
-            # Here references to secrets are resolved: by ZenML, as it reads a setting.
+            # ZenML resolves references to secrets when a setting is read.
             settings = [getattr(config, name) for name in type(config).model_fields]
         except Exception as error:
             raise ComponentError(
@@ -57,42 +57,42 @@ class OtelStoreExporter(OtelExporter):
         self._store = store
 
     def attributes_of(self, stream: Stream) -> Mapping[str, Any]:
-        """Return the stream's attributes, and where it is if it is in an artifact store."""
+        """Return the stream's attributes, with its place if it is in an artifact store."""
         if extends_artifact(self._store):
             return {**stream.attributes, "zenml.log.uri": prepare_logs_uri(self._store._artifact_store, stream.id)}
         return stream.attributes
 
     def close(self) -> None:
-        """Shut the exporter down, unless that would close an artifact store that others use."""
+        """Shut down the exporter, unless that would close an artifact store that others use."""
         if not extends_artifact(self._store):
             super().close()
 
 
 class EmittingExporter:
-    """Hands events to a log store as ZenML does. What it then does with them it does not say."""
+    """Emits events to a log store, as ZenML does. Such a log store does not tell what becomes of them."""
 
     def __init__(self, store: BaseLogStore) -> None:
         """Take a log store.
 
         Args:
-            store: The log store. It is this exporter's alone.
+            store: The log store. Only this exporter uses it.
         """
         self._store = store
         self._origins: dict[UUID, BaseLogStoreOrigin] = {}
         self._emitted: dict[str, int] = {}
 
     def export(self, batch: Sequence[LogEvent]) -> int:
-        """Emit each event that has not been emitted, and flush.
+        """Emit each event that was not emitted before, and flush.
 
         Args:
             batch: The events.
 
         Returns:
-            0: what the log store shortens is not known.
+            0: the log store does not tell which events it shortens.
 
         Raises:
             RetryableError: The log store raised.
-            RejectedError: No record can say what an event says.
+            RejectedError: An event cannot be converted to a log record.
         """
         try:
             for event in batch:
@@ -104,7 +104,7 @@ class EmittingExporter:
         except RejectedError:
             raise
         except Exception as error:
-            # Without its text, which may repeat a key.
+            # The error's text is left out, since it may contain a key.
             raise RetryableError(f"log store '{self._store.name}' raised {type(error).__name__}") from error
         return 0
 
@@ -115,7 +115,7 @@ class EmittingExporter:
             self._store.deregister_origin(origin)
 
     def close(self) -> None:
-        """Deregister what is registered, and clean the log store up."""
+        """Deregister all origins, and clean up the log store."""
         while self._origins:
             self._store.deregister_origin(self._origins.popitem()[1])
         self._store.cleanup()
@@ -136,12 +136,12 @@ def _said(event: LogEvent) -> tuple[logging.LogRecord, dict[str, object]]:
     try:
         return _record(event), _metadata(event)
     except UNENCODABLE as error:
-        # Of another program. No later try would change that.
-        raise RejectedError(f"an event cannot be made a record ({type(error).__name__})") from error
+        # Another program wrote the event. A retry would fail too.
+        raise RejectedError(f"an event cannot be converted to a log record ({type(error).__name__})") from error
 
 
 def _record(event: LogEvent) -> logging.LogRecord:
-    """Return a record that says what the event says."""
+    """Return the event as a log record."""
     record = logging.LogRecord(
         event.logger_name, event.level, event.file, event.line, event.message, (), None, event.function
     )
@@ -149,7 +149,7 @@ def _record(event: LogEvent) -> logging.LogRecord:
     record.created = event.time_unix_nano / 1e9
     record.msecs = event.time_unix_nano // 1_000_000 % 1_000
     if event.exception is not None:
-        # Formatters show it beneath the message. The exception itself is gone.
+        # Formatters show it below the message. The exception object no longer exists.
         record.exc_text = event.exception.stacktrace
     for name, value in event.attributes.items():
         record.__dict__.setdefault(name, value)

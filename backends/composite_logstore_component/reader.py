@@ -1,4 +1,4 @@
-"""The read port: pages come from a log store's own `fetch()`."""
+"""The reader: reads pages through a log store's own `fetch()`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 _PLACE = re.compile(r"\d{1,9}", re.ASCII)
-# What Python raises where something is not of the shape that it should be.
+# Python raises these for a value of an unexpected shape.
 _DEFECTS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
 class ComponentReader:
-    """Reads what the log store can read. Its entries do not say which event they are.
+    """Reads pages of a log store. Its entries do not say which events they are.
 
     Attributes:
         max_page_size: The most entries of one page. A log store may return fewer.
-        in_order: Nothing is known of that.
+        in_order: False, since it is not known.
     """
 
     max_page_size = LOGS_MAX_ENTRIES_PER_REQUEST
@@ -37,7 +37,7 @@ class ComponentReader:
         """Prepare; nothing is looked up.
 
         Args:
-            component: The name or id of the log store.
+            component: The name or ID of the log store.
         """
         self._component = component
         self._model: ComponentResponse | None = None
@@ -47,14 +47,14 @@ class ComponentReader:
         """Read one page.
 
         Args:
-            request: What to read.
+            request: Which page to read.
 
         Raises:
-            ValueError: The token, a filter or the direction is one that the log store does not know.
-            LogStoreUnavailableError: The log store is not there, or failed.
-            LogStoreError: It cannot be read at all.
-            DoesNotExistException: It does not have the stream.
-            IllegalOperationError: On ZenML's server, whoever reads may not read the log store.
+            ValueError: The log store does not know the token, a filter or the direction.
+            LogStoreUnavailableError: The log store does not exist, or failed.
+            LogStoreError: The log store cannot be read at all.
+            DoesNotExistException: The log store does not have the stream.
+            IllegalOperationError: On ZenML's server, the user may not read the log store.
         """
         try:
             model = self._model = self._model or find(self._component)
@@ -65,7 +65,7 @@ class ComponentReader:
             raise LogStoreUnavailableError(f"'component' of this child: {error}.") from error
 
     def close(self) -> None:
-        """Clean the log store up, unless that would close an artifact store that others use."""
+        """Clean up the log store, unless that would close an artifact store that others use."""
         if self._store is not None and not extends_artifact(self._store):
             self._store.cleanup()
         self._model = self._store = None
@@ -82,9 +82,9 @@ def _read(store: BaseLogStore, request: PageRequest) -> Page:
         ) from error
     except Exception as error:
         if request.token is not None and isinstance(error, _DEFECTS):
-            # Not every log store looks closely at its own cursors. That is no reason to leave it alone for a while.
+            # Some log stores do not check their own cursors. The log store is still available.
             raise ValueError(
-                f"Log store '{store.name}' could make nothing of the token ({type(error).__name__}). Begin anew."
+                f"Log store '{store.name}' cannot use the token ({type(error).__name__}). Begin anew."
             ) from None
         raise LogStoreUnavailableError(f"Log store '{store.name}' raised {type(error).__name__}.") from error
 
@@ -103,13 +103,13 @@ def _page(store: BaseLogStore, request: PageRequest) -> Page:
     entries = _entries(found)
     tokens = (found.before, found.after)
     if len(entries) > request.limit or not all(token is None or isinstance(token, str) for token in tokens):
-        # Cut to what was asked for, it would leave entries out: its cursors lead on behind all of them.
-        raise LogStoreError(f"Log store '{store.name}' returned a page that it was not asked for.")
+        # Cutting the page would lose entries, since its cursors continue after all of them.
+        raise LogStoreError(f"Log store '{store.name}' returned a page that does not match the request.")
     return Page(entries, *tokens)
 
 
 def _page_from_start(store: ArtifactLogStore, request: PageRequest) -> Page:
-    """Return a page of a log store that reads from a stream's start alone: a part of all that it can return."""
+    """Return a page of a log store that reads only from a stream's start: read all of it, and cut out the page."""
     token = request.token
     if token is not None and not _PLACE.fullmatch(token):
         raise ValueError("The token is malformed: pass on what an earlier page returned.")

@@ -1,4 +1,4 @@
-"""A stream as another log store than the composite knows it: as one of its own."""
+"""Describes a stream to another log store as if that had written it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def extends_artifact(store: BaseLogStore) -> TypeIs[ArtifactLogStore]:
-    """Return whether it is a log store in an artifact store. A composite only passes for one in `isinstance()`."""
+    """Return whether it is a log store in an artifact store. `isinstance()` would be true for a composite, too."""
     return ArtifactLogStore in type(store).__mro__
 
 
 def extends_otel(store: BaseLogStore) -> TypeIs[OtelLogStore]:
-    """Return whether it has an exporter of its own."""
+    """Return whether the log store has an exporter of its own."""
     return OtelLogStore in type(store).__mro__
 
 
 def as_its_own(logs: LogsResponse, store: BaseLogStore) -> LogsResponse:
-    """Return the stream as if the log store had written it for a stack of its own.
+    """Return the stream as if the log store had written it.
 
     Args:
         logs: The stream, as ZenML's server describes it.
@@ -44,10 +44,10 @@ def as_its_own(logs: LogsResponse, store: BaseLogStore) -> LogsResponse:
 
 
 def describe(stream: Stream, store: BaseLogStore) -> LogsResponse:
-    """Return the stream that is being written, as ZenML's server describes it to the log store.
+    """Return a stream that is being written, as ZenML's server would describe it to the log store.
 
     Args:
-        stream: The stream. A program that is no pipeline has one that ZenML does not know.
+        stream: The stream. ZenML does not know the streams of programs that are no pipelines.
         store: The log store.
     """
     try:

@@ -1,1 +1,1 @@
-"""The OpenTelemetry backend: whatever an exporter of OpenTelemetry's SDK can write to."""
+"""The OpenTelemetry backend: writes through any exporter of OpenTelemetry's SDK."""

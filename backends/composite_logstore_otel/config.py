@@ -21,34 +21,34 @@ class OtelChildConfig(ChildConfig):
     Attributes:
         exporter: The exporter: its name in the entry-point group `opentelemetry_logs_exporter`, such as
             `console`, or the path of its class, such as `package.module.Class`.
-        arguments: What the exporter is created with, by keyword.
+        arguments: The keyword arguments of the exporter.
         service_name: The resource's `service.name`. Default: OpenTelemetry's variables, then `zenml`.
         service_version: The resource's `service.version`. Default: OpenTelemetry's variables, then ZenML's
             version.
     """
 
-    # What the SDK's own processor passes on at once: exporters are made for that.
+    # The SDK's own processor exports so many at once, and exporters are made for that.
     default_batch_size: ClassVar[int] = 512
 
     exporter: Text
-    # Any of them may be a key, and so refer to a secret.
+    # Any argument may be a key, so each may refer to a secret.
     arguments: dict[str, JsonValue] = SecretField(default_factory=dict, repr=False)
     service_name: Text | None = None
     service_version: Text | None = None
 
     @property
     def requirements(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the exporter
-        """The package that the exporter comes from, if that is installed here."""
+        """The package that contains the exporter, if it is installed here."""
         from composite_logstore_otel.exporters import distribution_of
 
         name = distribution_of(self.exporter)
         return frozenset({"composite-logstore", name} if name else {"composite-logstore"})
 
     def create_exporter(self) -> Exporter:
-        """Create the exporter, and with it the SDK's.
+        """Create the exporter, and the SDK's exporter for it.
 
         Raises:
-            UnavailableError: There is no such exporter here, or it cannot be created with these arguments.
+            UnavailableError: The exporter is not installed here, or cannot be created with these arguments.
         """
         from composite_logstore_otel.exporters import create
 
@@ -61,7 +61,7 @@ class OtelChildConfig(ChildConfig):
         """Check that the exporter is installed here and takes these arguments.
 
         Raises:
-            ValueError: It is not, or does not.
+            ValueError: One of these is not true.
         """
         from composite_logstore_otel.exporters import check_arguments, find
 
@@ -71,7 +71,7 @@ class OtelChildConfig(ChildConfig):
             raise ValueError(error.args[0]) from error.__cause__
 
     def check(self) -> None:
-        """Check the same, from where a run is started.
+        """Check the same, on the machine that starts a run.
 
         Raises:
             ValueError: The exporter is not installed, or does not take these arguments.

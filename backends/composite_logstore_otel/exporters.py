@@ -23,18 +23,18 @@ EXPORTERS = "opentelemetry_logs_exporter"
 
 
 def create(config: OtelChildConfig) -> OtelExporter:
-    """Create what the settings name.
+    """Create the exporter that the settings name.
 
     Raises:
-        LookupError: There is no such exporter here.
-        ValueError: It cannot be created with these arguments.
+        LookupError: The exporter is not installed here.
+        ValueError: The exporter cannot be created with these arguments.
     """
     kind = find(config.exporter)
     check_arguments(kind, config.arguments)
     try:
         exporter = kind(**config.arguments)
     except Exception as error:
-        # Without its text, which may repeat a key.
+        # The error's text is left out, since it may contain a key.
         raise ValueError(
             f"'arguments': {kind.__name__} cannot be created with them ({type(error).__name__}); correct them"
         ) from error
@@ -45,7 +45,7 @@ def find(name: str) -> type[LogRecordExporter]:
     """Return the exporter with this entry-point name or class path.
 
     Raises:
-        LookupError: There is none here. The message says what to do.
+        LookupError: No such exporter is installed here. The message says how to mend it.
     """
     named = _named(name)
     module, _, attribute = name.replace(":", ".").rpartition(".")
@@ -64,7 +64,7 @@ def find(name: str) -> type[LogRecordExporter]:
             )
     except ImportError as error:
         raise LookupError(
-            f"'exporter': '{name}' cannot be imported, for lack of '{error.name or module}'; install the package "
+            f"'exporter': '{name}' cannot be imported, since '{error.name or module}' is missing; install the package "
             f"that has it, or correct the path"
         ) from error
     except AttributeError as error:
@@ -80,25 +80,25 @@ def check_arguments(kind: type[LogRecordExporter], arguments: Mapping[str, Any])
     """Check that the exporter takes arguments of these names.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The exporter does not take them.
     """
     signature = inspect.signature(kind)
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        # It names arguments, and no values.
+        # The error names arguments, and no values.
         raise ValueError(
             f"'arguments': {error}; those of {kind.__name__} are: {', '.join(signature.parameters) or 'none'}"
         ) from None
 
 
 def distribution_of(name: str) -> str | None:
-    """Return the name of the package that has the exporter, None if it is not installed here as one."""
+    """Return the name of the package that contains the exporter; None if no package here does."""
     named = _named(name)
     if named is not None:
         return named.dist.name if named.dist else None
     distributions = distributions_of(name.replace(":", ".").partition(".")[0])
-    # A namespace such as `opentelemetry` belongs to many.
+    # Many packages share a namespace such as `opentelemetry`.
     return distributions.pop() if len(distributions) == 1 else None
 
 

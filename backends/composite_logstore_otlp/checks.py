@@ -1,4 +1,4 @@
-"""What can be checked of an OTLP connection without making one."""
+"""Checks of an OTLP connection's settings that need no connection."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+):[0-9]{1,5}")
 
 
 def check_endpoint(label: str, endpoint: str, protocol: str, insecure: bool | None) -> None:
-    """Check what can be known of an endpoint without using it.
+    """Check an endpoint without using it.
 
     Args:
-        label: What to call it; its value may hold a key.
+        label: The endpoint's name in an error, which must not repeat its value: that may contain a key.
         endpoint: The endpoint.
-        protocol: Which protocol it is meant for.
+        protocol: The protocol.
         insecure: The setting of that name.
 
     Raises:
-        ValueError: It cannot be used.
+        ValueError: The endpoint cannot be used.
     """
     if protocol == GRPC and "://" not in endpoint:
         if not _HOST_AND_PORT.fullmatch(endpoint):
@@ -63,16 +63,16 @@ def check_endpoint(label: str, endpoint: str, protocol: str, insecure: bool | No
 
 
 def check_header(label: str, name: str, value: str, protocol: str) -> None:
-    """Check that a header can be sent, since libraries repeat one that they refuse in their errors.
+    """Check that a header can be sent. Libraries would repeat a header that they refuse in their errors.
 
     Args:
-        label: What to call it.
+        label: The header's name in an error.
         name: The header's name.
-        value: Its value.
-        protocol: Which protocol it is meant for.
+        value: The header's value.
+        protocol: The protocol.
 
     Raises:
-        ValueError: It cannot be sent.
+        ValueError: The header cannot be sent.
     """
     if not _HEADER_NAME.fullmatch(name):
         raise ValueError(f"{label} is not a header's name; use letters, digits and -")
@@ -87,10 +87,10 @@ def check_header(label: str, name: str, value: str, protocol: str) -> None:
 
 
 def check_compression(label: str, compression: str | None, protocol: str) -> None:
-    """Check that the protocol has the compression.
+    """Check that the protocol supports the compression.
 
     Raises:
-        ValueError: It has not.
+        ValueError: It does not.
     """
     if compression == "deflate" and protocol == GRPC:
         raise ValueError(f"{label} 'deflate' exists for '{HTTP}' alone; set 'gzip' or 'none'")

@@ -25,20 +25,20 @@ _INT64 = 1 << 63
 
 
 class OtlpChildConfig(ChildConfig):
-    """Sends events to an OpenTelemetry collector, or to whatever else speaks OTLP.
+    """Sends events to an OpenTelemetry collector, or to any other receiver of OTLP.
 
-    What is left out is taken from OpenTelemetry's environment variables where the exporter runs, those for
-    logs first (`OTEL_EXPORTER_OTLP_LOGS_ENDPOINT` before `OTEL_EXPORTER_OTLP_ENDPOINT`), and last from the
-    defaults below.
+    A setting that is left out comes from OpenTelemetry's environment variables where the exporter runs, from those for
+    logs first (`OTEL_EXPORTER_OTLP_LOGS_ENDPOINT` before `OTEL_EXPORTER_OTLP_ENDPOINT`), or else from the defaults
+    below.
 
     Attributes:
         endpoint: Where to send. For HTTP a URL, which gets `/v1/logs` if it has no path; for gRPC
             `host:port` or a URL. Default: port 4318 (HTTP) or 4317 (gRPC) of `localhost`, without TLS.
         protocol: `http/protobuf` (the default) or `grpc`.
         headers: Headers of every request, such as `authorization`.
-        compression: `none` (the default), `gzip`, or `deflate` (HTTP alone).
-        insecure: Whether gRPC goes without TLS where `endpoint` is `host:port`. Default: false.
-        certificate_file: The certificate authorities to trust, as a PEM file. Default: the usual ones.
+        compression: `none` (the default), `gzip`, or `deflate` (only with HTTP).
+        insecure: Whether gRPC uses no TLS, if `endpoint` is `host:port`. Default: false.
+        certificate_file: The certificate authorities to trust, as a PEM file. Default: those of the system.
         client_key_file: The client's private key for TLS, as a PEM file that is not encrypted.
         client_certificate_file: The client's certificate for TLS, as a PEM file.
         service_name: The resource's `service.name`. Default: `zenml`.
@@ -46,7 +46,7 @@ class OtlpChildConfig(ChildConfig):
         resource_attributes: Further attributes of the resource.
     """
 
-    # About 1 KB an event: below 1 MiB a request, which is also what many a proxy before a collector takes.
+    # An event has about 1 KB, so a request has less than 1 MiB. Many proxies accept no more.
     default_batch_size: ClassVar[int] = 1_000
     requirements: ClassVar[frozenset[str]] = frozenset({EXTRA})
 
@@ -101,11 +101,11 @@ class OtlpChildConfig(ChildConfig):
 
             return OtlpExporter(self)
         except ModuleNotFoundError as error:
-            # Another ImportError says nothing of what is installed: a library may not be openable just now.
+            # Another ImportError need not mean that a package is missing: a library may fail to open for a moment.
             raise UnavailableError(f"cannot import '{error.name}'; install '{EXTRA}'") from None
 
     def backend_time(self) -> datetime | None:
-        """Ask the collector what time it is. Over HTTP any answer says it; gRPC has nothing of the kind."""
+        """Ask the collector for its time. Over HTTP any answer contains it; over gRPC none does."""
         from composite_logstore_otlp.connection import Connection
 
         connection = Connection.of(self)
@@ -117,16 +117,16 @@ class OtlpChildConfig(ChildConfig):
             return client.time_at(connection.endpoint, self.export_timeout_millis / 1000)
 
     def check(self) -> None:
-        """Check that the extra is installed and that the certificates are there.
+        """Check that the extra is installed and that the certificate files exist.
 
         Raises:
-            ValueError: Something is missing.
+            ValueError: One of them is missing.
         """
-        # ZenML brings along the rest of what the exporter needs.
+        # ZenML itself depends on the other packages that the exporter needs.
         for module in ("opentelemetry.proto", "grpc"):
             if find_spec(module) is None:
                 raise ValueError(f"cannot find '{module}'; install '{EXTRA}'")
         for field in FILES:
             file = getattr(self, field)
             if file and not has_reference(file) and not Path(file).is_file():
-                raise ValueError(f"'{field}': there is no such file here; put it there, or name another")
+                raise ValueError(f"'{field}': the file does not exist here; create it, or name another")

@@ -1,4 +1,4 @@
-"""Where and how to send: a child's settings, completed from OpenTelemetry's environment variables."""
+"""The settings of a connection: those of the child, completed from OpenTelemetry's environment variables."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LOGS_PATH = "/v1/logs"
 
 @dataclass(frozen=True)
 class Connection:
-    """Everything that a request needs besides its payload.
+    """The settings that a request needs besides its payload.
 
     Attributes:
         protocol: `http/protobuf` or `grpc`.
         endpoint: For HTTP the whole URL, for gRPC `host:port`.
         secure: Whether TLS is used.
-        headers: Headers of every request, names in small letters.
+        headers: The headers of every request, with names in lower case.
         compression: `none`, `gzip` or `deflate`.
         certificate_file: The certificate authorities to trust.
         client_key_file: The client's private key.
@@ -41,10 +41,10 @@ class Connection:
 
     @staticmethod
     def of(config: OtlpChildConfig) -> Connection:
-        """Complete the settings, and check them again: a secret or a variable may hold anything.
+        """Complete the settings, and check them again: a secret or a variable may contain anything.
 
         Raises:
-            UnavailableError: Something cannot be used, in words that name the setting or the variable.
+            UnavailableError: A value cannot be used. The message names the setting or the variable.
         """
         try:
             return _connection(config)
@@ -53,12 +53,12 @@ class Connection:
 
     @property
     def client_certificate(self) -> tuple[str, str] | str | None:
-        """The client's certificate, with its key if that is a file of its own, as `requests` takes it."""
+        """The client's certificate, and its key if it has its own file, in the form that `requests` takes."""
         certificate, key = self.client_certificate_file, self.client_key_file
         return (certificate, key) if certificate and key else certificate
 
     def quote(self, text: str) -> str:
-        """Return what a server said in a form that can be shown: it may repeat a key."""
+        """Return a server's text in a form that can be shown, without keys that it repeats."""
         return quote(text, self.headers)
 
 
@@ -86,7 +86,7 @@ def _connection(config: OtlpChildConfig) -> Connection:
 
 
 def _setting(name: str, value: str | None) -> tuple[str | None, str]:
-    """Return a setting, or else its variable, and what to call it in an error."""
+    """Return a setting, or else its variable's value, and its name in an error."""
     if value is not None:
         return value, f"'{name}'"
     for variable in (f"OTEL_EXPORTER_OTLP_LOGS_{_variable(name)}", f"OTEL_EXPORTER_OTLP_{_variable(name)}"):
@@ -123,7 +123,7 @@ def _endpoint(config: OtlpChildConfig, protocol: str) -> tuple[str, bool]:
         return url.netloc if url.port else f"{url.netloc}:443", secure
     path = url.path
     if source == "OTEL_EXPORTER_OTLP_ENDPOINT":
-        # A base URL, unlike the variable for logs, which "MUST be used as-is".
+        # This variable has a base URL. The variable for logs "MUST be used as-is".
         # https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp
         path = path.rstrip("/") + LOGS_PATH
     elif path in ("", "/") and source == "'endpoint'":
@@ -148,7 +148,7 @@ def _headers(config: OtlpChildConfig, protocol: str) -> dict[str, str]:
 def _parse_headers(text: str, source: str) -> dict[str, str]:
     """Parse the variable: `key1=value1,key2=value2`, percent-encoded.
 
-    OpenTelemetry's own parser logs a header that it cannot parse, and with it the key in it.
+    OpenTelemetry's own parser would log a header that it cannot parse, with the key in it.
     https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
     """
     headers = {}
@@ -162,7 +162,7 @@ def _parse_headers(text: str, source: str) -> dict[str, str]:
 
 
 def _check_certificates(config: OtlpChildConfig) -> None:
-    """Load the certificates once as a test: the libraries do it later, and say less, or ask on the terminal."""
+    """Load the certificates as a test. Libraries load them later, with poorer errors, or ask for a password."""
     files = {}
     sources = {}
     for name in FILES:

@@ -1,4 +1,4 @@
-"""Takes events to an OpenTelemetry collector."""
+"""The exporter: sends events to an OpenTelemetry collector."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from composite_logstore_otlp.config import OtlpChildConfig
 
 MAX_GRPC_REQUEST_BYTES = 4 * 1024 * 1024
-"""What gRPC's receivers take unless they are told otherwise, before compression."""
+"""The largest request that gRPC receivers accept by default, before compression."""
 
 MAX_HTTP_REQUEST_BYTES = 20 * 1024 * 1024
-"""What the collector's HTTP receiver takes unless it is told otherwise, before compression.
+"""The largest request that the collector's HTTP receiver accepts by default, before compression.
 
 https://github.com/open-telemetry/opentelemetry-collector/tree/main/config/confighttp#server-configuration
 """
 
 
 class Transport(Protocol):
-    """Takes one request to the collector."""
+    """Sends requests to the collector."""
 
     def send(self, payload: bytes, timeout_seconds: float) -> bytes:
         """Send a request once, and return the response, or raise as `Exporter.export` does."""
@@ -41,7 +41,7 @@ class Transport(Protocol):
 
 
 class OtlpExporter:
-    """Exports batches over one connection, which is opened when the first is exported."""
+    """Exports batches over one connection, which it opens for the first batch."""
 
     def __init__(self, config: OtlpChildConfig) -> None:
         """Prepare the connection, with secrets resolved.
@@ -65,7 +65,7 @@ class OtlpExporter:
             from composite_logstore_otlp.over_http import HttpTransport
 
             self._transport, self._max_bytes = HttpTransport(connection), MAX_HTTP_REQUEST_BYTES
-        # Give up a little before the delivery does: then the child is not taken for one that is stuck.
+        # Give up a little before the delivery does, so that the export does not count as overdue.
         seconds = config.export_timeout_millis / 1000
         self._timeout_seconds = max(seconds * 0.9, seconds - 0.5)
 
@@ -79,19 +79,19 @@ class OtlpExporter:
             How many of the events had to be shortened.
 
         Raises:
-            RetryableError: The collector cannot be reached, or asks to be tried again.
-            RejectedError: The collector refused events.
+            RetryableError: The collector cannot be reached, or asks for a retry.
+            RejectedError: The collector rejected events.
             TooLargeError: The request is too large, or the collector says that it is.
-            UnavailableError: Somebody must mend something.
+            UnavailableError: The user has to mend the settings or the collector.
         """
         deadline = time.monotonic() + self._timeout_seconds
         try:
             payload, shortened = encode_request(batch, self._resource, self._max_bytes)
         except UNENCODABLE as error:
-            # Of an event that another program has written, in an archive say: text that is not Unicode, or a time
-            # before 1970. No later try would change that.
+            # An event of another program, from an archive, may have text that is not Unicode, or a time before 1970. A
+            # retry would fail too.
             raise RejectedError(f"an event cannot be encoded ({type(error).__name__})") from error
-        # Half of the time is for sending in any case, or an event that takes long to encode would block the child.
+        # Keep half of the time for sending: otherwise an event that takes long to encode would block the child.
         remaining = max(deadline - time.monotonic(), self._timeout_seconds / 2)
         response = self._transport.send(payload, remaining)
         reason, count = _rejected(response)
@@ -101,7 +101,7 @@ class OtlpExporter:
         return shortened
 
     def end_stream(self, stream: Stream) -> None:
-        """Do nothing: OTLP knows no end of a stream."""
+        """Do nothing: in OTLP a stream has no end."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -109,7 +109,7 @@ class OtlpExporter:
 
 
 def resource_attributes(config: OtlpChildConfig) -> dict[str, Any]:
-    """Return the resource that all events come from: the settings, OpenTelemetry's variables, defaults."""
+    """Return the resource of all events: from the settings, OpenTelemetry's variables, and defaults."""
     settings: dict[str, Any] = dict(config.resource_attributes)
     if config.service_name:
         settings["service.name"] = config.service_name
@@ -121,19 +121,19 @@ def resource_attributes(config: OtlpChildConfig) -> dict[str, Any]:
     try:
         return dict(Resource.create(attributes).attributes)
     except RuntimeError:
-        # It looks for more in threads, and a process that is at its end cannot start any. What is logged last
-        # is worth more than that.
+        # `create` starts threads to detect more attributes, which fails at a process's end. The last events are worth
+        # more than these attributes.
         return attributes
 
 
 def _rejected(response: bytes) -> tuple[str, int]:
-    """Return why and how many events the collector refused although it took the request.
+    """Return why and how many events the collector rejected although it accepted the request.
 
     https://opentelemetry.io/docs/specs/otlp/#partial-success
     """
     try:
         partial_success = ExportLogsServiceResponse.FromString(response).partial_success
     except DecodeError:
-        # Some backends answer with a text of their own; that they took the request is in the status.
+        # Some backends answer with a text of their own. The status says that they accepted the request.
         return "", 0
     return partial_success.error_message, partial_success.rejected_log_records

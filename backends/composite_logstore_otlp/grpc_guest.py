@@ -1,13 +1,13 @@
-"""gRPC as a guest in the user's process: it takes no part in their forks, and prints nothing on their terminal.
+"""Imports gRPC as a guest in the user's process: without fork handlers, and without output on the terminal.
 
-gRPC's C core registers handlers that run at every fork of the process, a `subprocess` with `preexec_fn` too. While
-a call is under way they abort some of the forked processes (SIGABRT). This package needs no such handlers: a forked
-process hands its events to its parent, and `check_process` keeps gRPC out of it. The C core also writes lines of its
-own to stderr, about a refused connection, say, which the child's state and `last_error` tell as well.
+gRPC's C core registers handlers that run at every fork of the process, even for a `subprocess` with `preexec_fn`. While
+a call is under way, they abort some forked processes (SIGABRT). This package does not need these handlers: a forked
+process passes its events to its parent, and `check_process` keeps gRPC out of it. The C core also writes to stderr, for
+example about a refused connection, which the child's state and `last_error` tell as well.
 
-Both are settings of the process, which the C core reads once, when it is first used. So they are in the environment
-for just that moment, where processes that the user starts later do not inherit them. What the user has set stands,
-and so does what was decided when the user's own code used gRPC before.
+Both are environment variables, which the C core reads once, on first use. This module sets them for just that moment,
+so that processes that the user starts later do not inherit them. Variables that the user has set keep their values, and
+if the user's own code has used gRPC before, its settings stay in effect.
 https://github.com/grpc/grpc/blob/master/doc/environment_variables.md
 """
 
@@ -38,7 +38,7 @@ def _settings() -> Iterator[None]:
 with _settings():
     import grpc
 
-    # The C core reads its settings with the first channel. This one connects to nothing.
+    # The C core reads its variables with the first channel. This one does not connect.
     grpc.insecure_channel("127.0.0.1:9").close()
 
 _process = os.getpid()
@@ -49,7 +49,7 @@ def check_process() -> None:
     """Check that gRPC works in this process.
 
     Raises:
-        UnavailableError: The process was forked from one that uses gRPC, whose threads are not here: a call would
+        UnavailableError: The process was forked from one that used gRPC. It has none of gRPC's threads, so a call would
             never return.
     """
     if os.getpid() != _process and not _has_fork_support:

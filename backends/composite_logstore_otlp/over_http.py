@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from composite_logstore import HttpResponse
     from composite_logstore_otlp.connection import Connection
 
-# Before there is a connection, the size of the request does not matter.
+# Without a connection, the size of the request is not the cause.
 _NOT_CONNECTED: tuple[type[HTTPError], ...] = (NewConnectionError, ConnectTimeoutError, ProxyError, LocationValueError)
 
 Cause = TypeVar("Cause", bound=BaseException)
 
 
 class HttpTransport:
-    """Sends requests over a connection that is kept open."""
+    """Sends requests over a connection that stays open."""
 
     def __init__(self, connection: Connection) -> None:
         """Prepare the session.
 
         Args:
-            connection: Where and how to send.
+            connection: The settings of the connection.
         """
         self._connection = connection
         self._client = HttpClient(None, connection.certificate_file, connection.client_certificate)
@@ -62,8 +62,8 @@ class HttpTransport:
     def send(self, payload: bytes, timeout_seconds: float) -> bytes:
         """Send a request once.
 
-        Not even a connection that turns out to be closed leads to a second try, unlike in OpenTelemetry's
-        own exporter: the collector may have taken the request before, and then the acknowledgement is lost.
+        A connection that turns out to be closed does not lead to a second attempt, unlike in OpenTelemetry's own
+        exporter: the collector may have accepted the request, with only the answer lost.
 
         Args:
             payload: The serialized request.
@@ -73,10 +73,10 @@ class HttpTransport:
             The serialized response.
 
         Raises:
-            RetryableError: The collector cannot be reached, or asks to be tried again.
-            RejectedError: The collector refused the request.
-            TooLargeError: The collector takes no requests of that size.
-            UnavailableError: Somebody must mend something.
+            RetryableError: The collector cannot be reached, or asks for a retry.
+            RejectedError: The collector rejected the request.
+            TooLargeError: The collector accepts no requests of that size.
+            UnavailableError: The user has to mend the settings or the collector.
         """
         try:
             response = self._client.request(
@@ -90,7 +90,7 @@ class HttpTransport:
         except AnswerTooLargeError:
             raise UnavailableError("the answer is too large to be a collector's; check 'endpoint'") from None
         except (HTTPError, OSError) as error:
-            # Without its cause, which repeats the URL.
+            # The cause is left out, since it repeats the URL.
             raise _failure(error, timeout_seconds) from None
         return self._judge(response, timeout_seconds)
 
@@ -112,8 +112,8 @@ class HttpTransport:
         if 200 <= status < 300:
             if content_type.startswith("text/html"):
                 raise UnavailableError("a web page answered, and no collector; check 'endpoint'")
-            # Which events it rejected may be in the rest. What is too large or cannot be decoded will be so each time,
-            # and the collector has taken the events all the same.
+            # The missing part of the answer may say which events were rejected. An answer that is too large or cannot
+            # be decoded would be so each time, and the collector has accepted the events.
             if fault == "too late":
                 raise _late(timeout_seconds)
             if fault == "cut":
@@ -129,7 +129,7 @@ class HttpTransport:
 
 
 def _message(content_type: str, body: bytes) -> str:
-    """Return what an error response says: OTLP has it as a `Status` message.
+    """Return the message of an error response: in OTLP it is a `Status`.
 
     https://opentelemetry.io/docs/specs/otlp/#failures-1
     """
@@ -142,7 +142,7 @@ def _message(content_type: str, body: bytes) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Return the seconds to wait: the header has their number or a date.
+    """Return the seconds to wait: the header contains their number or a date.
 
     https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
     """
@@ -156,7 +156,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _failure(error: Exception, timeout_seconds: float) -> RetryableError | UnavailableError:
-    """Return what it means that no answer came. Libraries' own messages repeat the URL, and are not shown."""
+    """Return the error for a request without an answer. Libraries' own messages are not shown: they repeat the URL."""
     tls = _cause(error, ssl.SSLError)
     if isinstance(tls, ssl.SSLCertVerificationError):
         return UnavailableError(
@@ -182,7 +182,7 @@ def _late(timeout_seconds: float, smaller_may_pass: bool = True) -> RetryableErr
 
 
 def _cause(error: BaseException, kind: type[Cause]) -> Cause | None:
-    """Return the exception of that kind beneath an error of `requests`; of `OSError`, one from the system."""
+    """Return the exception of that kind that caused an error of `requests`. An `OSError` must come from the system."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

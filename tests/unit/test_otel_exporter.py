@@ -217,7 +217,7 @@ MISTAKES = {
     "a name that there is not": ({"exporter": "consol"}, "no exporter 'consol' here (did you mean 'console'?)"),
     "an entry point that cannot be imported": (
         {"exporter": "missing"},
-        "'missing' cannot be imported, for lack of 'no_such_module'; install the package",
+        "'missing' cannot be imported, since 'no_such_module' is missing; install the package",
     ),
     "a module that there is not": ({"exporter": "no_such.Class"}, "'no_such.Class' cannot be imported"),
     "a class that there is not": ({"exporter": "own_line_exporter.Other"}, "'own_line_exporter' has no class 'Other'"),
