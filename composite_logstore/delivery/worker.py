@@ -203,7 +203,7 @@ class Worker:
         is_over = stats.state == State.HEALTHY.value and (not stats.pending or now - self._dropped_at > _CALM_SECONDS)
         if self._is_dropping and is_over:
             self._is_dropping = False
-            return [f"events are no longer dropped; {dropped} were lost."]
+            return [f"no more events are dropped; {dropped} were lost."]
         return []
 
     def _work(self) -> Callable[[], object] | None:
