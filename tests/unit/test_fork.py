@@ -268,7 +268,7 @@ def test_what_is_lost_of_a_burst_is_a_gap_that_a_page_shows(
     store.deregister_origin(origin)
     shown = fetched(store, logs)
     told_gaps = [line for line in shown if line.startswith("Child 'a' is missing")]
-    assert sum(int(line.split()[3]) for line in told_gaps) == stats["dropped"]
+    assert sum(int(line.split()[4]) for line in told_gaps) == stats["dropped"]
     assert len(shown) - len(told_gaps) == 101 - stats["dropped"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len([line for line in warnings if "forked" in line]) == 1
