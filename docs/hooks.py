@@ -114,15 +114,10 @@ class _Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
-        for name in (
-            "src",
-            "srcset",
-            "data",
-            "poster",
-            "xlink:href",
-            *(["href"] if tag in ("link", "image", "use") else []),
-        ):
-            self.addresses.append(given.get(name, ""))
+        loading = {"src", "srcset", "data", "poster", "xlink:href"}
+        if tag in ("link", "image", "use"):
+            loading.add("href")
+        self.addresses += [given[name] for name in loading & given.keys()]
         self.addresses += _loaded_by_css(given.get("style", ""))
 
     def handle_data(self, data: str) -> None:
