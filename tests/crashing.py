@@ -1,7 +1,7 @@
-"""Processes that log and then die: started at once, as often as one likes.
+"""Processes that log and then die, and that start at once.
 
-Python takes seconds to import ZenML. So one process, the nursery, imports everything, logs nothing, and
-forks all the others, each before there is a writer in it: an ordinary process, with a journal of its own.
+Python takes seconds to import ZenML. So one process, the nursery, imports everything, logs nothing, and forks all the
+others. It has no writer, so each of them is an ordinary process with a journal of its own.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from tests.patience import PATIENCE_SECONDS
 from tests.simulation import make_logs, make_store
 from tests.watching import wait_until
 
-# What the nursery is asked: to start a process, whose pipes come along, or to wait for the end of one.
+# A request to the nursery: start a process with the pipes that are sent along, or wait for the end of one.
 _ASK = struct.Struct("<?i")
 _ANSWER = struct.Struct("<i")
 
 
 @dataclass
 class LogStoreSettings:
-    """A log store, as each of its processes has it.
+    """The settings with which each process opens the log store.
 
     Attributes:
         children: Its children. The first is the primary.
         settings: Its own settings.
         id: The component's id, the same in all processes.
-        streams: The ids of the streams that they log to.
+        streams: The ids of the streams that the processes log to.
     """
 
     children: Sequence[ChildConfig]
@@ -65,11 +65,11 @@ class LogStoreSettings:
 
 
 class Said(NamedTuple):
-    """What a process has said.
+    """A line that a process has reported.
 
     Attributes:
-        time: When, on the clock that all processes of the machine share, in seconds.
-        text: What.
+        time: The time in seconds, on the clock that all processes of the machine share.
+        text: The text.
     """
 
     time: float
@@ -77,7 +77,7 @@ class Said(NamedTuple):
 
 
 class Pipeline:
-    """In a process that dies: logs, and says of each event when `emit` has returned."""
+    """Logs in a process that will die, and reports each event once `emit` has returned."""
 
     def __init__(self, name: str, log_store: LogStoreSettings, orders: int, answers: int) -> None:
         self.name = name
@@ -92,24 +92,24 @@ class Pipeline:
             self._origins.append(self.store.register_origin(str(id), logs, {}))
 
     def say(self, what: str, text: str = "") -> None:
-        # So short that it is never mixed with what another thread or process says.
+        # Short enough for the system to write it in one piece, beside other threads and processes.
         os.write(self._answers, f"{what} {time.monotonic()} {text}\n".encode())
 
     def listen(self) -> None:
-        """Wait until the test says something."""
+        """Wait until the test calls `tell`."""
         os.read(self._orders, 1)
 
     def log(self, thread: int = 0, size: int = 0) -> None:
-        """Log the thread's next event. Its message says which one it is, and how long it has to be."""
+        """Log the thread's next event. Its message contains its name and its length."""
         name = f"{self.name}/{thread}/{self._numbers[thread]}"
         self._numbers[thread] += 1
         record = logging.LogRecord("train", logging.INFO, "/code/train.py", 1, message(name, size), (), None, "fit")
         self.store.emit(self._origins[thread % len(self._origins)], record)
         self.say("emitted", name)
 
-    def log_while(self, goes_on: Callable[[], bool], thread: int = 0) -> None:
-        """Log almost a hundred events a second."""
-        while goes_on():
+    def log_while(self, condition: Callable[[], bool], thread: int = 0) -> None:
+        """Log almost a hundred events a second while a condition holds."""
+        while condition():
             self.log(thread)
             time.sleep(0.01)
 
@@ -118,7 +118,7 @@ class Pipeline:
         self.log_while(lambda: time.monotonic() < end, thread)
 
     def accounts(self, what: str) -> list[int]:
-        """Return an account of each child: `delivered`, `pending` and so on."""
+        """Return one number of each child's account: `delivered`, `pending` and so on."""
         return [child[what] for child in self.store.stats().values()]
 
 
@@ -127,7 +127,7 @@ def message(name: str, size: int) -> str:
 
 
 def name_of(text: str) -> str:
-    """Return the name of a message, once it is sure that it is whole."""
+    """Return the name in a message, after checking that the message is complete."""
     name, size, _ = text.split(" ", 2)
     assert text == message(name, int(size))
     return name
@@ -174,25 +174,25 @@ class Process:
         return self.said("emitted")
 
     def wait_until_said(self, what: str, times: int = 1, seconds: float = PATIENCE_SECONDS) -> bool:
-        """Wait until it has said something so often, or has ended, and return whether it has said it."""
+        """Wait until it has reported something a number of times or has ended; return whether it has reported it."""
         with self._new:
             self._new.wait_for(lambda: self._is_over or len(self._said.get(what, [])) >= times, seconds)
             return len(self._said.get(what, [])) >= times
 
     def tell(self) -> None:
-        """Say something to it."""
+        """Have its `listen` return."""
         os.write(self._orders, b".")
 
     @property
     def is_over(self) -> bool:
-        """Whether it and all that it has forked have ended."""
+        """Whether it and all processes that it has forked have ended."""
         with self._new:
             return self._is_over
 
     def send(self, signal_number: int) -> None:
-        """Send it a signal, if it is still there."""
+        """Send it a signal, unless it has ended."""
         with self._ending:
-            # Its id stays its own until the nursery has waited for it.
+            # No other process gets its id before the nursery has waited for it.
             if self._status is None:
                 os.kill(self.pid, signal_number)
 
@@ -200,14 +200,14 @@ class Process:
         self.send(signal.SIGKILL)
 
     def kill_group(self) -> None:
-        """Kill it and all that it has forked, if it has a process group of its own."""
+        """Kill it and all processes that it has forked, if it has a process group of its own."""
         self.kill()
         with self._ending, contextlib.suppress(ProcessLookupError):
             if self._status is None:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
-        """Wait until it and all that it has forked have ended; return its exit code, or minus the signal."""
+        """Wait until it and all processes that it has forked have ended; return its exit code, or minus the signal."""
         with self._new:
             assert self._new.wait_for(lambda: self._is_over, seconds), f"process {self.name} does not end"
         with self._ending:
@@ -224,21 +224,21 @@ class Nursery:
         """Prepare.
 
         Args:
-            module: What is run as the nursery: it calls `serve`.
+            module: The module to run as the nursery. It calls `serve`.
         """
         self._module = module
         self._lock = threading.Lock()
         self._started: list[Process] = []
 
     def __enter__(self) -> Nursery:
-        # If there is no database of ZenML's yet, two processes must not begin it at once.
+        # Two processes must not create ZenML's database at once.
         Client().active_stack  # noqa: B018
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module, str(theirs.fileno())],
             cwd=Path(__file__).parents[1],
             pass_fds=[theirs.fileno()],
-            # Those that are killed could not say what they have covered; the others would be slower.
+            # Coverage is not measured: killed processes could not report it, and the others would be slower.
         )
         theirs.close()
         return self
@@ -261,11 +261,11 @@ class Nursery:
         """Start a process.
 
         Args:
-            program: What it does: a function of a module.
-            log_store: Where it logs to.
-            arguments: What else the function gets.
-            name: Its name, which the names of its events begin with.
-            output: Where what it prints goes.
+            program: The function that it runs, of a module.
+            log_store: The log store that it logs to.
+            arguments: Further arguments of the function.
+            name: Its name, with which the names of its events begin.
+            output: The file for its output.
         """
         their_orders, orders = os.pipe()
         answers, their_answers = os.pipe()
@@ -287,9 +287,9 @@ class Nursery:
         return int(status)
 
 
-def left_in(spool: Path) -> list[Path]:
+def backlogs_in(spool: Path) -> list[Path]:
     """Return the folders in the spool that have events of a process."""
-    # Not with `glob`, which raises when a folder goes while it looks. What a kill has torn is kept aside.
+    # Not with `glob`, which raises if a folder vanishes meanwhile. `damaged` keeps lines that a kill has cut off.
     return sorted(
         Path(folder)
         for folder, _, files in os.walk(spool)
@@ -297,17 +297,19 @@ def left_in(spool: Path) -> list[Path]:
     )
 
 
-def succeed(nursery: Nursery, log_store: LogStoreSettings, spool: Path, output: Path, seconds: float = 60) -> Process:
-    """Start the next process, and have it end once it has delivered what was left."""
-    left = left_in(spool)
+def deliver_backlog(
+    nursery: Nursery, log_store: LogStoreSettings, spool: Path, output: Path, seconds: float = 60
+) -> Process:
+    """Start the next process, and have it end once it has delivered the backlog."""
+    left = backlogs_in(spool)
     process = nursery.start(log_and_deliver, log_store, name="next", output=output)
     process.tell()
     if not process.wait_until_said("emitted"):
         raise AssertionError(f"{process.pid} ended with {process.wait()}: {output.read_text()}")
-    wait_until(lambda: not any(folder.exists() for folder in left), "what was left is delivered", seconds)
+    wait_until(lambda: not any(folder.exists() for folder in left), "the backlog is delivered", seconds)
     process.tell()
     assert process.wait() == 0, output.read_text()
-    assert left_in(spool) == []
+    assert backlogs_in(spool) == []
     return process
 
 
@@ -319,7 +321,7 @@ def serve(listener: int) -> None:
     Client().active_stack  # noqa: B018
     zen_store = Client().zen_store
     assert isinstance(zen_store, SqlZenStore)
-    # A connection to SQLite must not be carried into a forked process.
+    # A forked process must not use its parent's connection to SQLite.
     zen_store.engine.dispose()
     gc.collect()
     gc.freeze()
@@ -338,7 +340,7 @@ def serve(listener: int) -> None:
                 asked.send(_ANSWER.pack(pid))
             else:
                 asked.send(_ANSWER.pack(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
-    # In the new process, which ends as any other does: by coming to the end of its program.
+    # This is the new process. It ends as any other does, at the end of its program.
     _run(*pipes)
 
 
@@ -355,11 +357,11 @@ def _run(orders: int, answers: int) -> None:
     program(Pipeline(name, log_store, orders, answers), *arguments)
 
 
-# What processes do
+# Programs
 
 
 def log_in_bursts(pipeline: Pipeline, threads: int, seed: int) -> None:
-    """Log in several threads until it is killed: bursts of small events, and now and then a large one."""
+    """Log in several threads until the process is killed: bursts of small events, and now and then a large one."""
 
     def run(thread: int) -> None:
         rand = random.Random(f"{seed} {thread}")
@@ -379,7 +381,7 @@ def log_and_end(pipeline: Pipeline) -> None:
 
 
 def log_and_deliver(pipeline: Pipeline) -> None:
-    """Log one event when the test says so, and when it says so again end with everything delivered."""
+    """Log one event at the first `tell`. After the second one deliver all events and end."""
     pipeline.listen()
     pipeline.log()
     pipeline.listen()
@@ -388,7 +390,7 @@ def log_and_deliver(pipeline: Pipeline) -> None:
 
 
 def log_and_wait(pipeline: Pipeline, events: int, size: int) -> None:
-    """Log many events, no faster than one child takes them, say how the children stand, and wait for death."""
+    """Log many events, no faster than one child accepts them, report the accounts, and wait to be killed."""
     for _ in range(events):
         pipeline.log(size=size)
         while min(pipeline.accounts("pending")) > 100:
@@ -398,16 +400,16 @@ def log_and_wait(pipeline: Pipeline, events: int, size: int) -> None:
 
 
 def log_and_die(pipeline: Pipeline, seconds: float, way: str) -> None:
-    """Log for a while and die in the middle of it."""
+    """Log for a while and die meanwhile."""
     pipeline.log_for(seconds)
-    # Whatever is going to be lost, something is delivered.
+    # Some events have to be delivered before the process dies.
     pipeline.log_while(lambda: not any(pipeline.accounts("delivered")))
     pipeline.say("dying")
     WAYS_TO_DIE[way]()
 
 
 def fork_and_die(pipeline: Pipeline, seconds: float, way: str) -> None:
-    """Log for a while and die while processes that it has forked go on, as a data loader's workers might."""
+    """Log for a while and die while forked processes continue, as a data loader's workers might."""
     for worker in (1, 2):
         work = multiprocessing.get_context("fork").Process(target=_work, args=(pipeline, worker, seconds, way))
         work.start()
@@ -418,10 +420,10 @@ def _work(pipeline: Pipeline, worker: int, seconds: float, way: str) -> None:
     parent = os.getppid()
     pipeline.log_for(2 * seconds, worker)
     if way == "SIGKILL":
-        # Otherwise the parent waits for it.
+        # In the other ways to die the parent waits for this process.
         pipeline.log_while(lambda: os.getppid() == parent, worker)
         pipeline.log_for(seconds + 1, worker)
-    # As `multiprocessing` has it die: without ceremony.
+    # `multiprocessing` ends it by `os._exit`.
     pipeline.say("dying")
 
 
@@ -433,15 +435,15 @@ def _limit_memory() -> None:
 
 def _run_out_of_memory() -> None:
     _limit_memory()
-    hoard = []
+    blocks = []
     while True:
-        hoard.append(bytearray(1024 * 1024))
+        blocks.append(bytearray(1024 * 1024))
 
 
-def _abort_for_want_of_memory() -> None:
+def _abort_for_lack_of_memory() -> None:
     _limit_memory()
     text = "x" * 16 * 1024 * 1024
-    # It is written in Rust, which aborts where memory cannot be had.
+    # This is Rust, which aborts if it cannot allocate memory.
     pydantic_core.to_json([text] * 100)
 
 
@@ -457,12 +459,12 @@ WAYS_TO_DIE: dict[str, Callable[[], None]] = {
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "os._exit": lambda: os._exit(3),
-    "abort for want of memory": _abort_for_want_of_memory,
+    "abort for want of memory": _abort_for_lack_of_memory,
 }
 
 
 if __name__ == "__main__":
-    # What is pickled refers to this module by its own name.
+    # Pickled functions refer to this module by its name.
     from tests import crashing
 
     crashing.serve(int(sys.argv[1]))

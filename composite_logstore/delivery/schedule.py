@@ -46,7 +46,7 @@ class Ages:
 
         Needs no lock: `older_than` never leaves the deque empty, nor removes an item without a time, and each access is
         one C call. If `rest` replaces the deque at the same time, the event counts as new at the tick that it causes
-        (test_spilling_in_time.py::test_while_nothing_waits_nothing_gets_older).
+        (test_spilling_in_time.py::test_ages_start_anew_after_a_pause).
 
         Args:
             now: The time in seconds.

@@ -69,7 +69,7 @@ Threads and locks
   exceptions below.
 - The *housekeeping thread* calls `Segments.prepare`, `Segments.tidy` and `Spool.standing` without that lock, since the
   disk may take long for them. The test is
-  test_spilling_in_time.py::test_however_long_the_disk_takes_an_event_is_on_disk_within_a_second. The methods rely on
+  test_spilling_in_time.py::test_an_event_is_on_disk_within_a_second_even_if_the_disk_is_slow. The methods rely on
   the GIL: `deque.popleft`, `list(...)` of a list or of a dictionary's items, and the assignment of an attribute are
   each one C call, so another thread sees the state before or after it. What they see may be old at once, so nothing
   they conclude is final: `standing` only asks for `mend`, which looks again under the lock.

@@ -70,7 +70,7 @@ class Segments:
     on the housekeeping thread. They share with the others the spare segment and two queues, and rely on the GIL there:
     `deque.append` and `popleft` are each one C call, and so is the assignment of an attribute. The test that would
     catch a mistake is test_spool_taken_away.py::
-    test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_process.
+    test_whatever_is_taken_away_is_restored_and_the_next_process_delivers_it.
 
     Attributes:
         all: The segments, oldest first. Replaced or changed in single steps, so that a reader may copy it at any time.

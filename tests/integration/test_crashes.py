@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 
 from tests import crashing
-from tests.crashing import LogStoreSettings, Nursery, Process, left_in, name_of, succeed
+from tests.crashing import LogStoreSettings, Nursery, Process, backlogs_in, deliver_backlog, name_of
 from tests.servers.otlp_receiver import Answer, OtlpReceiver, Record
 from tests.servers.three_backends import CHILDREN, Servers, ThreeBackends, assert_in_order, without_copies
 from tests.simulation import make_logs
@@ -137,12 +137,12 @@ def test_write_ahead_loses_nothing_however_often_the_process_is_killed(
         assert process.wait() == -signal.SIGKILL, output.read_text()
         processes.append(process)
         print(
-            f"{number}: {moment}, {len(process.emitted)} emitted, {len(left_in(spool))} left, without {sorted(absent)}"
+            f"{number}: {moment}, {len(process.emitted)} events, {len(backlogs_in(spool))} folders; no {sorted(absent)}"
         )
 
     for child in absent:
         backends.mend(child)
-    last = succeed(nursery, log_store, spool, output, seconds=250)
+    last = deliver_backlog(nursery, log_store, spool, output, seconds=250)
 
     acknowledged = {said.text for process in (*processes, last) for said in process.emitted}
     copies = backends.held(log_store.streams)
@@ -192,7 +192,7 @@ def test_processes_that_start_at_once_deliver_nothing_twice(
         assert process.wait_until_said("stats")
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    left = left_in(spool)
+    left = backlogs_in(spool)
     assert len(left) == len(dead)
     for child in CHILDREN:
         backends.mend(child)
@@ -207,7 +207,7 @@ def test_processes_that_start_at_once_deliver_nothing_twice(
     for process in living:
         process.tell()
         assert process.wait() == 0, output.read_text()
-    assert left_in(spool) == []
+    assert backlogs_in(spool) == []
     emitted = Counter(said.text for process in (*dead, *living) for said in process.emitted)
     for copies in backends.held(log_store.streams).values():
         assert Counter(name_of(event.message) for event in copies) == emitted
@@ -232,7 +232,7 @@ def test_a_line_that_a_kill_tore_is_no_damage(nursery: Nursery, backends: ThreeB
     segment.write_bytes(content[:begin] + torn + content[end:])
     backends.mend("collector")
 
-    succeed(nursery, log_store, spool, output)
+    deliver_backlog(nursery, log_store, spool, output)
     names = sorted(name_of(event.message) for event in backends.held(log_store.streams)["collector"])
     assert names == ["a/0/0", "a/0/1", "next/0/0"]
     assert not list(spool.rglob("damaged"))

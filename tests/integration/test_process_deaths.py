@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests import crashing
-from tests.crashing import LogStoreSettings, Nursery, Said, left_in, name_of, succeed
+from tests.crashing import LogStoreSettings, Nursery, Said, backlogs_in, deliver_backlog, name_of
 from tests.servers.three_backends import CHILDREN, Held, Servers, ThreeBackends, assert_in_order, without_copies
 from tests.simulation import assert_accounts_add_up
 
@@ -96,10 +96,10 @@ def die(nursery: Nursery, servers: Servers, folder: Path, mode: str, way: str) -
         program = crashing.fork_and_die if forks else crashing.log_and_die
         process = nursery.start(program, log_store, seconds, last, output=output)
         code = process.wait()
-        printed, left = output.read_text(), left_in(spool)
+        printed, left = output.read_text(), backlogs_in(spool)
         for child in ("collector", "live"):
             backends.mend(child)
-        succeed(nursery, log_store, spool, folder / "next")
+        deliver_backlog(nursery, log_store, spool, folder / "next")
         held = {child: without_copies(copies) for child, copies in backends.held(log_store.streams).items()}
     for events in held.values():
         assert_in_order(events)
@@ -234,7 +234,7 @@ def test_write_ahead_counts_as_dropped_what_spool_max_bytes_has_no_room_for(
         assert process.wait() == -signal.SIGKILL
         for child in ("collector", "live"):
             backends.mend(child)
-        succeed(nursery, log_store, spool, tmp_path / "next")
+        deliver_backlog(nursery, log_store, spool, tmp_path / "next")
         held = backends.held(log_store.streams)
     stats = json.loads(process.said("stats")[0].text)
     assert_accounts_add_up(stats)
@@ -267,7 +267,7 @@ def test_write_ahead_has_on_disk_or_counts_as_dropped_what_waits_for_a_child(
         assert process.wait() == -signal.SIGKILL
         for child in ("collector", "live"):
             backends.mend(child)
-        succeed(nursery, log_store, spool, tmp_path / "next")
+        deliver_backlog(nursery, log_store, spool, tmp_path / "next")
         held = backends.held(log_store.streams)
     stats = json.loads(process.said("stats")[0].text)
     for child in CHILDREN:

@@ -1,4 +1,4 @@
-"""Whatever becomes of a spool's files: nothing is raised, nothing intact is hidden, nothing is made up."""
+"""However a spool's files are damaged: no error is raised, each intact event is read, and no other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def changed(data: bytes, change: tuple[str, float, bytes]) -> bytes:
 
 
 def intact(original: bytes, now: bytes) -> set[bytes]:
-    """The original lines that are still there, each on a line of its own."""
+    """Return the original lines that are still intact."""
     return set(original.split(b"\n")) & {line.lstrip(b"\0") for line in now.split(b"\n")[:-1]}
 
 
@@ -50,7 +50,7 @@ def intact(original: bytes, now: bytes) -> set[bytes]:
     changes=st.lists(cuts | flips | overwritten | inserted, min_size=1, max_size=3),
     in_position=st.booleans(),
 )
-def test_what_is_intact_is_read_and_nothing_else(
+def test_intact_lines_are_read_and_no_others(
     messages: list[str], changes: list[tuple[str, float, bytes]], in_position: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def test_what_is_intact_is_read_and_nothing_else(
         assert all(aside.exists() for damage, aside in kept if damage.length)
         found.abandon()
 
-        # What was set aside is not met again.
+        # A piece that was set aside is not damage any more.
         again = Spool.recover(spool.folder)
         assert again is not None
         assert [item.number for item in again.reader.scan() if isinstance(item, LogEvent)] == [
@@ -98,7 +98,7 @@ def test_what_is_intact_is_read_and_nothing_else(
         again.abandon()
 
 
-# Lines that nobody has written, with right checksums
+# Planted lines, with correct checksums
 
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=20)
@@ -119,7 +119,7 @@ def deep(value: Any, depth: int) -> Any:
 
 @st.composite
 def changed_events(draw: st.DrawFn) -> Any:
-    """An event's line in which some fields are anything."""
+    """The line of an event with arbitrary values in some fields."""
     value: list[Any] = orjson.loads(ORDINARY)
     for _ in range(draw(st.integers(0, 2))):
         field = draw(st.integers(0, len(value) - 1))
@@ -130,7 +130,7 @@ def changed_events(draw: st.DrawFn) -> Any:
 
 @st.composite
 def changed_streams(draw: st.DrawFn) -> Any:
-    """A stream's line, or a segment's first one, in which some fields are anything."""
+    """The line of a stream, or a header, with arbitrary values in some fields."""
     line = draw(
         st.sampled_from(
             [
@@ -180,7 +180,7 @@ _remember_an_ordinary_line()
     planted=st.lists(st.tuples(st.integers(0, 20), planted_lines), min_size=1, max_size=4),
     at=st.sampled_from(["among the lines", "a file of its own", "a file behind"]),
 )
-# Of two lines that have the same high number only one is an event.
+# Two lines have the same high number, and only one is an event.
 @example(
     number=1,
     planted=[
@@ -194,16 +194,14 @@ _remember_an_ordinary_line()
     ],
     at="among the lines",
 )
-def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
-    number: int, planted: list[tuple[int, bytes]], at: str
-) -> None:
+def test_planted_lines_hide_no_intact_line(number: int, planted: list[tuple[int, bytes]], at: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         component = Path(directory)
         stream = make_stream()
         folders = []
         for writer in (WRITER, "f" * 15):
             spool = Spool.create(component, writer, ["a"])
-            # Between any two numbers there are some that nobody has.
+            # The numbers have gaps, so that planted lines may have numbers in between.
             events = [
                 make_events([f"intact {place}"], stream, first=place, writer=writer)[0]._replace(number=100 * place)
                 for place in range(number)
@@ -215,7 +213,7 @@ def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
         (segment,) = folders[0].glob("*.log")
         lines = segment.read_bytes().splitlines(keepends=True)
         shaped = [line for _, line in planted if number_of(line) is not None]
-        # What has an event's shape and might be the next one cannot be told from one.
+        # A line in the form of an event, with a plausible number, cannot be told from one.
         likely = [line for line in shaped if (number_of(line) or 0) < 100 * number]
         for place, line in planted:
             if line not in shaped[1:] and line not in likely:
@@ -246,7 +244,7 @@ def test_lines_of_any_shape_hide_no_line_that_is_intact_here_or_elsewhere(
 
 
 def number_of(line: bytes) -> int | None:
-    """Return the number of the event that a line has, None if it has not the shape of one."""
+    """Return the number of the event in a line, None if the line does not have the form of an event."""
     with tempfile.TemporaryDirectory() as directory:
         spool = Spool.create(Path(directory), WRITER, ["a"])
         (spool.folder / f"{0:020d}.log").write_bytes(line)
@@ -264,7 +262,7 @@ def load_after(read: list[LogEvent]) -> Load:
 
 
 def assert_can_be_encoded(event: LogEvent) -> None:
-    """What backends do with an event."""
+    """Do what backends do with an event."""
     assert event.uid.count("-") == 4
     assert len(event.uid) == 36
     orjson.dumps([event.details, event.text, event.severity_number, event.time_unix_nano, event.stream.attributes])

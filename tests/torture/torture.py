@@ -27,7 +27,7 @@ from uuid import UUID, uuid4
 from zenml.exceptions import DoesNotExistException
 
 from composite_logstore import ChildConfig, CompositeLogStore
-from tests.crashing import LogStoreSettings, Nursery, Process, Said, left_in
+from tests.crashing import LogStoreSettings, Nursery, Process, Said, backlogs_in
 from tests.simulation import make_logs
 from tests.torture import programs
 from tests.torture.backends import Backends, name_in
@@ -304,7 +304,7 @@ class Torture:
             # It names the folder of its log store, which is made when there is something to put there.
             component = self._spool / next((said.text for said in process.said("component")), "none")
             own = {said.text for said in process.said("writer")}
-            left = [folder for folder in left_in(component) if folder.name not in own]
+            left = [folder for folder in backlogs_in(component) if folder.name not in own]
             if process.emitted and not left:
                 break
         if left:

@@ -1,4 +1,4 @@
-"""`spill`'s second is one of the clock, however late threads come, and whatever is slow beside."""
+"""With `spill` an event is on disk within a second of the clock, even if threads are late or the disk is slow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.simulation import Machine
 
 
 class BusyMachine(SimulatedClock):
-    """A machine on which every thread that waits for time to pass is woken too late.
+    """A machine on which threads that wait for a time are woken too late.
 
     Attributes:
         late: By how many seconds.
@@ -49,7 +49,7 @@ def clock() -> Iterator[BusyMachine]:
 
 @pytest.fixture
 def ages(clock: BusyMachine, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """How old each event was when it got to disk, by its message, which is the time at which it was logged."""
+    """How old each event was when it was written, by its message: the time at which it was logged."""
     found: dict[str, float] = {}
     append = Segments.append
 
@@ -69,7 +69,7 @@ def log_for(machine: Machine, clock: BusyMachine, seconds: float, every: float =
 
 
 @pytest.mark.parametrize("late", [0.0, 0.02, 0.05, 0.1, 0.15])
-def test_however_late_ticks_come_an_event_is_on_disk_within_a_second(
+def test_an_event_is_on_disk_within_a_second_even_if_ticks_are_late(
     tmp_path: Path, clock: BusyMachine, ages: dict[str, float], late: float
 ) -> None:
     clock.late, clock.whose = late, "composite-logstore spool"
@@ -82,7 +82,7 @@ def test_however_late_ticks_come_an_event_is_on_disk_within_a_second(
     assert max(ages.values()) <= 1.0
 
 
-def test_ticks_that_come_later_and_later_have_events_go_to_disk_earlier_and_earlier(
+def test_the_later_ticks_are_the_earlier_events_are_written(
     tmp_path: Path, clock: BusyMachine, ages: dict[str, float]
 ) -> None:
     clock.whose = "composite-logstore spool"
@@ -94,7 +94,7 @@ def test_ticks_that_come_later_and_later_have_events_go_to_disk_earlier_and_earl
         log_for(machine, clock, 2)
     clock.advance(2)
     assert max(ages.values()) <= 1.0
-    # And when all is well again, later again.
+    # Once ticks are punctual, events are written later again.
     clock.late = 0
     log_for(machine, clock, 60, every=0.1)
     ages.clear()
@@ -102,7 +102,7 @@ def test_ticks_that_come_later_and_later_have_events_go_to_disk_earlier_and_earl
     assert min(ages.values()) >= 0.6
 
 
-def test_when_the_keeper_does_not_come_at_all_whoever_logs_brings_events_to_disk(
+def test_threads_that_log_write_events_if_the_keeper_does_not_run(
     tmp_path: Path, clock: BusyMachine, ages: dict[str, float]
 ) -> None:
     machine = Machine(clock, tmp_path, "spill", a={})
@@ -112,7 +112,7 @@ def test_when_the_keeper_does_not_come_at_all_whoever_logs_brings_events_to_disk
     clock.late, clock.whose = 3600, "composite-logstore spool"
     log_for(machine, clock, 0.2)
     ages.clear()
-    # The 512th event since is numbered by whoever logs it, with all before it.
+    # The thread that logs the 512th event numbers all events before it.
     for _ in range(20):
         for _ in range(512):
             machine.log(f"{clock.now():.6f}")
@@ -121,7 +121,7 @@ def test_when_the_keeper_does_not_come_at_all_whoever_logs_brings_events_to_disk
     assert len({age for age in ages.values() if age >= 0}) > 1
 
 
-def test_events_that_come_after_a_rest_wait_as_long_as_others(
+def test_events_after_a_pause_wait_as_long_as_others(
     tmp_path: Path, clock: BusyMachine, ages: dict[str, float]
 ) -> None:
     machine = Machine(clock, tmp_path, "spill", a={})
@@ -143,7 +143,7 @@ SLOW: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", SLOW)
-def test_however_long_the_disk_takes_an_event_is_on_disk_within_a_second(
+def test_an_event_is_on_disk_within_a_second_even_if_the_disk_is_slow(
     tmp_path: Path, clock: BusyMachine, ages: dict[str, float], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     owner, name = SLOW[what]
@@ -162,17 +162,17 @@ def test_however_long_the_disk_takes_an_event_is_on_disk_within_a_second(
     assert max(ages.values()) <= 1.0
 
 
-# What is known of ages
+# Ages
 
 
-def test_an_event_counts_as_old_as_it_may_be() -> None:
+def test_an_event_is_taken_to_be_as_old_as_possible() -> None:
     ages = Ages()
     ages.woken(10.0)
     ages.note(1, 10.0)
     ages.note(5, 10.1)
     ages.note(9, 10.2)
     assert ages.older_than(0.8, 9, 10.79) == 0
-    # What came between 10.0 and 10.1 may have come at 10.0.
+    # An event between 10.0 and 10.1 may have been logged at 10.0.
     assert ages.older_than(0.8, 9, 10.8) == 5
     assert ages.oldest(10.8) == pytest.approx(0.7)
     assert ages.older_than(0.8, 9, 10.85) == 5
@@ -180,23 +180,23 @@ def test_an_event_counts_as_old_as_it_may_be() -> None:
     assert ages.older_than(0.8, 20, 50.0) == 20
 
 
-def test_while_nothing_waits_nothing_gets_older() -> None:
+def test_ages_start_anew_after_a_pause() -> None:
     ages = Ages()
     ages.woken(10.0)
     ages.note(3, 10.0)
     ages.rest(3)
     ages.note(3, 500.0)
     assert ages.older_than(0.8, 3, 500.0) == 0
-    # An event that nobody was woken by is as old as the moment at which it is seen.
+    # If `woken` was not called, an event is new when it is seen first.
     ages.note(4, 600.0)
     assert ages.older_than(0.8, 4, 600.7) == 0
     assert ages.older_than(0.8, 4, 600.8) == 4
 
 
-# How much there is on disk
+# Bytes on disk
 
 
-def test_what_is_on_disk_is_counted_while_folders_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_counted_while_folders_appear_and_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         left = Spool.create(tmp_path, f"{number:015x}", ["a"])
         left.segments.append(make_events(["event"])[0], lambda size: True)
@@ -223,7 +223,7 @@ def test_what_is_on_disk_is_counted_while_folders_come_and_go(tmp_path: Path, mo
     assert bytes_used(tmp_path / "nothing") == 0
 
 
-def test_where_much_is_free_nobody_looks_each_time(
+def test_bytes_are_seldom_counted_while_much_is_free(
     tmp_path: Path, clock: BusyMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Path] = []
@@ -240,15 +240,15 @@ def test_where_much_is_free_nobody_looks_each_time(
     assert len(looks) == 1
     used = (1 << 30) - 10 * SEGMENT_BYTES
     assert [room.take(SEGMENT_BYTES) for _ in range(3)] == [True] * 3
-    # Where little is free, each time.
+    # Little is free now, so they are counted each time.
     assert len(looks) == 4
     used = (1 << 30) - 1
     assert not room.take(SEGMENT_BYTES)
     assert room.is_exceeded
 
 
-def test_where_too_much_is_on_disk_the_oldest_makes_room(tmp_path: Path, clock: BusyMachine) -> None:
-    """The first segment of a process may be one too many, as nobody has looked before."""
+def test_the_oldest_events_make_room_if_there_are_too_many_bytes(tmp_path: Path, clock: BusyMachine) -> None:
+    """A process may exceed the bound by its first segment, which it takes before it has counted."""
     machine = Machine(clock, tmp_path, "write_ahead", a={})
     machine.backends["a"].fault = "refused"
     for _ in range(5):

@@ -25,13 +25,13 @@ def create(tmp_path: Path, *children: str) -> Spool:
 
 
 def die(spool: Spool) -> Path:
-    """What a process leaves that was killed."""
+    """Do what a kill does to the process, and return its folder."""
     assert spool.lock is not None
     os.close(spool.lock.file)
     return spool.folder
 
 
-def adopt(folder: Path) -> Spool:
+def recover(folder: Path) -> Spool:
     spool = Spool.recover(folder)
     assert spool is not None
     return spool
@@ -42,7 +42,7 @@ def write(spool: Spool, events: list[LogEvent]) -> None:
         spool.segments.append(event, roomy)
 
 
-def test_what_was_written_is_read_back_by_the_next_process(tmp_path: Path) -> None:
+def test_the_next_process_reads_all_events(tmp_path: Path) -> None:
     spool = create(tmp_path)
     events = make_events(["one", "two\n\0\x1b[1m", "ünï😀"])
     events[1] = events[1]._replace(
@@ -52,31 +52,31 @@ def test_what_was_written_is_read_back_by_the_next_process(tmp_path: Path) -> No
         metadata={"zenml.event.type": "exception"},
     )
     write(spool, events)
-    found = [event for event in adopt(die(spool)).reader.scan() if isinstance(event, LogEvent)]
+    found = [event for event in recover(die(spool)).reader.scan() if isinstance(event, LogEvent)]
     stream = found[0].stream
     assert [event._replace(stream=events[0].stream) for event in found] == events
     assert (stream.id, stream.attributes) == (events[0].stream.id, events[0].stream.attributes)
     assert stream.artifact_store_id == events[0].stream.artifact_store_id
 
 
-def test_it_reads_from_a_position_to_another(tmp_path: Path) -> None:
+def test_reading_from_one_number_to_another(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abcdef")))
     assert [event.message for event in spool.reader.read(1, 4)] == ["c", "d"]
 
 
-def test_a_living_process_s_folder_is_left_alone(tmp_path: Path) -> None:
+def test_the_folder_of_a_living_process_is_not_recovered(tmp_path: Path) -> None:
     spool = create(tmp_path)
     assert Spool.recover(spool.folder) is None
 
 
-def test_one_of_many_adopts(tmp_path: Path) -> None:
+def test_only_one_process_recovers_a_folder(tmp_path: Path) -> None:
     folder = die(create(tmp_path))
     assert Spool.recover(folder) is not None
     assert Spool.recover(folder) is None
 
 
-def test_what_all_children_have_settled_is_freed(tmp_path: Path) -> None:
+def test_a_segment_is_removed_once_all_children_have_acknowledged_it(tmp_path: Path) -> None:
     spool = create(tmp_path)
     stream = make_stream()
     events = make_events(["x" * 1_000_000] * 10, stream)
@@ -89,16 +89,16 @@ def test_what_all_children_have_settled_is_freed(tmp_path: Path) -> None:
     assert [event.number for event in spool.reader.read(6, float("inf"))] == [7, 8, 9]
 
 
-def test_positions_survive(tmp_path: Path) -> None:
+def test_positions_survive_the_process(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
     spool.acknowledge("a", 2)
-    found = adopt(die(spool))
+    found = recover(die(spool))
     assert (found.acknowledged("a"), found.acknowledged("b")) == (2, 0)
     assert found.children == ["a", "b"]
 
 
-def test_a_folder_whose_events_are_all_settled_goes_with_its_process(tmp_path: Path) -> None:
+def test_a_folder_is_removed_with_its_process_once_all_events_are_acknowledged(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
     for child in "ab":
@@ -107,17 +107,17 @@ def test_a_folder_whose_events_are_all_settled_goes_with_its_process(tmp_path: P
     assert not spool.folder.exists()
 
 
-def test_a_folder_with_something_left_stays_and_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
+def test_a_folder_with_a_backlog_stays_and_is_cut_to_its_length(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
     spool.acknowledge("a", 3)
     spool.close()
-    found = adopt(spool.folder)
+    found = recover(spool.folder)
     assert found.segments.size < 10_000
     assert [event.message for event in found.reader.read(-1, float("inf"))] == list("abc")
 
 
-def test_no_room_is_an_error_that_harms_nothing(tmp_path: Path) -> None:
+def test_a_full_spool_is_an_error_that_damages_nothing(tmp_path: Path) -> None:
     spool = create(tmp_path)
     events = make_events(["x" * 3_000_000] * 2)
     spool.segments.append(events[0], roomy)
@@ -128,18 +128,18 @@ def test_no_room_is_an_error_that_harms_nothing(tmp_path: Path) -> None:
     assert [event.number for event in spool.reader.read(-1, float("inf"))] == [0, 1]
 
 
-def test_attributes_that_come_later_are_there_too(tmp_path: Path) -> None:
+def test_attributes_that_are_added_later_are_written_too(tmp_path: Path) -> None:
     spool = create(tmp_path)
     events = make_events(["a"])
     write(spool, events)
     events[0].stream.metadata["zenml.step.name"] = "train"
     spool.segments.refresh(roomy)
-    (found,) = list(adopt(die(spool)).reader.scan())
+    (found,) = list(recover(die(spool)).reader.scan())
     assert isinstance(found, LogEvent)
     assert found.stream.attributes["zenml.step.name"] == "train"
 
 
-def test_only_its_user_can_read_it(tmp_path: Path) -> None:
+def test_only_its_user_can_read_a_spool(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(["secret"]))
     assert spool.folder.stat().st_mode & 0o777 == 0o700
@@ -147,7 +147,7 @@ def test_only_its_user_can_read_it(tmp_path: Path) -> None:
 
 
 def torn(folder: Path, change: Callable[[bytes], bytes]) -> Path:
-    """Change the bytes of the folder's only segment."""
+    """Change the bytes of the only segment in the folder."""
     (segment,) = folder.glob("*.log")
     segment.write_bytes(change(segment.read_bytes()))
     return segment
@@ -165,32 +165,32 @@ def test_a_flipped_bit_hides_one_event(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(["first", "second", "third"]))
     segment = torn(die(spool), lambda data: data.replace(b"second", b"sekond"))
-    spool = adopt(spool.folder)
+    spool = recover(spool.folder)
     messages, (damage,) = found_in(spool)
     assert messages == ["first", "third"]
     assert damage.path == segment
     ((_, aside),) = spool.set_aside()
     assert b"sekond" in aside.read_bytes()
     assert aside.stat().st_mode & 0o777 == 0o600
-    assert found_in(adopt(die(spool))) == (["first", "third"], [])
+    assert found_in(recover(die(spool))) == (["first", "third"], [])
 
 
-def test_a_stream_s_own_line_that_is_damaged_hides_no_event(tmp_path: Path) -> None:
+def test_a_damaged_stream_line_hides_no_event(tmp_path: Path) -> None:
     spool = create(tmp_path)
     events = make_events(["first", "second"])
     write(spool, events)
     torn(die(spool), lambda data: data.replace(b'"stream"', b'"strEam"'))
-    items = list(adopt(spool.folder).reader.scan())
+    items = list(recover(spool.folder).reader.scan())
     found = [item for item in items if isinstance(item, LogEvent)]
     assert [(event.message, event.stream.id) for event in found] == [
         ("first", events[0].stream.id),
         ("second", events[0].stream.id),
     ]
-    # By this backends know what belongs to a stream.
+    # Backends find the events of a stream by this attribute.
     assert [event.stream.attributes["zenml.log.id"] for event in found] == 2 * [str(events[0].stream.id)]
 
 
-def test_zeros_in_the_middle_hide_what_was_there_alone(tmp_path: Path) -> None:
+def test_zeros_in_the_middle_hide_one_event(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(["first", "second", "third"]))
 
@@ -199,25 +199,25 @@ def test_zeros_in_the_middle_hide_what_was_there_alone(tmp_path: Path) -> None:
         return data.replace(second + b"\n", bytes(len(second) + 1))
 
     torn(die(spool), zeroed)
-    messages, damage = found_in(adopt(spool.folder))
+    messages, damage = found_in(recover(spool.folder))
     assert messages == ["first", "third"]
     assert len(damage) == 1
 
 
-def test_a_file_of_zeros_has_nothing(tmp_path: Path) -> None:
+def test_a_file_of_zeros_has_no_event(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(["first"]))
     torn(die(spool), lambda data: bytes(len(data)))
-    assert found_in(adopt(spool.folder)) == ([], [])
+    assert found_in(recover(spool.folder)) == ([], [])
 
 
-def test_what_another_version_has_written_is_set_aside_whole(tmp_path: Path) -> None:
+def test_a_segment_of_another_version_is_set_aside_as_a_whole(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(["first"]))
     payload = b'{"format":99}'
     segment = torn(die(spool), lambda data: b"%08x %b\n" % (zlib.crc32(payload), payload) + b"\1\2\3" * 100)
     data = segment.read_bytes()
-    spool = adopt(spool.folder)
+    spool = recover(spool.folder)
     messages, damage = found_in(spool)
     assert (messages, [item.length for item in damage]) == ([], [None])
     ((_, aside),) = spool.set_aside()
@@ -225,7 +225,7 @@ def test_what_another_version_has_written_is_set_aside_whole(tmp_path: Path) -> 
     assert not segment.exists()
 
 
-def test_a_position_that_is_damaged_has_all_delivered_again(tmp_path: Path) -> None:
+def test_a_damaged_position_counts_as_0(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events(list("abc")))
     spool.acknowledge("a", 2)
@@ -233,28 +233,28 @@ def test_a_position_that_is_damaged_has_all_delivered_again(tmp_path: Path) -> N
     folder = die(spool)
     (folder / "a.settled").write_bytes(b"\0" * 30)
     (folder / "b.settled").write_text("00000000000000000009 00000000\n")
-    found = adopt(folder)
+    found = recover(folder)
     assert (found.acknowledged("a"), found.acknowledged("b")) == (0, 0)
     found.acknowledge("a", 3)
-    assert (adopt(die(found)).acknowledged("a")) == 3
+    assert (recover(die(found)).acknowledged("a")) == 3
 
 
-def test_files_of_others_are_set_aside(tmp_path: Path) -> None:
+def test_unknown_files_are_set_aside(tmp_path: Path) -> None:
     folder = die(create(tmp_path))
     (folder / "notes.txt").write_text("mine")
-    spool = adopt(folder)
+    spool = recover(folder)
     ((damage, aside),) = spool.set_aside()
     assert damage.path.name == "notes.txt"
     assert aside.read_text() == "mine"
 
 
-def test_a_segment_that_cannot_be_opened_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_a_segment_that_cannot_be_opened_hides_no_other(tmp_path: Path) -> None:
     spool = create(tmp_path)
     write(spool, make_events([f"{number}" + "x" * 1_500_000 for number in range(6)]))
     first, *_ = sorted(die(spool).glob("*.log"))
     first.unlink()
     first.mkdir()
-    messages, damage = found_in(adopt(spool.folder))
+    messages, damage = found_in(recover(spool.folder))
     assert [message[0] for message in messages] == list("2345")
     assert [item.length for item in damage] == [None]
 
@@ -272,7 +272,7 @@ def test_a_reader_continues_where_it_ended(tmp_path: Path) -> None:
     assert found == list(range(12))
 
 
-def test_a_message_that_no_line_can_hold_is_refused(tmp_path: Path) -> None:
+def test_an_event_that_no_line_can_hold_is_refused(tmp_path: Path) -> None:
     spool = create(tmp_path)
     huge, small = make_events(["\0" * 12_000_000, "small"])
     with pytest.raises(EventTooLongError):
@@ -281,14 +281,14 @@ def test_a_message_that_no_line_can_hold_is_refused(tmp_path: Path) -> None:
     assert [event.message for event in spool.reader.read(-1, float("inf"))] == ["small"]
 
 
-def test_folders_are_found_oldest_first_and_nothing_else_is(tmp_path: Path) -> None:
+def test_only_the_folders_of_processes_are_found_oldest_first(tmp_path: Path) -> None:
     for place, name in enumerate(["b" * 15, "a" * 15, "damaged", "notes", ".hidden-" + "c" * 15]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "owner.lock").touch()
         os.utime(tmp_path / name / "owner.lock", (place, place))
     (tmp_path / ("d" * 15)).write_text("a file")
     assert [folder.name[0] for folder in process_folders(tmp_path)] == ["b", "a"]
-    # One whose process died when it was made goes.
+    # A folder whose process died while it made the folder is removed.
     assert not list(tmp_path.glob(".hidden-*"))
 
 

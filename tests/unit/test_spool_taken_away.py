@@ -1,4 +1,4 @@
-"""What others do to the folder of a living process: it is not lost, what was on disk is there again, nothing stops."""
+"""Somebody deletes or replaces files of a living process's folder: they are restored, and delivery continues."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ TIDYING: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("durability", ["spill", "write_ahead"])
 @pytest.mark.parametrize("what", TIDYING)
-def test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_process(
+def test_whatever_is_taken_away_is_restored_and_the_next_process_delivers_it(
     tmp_path: Path, clock: SimulatedClock, durability: str, what: str
 ) -> None:
     machine = Machine(clock, tmp_path / "spool", durability, a={}, b={})
@@ -105,7 +105,7 @@ def test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_p
     clock.advance(2)
     later = [f"later {number} " + "x" * 1_400 for number in range(7)]
     machine.log(*later)
-    # More than the segment that was in use had room for.
+    # More events than fit into the segment in use.
     clock.advance(2)
     assert machine.store.writer._journal.spilling.error is None
     assert_accounts_add_up(machine.store.stats())
@@ -120,7 +120,7 @@ def test_whatever_is_taken_away_all_is_on_disk_again_and_delivered_by_the_next_p
 
 
 @pytest.mark.parametrize("what", ["the lock deleted", "the lock replaced"])
-def test_a_living_process_s_folder_is_nobody_else_s_though_its_lock_is_gone(
+def test_a_folder_is_not_recovered_if_only_its_lock_is_deleted(
     tmp_path: Path, clock: SimulatedClock, what: str
 ) -> None:
     machine = Machine(clock, tmp_path / "spool", "write_ahead", a={})
@@ -137,13 +137,13 @@ def test_a_living_process_s_folder_is_nobody_else_s_though_its_lock_is_gone(
     assert is_alive(folder)
     assert Spool.recover(folder) is None
     machine.die()
-    adopted = Spool.recover(folder)
-    assert adopted is not None
-    adopted.abandon()
+    recovered = Spool.recover(folder)
+    assert recovered is not None
+    recovered.abandon()
 
 
-def test_a_folder_that_another_process_has_taken_over_is_given_up(tmp_path: Path, clock: SimulatedClock) -> None:
-    """As one of an earlier version may, or one on another machine: only the lock's file counts for them."""
+def test_a_folder_that_another_process_has_recovered_is_abandoned(tmp_path: Path, clock: SimulatedClock) -> None:
+    """A process of an earlier version may, or one on another machine: both check the lock's file only."""
     machine = Machine(clock, tmp_path / "spool", "write_ahead", a={})
     machine.backends["a"].fault = "refused"
     machine.start()
@@ -190,10 +190,10 @@ CALLS = ["open", "stat", "mkdir", "rename", "unlink", "listdir", "dup", "posix_f
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
-def test_an_error_is_not_taken_for_what_it_does_not_say(
+def test_errors_of_the_system_lose_no_event(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, error: int, call: str
 ) -> None:
-    """Whatever the system says for some seconds: what was on disk is, and what comes meanwhile is afterwards."""
+    """Written events stay on disk while the system reports errors for some seconds, and later ones follow."""
     machine = Machine(clock, tmp_path / "spool", "write_ahead", a={})
     machine.backends["a"].fault = "refused"
     machine.start()
@@ -235,7 +235,7 @@ def test_an_error_is_not_taken_for_what_it_does_not_say(
 def test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own(
     tmp_path: Path, clock: SimulatedClock
 ) -> None:
-    """Its files are left alone, and the folder is locked again."""
+    """The log store does not touch these files, and locks the folder again."""
     machine = Machine(clock, tmp_path / "spool", "write_ahead", a={})
     machine.backends["a"].fault = "refused"
     machine.start()

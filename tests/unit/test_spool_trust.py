@@ -1,4 +1,4 @@
-"""Where others can write beside the spool, and whatever is in a folder: nobody waits for it, or writes elsewhere."""
+"""Other users write beside the spool: no process waits for their files, writes elsewhere or loses intact events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from composite_logstore.testing import SimulatedClock
 from tests.events import WRITER, make_events
 from tests.simulation import Machine, assert_accounts_add_up
 
-# What is planted may be something that reading waits for.
+# Reading a planted file might block.
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -41,7 +41,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def leave(component: Path, *messages: str, writer: str = WRITER, children: Any = ("a",)) -> Path:
-    """Leave what a process leaves that was killed."""
+    """Make the folder of a process that was killed."""
     spool = Spool.create(component, writer, children)
     for event in make_events(messages, writer=writer):
         spool.segments.append(event, lambda size: True)
@@ -62,7 +62,7 @@ def mode(path: Path) -> int:
 
 
 def refuse(path: Path, use: Callable[[], object]) -> str:
-    """See that it is refused, and return the words."""
+    """Check that a folder is refused, and return the message."""
     before = sorted(path.rglob("*"))
     with pytest.raises(UntrustedError) as refused:
         use()
@@ -71,7 +71,7 @@ def refuse(path: Path, use: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("others", [0o777, 0o1777, 0o770, 0o720, 0o702, 0o2777, 0o773])
-def test_a_folder_that_others_can_write_is_refused_and_the_words_say_what_mends_it(tmp_path: Path, others: int) -> None:
+def test_a_folder_that_others_can_write_in_is_refused_with_a_fix(tmp_path: Path, others: int) -> None:
     component = tmp_path / "component"
     folder = leave(component, "event")
     component.chmod(others)
@@ -100,7 +100,7 @@ def test_a_folder_that_others_can_write_is_refused_and_the_words_say_what_mends_
     found.abandon()
 
 
-def test_a_folder_of_somebody_else_s_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     component = tmp_path / "component"
     folder = leave(component, "event")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
@@ -123,7 +123,7 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, which: str) -> N
 
 
 @pytest.mark.parametrize("rights", [0o1777, 0o777, 0o2775, 0o2770, 0o755, 0o700])
-def test_the_spool_s_directory_itself_may_be_anybody_s(tmp_path: Path, clock: SimulatedClock, rights: int) -> None:
+def test_the_spool_directory_may_belong_to_anybody(tmp_path: Path, clock: SimulatedClock, rights: int) -> None:
     directory = tmp_path / "spool"
     directory.mkdir()
     directory.chmod(rights)
@@ -143,7 +143,7 @@ def test_the_spool_s_directory_itself_may_be_anybody_s(tmp_path: Path, clock: Si
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o277, 0o777])
-def test_modes_are_set_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
     directory = tmp_path / "new" / "spool"
     before = os.umask(umask)
     try:
@@ -164,8 +164,8 @@ def test_modes_are_set_whatever_the_umask_is(tmp_path: Path, umask: int) -> None
     assert {mode(path) for path in made if path.is_file() and not path.name.endswith("stranger")} == {0o600}
 
 
-def test_what_kubernetes_gives_to_a_volume_s_group_is_taken_back(tmp_path: Path) -> None:
-    """With `fsGroup` it sets these modes on all that is in a volume, each time that it is mounted."""
+def test_the_rights_of_a_kubernetes_volume_s_group_are_removed(tmp_path: Path) -> None:
+    """With `fsGroup` Kubernetes sets these modes on the whole volume each time it is mounted."""
     component = tmp_path / "component"
     folder = leave(component, "event")
     (folder / "stranger").write_bytes(b"not a line")
@@ -184,10 +184,8 @@ def test_what_kubernetes_gives_to_a_volume_s_group_is_taken_back(tmp_path: Path)
     found.abandon()
 
 
-def test_a_planted_folder_makes_nobody_write_elsewhere(
-    tmp_path: Path, clock: SimulatedClock, warnings: list[str]
-) -> None:
-    """A `spool_directory` of mode 1777, and the log store's folder made by somebody else before."""
+def test_a_planted_folder_causes_no_write_elsewhere(tmp_path: Path, clock: SimulatedClock, warnings: list[str]) -> None:
+    """Another user has made the log store's folder in a `spool_directory` of mode 1777."""
     victim, other = tmp_path / "bashrc", tmp_path / "other"
     victim.write_text("export A=1\n")
     other.write_bytes(b"x" * 100 + b"\n")
@@ -321,7 +319,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("plant", KINDS)
-def test_whatever_a_folder_holds_what_is_intact_is_delivered_and_so_are_the_others(
+def test_planted_files_hide_no_intact_event_and_no_other_folder(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path, Path], None]
 ) -> None:
     monkeypatch.setattr("composite_logstore.spool.segments.SEGMENT_BYTES", 4096)
@@ -350,7 +348,7 @@ def test_whatever_a_folder_holds_what_is_intact_is_delivered_and_so_are_the_othe
     messages = machine.backends["a"].messages
     assert {text.partition(" x")[0] for text in messages} == expected
     assert elsewhere.read_text() == "export A=1\n" * 5
-    # But for what another child waits for.
+    # A folder stays if it has events for a child that is not configured.
     assert [left for left in folders if left.exists()] == [folders[[*PLACES].index("another's position")]] * (
         plant is not nothing
     )
