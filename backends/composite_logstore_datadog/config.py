@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 EXTRA = "composite-logstore[datadog]"
 
-# Datadog's rules for tags, and a comma would be taken for the end of one.
+# Datadog's rules for tags. A comma would end a tag.
 # https://docs.datadoghq.com/getting_started/tagging/#define-tags
 _TAG = re.compile(r"[^\W\d_][^\s,]{0,199}")
 _SITE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_date_remapper/
-# It answers 202 to older ones too, and drops them.
+# Datadog answers 202 to older events too, and drops them.
 OLDEST_SECONDS = 18 * 3600
 
 
@@ -34,9 +34,9 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def seconds_asked_for(headers: Mapping[str, str]) -> float | None:
-    """Return how long an answer asks to be left alone, if it does, and in numbers that make sense.
+    """Return how many seconds an answer asks to wait; None if it does not ask, or the number makes no sense.
 
-    A later reset than in an hour is no number of seconds: some proxies give the time of day.
+    More than an hour is not a number of seconds: some proxies give the time of day.
 
     https://docs.datadoghq.com/api/latest/rate-limits/
     """
@@ -50,12 +50,12 @@ class DatadogChildConfig(ChildConfig):
 
     Attributes:
         api_key: The API key, for sending and for reading.
-        application_key: The application key; it may read logs (scope `logs_read_data`). Only needed to read.
+        application_key: The application key, with the scope `logs_read_data`. Only needed for reading.
         site: The Datadog site.
-        service_name: The `service` of every event, and the one that is searched for.
+        service_name: The `service` of every event, for writing and for reading.
         service_version: The `version` of every event.
-        endpoint: The whole URL of the log intake; the site's if not set.
-        api_endpoint: The base URL of the API that searches; the site's if not set.
+        endpoint: The whole URL of the log intake; the one of the site if not set.
+        api_endpoint: The base URL of the API with the log search; the one of the site if not set.
         tags: Tags of every event, such as `env:prod`.
     """
 
@@ -77,24 +77,24 @@ class DatadogChildConfig(ChildConfig):
 
     @property
     def unreadable(self) -> str | None:
-        """Why it cannot be read: Datadog's search wants a key of its own."""
+        """Why the child cannot be read: Datadog's search needs a key of its own."""
         return None if self.application_key else "'application_key' is needed to read it; set it"
 
     @property
     def intake_url(self) -> str:
-        """Where events are sent to."""
+        """The URL of the log intake."""
         return self.endpoint or f"https://http-intake.logs.{self.site}/api/v2/logs"
 
     @property
     def search_url(self) -> str:
-        """Where events are searched for."""
+        """The URL of the log search."""
         base = self.api_endpoint or f"https://api.{self.site}"
         return f"{base.rstrip('/')}/api/v2/logs/events/search"
 
     @field_validator("api_key", "application_key")
     @classmethod
     def _key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        # HTTP libraries repeat a header that they refuse in their errors, so none may get that far.
+        # HTTP libraries repeat a header that they refuse in their errors, so an invalid key must not reach them.
         if value is None or has_reference(value):
             return value
         key = value.get_secret_value().strip()
@@ -155,24 +155,24 @@ class DatadogChildConfig(ChildConfig):
         try:
             from composite_logstore_datadog.exporter import DatadogExporter
         except ModuleNotFoundError as error:
-            # Another ImportError says nothing of what is installed: a library may not be openable just now.
+            # Another ImportError need not mean that a package is missing: a library may fail to open for a moment.
             raise UnavailableError(f"cannot import '{error.name}'; install '{EXTRA}'") from None
         return DatadogExporter(self)
 
     def create_reader(self) -> Reader:
-        """Create the reader. It needs nothing but what ZenML has.
+        """Create the reader. It needs no packages besides ZenML's.
 
         Raises:
-            UnavailableError: There is no application key.
+            UnavailableError: The application key is missing.
         """
         if self.application_key is None:
-            raise UnavailableError("Datadog only lets itself be read with an 'application_key'; set it")
+            raise UnavailableError("reading Datadog needs an 'application_key'; set it")
         from composite_logstore_datadog.reader import DatadogReader
 
         return DatadogReader(self)
 
     def backend_time(self) -> datetime | None:
-        """Ask Datadog's intake what time it is. Any answer says it, and none needs a key."""
+        """Ask Datadog's intake for its time. Any answer contains it, and no key is needed."""
         from composite_logstore import HttpClient
 
         with closing(HttpClient()) as client:
@@ -182,7 +182,7 @@ class DatadogChildConfig(ChildConfig):
         """Check that Datadog's client is installed.
 
         Raises:
-            ValueError: It is not.
+            ValueError: The client is not installed.
         """
         if find_spec("datadog_api_client") is None:
             raise ValueError(f"'type': 'datadog' needs Datadog's client; install '{EXTRA}'")

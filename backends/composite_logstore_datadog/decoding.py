@@ -1,4 +1,4 @@
-"""One of Datadog's logs as an entry."""
+"""Decodes one of Datadog's logs to an entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import Event, ReadEntry
 
-# What Datadog calls ZenML's levels.
+# Datadog's statuses for ZenML's levels.
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
 STATUSES: Sequence[tuple[LoggingLevels, Sequence[str]]] = (
     (LoggingLevels.DEBUG, ("trace", "debug")),
@@ -33,7 +33,7 @@ _INT64 = 1 << 63
 
 
 def parse(log: Mapping[str, Any]) -> ReadEntry:
-    """Return what can be shown of one of Datadog's logs, whoever wrote it and whatever has become of it."""
+    """Return a log as an entry, whichever program wrote it and however Datadog's pipelines changed it."""
     fields = _mapping(log.get("attributes"))
     attributes = _mapping(fields.get("attributes"))
     function = _text(_get(attributes, "code.function.name"))
@@ -63,7 +63,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _get(attributes: Mapping[str, Any], name: str) -> Any:
-    """Return an attribute: Datadog makes objects within objects of a name with dots."""
+    """Return an attribute. Datadog turns a name with dots into nested objects."""
     value: Any = attributes
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -75,7 +75,7 @@ def _text(value: Any) -> str | None:
 
 
 def _integer(value: Any) -> int | None:
-    """Return a whole number of 64 bits, whatever it is written as."""
+    """Return a value as an integer of 64 bits, whichever type it has; None if it is none."""
     try:
         number = int(value) if isinstance(value, str | int | float) else None
     except (ValueError, OverflowError):
@@ -87,10 +87,10 @@ def _id(log: Mapping[str, Any], attributes: Mapping[str, Any]) -> UUID:
     try:
         return UUID(_get(attributes, "log.record.uid"))
     except (ValueError, TypeError, AttributeError):
-        # As ZenML's own store does it for the logs that it wrote.
+        # ZenML's own store computes IDs like this for the logs that it wrote.
         own = _text(log.get("id"))
         if not own:
-            # What is nested too deep to be encoded again is nobody's log: these are not told apart.
+            # No program of ours writes logs that are nested too deep to be encoded, so they may share an ID.
             with suppress(orjson.JSONEncodeError):
                 own = orjson.dumps(log).decode()
         return uuid5(NAMESPACE_URL, f"https://www.datadoghq.com/logs/{own}")
@@ -108,7 +108,7 @@ def _message(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
 
 
 def _timestamp(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> datetime | None:
-    """Return the record's own time, which Datadog keeps to the millisecond only, or else Datadog's."""
+    """Return the record's own time, of which Datadog's own field keeps only milliseconds; or else Datadog's time."""
     nanos = _integer(_get(attributes, "otel.timestamp"))
     for micros in (None if nanos is None else nanos // 1_000, _micros(fields, attributes)):
         try:
@@ -132,7 +132,7 @@ def _micros(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | N
 
 
 def millis_of(log: Mapping[str, Any]) -> int | None:
-    """Return the time that Datadog sorts by, None if the log does not say it."""
+    """Return the time by which Datadog sorts, in milliseconds; None if the log does not contain it."""
     fields = _mapping(log.get("attributes"))
     micros = _micros(fields, _mapping(fields.get("attributes")))
     return None if micros is None else micros // 1_000

@@ -1,4 +1,4 @@
-"""An event as an entry of Datadog's log intake."""
+"""Encodes an event as an entry of Datadog's log intake."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from composite_logstore import (
 MAX_ENTRY_BYTES = 1_000_000
 
 _KEPT_BYTES = 10_000
-"""What the text of a too large entry keeps at least, before another one is shortened."""
+"""The least bytes that a text of an entry that is too large keeps, before another text is shortened."""
 
 # https://opentelemetry.io/docs/specs/otel/common/mapping-to-non-otlp/#dropped-attributes-count
 _MARK = "otel.dropped_attributes_count"
 
 _MARK_BYTES = len(_MARK) + 16
 
-# What means something of its own at the top level of an entry. `@timestamp` and `host` are not written here,
-# but Datadog would prefer them to `timestamp` and `hostname`.
+# These names have a meaning of their own at the top level of an entry. `@timestamp` and `host` are not written here,
+# but # Datadog would prefer them to `timestamp` and `hostname`.
 # https://docs.datadoghq.com/logs/log_configuration/pipelines/#preprocessing
 _RESERVED = frozenset(
     {
@@ -44,7 +44,7 @@ _RESERVED = frozenset(
     }
 )
 
-# What an entry keeps, however large the rest of it is. All of it is short, once the message has been cut.
+# An entry keeps these fields however large it is. All of them are short once the message is cut.
 _INDISPENSABLE = _RESERVED | {
     "code.file.path",
     "code.function.name",
@@ -72,12 +72,12 @@ _STATUSES = {"DEBUG": "debug", "INFO": "info", "WARN": "warn", "ERROR": "error",
 
 
 class StreamEncoder:
-    """Encodes the events of one stream as ZenML's own Datadog store writes them, and what that leaves out."""
+    """Encodes the events of one stream like ZenML's own Datadog store, with the fields that it leaves out."""
 
     def __init__(self, stream: Stream, common: dict[str, Any]) -> None:
         self._stream = unreserved(stream.attributes)
         self._common = common
-        # The same for every event of the batch, and most of an entry, so it is encoded once.
+        # Most of an entry is the same for every event of the batch, so it is encoded once.
         self._shared = {**self._stream, **common}
         self._encoded = b"," + orjson.dumps(self._shared)[1:]
         self._rest = self._encoded.decode()
@@ -101,7 +101,7 @@ class StreamEncoder:
         return orjson.dumps(self.entry(event))
 
     def entry(self, event: LogEvent) -> dict[str, Any]:
-        """Return the event's entry. Of attributes with the same name, the last one here wins, as in ZenML."""
+        """Return the event's entry. If a name occurs twice, the last one here wins, as in ZenML."""
         return {
             **unreserved(event.details),
             **self._stream,
@@ -112,21 +112,21 @@ class StreamEncoder:
 
 
 def unreserved(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the attributes; those with a name that means something else to Datadog get another."""
+    """Return the attributes. Names that are reserved at Datadog are prefixed with `extra.`."""
     if _RESERVED.isdisjoint(attributes):
         return attributes
     return {f"extra.{key}" if key in _RESERVED else key: value for key, value in attributes.items()}
 
 
 def _fields(event: LogEvent) -> dict[str, Any]:
-    """Return what every entry has of its own."""
+    """Return the fields that differ between events."""
     severity, number = event.severity_text, event.severity_number
     fields: dict[str, Any] = {
         "message": event.message,
         "status": _STATUSES.get(severity) or _status(number),
         "timestamp": event.time_unix_nano // 1_000_000,
         "logger.name": event.logger_name,
-        # What Datadog's own mapping of OpenTelemetry's logs adds, in its types.
+        # Datadog's own mapping of OpenTelemetry's logs adds these, in these types.
         # https://github.com/DataDog/opentelemetry-mapping-go/blob/main/pkg/otlp/logs/transform.go
         "otel.timestamp": str(event.time_unix_nano),
         "otel.severity_text": severity,
@@ -143,7 +143,7 @@ def _fields(event: LogEvent) -> dict[str, Any]:
 
 
 def _status(severity_number: int) -> str:
-    """Return the status of a level with a name of its own: Datadog would go by its first letter.
+    """Return the status for a level with another name: Datadog would guess it by the first letter.
 
     https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
     """
@@ -161,7 +161,7 @@ _ORDINARY_NAMES = frozenset(_fields(_EVENT)) | set(_EVENT._replace(file="f", lin
 
 @lru_cache(maxsize=10_000)
 def _place(level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str) -> str:
-    """Return what all entries of one place in the code have in common, encoded and without its braces."""
+    """Return the fields that all entries from one place in the code share, encoded, without braces."""
     event = _EVENT._replace(
         level=level,
         level_name=level_name,
@@ -176,7 +176,7 @@ def _place(level: int, level_name: str, logger_name: str, file: str, line: int, 
 
 
 def shorten_entry(entry: dict[str, Any]) -> bytes:
-    """Return the entry, encoded, with as much of it as Datadog takes.
+    """Return the entry, encoded, and shortened to the size that Datadog accepts.
 
     Datadog itself would cut the JSON text where the megabyte ends.
     """
@@ -191,7 +191,7 @@ def shorten_entry(entry: dict[str, Any]) -> bytes:
             sizes[key] = names[key] + len(orjson.dumps(entry[key]))
             excess -= size - sizes[key]
     if excess > 0:
-        # Still too large: there are very many attributes, or endless names.
+        # Still too large: the entry has very many attributes, or very long names.
         count = len(entry)
         excess += _MARK_BYTES
         for key in by_size:
@@ -203,12 +203,12 @@ def shorten_entry(entry: dict[str, Any]) -> bytes:
 
 
 def _cut(value: Any, max_bytes: int) -> str:
-    """Return the value as a text that takes at most that many bytes in JSON, but no less than 2."""
+    """Return the value as a text that takes at most so many bytes in JSON, at least 2."""
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     most = room = max(0, max_bytes - 2)
     cut = shorten(text, room)
     while (size := len(orjson.dumps(cut)) - 2) > most:
-        # A character takes up to six times as much in JSON, so what fits can only be tried.
+        # In JSON a character takes up to six times as many bytes, so the length has to be found by trying.
         room = room * most // size
         cut = shorten(text, room)
     return cut

@@ -1,7 +1,7 @@
 """The exporter: sends events to Datadog's log intake.
 
-It uses the configuration, the transport and the authentication of Datadog's own client, but not its model
-classes, which take 144 µs a record.
+It uses the configuration, the transport and the authentication of Datadog's own client. The client's model classes are
+not used: they take 144 µs for each record.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from composite_logstore_datadog.config import DatadogChildConfig
 
 # https://docs.datadoghq.com/api/latest/logs/#send-logs
-# Datadog does not say which megabyte it means; its own agent takes the smaller one.
+# Datadog does not say whether a megabyte is 10^6 or 2^20 bytes; its own agent assumes the smaller one.
 MAX_REQUEST_BYTES = 5_000_000
 MAX_REQUEST_ENTRIES = 1_000
 
@@ -50,14 +50,14 @@ NEWEST_SECONDS = 2 * 3600
 
 
 class DatadogExporter:
-    """Sends each batch as one request, and says in Datadog's own terms what became of it."""
+    """Sends each batch as one request."""
 
     def __init__(self, config: DatadogChildConfig, clock: Callable[[], float] = time.time) -> None:
-        """Make the client. Nothing is sent yet.
+        """Create the client. Nothing is sent yet.
 
         Args:
             config: The child's settings, with secrets resolved.
-            clock: The time, in seconds since the epoch.
+            clock: Returns the time in seconds since the epoch.
 
         Raises:
             UnavailableError: The proxy that the environment names cannot be used.
@@ -65,7 +65,7 @@ class DatadogExporter:
         self._url = config.intake_url
         self._host = urlsplit(self._url).hostname
         self._clock = clock
-        # Leaves time for encoding, so that the export is over when the delivery gives it up.
+        # Leave time for encoding, so that the export ends before it counts as overdue.
         self._timeout_seconds = 0.9 * config.export_timeout_millis / 1000
         configuration = _configuration(config)
         try:
@@ -84,7 +84,7 @@ class DatadogExporter:
             authentication["key"]: authentication["value"],
         }
         self._common = {
-            # ZenML's own store, too, adds what OTEL_RESOURCE_ATTRIBUTES names.
+            # Like ZenML's own store, add the attributes of OTEL_RESOURCE_ATTRIBUTES.
             **unreserved(OTELResourceDetector().detect().attributes),
             "service.name": config.service_name,
             "service.version": config.service_version,
@@ -104,10 +104,10 @@ class DatadogExporter:
             How many of the events had to be shortened.
 
         Raises:
-            RetryableError: Datadog could not be reached, or asks to be tried again.
-            RejectedError: Datadog refuses the batch, or some events are too old for it.
+            RetryableError: Datadog could not be reached, or asks for a retry.
+            RejectedError: Datadog rejects the batch, or some events are too old for it.
             TooLargeError: The batch is too large for one request.
-            UnavailableError: Datadog refuses the key, or what answers is not Datadog.
+            UnavailableError: Datadog refuses the key, or another service answers.
         """
         now = int(self._clock() * 1e9)
         oldest = now - OLDEST_SECONDS * 1_000_000_000
@@ -132,7 +132,7 @@ class DatadogExporter:
                     entry = shorten_entry(encoder.entry(event))
                     shortened += 1
             except UNENCODABLE:
-                # An event that another program has written, in an archive say. No later try would change that.
+                # An event of another program, from an archive, may not be encodable. A retry would fail too.
                 unencodable += 1
                 continue
             entries.append(entry)
@@ -154,7 +154,7 @@ class DatadogExporter:
         return shortened
 
     def end_stream(self, stream: Stream) -> None:
-        """Do nothing: Datadog knows no streams."""
+        """Do nothing: Datadog has no streams."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -166,27 +166,27 @@ class DatadogExporter:
         entries[-1] += b"]"
         payload = b",".join(entries)
         try:
-            # The client's own `request` would encode the body itself, and follow a redirection with the key. What the
-            # body of an answer says is of no interest: the status says it all, whatever becomes of the rest.
+            # The client's own `request` would encode the body, and would follow a redirect with the key. The status of
+            # the answer is enough, even if its body is incomplete.
             response = self._http.request(
                 "POST",
                 self._url,
                 headers=self._headers,
-                # gzip's own level, 6, saves a fifth more and takes three times as long.
+                # gzip's default level, 6, would save a fifth more, and take three times as long.
                 body=gzip.compress(payload, compresslevel=1, mtime=0),
                 timeout_seconds=self._timeout_seconds,
                 max_bytes=Bounds.EXPORT_BYTES,
             )
         except AnswerTooLargeError:
             raise UnavailableError(
-                f"what {self._host} answers is too large to be Datadog's answer; check 'endpoint' and 'site'"
+                f"the answer of {self._host} is too large to be Datadog's; check 'endpoint' and 'site'"
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreached(error) from None
         self._judge(response.status, response.headers)
 
     def _unreached(self, error: Exception) -> Exception:
-        """Return what it means that no answer came."""
+        """Return the error for a request without an answer."""
         if isinstance(error, urllib3.exceptions.SSLError) and error.args:
             reason = error.args[0]
             if isinstance(reason, ssl.SSLCertVerificationError):
@@ -194,7 +194,7 @@ class DatadogExporter:
                     f"the certificate of {self._host} cannot be trusted ({reason.verify_message}); "
                     "check 'endpoint' and 'site', or name the authority that signed it in REQUESTS_CA_BUNDLE"
                 )
-        # Before there is a connection, the size of the request does not matter.
+        # Without a connection, the size of the request is not the cause.
         smaller_may_pass = not isinstance(
             error,
             urllib3.exceptions.ConnectTimeoutError
@@ -202,18 +202,18 @@ class DatadogExporter:
             | urllib3.exceptions.ProxyError,
         )
         causes = [error, error.__cause__, *error.args]
-        # A connection that is refused, and a host without address, count as timeouts there.
+        # urllib3 counts a refused connection, and a host without an address, among timeouts.
         is_late = any(isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes)
         if is_late and not isinstance(error, urllib3.exceptions.NewConnectionError):
             return RetryableError(f"{self._host} did not answer in time", smaller_may_pass=smaller_may_pass)
         system = (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror)
-        # Without the text of what is no HTTP, which repeats what came.
+        # The text of an HTTPException is left out, since it repeats what was received.
         kind = type(next((cause for cause in causes if isinstance(cause, HTTPException)), error)).__name__
         words = f"cannot reach {self._host}: {next(system, None) or kind}"
         return RetryableError(words, smaller_may_pass=smaller_may_pass)
 
     def _judge(self, status: int, headers: Any) -> None:
-        """Raise what the answer means, if it is not the one hoped for.
+        """Raise the error of an answer, unless it is a success.
 
         https://docs.datadoghq.com/api/latest/logs/#send-logs
         """
@@ -228,7 +228,7 @@ class DatadogExporter:
         if status == 413:
             raise TooLargeError("Datadog refuses the request as too large (413)")
         if status in (408, 429) or status >= 500:
-            # A proxy answers so, too, when it has waited for too long for the request or for Datadog's answer.
+            # A proxy also answers like this if the request, or Datadog's answer, took too long.
             raise RetryableError(f"Datadog answers {status}", seconds_asked_for(headers), smaller_may_pass=True)
         raise UnavailableError(
             f"{self._host} answers {status}, as Datadog's log intake never does; check 'endpoint' and 'site'"
@@ -236,8 +236,8 @@ class DatadogExporter:
 
 
 def _configuration(config: DatadogChildConfig) -> Configuration:
-    """Return the settings of Datadog's client, with those of the environment that it does not look at."""
-    # Making one sets the level of urllib3's logger, which belongs to the pipeline.
+    """Return the settings of Datadog's client, with variables of the environment that it does not read itself."""
+    # The constructor sets the level of urllib3's logger, which belongs to the pipeline.
     logger = logging.getLogger("urllib3")
     level = logger.level
     url = urlsplit(config.intake_url)
@@ -247,7 +247,7 @@ def _configuration(config: DatadogChildConfig) -> Configuration:
         enable_retry=False,
     )
     logger.setLevel(level)
-    # As `requests` does it, for the reader: what the environment says holds for both.
+    # Find the proxy as `requests` does for the reader, so that both use the same.
     proxy = select_proxy(config.intake_url, get_environ_proxies(config.intake_url))
     if proxy:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -1,7 +1,7 @@
-"""The reader: answers pages from Datadog's log search.
+"""The reader: reads pages through Datadog's log search.
 
-It runs on ZenML's server, so it uses `requests` and not Datadog's client, which need not be there. Its
-queries and its errors are those of ZenML's own Datadog store.
+It runs on ZenML's server, where Datadog's client need not be installed, so it uses `HttpClient`. Its queries and errors
+are those of ZenML's own Datadog store.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ logger = get_logger(__name__)
 
 
 FURTHEST_AHEAD = timedelta(hours=2)
-"""A client's time may be ahead of the server's, too. What is further ahead than this, Datadog does not keep."""
+"""A client's time may also be ahead of the server's. Datadog drops events that are further ahead than this."""
 
 
 # https://docs.datadoghq.com/logs/explorer/search_syntax/#escape-special-characters-and-spaces
 _SPECIAL = re.compile(r'([+\-=!&|><(){}\[\]^"~*?:\\/#@])')
 
 _MARGIN = 50
-"""How many more logs are asked for than wanted, so that the last millisecond is mostly complete."""
+"""How many more logs to ask for than wanted, so that the last millisecond is mostly complete."""
 
 _NO_EVENT = Event("", -1)
 _NOTHING = timedelta(0)
@@ -59,19 +59,19 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 _SHORTER = 8
-"""How many times fewer logs are asked for when those that came are too large."""
+"""If the logs of an answer are too large, the next search asks for so many times fewer."""
 
-# How an answer can be incomplete that may be whole next time.
+# Faults of an answer that may be complete next time.
 _INCOMPLETE = {"too late": "came too late", "cut": "was cut off"}
 
 
 class _Allowance:
-    """What the searches of one page may still take.
+    """The time, bytes and searches that one page may still use.
 
     Attributes:
-        seconds: How long the next one may take.
+        seconds: How long the next search may take.
         max_bytes: The most bytes of its answer.
-        is_left: Whether there may be a next one.
+        is_left: Whether another search is allowed.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class _Allowance:
 
 
 class DatadogReader:
-    """Reads one page with one search, mostly.
+    """Reads pages, most of them with one search each.
 
     Attributes:
         max_page_size: Datadog's own limit.
@@ -125,26 +125,26 @@ class DatadogReader:
         Raises:
             ValueError: The token is malformed.
             LogStoreUnavailableError: Datadog cannot be reached, or fails.
-            LogStoreRateLimitError: Datadog asks to be left alone for a while.
+            LogStoreRateLimitError: Datadog asks for a pause.
             LogStoreError: Datadog refuses, or its answer makes no sense.
         """
         token = parse_token(request.token)
         since = request.filter.since or to_utc_timezone(request.logs.created) - CLOCK_SKEW
-        # What was logged since the first page is newer, too.
+        # Without a bound, pages towards newer entries show events that were logged after the first page.
         until = request.filter.until or utc_now(tz_aware=True) + FURTHEST_AHEAD
         if token is not None:
             check(token, request.direction, since, until)
         if since > until:
             return Page()
-        # Datadog keeps milliseconds; what else there is in the first and the last is left out below.
+        # Datadog keeps milliseconds. `_fresh` leaves out other entries of the first and the last millisecond.
         begin, end = since.replace(microsecond=since.microsecond // 1_000 * 1_000), until
         if token is not None and request.direction == "newer":
             begin = moment_of(token.edge_millis)
         elif token is not None:
-            # Whether Datadog counts the last moment in is not documented, so ask for one more.
+            # Datadog does not document whether the end is inclusive, so ask for one millisecond more.
             end = moment_of(token.edge_millis + 1)
         if begin > end:
-            # The clock of the machine that was asked before is ahead.
+            # The clock of the machine that read the page before is ahead.
             return Page()
         limit = min(request.limit, self.max_page_size)
         body: dict[str, Any] = {
@@ -180,18 +180,18 @@ class DatadogReader:
         wanted: tuple[datetime, datetime],
         searched: tuple[datetime, datetime],
     ) -> tuple[list[Found], bool]:
-        """Search until something new is found, and return all of each millisecond or nothing of it.
+        """Search until new entries are found, and return either all entries of a millisecond or none of them.
 
-        Where the bounds are reached before a millisecond comes to its end, what there is of it is returned.
+        If the allowance ends within a millisecond, the entries that were found of it are returned.
 
         Args:
             body: The search.
             token: Where the page before ended.
-            wanted: From when to when entries are wanted.
-            searched: From when to when Datadog is asked.
+            wanted: The first and the last time of entries to return.
+            searched: The first and the last time of the search.
 
         Returns:
-            What was found, in Datadog's order, and whether there is no more.
+            The entries, in Datadog's order, and whether these are all.
         """
         page = body["page"]
         found: list[Found] = []
@@ -210,11 +210,11 @@ class DatadogReader:
                 page["limit"] = max(1, page["limit"] // _SHORTER)
                 continue
             for log in logs:
-                # Datadog sorts by time, so one that says none of this search is of the time of its neighbour.
+                # Datadog sorts by time, so a log without a time within the search gets the time of its neighbour.
                 millis = millis_of(log)
                 place = millis if millis is not None and least <= millis <= most else place
                 found.append(Found(place, parse(log)))
-            # A page that is not full is the last; one that is full may end within a millisecond.
+            # A page that is not full is the last one. A full page may end within a millisecond.
             is_all = cursor is None or len(logs) < page["limit"]
             whole = found if is_all else [item for item in found if item.millis != found[-1].millis]
             fresh = _fresh(whole, token, *wanted)
@@ -235,12 +235,12 @@ class DatadogReader:
         self._http.close()
 
     def _search(self, body: dict[str, Any], allowance: _Allowance) -> tuple[list[dict[str, Any]], str | None]:
-        """Return what was found, and Datadog's own cursor if it gives one.
+        """Return the logs that were found, and Datadog's own cursor if there are more.
 
         https://docs.datadoghq.com/api/latest/logs/#search-logs-post
 
         Raises:
-            AnswerTooLargeError: It is too much at once.
+            AnswerTooLargeError: The answer is too large.
             LogStoreError: As `read` does.
         """
         try:
@@ -253,7 +253,7 @@ class DatadogReader:
                 max_bytes=allowance.max_bytes,
             )
         except (HTTPError, OSError) as error:
-            # Not chained: what `requests` says of a header repeats it.
+            # Not chained: the error may repeat a header, and with it a key.
             logger.debug("Datadog log search failed: %s", type(error).__name__)
             raise LogStoreUnavailableError(
                 f"Could not reach Datadog to read these logs ({type(error).__name__})."
@@ -269,10 +269,10 @@ class DatadogReader:
 
 
 def build_query(service: str, logs_id: UUID, filter_: LogsEntriesFilter) -> str:
-    """Return the query that finds a stream's events, as ZenML's own store puts it."""
+    """Return the query that finds a stream's events, the same as that of ZenML's own store."""
     terms = [f'service:"{_quoted(service)}"', f"@zenml.log.id:{logs_id}"]
     if search := filter_.search:
-        # Datadog knows phrases, which are quoted, and wildcards, which are not.
+        # Datadog has phrases, which are quoted, and wildcards, which are not.
         if any(character.isspace() for character in search):
             terms.append(f'message:"{_quoted(search)}"')
         else:
@@ -303,7 +303,7 @@ def _refusal(response: HttpResponse) -> LogStoreError:
 
 
 def _parse_answer(response: HttpResponse, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the logs and the cursor of an answer, if it makes sense and is whole."""
+    """Return the logs and the cursor of an answer, if the answer is valid and complete."""
     try:
         answer = orjson.loads(response.body if response.fault is None else b"")
     except ValueError:
@@ -331,12 +331,12 @@ def _parse_answer(response: HttpResponse, limit: int) -> tuple[list[dict[str, An
 
 
 def _fresh(found: Sequence[Found], token: Token | None, since: datetime, until: datetime) -> list[Found]:
-    """Return what is within the times asked for, without the copies."""
+    """Return the entries within these times that were not returned before, without duplicates."""
     known: set[Event] = set()
     fresh: list[Found] = []
     for item in found:
         entry, event = item.read
-        # What else there is in the first millisecond and in the last. Differences cannot overflow, as sums can.
+        # Leave out other entries of the first and the last millisecond. Differences cannot overflow, but sums can.
         moment = entry.timestamp
         if moment is not None and any(_NOTHING < gap < _MILLISECOND for gap in (since - moment, moment - until)):
             continue

@@ -1,4 +1,4 @@
-"""Where a page of Datadog's log search ended."""
+"""Tokens: where a page of Datadog's log search ended."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from composite_logstore import Event, ReadEntry
 from composite_logstore_datadog.decoding import EPOCH
 
 CLOCK_SKEW = timedelta(hours=1)
-"""A stream is created at the server's time, its first events at the client's, which may be behind."""
+"""A stream's creation has the server's time, and its first events the client's, which may be behind."""
 
-# The last time that is believed; there must be room for a millisecond more.
+# The latest time that is accepted: a `datetime` has to have room for a millisecond more.
 _LAST_MICROS = (datetime(9999, 12, 31, tzinfo=timezone.utc) - EPOCH) // timedelta(microseconds=1)
 
 LONGEST_TOKEN = 24 * 1024
-"""In characters. What of a millisecond has been returned takes a few hundred, unless a thousand logs of others have
+"""In characters. The events of the last millisecond take a few hundred, unless a thousand logs of other programs have
 the same time."""
 
 
 class Token(BaseModel):
     """Where a page ended.
 
-    It is a place in time and not Datadog's own cursor: Datadog sorts equal times in an order that means
-    nothing, so a page that ends where Datadog's does would tear the events of a millisecond apart.
+    A token is a time, and not Datadog's own cursor. Datadog sorts equal times in an arbitrary order, so a page that
+    ends where Datadog's page ends would tear the events of a millisecond apart.
 
     Attributes:
-        direction: The way in which the pages go.
-        edge_millis: The time of the last entry of the page.
-        edge: A writer → the first and last sequence numbers of its runs of entries at that time which
-            have been returned. An event that was sent twice is there twice, at the same time.
-        others: Short hashes of the ids of returned entries at that time that no writer of ours has numbered.
+        direction: The direction in which pages follow each other.
+        edge_millis: The time of the page's last entry, in milliseconds since the epoch.
+        edge: A writer → the intervals of the numbers of its events at that time that were returned. An event that was
+            sent twice is there twice, at the same time.
+        others: Short hashes of the IDs of the other entries at that time that were returned.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, strict=True)
@@ -47,7 +47,7 @@ class Token(BaseModel):
     others: list[str] = Field(default_factory=list)
 
     def has(self, item: Found) -> bool:
-        """Return whether the entry has been returned."""
+        """Return whether the entry was returned."""
         if item.millis != self.edge_millis:
             return (item.millis < self.edge_millis) == (self.direction == "newer")
         event = item.read.event
@@ -57,7 +57,7 @@ class Token(BaseModel):
 
 
 class Found(NamedTuple):
-    """An entry, and the time that Datadog sorts it by, in milliseconds since the epoch."""
+    """An entry, and the time by which Datadog sorts it, in milliseconds since the epoch."""
 
     millis: int
     read: ReadEntry
@@ -80,10 +80,10 @@ def parse_token(text: str | None) -> Token | None:
 
 
 def check(token: Token, direction: str, since: datetime, until: datetime) -> None:
-    """Check that a page in this direction can have ended there.
+    """Check that a page in this direction can have ended at the token.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: No such page can have ended there.
     """
     edge = moment_of(token.edge_millis)
     # Differences cannot overflow, as sums can.
@@ -92,14 +92,14 @@ def check(token: Token, direction: str, since: datetime, until: datetime) -> Non
 
 
 def token_after(page: Sequence[Found], direction: Literal["newer", "older"], before: Token | None) -> Token:
-    """Return the token after the page."""
+    """Return the token at the end of the page."""
     millis = page[-1 if direction == "newer" else 0].millis
     at_edge = [item.read for item in page if item.millis == millis]
     edge = _intervals({read.event for read in at_edge if read.event})
     others = [_short(read.entry.id) for read in at_edge if read.event is None]
     if before is not None and before.edge_millis == millis:
-        for writer, runs in before.edge.items():
-            edge[writer] = _joined([*runs, *edge.get(writer, [])])
+        for writer, intervals in before.edge.items():
+            edge[writer] = _joined([*intervals, *edge.get(writer, [])])
         others = before.others + others
     return Token(direction=direction, edge_millis=millis, edge=edge, others=others)
 
@@ -114,17 +114,17 @@ def moment_of(millis: int) -> datetime:
 
 
 def _intervals(events: set[Event]) -> dict[str, list[tuple[int, int]]]:
-    """Return each writer's runs of consecutive numbers."""
+    """Return the intervals of each writer's numbers."""
     numbers: dict[str, list[tuple[int, int]]] = {}
     for writer, sequence in events:
         numbers.setdefault(writer, []).append((sequence, sequence))
-    return {writer: _joined(runs) for writer, runs in numbers.items()}
+    return {writer: _joined(intervals) for writer, intervals in numbers.items()}
 
 
-def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return runs of numbers with those made one that touch each other."""
+def _joined(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join the intervals that touch each other."""
     joined: list[tuple[int, int]] = []
-    for first, last in sorted(runs):
+    for first, last in sorted(intervals):
         if joined and first <= joined[-1][1] + 1:
             joined[-1] = joined[-1][0], max(joined[-1][1], last)
         else:

@@ -1,12 +1,12 @@
-"""Events as the bytes of OTLP's `ExportLogsServiceRequest`.
+"""Encodes events as the bytes of OTLP's `ExportLogsServiceRequest`.
 
-A request is put together from messages that are serialized one by one: so its size is known while it
-grows, and what all events of a stream have in common is serialized once. That a message's fields can be
-concatenated, those of a nested one after its length, is part of protobuf's encoding:
+A request is concatenated from messages that are serialized one by one. So its size is known while it grows, and the
+attributes that all events of a stream share are serialized once. This relies on protobuf's encoding: the fields of a
+message may be concatenated, and a nested message follows its length.
 https://protobuf.dev/programming-guides/encoding/#structure
 
-An ordinary event is written out field by field, in a quarter of the time that a `LogRecord` takes. Whatever
-has more to it is a `LogRecord`.
+An ordinary event is written field by field, in a quarter of the time that a `LogRecord` takes. Any other event is
+serialized as a `LogRecord`. `tests/properties/test_otlp_encoding.py` checks that both are the same.
 
 https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/proto/logs/v1/logs.proto
 """
@@ -30,17 +30,17 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from composite_logstore import LogEvent, Stream, TooLargeError, shorten
 
 MAX_EVENT_BYTES = 3 * 1024 * 1024
-"""An event of more bytes is shortened: it must fit into one request alone, and gRPC's receivers take 4 MiB."""
+"""A larger event is shortened: it has to fit into a request, of which gRPC's receivers accept 4 MiB."""
 
 MAX_TEXT_BYTES = 1024 * 1024
-"""The most bytes of each text of an event that is shortened; less if that is not enough."""
+"""The most bytes of each text in a shortened event; fewer if that is not enough."""
 
 MIN_TEXT_BYTES = 1024
-"""Where texts of that length are still too much, an event loses attributes instead."""
+"""If texts of this length are still too much, an event loses attributes instead."""
 
 
 class Encoded(NamedTuple):
-    """A request.
+    """An encoded request.
 
     Attributes:
         payload: The serialized `ExportLogsServiceRequest`.
@@ -52,12 +52,12 @@ class Encoded(NamedTuple):
 
 
 class _StreamAttributes(NamedTuple):
-    """A stream's attributes, as they are for all events of one batch.
+    """A stream's attributes, which are the same for all events of one batch.
 
     Attributes:
         attributes: The attributes.
-        encoded: The same, serialized.
-        are_apart: Whether an ordinary event has none of the same names.
+        encoded: The serialized attributes.
+        are_apart: Whether an ordinary event has no attribute of the same name.
     """
 
     attributes: Mapping[str, Any]
@@ -75,8 +75,8 @@ def encode_resource(attributes: Mapping[str, Any]) -> bytes:
 def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -> Encoded:
     """Encode a batch in its order.
 
-    A logger is OTLP's scope. The records of one scope need not be together: each run of events of the same
-    logger is a `ScopeLogs` of its own, so that the order on the wire is that of the journal.
+    A logger is a scope in OTLP. The records of a scope need not be together: consecutive events of one logger get a
+    `ScopeLogs` of their own, so that the order on the wire is that of the journal.
 
     Args:
         batch: The events.
@@ -85,10 +85,10 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
 
     Raises:
         TooLargeError: The request would be larger.
-        ValueError: An event holds what protobuf cannot.
+        ValueError: An event has a value that protobuf cannot encode.
     """
     streams: dict[Stream, _StreamAttributes] = {}
-    # All of it, to be copied once: the first place is that of what comes before.
+    # All parts, which are copied once, at the end. The first one is filled in last.
     parts = [b""]
     size = len(resource)
     size_of_scopes = shortened = 0
@@ -108,7 +108,7 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
                 record = _encode_shortened(event, stream)
                 shortened += 1
             size += len(record)
-            # Not only at the end: the events of a batch may need far more memory than a request may have.
+            # Check for each event: a batch may need far more memory than a request may have.
             if size > max_bytes:
                 raise TooLargeError(f"the request is larger than {max_bytes} bytes")
             before = _before_record(len(record))
@@ -141,10 +141,10 @@ _ORDINARY_NAMES = frozenset(
         "code.function.name",
     )
 )
-# An attribute's number, its length, its name's number, length and text, its value's number.
+# The attribute's field number and length; its name's field number, length and text; its value's field number.
 _UID = b"\x32\x38\x0a\x0elog.record.uid\x12\x26\x0a\x24"
 _SEQUENCE = b"\x0a\x12zenml.log.sequence\x12"
-# The time's and the observed time's numbers, each with its time.
+# The field numbers of the time and the observed time, each followed by its value.
 _times = Struct("<BQBQ").pack
 _EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
 
@@ -176,7 +176,7 @@ def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
 
 @lru_cache(maxsize=10_000)
 def _before_body(size: int) -> bytes:
-    """Return the body's number and length, the number and length of its text."""
+    """Return the field number and length of the body, and those of its text."""
     length = _varint(size)
     return b"\x2a" + _varint(1 + len(length) + size) + b"\x0a" + length
 
@@ -191,7 +191,7 @@ def _severity(level: int, level_name: str) -> bytes:
 
 @lru_cache(maxsize=10_000)
 def _place(writer: str, file: str, line: int, function: str) -> bytes:
-    """Return what all events of one place in the code have in common."""
+    """Return the attributes that all events from one place in the code share."""
     event = _EVENT._replace(writer=writer, file=file, line=line, function=function)
     record = LogRecord()
     _add(record.attributes, {**event.details, "zenml.log.writer": writer})
@@ -206,7 +206,7 @@ def _encode_any(event: LogEvent, stream: _StreamAttributes) -> bytes:
 
 
 def _all_attributes(event: LogEvent, stream: _StreamAttributes) -> dict[str, Any]:
-    """Return an event's attributes with ZenML's precedence where a name occurs twice."""
+    """Return an event's attributes. If a name occurs twice, the precedence is ZenML's."""
     return {**event.details, **stream.attributes, **event.metadata, **event.identity}
 
 
@@ -216,7 +216,7 @@ def _encode_shortened(event: LogEvent, stream: _StreamAttributes) -> bytes:
     def encode(limit: int) -> bytes:
         return _record(event, shorten(event.message, limit), _shorten(attributes, limit)).SerializeToString()
 
-    # First whether it helps at all, since an event whose texts are not the large part takes long to encode.
+    # First try whether shorter texts help: if texts are not the large part, encoding takes long.
     shortest = encode(MIN_TEXT_BYTES)
     if len(shortest) <= MAX_EVENT_BYTES:
         limit = MAX_TEXT_BYTES
@@ -226,7 +226,7 @@ def _encode_shortened(event: LogEvent, stream: _StreamAttributes) -> bytes:
                 return record
             limit //= 4
         return shortest
-    # There are too many attributes, or too many values in one. What tells where the event belongs is kept.
+    # There are too many attributes, or too many values in one. Keep those that tell where the event belongs.
     kept = {**stream.attributes, **event.identity}
     if len(stream.encoded) > MAX_EVENT_BYTES // 2:
         kept = event.identity
@@ -248,7 +248,7 @@ def _shorten(value: Any, limit: int) -> Any:
 def _record(event: LogEvent, message: str, attributes: Mapping[str, Any]) -> LogRecord:
     record = LogRecord(
         time_unix_nano=event.time_unix_nano,
-        # "This is the time when the event was observed": where OpenTelemetry made the record, when it was made.
+        # "This is the time when the event was observed": if OpenTelemetry made the record, the time when it was made.
         # https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-observedtimestamp
         observed_time_unix_nano=event.time_unix_nano,
         severity_number=SeverityNumber.ValueType(event.severity_number),
@@ -267,7 +267,7 @@ def _add(key_values: Any, attributes: Mapping[str, Any]) -> None:
     for name, value in attributes.items():
         key_value = key_values.add()
         key_value.key = name
-        # Most are texts.
+        # Most values are texts.
         if isinstance(value, str):
             key_value.value.string_value = value
         else:
@@ -284,7 +284,7 @@ def _set(target: AnyValue, value: Any) -> None:
     elif isinstance(value, float):
         target.double_value = value
     elif isinstance(value, list | tuple):
-        # An empty list is not the same as no value.
+        # An empty list has to differ from no value.
         target.array_value.SetInParent()
         for item in value:
             _set(target.array_value.values.add(), item)
@@ -292,7 +292,7 @@ def _set(target: AnyValue, value: Any) -> None:
         target.kvlist_value.SetInParent()
         _add(target.kvlist_value.values, value)
     else:
-        # None: the value is there, and is empty.
+        # None is an empty value.
         target.SetInParent()
 
 
@@ -307,7 +307,7 @@ def _field(number: int, payload: bytes) -> bytes:
 
 
 def _before(number: int, size: int) -> bytes:
-    """Return what comes before a nested message: its number and wire type, and its size."""
+    """Return the beginning of a nested message: its field number and wire type, and its size."""
     return _varint(number << 3 | 2) + _varint(size)
 
 
@@ -325,7 +325,7 @@ def _varint(number: int) -> bytes:
 
 
 _SHORT = [bytes((number,)) for number in range(0x100)]
-# By the size of the sequence number: the attribute up to there.
+# For each length of an encoded sequence number: the attribute up to the number.
 _BEFORE_SEQUENCE = [
     b"".join((b"\x32", _varint(len(_SEQUENCE) + 2 + size), _SEQUENCE, _varint(1 + size), b"\x18")) for size in range(11)
 ]

@@ -21,47 +21,47 @@ if TYPE_CHECKING:
     from composite_logstore_otlp.connection import Connection
 
 SMALL_REQUEST_BYTES = 1024 * 1024
-"""A request that no receiver calls too large."""
+"""No receiver finds a request of this size too large."""
 
-# What a server says is looked through no further.
+# A server's text is searched no further.
 _MOST_CHARACTERS = 1_000
 
-# The first bytes of gzip. As a message of protobuf it would be a field of a type that does not exist.
+# The first bytes of gzip. No message of protobuf begins like this: the field would have a type that does not exist.
 _GZIP = b"\x1f\x8b"
 
 _SERVICE = logs_service_pb2.DESCRIPTOR.services_by_name["LogsService"].full_name
 
-# Not a round number, so that it is not taken for the limit of a collector, which says so in the same words.
+# One more than a round number: a collector names its own limit in the same words, and must not be confused with this.
 _MAX_MESSAGE_BYTES = Bounds.EXPORT_BYTES + 1
 
 _OPTIONS = [
     ("grpc.primary_user_agent", "composite-logstore"),
-    # The delivery alone decides when to try again.
+    # Only the delivery decides when to retry.
     ("grpc.enable_retries", 0),
-    # A new channel connects anew. Otherwise all channels of the process to one address share a connection.
+    # Let a new channel make a new connection. Otherwise all channels of a process to one address share one.
     ("grpc.use_local_subchannel_pool", 1),
-    # Not a backoff, but how long connecting may take: with TLS that is four times the way there and back.
+    # Despite its name, this bounds the time of connecting, which takes four round trips with TLS.
     ("grpc.min_reconnect_backoff_ms", 10_000),
-    # Balancers forget a connection that was idle for minutes, and say so to neither side.
+    # Load balancers drop a connection that was idle for minutes, and tell neither side.
     ("grpc.client_idle_timeout_ms", 60_000),
-    # More frequent pings, or pings without a call, are an attack to servers:
+    # Servers take more frequent pings, or pings without a call, for an attack:
     # https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md
     ("grpc.keepalive_time_ms", 300_000),
-    # With it, Linux ends a connection whose other side has acknowledged nothing for so long (TCP_USER_TIMEOUT).
+    # Linux then ends a connection whose other side has acknowledged nothing for so long (TCP_USER_TIMEOUT).
     ("grpc.keepalive_timeout_ms", 20_000),
-    # What comes is bounded as it comes, and when it is decompressed, which is done here.
+    # Answers are bounded as they arrive, and again when this module decompresses them.
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.per_message_decompression", 0),
     ("grpc.max_metadata_size", Bounds.HEAD_BYTES // 4),
     ("grpc.absolute_max_metadata_size", Bounds.HEAD_BYTES),
-    # Nor does a name's TXT record say how to send.
+    # A name's TXT record must not change how requests are sent.
     ("grpc.service_config_disable_resolution", 1),
 ]
 
 StatusCode = grpc.StatusCode
 
-# After these the connection may be dead though it is open: a balancer or NAT has forgotten it, say. A channel would
-# go on using it, or go on connecting for as long as nobody exports.
+# After these the connection may be dead although it is open, for example because a load balancer or NAT dropped it. A
+# channel would continue to use it, or would try to connect while nothing is exported.
 _CONNECTION_IN_DOUBT = {
     StatusCode.DEADLINE_EXCEEDED,
     StatusCode.UNAVAILABLE,
@@ -71,8 +71,8 @@ _CONNECTION_IN_DOUBT = {
 }
 
 # By the specification: https://opentelemetry.io/docs/specs/otlp/#failures
-# Besides, UNKNOWN and INTERNAL are what a collector that fails, or a proxy before it, answers, like HTTP's
-# 500: giving up would lose the events for certain. RESOURCE_EXHAUSTED is judged by what it comes with.
+# In addition UNKNOWN and INTERNAL: a collector that fails, or a proxy before it, answers with them, like HTTP's 500,
+# and # giving up would lose the events for certain. RESOURCE_EXHAUSTED depends on its details.
 _RETRYABLE = {
     StatusCode.CANCELLED,
     StatusCode.DEADLINE_EXCEEDED,
@@ -84,43 +84,43 @@ _RETRYABLE = {
     StatusCode.INTERNAL,
 }
 
-# Nothing is wrong with the events; the specification only says not to repeat the request as it is.
+# The events are not at fault; the specification only says not to retry the request unchanged.
 _TO_MEND = {
     StatusCode.UNAUTHENTICATED: "check the credentials in 'headers'",
     StatusCode.PERMISSION_DENIED: "check the credentials in 'headers', and what they permit",
-    StatusCode.UNIMPLEMENTED: "check 'endpoint' and 'compression': this is not taken there",
+    StatusCode.UNIMPLEMENTED: "check 'endpoint' and 'compression': the receiver does not support one of them",
     StatusCode.NOT_FOUND: "check 'endpoint'",
     StatusCode.FAILED_PRECONDITION: "check your account there",
 }
 
-# How gRPC passes on what a proxy before the collector answers, which does not speak gRPC.
+# gRPC's words for the answer of a proxy that does not speak gRPC.
 _HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})")
 
 _NOT_CONNECTED = re.compile(r"failed to connect to all addresses|errors resolving|(DNS|name) resolution", re.IGNORECASE)
 
-# The same of the collector's answer, which is gRPC's own word and not the collector's, however it puts it.
+# gRPC's own words, rather than the collector's, for an answer of the collector that is too large.
 _ANSWER_TOO_LARGE = re.compile(
     rf"CLIENT: received message larger|larger than max \(\d+ vs\. {_MAX_MESSAGE_BYTES}\)|metadata size exceeds",
     re.IGNORECASE,
 )
 
-# gRPC has no code of its own for it. TSI is its layer for TLS, and so says that a client certificate is wanted.
+# gRPC has no status code for TLS. TSI is its layer for TLS, which also reports a missing client certificate.
 _TLS_FAILED = re.compile(
     r"handshake failed|security handshaker|SSL_ERROR_SSL|TSI_|verification check failed", re.IGNORECASE
 )
 
 _Version: TypeAlias = tuple[int, int, int] | None
-"""What tells a file from its successor: when it was written, its size, its inode. None if it cannot be looked at."""
+"""Identifies the version of a file: its time of change, size and inode; None if the file cannot be examined."""
 
 
 class GrpcTransport:
-    """Sends requests over a channel. It is opened for a request, and closed when its connection is in doubt."""
+    """Sends requests over a channel, which it opens for a request, and closes when the connection may be dead."""
 
     def __init__(self, connection: Connection) -> None:
-        """Read the certificates; the channel is opened with the first request.
+        """Read the certificates. The first request opens the channel.
 
         Args:
-            connection: Where and how to send.
+            connection: The settings of the connection.
 
         Raises:
             UnavailableError: A certificate cannot be read, or gRPC does not work in this process.
@@ -146,10 +146,10 @@ class GrpcTransport:
             The serialized response.
 
         Raises:
-            RetryableError: The collector cannot be reached, or asks to be tried again.
-            RejectedError: The collector refused the request.
-            TooLargeError: The collector takes no requests of that size.
-            UnavailableError: Somebody must mend something.
+            RetryableError: The collector cannot be reached, or asks for a retry.
+            RejectedError: The collector rejected the request.
+            TooLargeError: The collector accepts no requests of that size.
+            UnavailableError: The user has to mend the settings or the collector.
         """
         check_process()
         self._renew_credentials()
@@ -169,7 +169,7 @@ class GrpcTransport:
 
     @property
     def _export(self) -> grpc.UnaryUnaryMultiCallable[bytes, bytes | None]:
-        """What sends a request. It returns None where the status comes without a message."""
+        """The call that sends a request. It returns None if the status has no message."""
         if self._channel is None:
             endpoint = self._connection.endpoint
             compression = grpc.Compression.Gzip if self._connection.compression == "gzip" else None
@@ -177,26 +177,26 @@ class GrpcTransport:
                 self._channel = grpc.secure_channel(endpoint, self._credentials, _OPTIONS, compression)
             else:
                 self._channel = grpc.insecure_channel(endpoint, _OPTIONS, compression)
-        # Not through the generated stub: it would serialize once more what is serialized already.
+        # The generated stub would serialize the request again.
         return self._channel.unary_unary(f"/{_SERVICE}/Export")
 
     def _read_credentials(self) -> grpc.ChannelCredentials:
         connection = self._connection
         return grpc.ssl_channel_credentials(
             _read(connection.certificate_file),
-            # One file may hold both.
+            # One file may contain both.
             _read(connection.client_key_file or connection.client_certificate_file),
             _read(connection.client_certificate_file),
         )
 
     def _renew_credentials(self) -> None:
-        """Connect anew with certificates that were replaced on disk: a channel keeps those that it was opened with."""
+        """Reconnect if certificates were replaced on disk: a channel keeps those with which it was opened."""
         if self._credentials is None or self._files == (versions := self._versions()):
             return
         try:
             self._credentials = self._read_credentials()
         except UnavailableError:
-            # They are being replaced. Until they are there, the connection that is open is as good as it was.
+            # The files are being replaced. Until that is done, an open connection remains usable.
             if self._channel is None:
                 raise
         else:
@@ -223,8 +223,8 @@ class GrpcTransport:
         if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
             return UnavailableError(f"{answer}; check 'endpoint', 'insecure' and the certificates")
         if code == StatusCode.RESOURCE_EXHAUSTED and retry_after is None and size > SMALL_REQUEST_BYTES:
-            # Without a RetryInfo it is no call to wait but a limit: of a request's size, perhaps. If it is
-            # still there for a small request it is another one, and has nothing to do with the events.
+            # Without a RetryInfo this is a limit rather than a request to wait, perhaps of the size of a request. If a
+            # small request meets it too, it is another limit, and has nothing to do with the events.
             return TooLargeError(answer)
         if code == StatusCode.RESOURCE_EXHAUSTED or code in _RETRYABLE:
             return RetryableError(answer, retry_after, smaller_may_pass=not _NOT_CONNECTED.search(details))
@@ -249,9 +249,9 @@ def _read(file: str | None) -> bytes | None:
 
 
 def _decompressed(answer: bytes | None) -> bytes:
-    """Return an answer as it was before it was compressed: whether it was is not told, but no message begins so.
+    """Return an answer decompressed. gRPC does not tell whether it is compressed, but no message begins like gzip.
 
-    None at all, and one that takes more than may come, are no answers of OTLP's; the events were taken all the same.
+    A missing answer, or one that is larger than answers may be, counts as empty: the collector has accepted the events.
     """
     if answer is None or not answer.startswith(_GZIP):
         return answer or b""
@@ -264,7 +264,7 @@ def _decompressed(answer: bytes | None) -> bytes:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Return the seconds to wait that the status comes with.
+    """Return how many seconds the status asks to wait; None if it does not.
 
     https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-throttling
     """

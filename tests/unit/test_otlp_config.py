@@ -266,7 +266,7 @@ class TestCertificates:
     def test_a_missing_one_is_named(self, files: dict[str, str], field: str) -> None:
         files[field] += ".missing"
         config = make_config(endpoint="https://localhost:1", **files)
-        with pytest.raises(ValueError, match=f"'{field}': there is no such file"):
+        with pytest.raises(ValueError, match=f"'{field}': the file does not exist"):
             config.check()
         with pytest.raises(UnavailableError, match=f"'{field}': the file cannot be read"):
             config.create_exporter()
