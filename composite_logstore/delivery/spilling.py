@@ -261,7 +261,7 @@ class Spilling:
             self.abandon_folder()
 
     def try_again(self) -> None:
-        """Have the next event attempt to be written, although an earlier one could not."""
+        """Try to write the next event, even if the last attempt failed."""
         self._may_try = True
 
     # The folder
@@ -298,12 +298,12 @@ class Spilling:
         self._space.is_exceeded = False
 
     def standing(self) -> Standing:
-        """Look whether somebody has taken away the folder, or something in it. Needs no lock."""
+        """Return whether the folder is in place, with all files that belong to it. Needs no lock."""
         spool = self.spool
         return Standing.IN_PLACE if spool is None else spool.standing()
 
     def mend(self, standing: Standing) -> None:
-        """Write again what somebody has taken away.
+        """Write missing files again, or begin a new folder if this one is gone.
 
         Args:
             standing: The result of `standing`.
@@ -311,7 +311,7 @@ class Spilling:
         if self.spool is None or standing is Standing.IN_PLACE:
             return
         is_ours = standing is Standing.CHANGED
-        # After an error it is attempted again at the next look.
+        # After an error the next look leads here again.
         with contextlib.suppress(OSError):
             is_ours = is_ours and self.spool.mend(self._between)
         if not is_ours:
@@ -320,7 +320,7 @@ class Spilling:
     def _in_memory(self) -> dict[int, LogEvent]:
         """Return the events in memory that some child has not acknowledged, by their numbers."""
         found: dict[int, LogEvent] = {}
-        # Those of thinned children last, so that others replace them: a thinned update has another level.
+        # Thinned children first, so that the events of the others replace theirs: a thinned update has another level.
         for delivery in sorted(self._deliveries, key=lambda delivery: not delivery.progress_bars.is_thinned):
             found.update((event.number, event) for event in delivery.in_memory())
         return found
@@ -329,7 +329,7 @@ class Spilling:
         return [event for number, event in sorted(self._in_memory().items()) if first <= number <= last]
 
     def abandon_folder(self) -> None:
-        """Release a folder that somebody has taken away. Its events that are in memory go to a new folder."""
+        """Release a folder that is gone. Those of its events that are in memory are written to a new folder."""
         if self.spool is None:
             return
         spool, self.spool = self.spool, None

@@ -39,7 +39,7 @@ class Standing(Enum):
     """What has become of a living process's folder."""
 
     IN_PLACE = "nothing was made or removed there since the last look"
-    CHANGED = "something was"
+    CHANGED = "something was made or removed there"
     GONE = "nothing is at its path, or another folder"
 
 
@@ -73,7 +73,7 @@ class Spool:
         streams = Streams()
         self.segments = Segments(folder, self._positions, streams, found)
         self.reader = SegmentReader(folder, self.segments, streams)
-        # The time and the mode of the folder when all in it was seen to be in place.
+        # The time and the mode of the folder when all its files were in place.
         self._seen: tuple[int, int] | None = None
 
     @classmethod
@@ -89,7 +89,7 @@ class Spool:
             OSError: The folder cannot be written or locked.
         """
         with PrivateFolder.make(component) as home:
-            # It gets its name once it is locked, or another process would take it for that of a dead one.
+            # It gets its name once it is locked. Otherwise another process might recover it.
             hidden = f"{_HIDDEN}{writer}-{secrets.token_hex(4)}"
             try:
                 with home.make_folder(hidden) as folder:
@@ -103,7 +103,7 @@ class Spool:
         lock = FolderLock.acquire(folder, is_own=True)
         if lock is None:
             raise OSError("another process holds its lock")
-        # A folder of this name is no longer this process's, whatever has become of it.
+        # If the name is taken, that folder was this process's, and was moved or replaced.
         spool = cls(KnownFolder(home.path / home.free_name(writer), folder.identity), lock, children)
         try:
             spool._positions.create(folder)
@@ -278,13 +278,13 @@ class Spool:
                 self.segments.remove(damage.path)
         return list(zip(damages, kept, strict=True))
 
-    # What others do to it
+    # Restoring
 
     def standing(self) -> Standing:
-        """Look whether the folder is still in place, with all that belongs to it. Needs no lock.
+        """Return whether the folder is in place, with all files that belong to it. Needs no lock.
 
-        The error of a call says little about the folder, so its identity, time and mode are looked at. Only where these
-        have changed are its files.
+        An error of a call says little about the folder, so this compares its identity, time and mode. It looks at the
+        files only if these have changed.
         """
         try:
             status = os.stat(self.folder, follow_symlinks=False)
@@ -322,7 +322,7 @@ class Spool:
             )
 
     def mend(self, in_memory: Callable[[int, float], Sequence[LogEvent]]) -> bool:
-        """Make again what somebody has taken away of this process's folder, as far as it is known.
+        """Restore the files of this process's folder that somebody has moved or removed.
 
         Args:
             in_memory: Returns the events that are in memory, from one number to another.

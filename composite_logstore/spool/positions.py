@@ -100,7 +100,7 @@ class Positions:
         return [(position_name(child), position.identity) for child, position in list(self._mapped.items())]
 
     def mend(self, folder: PrivateFolder) -> None:
-        """Make the mapped files again that somebody has taken away. Their bytes are still in memory.
+        """Restore the mapped files that somebody has moved or removed. Their bytes are still in memory.
 
         Raises:
             OSError: A file cannot be made now.

@@ -298,7 +298,7 @@ class KnownFolder:
         folder = PrivateFolder.open(self.path)
         try:
             if folder.identity != self.identity:
-                raise FileNotFoundError(errno.ENOENT, "somebody has taken the folder away", str(self.path))
+                raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed", str(self.path))
         except BaseException:
             os.close(folder.fd)
             raise

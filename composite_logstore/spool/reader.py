@@ -1,8 +1,8 @@
 """Reads the segments of a spool, whether its process is dead or alive. Needs no lock, and trusts no byte.
 
-A living process appends to the segment that is read. The system shows a reader of the file what was copied into the
-mapping, so the reader finds whole lines, then perhaps a line that is being written, then the zeros that were allocated.
-It takes an incomplete line at the end for one that is not there yet.
+A living process may append to a segment while it is read. The system shows the bytes of the mapping to readers of the
+file, so a reader finds complete lines, then perhaps a line that is being written, then the allocated zeros. It ignores
+an incomplete line at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SegmentReader:
 
     Attributes:
         segments: The spool's segments.
-        damage: The damaged pieces that `scan` has met, and what was wrong with the folder when it was found.
+        damage: The damaged pieces that `scan` has found, and files that were damaged when the folder was opened.
     """
 
     def __init__(self, folder: KnownFolder, segments: Segments, streams: Streams) -> None:

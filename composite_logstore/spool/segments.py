@@ -66,15 +66,14 @@ class Segment:
 class Segments:
     """The segments of one spool.
 
-    The journal's lock guards every call, except that of `prepare` and `tidy`: they do what the disk may take long for,
-    on the housekeeping thread. They share with the others the spare segment and two queues, and rely on the GIL there:
-    `deque.append` and `popleft` are each one C call, and so is the assignment of an attribute. The test that would
-    catch a mistake is test_spool_taken_away.py::
-    test_whatever_is_taken_away_is_restored_and_the_next_process_delivers_it.
+    The journal's lock guards every call, except `prepare` and `tidy`: the disk may take long for them, so the
+    housekeeping thread calls them without it. They share the spare segment and two queues with the other methods, and
+    rely on the GIL: `deque.append`, `deque.popleft` and the assignment of an attribute are one C call each. A mistake
+    would be caught by test_spilling_in_time.py::test_an_event_is_on_disk_within_a_second_even_if_the_disk_is_slow and
+    test_spool_taken_away.py::test_whatever_is_taken_away_is_restored_and_the_next_process_delivers_it.
 
     Attributes:
         all: The segments, oldest first. Replaced or changed in single steps, so that a reader may copy it at any time.
-        needs_spare: Whether there is no segment yet for when the one in use is full.
     """
 
     def __init__(
@@ -236,7 +235,7 @@ class Segments:
         """The segment in use and its bytes, which are in memory even if its file is gone."""
         return (self.all[-1], self._in_use.memory[: self._end]) if self._in_use else None
 
-    # What is done with
+    # Removing
 
     def free(self, before: float) -> None:
         """Remove the segments whose events all have lower numbers. Their files go with `tidy`."""
@@ -310,7 +309,7 @@ class Segments:
         self.tidy()
         self._drop_spare()
 
-    # What others have taken away
+    # Restoring
 
     def files(self) -> list[tuple[str, tuple[int, int]]]:
         """Return the name and the identity of each mapped file. Needs no lock."""
@@ -322,7 +321,7 @@ class Segments:
         return files
 
     def mend(self, folder: PrivateFolder, in_memory: Callable[[int, float], Sequence[LogEvent]]) -> None:
-        """Write again what is missing in the folder, as far as its events are in memory.
+        """Write missing files again, as far as their events are in memory.
 
         Args:
             folder: The spool's folder.

@@ -12,7 +12,7 @@ class Streams:
     """The streams that the lines of a spool name.
 
     Segments of a living process add the streams that they write, so that an event that is read back has the same
-    stream as one that never left memory. Otherwise streams are learned from the lines.
+    stream as one that stayed in memory. Streams of other processes are learned from the lines.
     """
 
     def __init__(self) -> None:
