@@ -199,7 +199,7 @@ def message_of(children: Any, settings: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_every_refusal_has_the_message_on_the_page(mistake: str) -> None:
-    documented = dict(row for row in tables(CONFIGURATION, "What is refused") if len(row) == 2)
+    documented = dict(row for row in tables(CONFIGURATION, "Refused settings") if len(row) == 2)
     text = documented[mistake].strip("`")
     message = message_of(*MISTAKES[mistake])
     assert message == text or (text.endswith("...") and message.startswith(text.removesuffix("...")))
