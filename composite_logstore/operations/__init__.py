@@ -1,6 +1,6 @@
 """Operations on log stores, for programs and notebooks: the commands of `composite-logstore` call the same functions.
 
-They print nothing and ask nothing. An operation raises an `OperationError` if it cannot do its work, and tells its
+They print nothing, and ask a question only through a callback. An operation raises an `OperationError` if it cannot do its work, and tells its
 `progress` callback how far it is. See docs/operations.md.
 """
 
