@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta, timezone
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +17,7 @@ from zenml.models.v2.core.logs import LogsResponseBody
 
 from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig
 from composite_logstore.cli.main import main
+from composite_logstore.operations import copying
 from tests.simulation import make_store
 
 PAGE = 3
@@ -49,9 +49,7 @@ class SimulatedZenML:
         monkeypatch.setattr("zenml.client.Client", lambda: zenml)
         monkeypatch.setattr("zenml.stack.StackComponent.from_model", staticmethod(lambda model: model.build()))
         # The simulated runs have no stacks and pipelines.
-        monkeypatch.setattr(
-            import_module("composite_logstore.operations.backfill"), "_attributes_of_run", lambda _: ({}, None)
-        )
+        monkeypatch.setattr(copying, "_attributes_of_run", lambda run_id: ({}, None))
         return zenml
 
     def run_command(self, *arguments: str, input: str | None = None) -> Result:

@@ -13,7 +13,7 @@ from composite_logstore import operations
 from composite_logstore.cli.console import Command, output_option, say, say_json, warn
 from composite_logstore.cli.options import selected, selection_options
 from composite_logstore.cli.progress import Bars
-from composite_logstore.operations.backfill import Totals
+from composite_logstore.operations.copying import Totals
 from composite_logstore.parity.result import BackfillStoppedError
 
 

@@ -1,12 +1,13 @@
 """Operations on log stores, for programs and notebooks: the commands of `composite-logstore` call the same functions.
 
-They print nothing, and ask a question only through a callback. An operation raises an `OperationError` if it cannot do its work, and tells its
-`progress` callback how far it is. See docs/operations.md.
+They print nothing, and ask questions only through a callback. An operation raises an `OperationError` if it cannot do
+its work, and tells its `progress` callback how far it is. See docs/operations.md.
 """
 
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, OperationError
-from composite_logstore.operations.backfill import Totals, backfill
+from composite_logstore.operations.backfill import backfill
 from composite_logstore.operations.check import StoreCheck, check
+from composite_logstore.operations.copying import Totals
 from composite_logstore.operations.drain import Drained, drain
 from composite_logstore.operations.inventory import Inventory, backlogs, inventory, purge
 from composite_logstore.operations.migrate import migrate, undo

@@ -3,57 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import lru_cache
-from typing import Any
-from uuid import UUID
 
-from composite_logstore.backend import UnavailableError
-from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml
-from composite_logstore.catalog.runs import RunStream
-from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, open_child
+from composite_logstore.catalog.errors import ArgumentError
+from composite_logstore.catalog.stores import collectors, find_store
 from composite_logstore.config import ChildConfig
-from composite_logstore.event import Stream
+from composite_logstore.operations.copying import Totals, copy_streams, ended, ledger_of
+from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
 from composite_logstore.operations.progress import ProgressCallback, Reporter
-from composite_logstore.operations.selection import Selection, state_folder
-from composite_logstore.parity.backfill import Backfill
-from composite_logstore.parity.ledger import REMEMBERED_SECONDS, BackfillRunsError, Ledger, open_ledger
-from composite_logstore.parity.result import Copied
-
-
-@dataclass
-class Totals(Copied):
-    """The result of a backfill. The other attributes are those of `Copied`, added up.
-
-    Attributes:
-        log_store: The log store's name.
-        streams: The number of streams that were worked on.
-        in_progress: The number of streams that were skipped because their run is in progress.
-    """
-
-    log_store: str = ""
-    streams: int = 0
-    in_progress: int = 0
-
-    @property
-    def left_out(self) -> int:
-        """The number of events and streams that are still missing from the child, as far as it is known."""
-        nowhere = self.absent if self.absent == self.streams else 0
-        return self.too_old + sum(self.rejected.values()) + self.in_progress + nowhere
-
-    def add(self, other: Copied) -> None:
-        """Add the result of a stream or of other streams."""
-        super().add(other)
-        if isinstance(other, Totals):
-            self.streams += other.streams
-            self.in_progress += other.in_progress
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the attributes as plain values."""
-        return asdict(self)
+from composite_logstore.operations.selection import Selection
 
 
 def backfill(
@@ -103,9 +61,6 @@ def backfill(
     if source == target:
         raise ArgumentError("target", "a child cannot be copied to itself; name another")
     found.readable_child(source, "source")
-    # Pipelines import this module.
-    from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
-
     refuse_second(found, to)
     report = Reporter(progress)
     _warn_before(from_, to, pipeline, report)
@@ -139,143 +94,3 @@ def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool, re
         )
     if not target.wants_all:
         report.notice(f"Events that 'min_level' or 'progress' of child '{target.name}' filters out are not copied.")
-
-
-def ended(
-    streams: Iterable[RunStream], ids: dict[UUID | None, str], source: ChildConfig, totals: Totals
-) -> Iterator[RunStream]:
-    """Yield the streams that can be copied now, and count them.
-
-    Args:
-        streams: The streams.
-        ids: The log stores whose streams the source may hold, as `collectors` returns them.
-        source: The child to copy from.
-        totals: Where to count them.
-    """
-    for stream in streams:
-        # An earlier log store that is kept for reading alone never got what the composite collected.
-        if stream.collector not in ids or (
-            not ids[stream.collector] and not source.enabled and source.name in ids.values()
-        ):
-            continue
-        if stream.run_in_progress:
-            totals.in_progress += 1
-            continue
-        totals.streams += 1
-        yield stream
-
-
-def copy_streams(
-    registered: RegisteredStore,
-    source: ChildConfig,
-    target: ChildConfig,
-    streams: Iterable[RunStream],
-    result: Copied,
-    report: Reporter,
-    rate: float | None = None,
-    is_anew: bool = False,
-) -> None:
-    """Copy the events of some streams that are missing from a child, in this process.
-
-    Args:
-        registered: The log store.
-        source: The child to copy from.
-        target: The child to copy to.
-        streams: The streams.
-        result: Where to add up what became of the events, as it happens.
-        report: Is told how far it is.
-        rate: The most events per second.
-        is_anew: Whether to forget what earlier backfills have sent.
-
-    Raises:
-        BackfillStoppedError: A child became unavailable.
-        NoAnswerError: ZenML or a child cannot be reached, or another backfill copies to the same child.
-    """
-    with ledger_of(registered, target, is_anew) as ledger:
-        if ledger.is_resumed:
-            report.notice("Resuming an interrupted backfill.")
-        copy_with(ledger, registered, source, target, streams, result, rate, report.count)
-        ledger.complete()
-
-
-@contextmanager
-def ledger_of(registered: RegisteredStore, target: ChildConfig, is_anew: bool) -> Iterator[Ledger]:
-    """Give the ledger of a child, locked against other processes on this machine.
-
-    Raises:
-        NoAnswerError: Another backfill holds the lock.
-    """
-    since = 0.0 if target.unreadable else time.time() - REMEMBERED_SECONDS
-    try:
-        with open_ledger(state_folder("backfill"), registered.id, target.name, since, is_anew) as ledger:
-            yield ledger
-    except BackfillRunsError as error:
-        raise NoAnswerError(str(error)) from None
-
-
-def copy_with(
-    ledger: Ledger,
-    registered: RegisteredStore,
-    source: ChildConfig,
-    target: ChildConfig,
-    streams: Iterable[RunStream],
-    result: Copied,
-    rate: float | None,
-    tell: Callable[[int], None],
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Copy as `copy_streams` does, with a ledger that is open.
-
-    Args:
-        ledger: What earlier backfills have sent.
-        registered: The log store.
-        source: The child to copy from.
-        target: The child to copy to.
-        streams: The streams.
-        result: Where to add up what became of the events, as it happens.
-        rate: The most events per second.
-        tell: Is told how many more events were read.
-        sleep: Waits for so many seconds.
-
-    Raises:
-        BackfillStoppedError: A child became unavailable.
-        NoAnswerError: ZenML or a child cannot be reached.
-    """
-    with ExitStack() as opened:
-        reading = opened.enter_context(closing(open_child(source)))
-        there = None if target.unreadable else opened.enter_context(closing(open_child(target)))
-        try:
-            copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep)
-        except (UnavailableError, ImportError) as error:
-            raise NoAnswerError(f"child '{target.name}' cannot be written to: {error}") from error
-        opened.enter_context(closing(copying))
-        for stream in streams:
-            copying.copy(stream.logs, stream_of(stream, registered), result)
-
-
-def stream_of(stream: RunStream, registered: RegisteredStore) -> Stream:
-    """Return a stream with the attributes that ZenML and the log store gave its events."""
-    logs = stream.logs
-    attributes, artifact_store_id = _attributes_of_run(stream.run_id)
-    metadata = {
-        **attributes,
-        "zenml.log.id": str(logs.id),
-        "zenml.log.source": logs.source,
-        "zenml.log_store.id": str(registered.id),
-        "zenml.log_store.name": registered.name,
-    }
-    if logs.step_run_id and stream.step_name:
-        metadata |= {"zenml.step.run.id": str(logs.step_run_id), "zenml.step.run.name": stream.step_name}
-    return Stream(logs.id, metadata, logs.artifact_store_id or artifact_store_id)
-
-
-@lru_cache(maxsize=100)
-def _attributes_of_run(run_id: UUID) -> tuple[dict[str, Any], UUID | None]:
-    with asking_zenml():
-        from zenml.client import Client
-        from zenml.enums import StackComponentType
-        from zenml.utils.logging_utils import get_run_log_metadata
-
-        run = Client().get_pipeline_run(run_id)
-        found = run.stack.components.get(StackComponentType.ARTIFACT_STORE) if run.stack else None
-        return get_run_log_metadata(run), found[0].id if found else None

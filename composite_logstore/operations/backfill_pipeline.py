@@ -98,7 +98,7 @@ def copy_slice(slice: dict[str, Any]) -> None:
             them, and the most events per second.
     """
     from composite_logstore.catalog.stores import collectors, find_store
-    from composite_logstore.operations.backfill import Totals, copy_with, ended
+    from composite_logstore.operations.copying import Totals, copy_with, ended
 
     totals = Totals()
     began = time.monotonic()

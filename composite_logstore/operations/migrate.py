@@ -13,8 +13,8 @@ from composite_logstore.catalog.errors import ArgumentError, asking_zenml
 from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, explain
 from composite_logstore.config import ChildConfig
-from composite_logstore.operations.backfill import copy_streams
 from composite_logstore.operations.check import check_children, logs_of_checks
+from composite_logstore.operations.copying import copy_streams
 from composite_logstore.operations.move import (
     EARLIER,
     Move,

@@ -18,7 +18,7 @@ from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, aski
 from composite_logstore.catalog.runs import find_run
 from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.config import ChildConfig
-from composite_logstore.operations.backfill import Totals
+from composite_logstore.operations.copying import Totals
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection
 from composite_logstore.parity.result import BackfillStoppedError

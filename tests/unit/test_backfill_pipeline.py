@@ -15,8 +15,8 @@ from composite_logstore.catalog.errors import ArgumentError, NoAnswerError
 from composite_logstore.catalog.runs import RunStream
 from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.operations import backfill_pipeline, pipeline_launch
-from composite_logstore.operations.backfill import Totals
 from composite_logstore.operations.backfill_pipeline import PIPELINE, RESULT, SliceLedger, deal, merge
+from composite_logstore.operations.copying import Totals
 from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection
