@@ -77,4 +77,6 @@ Threads and locks
   file what was copied into the mapping, and on the journal to ask only for numbers that are already written
   (test_spool.py::test_a_reader_continues_where_it_ended).
 - `flock` is the only thing that processes share (see `lock`).
+- `make torture` runs all this with real threads, and kills processes and removes files meanwhile: it would catch a
+  mistake that the simulated threads of the unit tests do not.
 """
