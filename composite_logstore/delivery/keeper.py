@@ -61,7 +61,7 @@ class Keeper:
         spilling = self._journal.spilling
         if spilling is None:
             return True
-        spilling.woken()
+        spilling.schedule.woken(self._clock.now())
         self._writing_due.set()
         if self._writing.start():
             return True
@@ -104,7 +104,7 @@ class Keeper:
             is_idle = not spilling.unwritten and self._seen == number and not self._journal.wake_after(1)
             self._seen = number
             if is_idle:
-                spilling.rest(number)
+                spilling.schedule.rest(number)
             # What is due first: all else may take its time.
             is_more = spilling.write_due()
             spilling.refresh()

@@ -24,73 +24,6 @@ _LATE_SECONDS = 0.9
 _SHORTEST_SECONDS = 0.005
 
 
-class Ages:
-    """The greatest age that the waiting events may have. It has no clock."""
-
-    def __init__(self) -> None:
-        """Begin with no event waiting."""
-        # Times, and the number that the next event had then. Infinity is a time that is not known yet.
-        self._known: deque[tuple[float, int]] = deque([(inf, 0)])
-        self.due = 0
-
-    def rest(self, next_number: int) -> None:
-        """Note that no event waits. The time is not known again until `woken`, or until `note` sees an event.
-
-        Args:
-            next_number: The number that the next event will have.
-        """
-        self._known = deque([(inf, next_number)])
-
-    def woken(self, now: float) -> None:
-        """Note that the first event has just been logged.
-
-        Needs no lock: `older_than` never leaves the deque empty, nor removes an item without a time, and each access is
-        one C call. If `rest` replaces the deque at the same time, the event counts as new at the tick that it causes
-        (test_spilling_in_time.py::test_ages_start_anew_after_a_pause).
-
-        Args:
-            now: The time in seconds.
-        """
-        known = self._known
-        if known[0][0] == inf:
-            known[0] = now, known[0][1]
-
-    def note(self, next_number: int, now: float) -> None:
-        """Note which events exist by now.
-
-        Args:
-            next_number: The number that the next event will have.
-            now: The time in seconds.
-        """
-        if next_number > self._known[0][1]:
-            self.woken(now)
-        if now - self._known[-1][0] >= TICK_SECONDS / 2:
-            self._known.append((now, next_number))
-
-    def older_than(self, seconds: float, next_number: int, now: float) -> int:
-        """Return the number below which all events may be as old as that.
-
-        Args:
-            seconds: The age.
-            next_number: The number that the next event will have.
-            now: The time in seconds.
-        """
-        while self._known[0][0] <= now - seconds:
-            if len(self._known) == 1:
-                self._known.append((now, next_number))
-            self._known.popleft()
-            self.due = self._known[0][1]
-        return self.due
-
-    def oldest(self, now: float) -> float:
-        """Return the age, in seconds, of the oldest event that `older_than` has not returned.
-
-        Args:
-            now: The time in seconds.
-        """
-        return now - self._known[0][0]
-
-
 class Schedule:
     """Which events are due. The journal's lock guards every call but `woken`.
 
@@ -101,26 +34,41 @@ class Schedule:
     def __init__(self) -> None:
         """Begin with no event waiting."""
         self.due = 0
-        self._ages = Ages()
+        # Times, and the number that the next event had then. Infinity is a time that is not known yet.
+        self._known: deque[tuple[float, int]] = deque([(inf, 0)])
         self._next_tick = inf
         self._lateness = 0.0
 
-    def woken(self, now: float) -> None:
-        """Note that the first event since a `rest` has just been logged. Needs no lock.
-
-        Args:
-            now: The time in seconds.
-        """
-        self._ages.woken(now)
-
     def rest(self, next_number: int) -> None:
-        """Note that no event waits.
+        """Note that no event waits. The time is not known again until `woken`, or until a tick sees an event.
 
         Args:
             next_number: The number that the next event will have.
         """
-        self._ages.rest(next_number)
+        self._known = deque([(inf, next_number)])
         self._next_tick = inf
+
+    def woken(self, now: float) -> None:
+        """Note that the first event since a `rest` has just been logged.
+
+        Needs no lock: a tick never leaves the deque empty, nor removes an item without a time, and each access is one C
+        call. If `rest` replaces the deque at the same time, the event counts as new at the tick that it causes
+        (test_spilling_in_time.py::test_ages_start_anew_after_a_pause).
+
+        Args:
+            now: The time in seconds.
+        """
+        known = self._known
+        if known[0][0] == inf:
+            known[0] = now, known[0][1]
+
+    def age(self, now: float) -> float:
+        """Return the greatest age, in seconds, that an event may have that is not due.
+
+        Args:
+            now: The time in seconds.
+        """
+        return now - self._known[0][0]
 
     def is_late(self, now: float) -> bool:
         """Say whether the oldest event should be on disk already.
@@ -128,7 +76,7 @@ class Schedule:
         Args:
             now: The time in seconds.
         """
-        return self._ages.oldest(now) >= _LATE_SECONDS
+        return self.age(now) >= _LATE_SECONDS
 
     def tick(self, next_number: int, now: float, has_folder: bool) -> float:
         """Find out which events are due.
@@ -146,13 +94,20 @@ class Schedule:
         self._lateness = max(late, 0.99 * self._lateness)
         steps = _STEPS if has_folder else _STEPS_TO_FOLDER
         seconds = max(_LEAST_SECONDS, _TICKS * TICK_SECONDS - steps * self._lateness)
-        self._ages.note(next_number, now)
-        self.hold(self._ages.older_than(seconds, next_number, now))
-        wait = min(max(_SHORTEST_SECONDS, seconds - self._ages.oldest(now)), TICK_SECONDS)
+        if next_number > self._known[0][1]:
+            self.woken(now)
+        if now - self._known[-1][0] >= TICK_SECONDS / 2:
+            self._known.append((now, next_number))
+        while self._known[0][0] <= now - seconds:
+            if len(self._known) == 1:
+                self._known.append((now, next_number))
+            self._known.popleft()
+            self.demand(self._known[0][1])
+        wait = min(max(_SHORTEST_SECONDS, seconds - self.age(now)), TICK_SECONDS)
         self._next_tick = now + wait
         return wait
 
-    def hold(self, before: int) -> None:
+    def demand(self, before: int) -> None:
         """Have all events below a number be due.
 
         Args:

@@ -62,6 +62,7 @@ class Spilling:
         spool: The spool, None before the first event is written.
         error: Why events cannot be written now, None if they can.
         unstorable: Why an event can never be written, None if there was no such event.
+        schedule: Which events are due.
         others: The recovered journals of this process, oldest first. They make room before this spool does.
     """
 
@@ -91,21 +92,9 @@ class Spilling:
         self._clock = clock
         self._space = Space(settings.component, settings.max_bytes, clock)
         self._no_spare_until = -inf
-        self._schedule = Schedule()
+        self.schedule = Schedule()
 
     # What is due
-
-    def woken(self) -> None:
-        """Note that the first event since a `rest` has just been logged. Needs no lock."""
-        self._schedule.woken(self._clock.now())
-
-    def rest(self, next_number: int) -> None:
-        """Note that no event waits.
-
-        Args:
-            next_number: The number that the next event will have.
-        """
-        self._schedule.rest(next_number)
 
     def hurry(self, next_number: int) -> None:
         """Write events that should be on disk already, if the keeper is late.
@@ -113,9 +102,9 @@ class Spilling:
         Args:
             next_number: The number that the next event will have.
         """
-        if self.unwritten and self._schedule.is_late(self._clock.now()):
+        if self.unwritten and self.schedule.is_late(self._clock.now()):
             self.tick(next_number)
-            self.write(self._schedule.due, _MOST_WHEN_LATE)
+            self.write(self.schedule.due, _MOST_WHEN_LATE)
 
     def tick(self, next_number: int) -> float:
         """Find out which events have waited in memory long enough.
@@ -126,7 +115,7 @@ class Spilling:
         Returns:
             After how many seconds to do so again.
         """
-        return self._schedule.tick(next_number, self._clock.now(), self.spool is not None)
+        return self.schedule.tick(next_number, self._clock.now(), self.spool is not None)
 
     def write_due(self) -> bool:
         """Write some of the events that are due.
@@ -135,7 +124,7 @@ class Spilling:
             Whether more are due.
         """
         # With `write_ahead` all are: they wait only because an earlier attempt failed.
-        return self.write(inf if self._is_write_ahead else self._schedule.due, _MOST_AT_ONCE)
+        return self.write(inf if self._is_write_ahead else self.schedule.due, _MOST_AT_ONCE)
 
     # Writing
 
@@ -340,7 +329,7 @@ class Spilling:
         again = [held[number] for number in sorted(held, reverse=True) if number < before]
         self.unwritten.extendleft(again)
         if again:
-            self._schedule.hold(again[0].number + 1)
+            self.schedule.demand(again[0].number + 1)
 
     def refresh(self) -> None:
         """Write those streams again whose attributes ZenML has added to since."""

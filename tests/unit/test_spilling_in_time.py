@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from composite_logstore.delivery import space
-from composite_logstore.delivery.schedule import Ages
+from composite_logstore.delivery.schedule import Schedule
 from composite_logstore.delivery.space import Space
 from composite_logstore.spool.folder import Spool, bytes_used
 from composite_logstore.spool.segments import SEGMENT_BYTES, Segments
@@ -165,32 +165,44 @@ def test_an_event_is_on_disk_within_a_second_even_if_the_disk_is_slow(
 # Ages
 
 
+def tick(schedule: Schedule, start: float, end: float, next_number: int) -> None:
+    """Tick every 0.1 s, never late, and the last time at the end."""
+    now = start
+    while now < end:
+        now = min(end, now + schedule.tick(next_number, now, has_folder=True))
+    schedule.tick(next_number, end, has_folder=True)
+
+
 def test_an_event_is_taken_to_be_as_old_as_possible() -> None:
-    ages = Ages()
-    ages.woken(10.0)
-    ages.note(1, 10.0)
-    ages.note(5, 10.1)
-    ages.note(9, 10.2)
-    assert ages.older_than(0.8, 9, 10.79) == 0
+    schedule = Schedule()
+    schedule.woken(10.0)
+    for now, next_number in ((10.0, 1), (10.1, 5), (10.2, 9)):
+        schedule.tick(next_number, now, has_folder=True)
+    tick(schedule, 10.3, 10.79, 9)
+    assert schedule.due == 0
     # An event between 10.0 and 10.1 may have been logged at 10.0.
-    assert ages.older_than(0.8, 9, 10.8) == 5
-    assert ages.oldest(10.8) == pytest.approx(0.7)
-    assert ages.older_than(0.8, 9, 10.85) == 5
-    assert ages.older_than(0.8, 9, 10.9) == 9
-    assert ages.older_than(0.8, 20, 50.0) == 20
+    schedule.tick(9, 10.8, has_folder=True)
+    assert schedule.due == 5
+    assert schedule.age(10.8) == pytest.approx(0.7)
+    schedule.tick(9, 10.85, has_folder=True)
+    assert schedule.due == 5
+    schedule.tick(9, 10.9, has_folder=True)
+    assert schedule.due == 9
 
 
 def test_ages_start_anew_after_a_pause() -> None:
-    ages = Ages()
-    ages.woken(10.0)
-    ages.note(3, 10.0)
-    ages.rest(3)
-    ages.note(3, 500.0)
-    assert ages.older_than(0.8, 3, 500.0) == 0
+    schedule = Schedule()
+    schedule.woken(10.0)
+    schedule.tick(3, 10.0, has_folder=True)
+    schedule.rest(3)
+    schedule.tick(3, 500.0, has_folder=True)
+    assert schedule.due == 0
     # If `woken` was not called, an event is new when it is seen first.
-    ages.note(4, 600.0)
-    assert ages.older_than(0.8, 4, 600.7) == 0
-    assert ages.older_than(0.8, 4, 600.8) == 4
+    tick(schedule, 500.1, 599.9, 3)
+    tick(schedule, 600.0, 600.7, 4)
+    assert schedule.due <= 3
+    schedule.tick(4, 600.81, has_folder=True)
+    assert schedule.due == 4
 
 
 # Bytes on disk
