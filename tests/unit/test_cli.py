@@ -118,7 +118,7 @@ def rows(result: Result) -> list[list[str]]:
     return [re.split(r" {2,}", line.strip()) for line in lines if not line.startswith("LOG STORE")]
 
 
-def settled(folder: Path, child: str) -> int:
+def acknowledged(folder: Path, child: str) -> int:
     return Spool.look(folder).acknowledged(child)
 
 
@@ -358,7 +358,7 @@ def test_drain_gives_up_on_an_unavailable_child_at_once_and_delivers_to_the_othe
     assert backend("a").messages == list("xyz") * 3
     assert result.output.splitlines()[:2] == ["logs: 9 events of child 'a' delivered.", "Undelivered events:"]
     assert [row[-1] for row in rows(result)] == ["the key is wrong"] * 3
-    assert [(settled(folder, "a"), settled(folder, "b")) for folder in folders] == [(3, 0)] * 3
+    assert [(acknowledged(folder, "a"), acknowledged(folder, "b")) for folder in folders] == [(3, 0)] * 3
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "refused", "rejects one", "rejects all"])
@@ -433,7 +433,7 @@ def test_drain_finishes_running_exports_after_ctrl_c_and_resumes(
     delivered = len(backend("a").messages)
     # Including the one that was running.
     assert delivered == 11
-    assert settled(folder, "a") == delivered
+    assert acknowledged(folder, "a") == delivered
     assert f"logs: {delivered} events of child 'a' delivered." in result.output
     assert machine.run("drain").exit_code == 0
     assert backend("a").messages == backend("b").messages == [str(number) for number in range(100)]
@@ -530,7 +530,7 @@ def test_acknowledged_events_stay_acknowledged_when_the_child_that_takes_them_fa
     left.abandon()
     backend("new").fault = "unavailable"
     assert machine.run("drain", "--child", "one", "--child", "two", "--to", "new").exit_code == 1
-    assert (settled(folder, "one"), settled(folder, "two")) == (4, 0)
+    assert (acknowledged(folder, "one"), acknowledged(folder, "two")) == (4, 0)
 
 
 def test_a_child_that_is_further_behind_keeps_its_own_events(machine: Machine) -> None:
@@ -575,13 +575,13 @@ def test_a_folder_that_another_process_takes_at_the_same_moment_is_left_to_it(
     store = machine.register(make_child("a"))
     machine.leave(store, "xyz")
     machine.leave(store, "xyz")
-    adopt = Spool.recover
+    recover = Spool.recover
     taken = []
 
     def too_late(folder: Path) -> Spool | None:
         if not taken:
-            taken.append(adopt(folder))
-        return adopt(folder)
+            taken.append(recover(folder))
+        return recover(folder)
 
     monkeypatch.setattr(Spool, "recover", too_late)
     result = machine.run("drain")
@@ -611,12 +611,12 @@ def test_drain_skips_a_folder_that_it_cannot_use(machine: Machine, monkeypatch: 
     store = machine.register(make_child("a"))
     broken = machine.leave(store, "xyz")
     machine.leave(store, "xyz")
-    adopt = Spool.recover
+    recover = Spool.recover
 
     def refuse(folder: Path) -> Spool | None:
         if folder == broken:
             raise OSError(errno.EROFS, "Read-only file system")
-        return adopt(folder)
+        return recover(folder)
 
     monkeypatch.setattr(Spool, "recover", refuse)
     result = machine.run("drain")
