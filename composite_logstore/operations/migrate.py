@@ -191,7 +191,7 @@ def _switch(move: Move, report: Reporter) -> str:
 
 def _watch(move: Move, report: Reporter) -> str:
     """See one run whose events have all reached both children."""
-    with _Comparing(move, report) as comparing:
+    with _Comparison(move, report) as comparison:
         # Runs that ended before the log store had both children cannot qualify.
         first = next((stream for stream in move.streams(report, move.both_since) if move.is_of_both(stream)), None)
         if first is None:
@@ -201,7 +201,7 @@ def _watch(move: Move, report: Reporter) -> str:
         events = 0
         # Steps in a process that loaded its log store before the switch may still log to the earlier one.
         for stream in filter(move.is_live, streams_of_run(find_run(str(first.run_id)))):
-            result = comparing.compare(stream)
+            result = comparison.compare(stream)
             if missing := result.children[move.to].differences:
                 raise MoveStoppedError(
                     f"{missing} events of run '{stream.run_name}', {stream.label}, are missing from child "
@@ -251,9 +251,9 @@ def _verify(move: Move, report: Reporter) -> str:
     """Verify that no event is missing from the target."""
     summary = ParitySummary(move.name, [move.source.name, move.to])
     elsewhere = 0
-    with _Comparing(move, report) as comparing:
+    with _Comparison(move, report) as comparison:
         for stream in move.streams(report):
-            result = comparing.compare(stream)
+            result = comparison.compare(stream)
             # Events without ids in the source prove nothing about the target.
             source = result.children.get(move.source.name)
             if source is not None and source.excuse:
@@ -383,27 +383,19 @@ def undo(move: Move) -> str:
     return text
 
 
-class _Comparing:
+class _Comparison(Comparison):
     """Compares streams of a move's two children, and waits for events that are on their way."""
 
     def __init__(self, move: Move, report: Reporter) -> None:
-        self._move = move
-        self._report = report
         children = [child for child in (move.source, move.target) if not child.unreadable]
-        self._comparison = Comparison(move.log_store, children)
+        super().__init__(move.log_store, children, report)
+        self._to = move.to
         self._patience_ends = time.monotonic() + ARRIVAL_SECONDS
-
-    def __enter__(self) -> _Comparing:
-        self._comparison.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._comparison.__exit__(*exception)
 
     def compare(self, stream: RunStream) -> StreamParity:
         """Compare a stream; again after a while if events are missing from the target, for they may be on their way."""
         while True:
-            result = self._comparison.compare(stream, self._report)
-            if not result.children[self._move.to].differences or time.monotonic() > self._patience_ends:
+            result = super().compare(stream)
+            if not result.children[self._to].differences or time.monotonic() > self._patience_ends:
                 return result
             time.sleep(LOOK_SECONDS)

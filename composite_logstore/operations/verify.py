@@ -62,7 +62,7 @@ def verify(
     began = time.monotonic()
     with (
         _saved_progress(_key(found, selection, chosen), anew) as (before, file),
-        Comparison(found, chosen) as comparison,
+        Comparison(found, chosen, report) as comparison,
     ):
         try:
             if before:
@@ -70,7 +70,7 @@ def verify(
             for stream in selection.streams(comparison.collectors, report):
                 result = before.get(str(stream.logs.id))
                 if result is None:
-                    result = comparison.compare(stream, report)
+                    result = comparison.compare(stream)
                     if result.was_compared and not stream.run_in_progress:
                         file.write(orjson.dumps(result.as_dict(), option=orjson.OPT_NON_STR_KEYS) + b"\n")
                         file.flush()
@@ -89,9 +89,9 @@ def compare_with_primary(found: RegisteredStore, child: str, report: Reporter) -
     """
     chosen = _choose(found, (found.config.primary, child))
     summary = ParitySummary(found.name, [one.name for one in chosen])
-    with Comparison(found, chosen) as comparison:
+    with Comparison(found, chosen, report) as comparison:
         for stream in Selection().streams(comparison.collectors, report):
-            summary.add(comparison.compare(stream, report))
+            summary.add(comparison.compare(stream))
     return summary
 
 
@@ -102,11 +102,12 @@ class Comparison:
         collectors: The log stores whose streams the children may hold, as `catalog.stores.collectors` returns them.
     """
 
-    def __init__(self, found: RegisteredStore, children: Sequence[ChildConfig]) -> None:
-        """Prepare to compare these children."""
+    def __init__(self, found: RegisteredStore, children: Sequence[ChildConfig], report: Reporter) -> None:
+        """Prepare to compare these children, and to report how many events are read."""
         self.collectors = collectors(found, list(children))
         self._store_id = found.id
         self._children = children
+        self._report = report
         self._sources: list[Source] = []
         self._closing = ExitStack()
 
@@ -125,7 +126,7 @@ class Comparison:
     def __exit__(self, *exception: object) -> None:
         self._closing.close()
 
-    def compare(self, stream: RunStream, report: Reporter) -> StreamParity:
+    def compare(self, stream: RunStream) -> StreamParity:
         """Compare the events that the children hold of a stream."""
         # An earlier log store that is kept for reading alone never got what the composite collected.
         is_live = stream.collector == self._store_id
@@ -134,7 +135,9 @@ class Comparison:
             for source in self._sources
             if not (is_live and not source.config.enabled and source.name in self.collectors.values())
         ]
-        return compare(stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, report.count)
+        return compare(
+            stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, self._report.count
+        )
 
 
 def _choose(found: RegisteredStore, names: Sequence[str]) -> list[ChildConfig]:
