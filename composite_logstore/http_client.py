@@ -1,7 +1,7 @@
-"""HTTP to a server that is not trusted: what it answers is bounded, and changes nothing that is sent later.
+"""HTTP to an untrusted server: its answers are bounded, and have no effect on later requests.
 
-`requests` and urllib3 bound a single wait for bytes, and neither the sum of the waits nor what comes. So the bounds are
-beneath them, where bytes leave the socket: there they hold for a status line as for a trailer, and through a proxy.
+`requests` and urllib3 bound a single wait for bytes, but neither the sum of the waits nor the number of bytes. So this
+module adds bounds below them, at the socket, where they hold for all parts of an answer, and through a proxy.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ Fault: TypeAlias = Literal["too large", "too late", "cut", "undecodable"]
 
 _AT_ONCE_BYTES = 64 * 1024
 _CLOCK = Clock()
-# urllib3 takes no less.
+# The shortest timeout that urllib3 accepts.
 _SHORTEST_SECONDS = 0.001
-# Either header is recognized: https://docs.python.org/3/library/zlib.html#zlib.decompress
+# With 32 added, zlib recognizes either header: https://docs.python.org/3/library/zlib.html#zlib.decompress
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
 class HttpResponse(NamedTuple):
-    """What a server answered, as far as it was read.
+    """An answer, or as much of it as was read.
 
     Attributes:
         status: The status code.
-        headers: The headers; small and capital letters are the same in their names.
-        body: The body, decoded; where there is a fault, the beginning of it.
-        fault: Why the body is not whole: it is `too large`, it came `too late`, it is `cut` off, or it is
-            `undecodable`, such as one in an encoding that nobody asked for. None if it is whole.
+        headers: The headers, with names that ignore case.
+        body: The decoded body; if there is a fault, the beginning of it.
+        fault: Why the body is incomplete: it is `too large`, it came `too late`, it was `cut` off, or it is
+            `undecodable`, for example in an encoding that was not requested. None if it is complete.
     """
 
     status: int
@@ -62,14 +62,14 @@ class HttpResponse(NamedTuple):
 
 
 class AnswerTooLargeError(OSError):
-    """A server sends more than it may. Where that is within a body, the answer has a fault instead."""
+    """A server sends more than the bound before the body. A body that is too large is a fault of the answer instead."""
 
 
 class HttpClient:
-    """Sends requests, each of them once, and reads no more of an answer than may come.
+    """Sends each request once, and reads answers within bounds.
 
-    Proxies and certificate authorities are those of the environment (`HTTPS_PROXY`, `NO_PROXY`, `REQUESTS_CA_BUNDLE`),
-    unless they are given. Its `.netrc` is left alone. Cookies are not kept, and redirects are not followed.
+    It uses proxies and certificate authorities from the environment (`HTTPS_PROXY`, `NO_PROXY`, `REQUESTS_CA_BUNDLE`),
+    unless they are given. It ignores `.netrc`, keeps no cookies, and follows no redirects.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class HttpClient:
         certificate_file: str | None = None,
         client_certificate: tuple[str, str] | str | None = None,
     ) -> None:
-        """Prepare; nothing is connected yet.
+        """Prepare; connections are made later.
 
         Args:
-            pool_manager: What to send with, and then with its own proxy and certificates. Whatever else is sent with
-                it is bounded, too.
-            certificate_file: The certificate authorities to trust.
-            client_certificate: The client's certificate, and its key if that is a file of its own.
+            pool_manager: Sends the requests, with its own proxy and certificates. Other requests through it are
+                bounded, too.
+            certificate_file: The path of the certificate authorities to trust.
+            client_certificate: The path of the client's certificate, with that of its key if it is another file.
         """
         self._pool_manager = pool_manager
         self._verify = certificate_file or True
@@ -111,17 +111,17 @@ class HttpClient:
 
         Args:
             method: The method.
-            url: Where to send it.
-            headers: Its headers.
-            body: Its body.
-            timeout_seconds: How long connecting, sending and the whole answer may take together. Only to look up an
-                address is the system's own affair.
-            max_bytes: The most bytes of the answer's body, as they come and decoded.
+            url: The URL.
+            headers: The request's headers.
+            body: The request's body.
+            timeout_seconds: How long connecting, sending and the whole answer may take together, in seconds. The
+                system's own timeout applies to the lookup of the host.
+            max_bytes: The most bytes of the answer's body, both encoded and decoded.
 
         Raises:
-            AnswerTooLargeError: The head of the answer is.
-            OSError, urllib3.exceptions.HTTPError: There is no answer. The text may repeat the URL, headers, and what
-                came. `requests.RequestException` is one of these.
+            AnswerTooLargeError: The answer has too many bytes before its body.
+            OSError, urllib3.exceptions.HTTPError: No answer arrived. The error's text may contain the URL, headers and
+                parts of an answer. `requests.RequestException` is an `OSError`.
         """
         with _exchange(timeout_seconds, max_bytes) as exchange:
             try:
@@ -136,7 +136,7 @@ class HttpClient:
         self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None, timeout_seconds: float
     ) -> urllib3.BaseHTTPResponse:
         """Send a request, and read the head of the answer."""
-        # Each wait is shortened to what is left of it.
+        # A connection shortens each wait to the time that is left.
         timeout = urllib3.Timeout(total=max(timeout_seconds, _SHORTEST_SECONDS))
         if self._pool_manager is not None:
             return self._pool_manager.request(
@@ -164,14 +164,14 @@ class HttpClient:
         return response
 
     def time_at(self, url: str, timeout_seconds: float) -> datetime | None:
-        """Ask a server what time it is, to the second. Any answer says so, and none needs a key.
+        """Ask a server for its time. Any answer contains it, so no key is needed.
 
         Args:
-            url: Where to ask.
-            timeout_seconds: How long that may take.
+            url: A URL of the server.
+            timeout_seconds: How long that may take, in seconds.
 
         Returns:
-            The time, None if the answer does not tell it.
+            The time, to the second; None if the answer does not contain it.
 
         Raises:
             Exception: As `request` does.
@@ -191,13 +191,13 @@ class HttpClient:
 
 
 def bound(session: requests.Session) -> None:
-    """Bound the answers to a session of somebody else's code, and have it keep nothing of them.
+    """Bound the answers that third-party code gets through a session, and make answers have no effect on the session.
 
-    It gets each answer as one that has come already, with a body of at most `Bounds.EXPORT_BYTES`. It does not repeat a
-    request by itself any more, whatever an answer asks for, and a redirect is an error, not a success.
+    The code gets each answer after it was read, with a body of at most `Bounds.EXPORT_BYTES`. The session no longer
+    repeats requests by itself, and a redirect is an error, not a success.
 
     Args:
-        session: The session. Adapters of kinds of their own are left as they are.
+        session: The session. Adapters other than `HTTPAdapter` itself stay as they are.
     """
     _keep_nothing(session)
     session.max_redirects = 0
@@ -208,9 +208,9 @@ def bound(session: requests.Session) -> None:
 
 
 def _keep_nothing(session: requests.Session) -> None:
-    """Have neither an answer nor a `.netrc` file change what the session sends."""
+    """Make sure that neither an answer nor a `.netrc` file changes the session's requests."""
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    # Where there is none, `requests` looks for one in `.netrc`.
+    # Without a function here, `requests` looks into `.netrc`.
     session.auth = session.auth or _of_the_url
 
 
@@ -235,7 +235,7 @@ class _Exchange:
         """Return how many seconds are left.
 
         Raises:
-            TimeoutError: None is.
+            TimeoutError: The time is over.
         """
         seconds = self._ends_at - _CLOCK.now()
         if seconds <= 0:
@@ -243,14 +243,14 @@ class _Exchange:
         return seconds
 
     def make_room(self) -> None:
-        """Let the body come, now that the head is there."""
+        """Allow for the bytes of the body, after the head has arrived."""
         self._room += self.max_bytes
 
     def take(self, count: int) -> None:
-        """Note that bytes have come.
+        """Count bytes that have arrived.
 
         Raises:
-            AnswerTooLargeError: They are more than may come.
+            AnswerTooLargeError: They exceed the bound.
         """
         self._room -= count
         if self._room < 0:
@@ -258,7 +258,7 @@ class _Exchange:
 
 
 class _Current(threading.local):
-    """The exchange that the thread is in. Connections belong to pools, which know nothing of it."""
+    """The exchange of the current thread. Connections cannot hold it, since they belong to pools."""
 
     exchange: _Exchange | None = None
 
@@ -277,7 +277,7 @@ def _exchange(seconds: float, max_bytes: int) -> Iterator[_Exchange]:
 
 
 class _Socket(io.RawIOBase):
-    """What comes through a socket, within the bounds of an exchange."""
+    """Reads from a socket within the bounds of an exchange."""
 
     def __init__(self, connection: socket.socket, raw: io.RawIOBase, exchange: _Exchange) -> None:
         self._connection = connection
@@ -300,7 +300,7 @@ class _Socket(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer that is read within the bounds of the exchange that it belongs to."""
+    """An answer that is read within the bounds of its exchange."""
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
@@ -310,25 +310,25 @@ class _Response(http.client.HTTPResponse):
             self.fp = io.BufferedReader(_Socket(sock, raw, self._of_exchange))
 
     def begin(self) -> None:
-        """Read the head, past all informational responses: `http.client` knows but one kind of them."""
+        """Read the head after all informational responses: `http.client` skips only one kind of them."""
         super().begin()
         while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
         if self._of_exchange is not None:
-            # urllib3 would log what cannot be parsed, line by line. It is nobody's to see.
+            # urllib3 would log all lines that cannot be parsed, and they may contain anything.
             self.headers.defects.clear()
             self.headers.set_payload("")
             self._of_exchange.make_room()
 
 
 class _BoundedConnection(HTTPConnection):
-    """A connection that is made and used within the bounds of the exchange that its thread is in."""
+    """A connection that respects the bounds of its thread's exchange."""
 
     response_class = _Response
 
     def _new_conn(self) -> socket.socket:
-        """Connect to one address after the other. urllib3 would give each of them the whole of the time."""
+        """Connect to one address after the other. urllib3 would give the whole time to each of them."""
         exchange = _current.exchange
         if exchange is None:
             return super()._new_conn()
@@ -357,7 +357,7 @@ class _BoundedConnection(HTTPConnection):
         raise NewConnectionError(self, "it cannot be connected to") from failure
 
     def send(self, data: Any) -> None:
-        """Send, a piece at a time: within TLS each piece has the whole of the time."""
+        """Send in pieces, each with the time that is left: over TLS, the timeout holds for each piece."""
         exchange = _current.exchange
         if exchange is None or not isinstance(data, bytes):
             super().send(data)
@@ -370,7 +370,7 @@ class _BoundedConnection(HTTPConnection):
 
 
 class _BoundedTlsConnection(_BoundedConnection, HTTPSConnection):
-    """The same within TLS."""
+    """The same over TLS."""
 
 
 class _Pool(HTTPConnectionPool):
@@ -382,7 +382,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _bound(pool_manager: urllib3.PoolManager) -> None:
-    """Have all connections that it makes from now on be bounded ones."""
+    """Make the pool manager use bounded connections from now on."""
     pool_manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
 
@@ -400,7 +400,7 @@ class _Adapter(HTTPAdapter):
 
 
 class _GuestAdapter(_Adapter):
-    """For code that reads answers by itself, without bounds: what it gets has been read already."""
+    """For third-party code that reads answers without bounds: this reads the answer first, within bounds."""
 
     def send(
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, *args: Any, **options: Any
@@ -413,16 +413,16 @@ class _GuestAdapter(_Adapter):
         if fault == "cut":
             raise requests.ConnectionError("the answer was cut off", request=request)
         if not 200 <= status < 300 and status < 400:
-            # To many an exporter all below 400 is success.
+            # Many exporters take all below 400 for success.
             raise requests.RequestException(f"the answer is {status}, which is neither success nor failure")
         answer.headers.pop("Content-Encoding", None)
-        # Without its encoding, which is undone.
+        # The body is decoded already.
         answer.raw = urllib3.HTTPResponse(io.BytesIO(body), None, status, preload_content=False)
         return answer
 
 
 def _seconds(timeout: Any) -> float:
-    """Return how long an exchange may take, of what code of others says of it: `requests` takes many things."""
+    """Return how long an exchange may take, in seconds, from any value that `requests` accepts as a timeout."""
     if isinstance(timeout, urllib3.Timeout):
         timeout = timeout.total if timeout.total is not None else (timeout.connect_timeout, timeout.read_timeout)
     parts = timeout if isinstance(timeout, tuple) else (timeout,)
@@ -434,8 +434,8 @@ def _received(response: Any, exchange: _Exchange) -> HttpResponse:
     """Read the body of an answer.
 
     Args:
-        response: urllib3's response, which has read the head.
-        exchange: The exchange that it belongs to.
+        response: urllib3's response, with its head read.
+        exchange: Its exchange.
     """
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     decoder = zlib.decompressobj(_GZIP_OR_ZLIB) if encoding in ("gzip", "x-gzip", "deflate") else None
@@ -444,10 +444,10 @@ def _received(response: Any, exchange: _Exchange) -> HttpResponse:
     room = exchange.max_bytes
     try:
         if decoder is None and encoding not in ("", "identity"):
-            raise zlib.error("an encoding that nobody asked for")
+            raise zlib.error("an encoding that was not requested")
         while part := response.read(_AT_ONCE_BYTES, decode_content=False):
             if decoder is not None:
-                # What follows the end of what was compressed is of no use.
+                # Ignore bytes after the end of the compressed data.
                 part = b"" if decoder.eof else decoder.decompress(part, room + 1)
             parts.append(part[:room])
             if len(part) > room:
@@ -458,14 +458,14 @@ def _received(response: Any, exchange: _Exchange) -> HttpResponse:
     except (HTTPError, OSError, http.client.HTTPException, ValueError, zlib.error) as error:
         fault = _fault(error)
     if fault is not None:
-        # What is still to come must not be taken for the next answer.
+        # Otherwise the rest of this answer could be taken for the next one.
         response.close()
         response.release_conn()
     return HttpResponse(response.status, response.headers, b"".join(parts), fault)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and all that it was made of: urllib3 and `requests` each wrap it once more."""
+    """Return an error with all its causes: urllib3 and `requests` each wrap errors once more."""
     causes: list[BaseException] = []
     pending: list[object] = [error]
     while pending:
@@ -477,7 +477,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _fault(error: BaseException) -> Fault:
-    """Return what an error within a body means."""
+    """Return the fault that an error during the body means."""
     causes = _causes(error)
     if any(isinstance(cause, AnswerTooLargeError) for cause in causes):
         return "too large"

@@ -1,8 +1,8 @@
-"""For the tests of backends and of what is built on log stores.
+"""Tools to test backends, and programs that use log stores.
 
-The contract of exporters and readers as tests to inherit, events to feed them, simulated time, and a
-backend that fails. The names below are public; `docs/testing-a-backend.md` shows their use. They are
-imported when they are first used: the contracts need pytest, the rest does not.
+Contains the contract of exporters and readers as tests to inherit, events for them, simulated time, and a backend that
+fails. The names below are public; `docs/testing-a-backend.md` shows how to use them. They are imported on first use:
+the contracts need pytest, the rest does not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if home.endswith("contract"):
         import pytest
 
-        # So that a broken contract says what was found, as an `assert` in a test module does.
+        # So that a failed `assert` in a contract shows its values, as in a test module.
         pytest.register_assert_rewrite(
             *(f"{__name__}.{module}" for module in ("contract", "exporter_contract", "reader_contract"))
         )

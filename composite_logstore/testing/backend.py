@@ -1,4 +1,4 @@
-"""A simulated backend: it fails in every way that a backend can, and holds what it has taken."""
+"""A simulated backend, which can fail in every way that a backend can, and stores events in memory."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ FAULTS = (
     "slow",
     "silent",
 )
-"""What can be wrong with a simulated backend, each a way in which a real one fails."""
+"""The faults of a simulated backend. Each is a way in which real ones fail."""
 
 
 class SimulatedBackend:
-    """What a simulated backend holds, and how it behaves. It is its own exporter.
+    """A simulated backend, which is its own exporter.
 
     Attributes:
-        received: The events that it has taken, as they arrived.
-        batches: The same in batches.
+        received: The events that it has taken, in the order of arrival.
+        batches: The same events in batches.
         rejected: The events that it has rejected.
         ended: The streams that have ended.
-        faults: What the next exports raise, in order; None lets one through.
-        entered: Set once an export has begun.
+        faults: The errors that the next exports raise, in order. None lets an export succeed.
+        entered: Set when an export begins.
         closed: How often its exporter was closed.
+        exports: How many exports have begun.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing, and nothing wrong."""
+        """Begin without events and without a fault."""
         self.received: list[LogEvent] = []
         self.batches: list[list[LogEvent]] = []
         self.rejected: list[LogEvent] = []
@@ -70,7 +71,7 @@ class SimulatedBackend:
 
     @property
     def fault(self) -> str | BaseException | None:
-        """What is wrong with it: one of `FAULTS`, what every export raises, or None."""
+        """The current fault: one of `FAULTS`, an error that every export raises, or None."""
         return self._fault
 
     @fault.setter
@@ -85,7 +86,7 @@ class SimulatedBackend:
         return [event.message for event in self.received]
 
     def export(self, batch: Sequence[LogEvent]) -> int:
-        """Take the batch, unless something is wrong."""
+        """Take the batch, unless there is a fault."""
         self.exports += 1
         self.entered.set()
         fault = self.faults.pop(0) if self.faults else self.fault
@@ -130,11 +131,11 @@ class SimulatedBackend:
             self._changed.notify_all()
 
     def end_stream(self, stream: Stream) -> None:
-        """Note it."""
+        """Remember that the stream has ended."""
         self.ended.append(stream)
 
     def close(self) -> None:
-        """Note it."""
+        """Count the call."""
         with self._changed:
             self.closed += 1
             self._changed.notify_all()
@@ -156,7 +157,7 @@ class SimulatedBackend:
 
 
 class SimulatedReader:
-    """Reads what the backend has taken: a token is a place in it."""
+    """Reads the events that the backend has taken. A token is a position among them."""
 
     max_page_size = 1000
     in_order = True
@@ -165,12 +166,12 @@ class SimulatedReader:
         """Begin.
 
         Args:
-            backend: What to read.
+            backend: The backend to read.
         """
         self._backend = backend
 
     def read(self, request: PageRequest) -> Page:
-        """Read one page, unless something is wrong."""
+        """Read one page, unless there is a fault."""
         fault = self._backend.fault
         if isinstance(fault, BaseException):
             raise fault
@@ -191,7 +192,7 @@ class SimulatedReader:
         return Page(entries, older=str(first) if first else None, newer=str(last) if entries else None)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _is_wanted(entry: LogEntry, wanted: LogsEntriesFilter) -> bool:
@@ -216,7 +217,7 @@ def _entry(event: LogEvent) -> ReadEntry:
 
 
 class SimulatedChildConfig(ChildConfig):
-    """A child of a simulated backend, which `backends` has under the child's name."""
+    """The settings of a child with a simulated backend, found in `backends` under the child's name."""
 
     readable: ClassVar[bool] = True
     backends: ClassVar[dict[str, SimulatedBackend]] = {}
@@ -226,5 +227,5 @@ class SimulatedChildConfig(ChildConfig):
         return self.backends[self.name]
 
     def create_reader(self) -> SimulatedReader:
-        """Return what reads the backend."""
+        """Return a reader of the backend."""
         return SimulatedReader(self.backends[self.name])

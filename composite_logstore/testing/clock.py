@@ -1,4 +1,4 @@
-"""Simulated time and threads: hours of outages in milliseconds, the same way each time."""
+"""Simulated time and threads: tests run through hours of outages in milliseconds, in a reproducible order."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class _Task:
 
 
 class SimulatedClock(clock.Clock):
-    """A clock that stands still while anything is being done, and jumps when everything waits.
+    """A clock that stands still while a thread works, and jumps ahead when all threads wait.
 
-    Its threads are real ones, of which one runs at a time: it runs until it waits, for time to pass or for
-    another thread. So a log store runs as it is, but in simulated time and in an order that the seed alone
-    decides. Use it as a context: the log stores that are built inside live by it.
+    Its threads are real ones, but only one runs at a time, until it waits for a time or for another thread. So a log
+    store runs unchanged, but in simulated time, and only the seed decides the order of its threads. Use the clock as a
+    context: it applies to the log stores that are built inside.
 
         with SimulatedClock() as clock:
             store = ...
@@ -36,7 +36,7 @@ class SimulatedClock(clock.Clock):
         """Begin at 1000 seconds.
 
         Args:
-            seed: Decides the order of threads that could all go on, and the jitter of retries.
+            seed: Decides which of several ready threads runs next, and the jitter of retries.
         """
         self._seed = seed
         self._now = 1000.0
@@ -46,13 +46,13 @@ class SimulatedClock(clock.Clock):
         self._is_over = False
 
     def __enter__(self) -> SimulatedClock:
-        """Let the log stores that are built from now on live by this clock."""
+        """Use this clock for all log stores that are built from now on."""
         self._tasks[threading.get_ident()] = self._test
         self._real, clock.current = clock.current, self
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the simulated threads, whatever they wait for."""
+        """End all simulated threads."""
         clock.current = self._real
         self._is_over = True
         for task in [*self._tasks.values(), *self._killed]:
@@ -63,15 +63,15 @@ class SimulatedClock(clock.Clock):
     # For tests and simulated backends
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass, and everything happen that happens in it."""
+        """Let so many seconds pass, and all threads do what is due in that time."""
         self.wait_until(lambda: False, seconds)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait until something is true.
+        """Wait until a condition is true.
 
         Args:
-            ready: Tells whether it is.
-            seconds: How long to wait at most; without end if not given.
+            ready: Returns whether it is true.
+            seconds: How long to wait at most, in simulated seconds; for ever if not given.
 
         Returns:
             Whether it is true.
@@ -86,11 +86,11 @@ class SimulatedClock(clock.Clock):
 
     @property
     def threads(self) -> list[str]:
-        """The names of the simulated threads that there are."""
+        """The names of the simulated threads."""
         return [task.name for task in self._tasks.values() if task is not self._test]
 
     def kill(self) -> None:
-        """Let the simulated threads do nothing any more, as if their process had been killed."""
+        """Stop the simulated threads where they are, as if their process had been killed."""
         for thread in [thread for thread, task in self._tasks.items() if task is not self._test]:
             self._killed.append(self._tasks.pop(thread))
 
@@ -101,7 +101,7 @@ class SimulatedClock(clock.Clock):
         return self._now
 
     def signal(self) -> Any:
-        """Return what a simulated thread can wait for."""
+        """Return a signal that one simulated thread can wait for."""
         return _Signal(self)
 
     def condition(self, lock: Any) -> Any:
@@ -109,11 +109,11 @@ class SimulatedClock(clock.Clock):
         return _Condition(self, lock)
 
     def random(self, name: str) -> Callable[[], float]:
-        """Return numbers that depend on the seed and on the child's name alone."""
+        """Return a function whose random numbers depend only on the seed and the child's name."""
         return random.Random(f"{self._seed} {name}").random
 
     def start(self, run: Callable[[], None], name: str) -> None:
-        """Run something in a simulated thread. It begins when the thread that starts it waits."""
+        """Run a function in a simulated thread. It begins when the current thread waits."""
         task = _Task(name)
 
         def body() -> None:
@@ -144,7 +144,7 @@ class SimulatedClock(clock.Clock):
             raise clock.Ended
 
     def _next(self) -> _Task:
-        """Return the task that goes on now. The test itself goes on when nothing else can."""
+        """Return the task that runs next: the test itself only if no other task is ready."""
         while True:
             others = [task for task in self._tasks.values() if task is not self._test and self._can_go_on(task)]
             if others:
@@ -153,11 +153,11 @@ class SimulatedClock(clock.Clock):
                 return self._test
             times = [task.until for task in self._tasks.values() if task.until is not None]
             if not times:
-                raise RuntimeError(f"everything waits for ever: {', '.join(t.name for t in self._tasks.values())}")
+                raise RuntimeError(f"all threads wait for ever: {', '.join(t.name for t in self._tasks.values())}")
             self._now = min(times)
 
     def _place(self, task: _Task) -> float:
-        """Return a number by which tasks are ordered: of two, the seed decides, whatever a third one does."""
+        """Return a number that orders ready tasks. The order of two tasks does not depend on a third one."""
         return random.Random(f"{self._seed} {task.name} {self._now}").random()
 
     def _can_go_on(self, task: _Task) -> bool:
@@ -195,7 +195,7 @@ class _Condition:
 
     def wait(self, timeout: float | None = None) -> bool:
         before = self._notified
-        # As `threading.Condition` does it: a reentrant lock is released however often it is held.
+        # Like `threading.Condition`: a reentrant lock may be held several times, and is released completely.
         held = self._lock._release_save()
         try:
             return self._clock.wait_until(lambda: self._notified != before, timeout)

@@ -1,4 +1,4 @@
-"""What the contracts of exporters and readers share: what an author provides, and how it is used."""
+"""The common part of the contracts of exporters and readers: the fixtures that an author provides, and helpers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Result = TypeVar("Result")
 
 
 class Received(NamedTuple):
-    """One event, as the backend holds it.
+    """One event, as stored in the backend.
 
     Attributes:
         uid: Its `log.record.uid`.
         writer: Its `zenml.log.writer`.
         sequence: Its `zenml.log.sequence`.
-        message: Its message, with or without the exception beneath.
+        message: Its message, with or without the exception after it.
         level: Python's level number.
         time_unix_nano: When the record was created, in nanoseconds since the epoch.
     """
@@ -57,17 +57,17 @@ class Received(NamedTuple):
 
 
 Backend = Callable[[Stream], Sequence[Received]]
-"""Says what the backend holds of a stream, in its order."""
+"""Returns the events of a stream that are in the backend, in the backend's order."""
 
 
 class Fault(NamedTuple):
-    """A way in which the backend can fail, and what must come of it.
+    """A way in which the backend can fail, and the errors that exporter and reader must raise then.
 
     Attributes:
-        begin: Makes the backend fail so. Its result is used in a `with` statement, at whose end the
-            backend works again, with all that it held before.
-        export: The class of the error that an export raises meanwhile. None if exports go on.
-        read: The class of the error that reading a page raises meanwhile. None if reading goes on.
+        begin: Makes the backend fail. Returns a context manager; when its block ends, the backend works again, with all
+            the events that it had before.
+        export: The class of the error that an export raises meanwhile. None if exports still succeed.
+        read: The class of the error that reading a page raises meanwhile. None if reading still succeeds.
     """
 
     begin: Callable[[], AbstractContextManager[object]]
@@ -76,15 +76,14 @@ class Fault(NamedTuple):
 
 
 class Contract:
-    """What `ExporterContract` and `ReaderContract` share. Give it the fixture `child`, in a subclass.
+    """The base of `ExporterContract` and `ReaderContract`. A subclass defines the fixture `child`.
 
     Attributes:
-        margin_seconds: How much longer than `export_timeout_millis` an export may take, in seconds. A
-            busy machine needs some.
+        margin_seconds: How much longer than `export_timeout_millis` an export may take, in seconds, on a busy machine.
         read_seconds: How long reading a page may take while the backend fails, in seconds.
-        patience_seconds: How long the backend may take to show what it was given, and to work again
-            when a fault is over, in seconds.
-        time_unit_nanos: The unit in which the backend keeps an event's time, in nanoseconds.
+        patience_seconds: How long the backend may take to show exported events, and to work again after a fault, in
+            seconds.
+        time_unit_nanos: The unit in which the backend stores an event's time, in nanoseconds.
     """
 
     margin_seconds: ClassVar[float] = 5.0
@@ -94,12 +93,12 @@ class Contract:
 
     @pytest.fixture
     def child(self) -> ChildConfig:
-        """The settings of a child whose backend works. What it held before does not matter."""
+        """The settings of a child whose backend works. It may contain other events."""
         raise NotImplementedError("define a fixture 'child' that returns the settings of a child")
 
     @pytest.fixture
     def received(self, child: ChildConfig) -> Backend:
-        """What the backend holds. To be replaced where the child cannot be read."""
+        """A function that reads the backend. Override it if the child cannot be read."""
         if child.unreadable:
             raise NotImplementedError(f"{child.unreadable}: define a fixture 'received' that looks into the backend")
 
@@ -116,23 +115,23 @@ class Contract:
 
     @pytest.fixture
     def faults(self) -> Mapping[str, Fault]:
-        """The ways in which the backend can be made to fail, each with its name."""
+        """The ways in which a test can make the backend fail, by name."""
         return {}
 
     @pytest.fixture
     def exporter(self, child: ChildConfig) -> Iterator[ExporterThread]:
-        """The child's exporter, which is created with the first export."""
+        """The child's exporter, created with the first export."""
         exporter = ExporterThread(child, self.margin_seconds)
         yield exporter
         exporter.close()
 
     def assert_received(self, received: Backend, events: Sequence[LogEvent], copies: bool = False) -> None:
-        """Check that the backend holds these events, and nothing else of their streams.
+        """Check that the backend has these events, and no others of their streams.
 
         Args:
-            received: What the backend holds.
+            received: Reads the backend.
             events: The events, in the order of each writer.
-            copies: Whether an event may be there more than once, if its first copy is in its place.
+            copies: Whether the backend may have duplicates, if the first one of each event is in its place.
         """
         for stream in dict.fromkeys(event.stream for event in events):
             expected = [event for event in events if event.stream is stream]
@@ -142,15 +141,15 @@ class Contract:
             for writer in dict.fromkeys(event.writer for event in expected):
                 arrived = [event.sequence for event in found if event.writer == writer]
                 sent = [event.sequence for event in expected if event.writer == writer]
-                assert arrived == sent, "events are missing, there twice, or in another order"
-            assert len(found) == len(expected), "there are events that nobody has sent"
+                assert arrived == sent, "events are missing, duplicated, or in another order"
+            assert len(found) == len(expected), "the backend has events that were not exported"
             sent_events = {event.uid: event for event in expected}
             for event in found:
-                assert event.uid in sent_events, "it is not the event's own uid"
+                assert event.uid in sent_events, "an event has another uid than it was exported with"
                 self.assert_same(event, sent_events[event.uid])
 
     def assert_same(self, found: Received, event: LogEvent) -> None:
-        """Check that what the backend holds is the event."""
+        """Check that an event in the backend is the exported one."""
         assert found.message in (event.message, event.text)
         assert found.time_unix_nano // self.time_unit_nanos == event.time_unix_nano // self.time_unit_nanos
         assert (found.writer, found.sequence) == (event.writer, event.sequence)
@@ -158,11 +157,11 @@ class Contract:
             assert found.level // 10 * 10 == event.level
 
     def recovered(self, action: Callable[[], Result], *errors: type[Exception]) -> Result:
-        """Do something as soon as the backend works again: a connection may take its time.
+        """Repeat an action until the backend works again, which may take a while.
 
         Args:
-            action: What to do.
-            errors: What it raises as long as the backend does not work.
+            action: The action.
+            errors: The errors that it raises while the backend does not work.
         """
         end = time.monotonic() + self.patience_seconds
         while True:
@@ -174,10 +173,10 @@ class Contract:
                 time.sleep(0.1)
 
     def wait_for(self, received: Backend, events: Sequence[LogEvent]) -> list[Received]:
-        """Return what the backend holds of a stream as soon as it shows these events, or patience is over.
+        """Return the events of a stream in the backend, once these events are among them or patience is over.
 
         Args:
-            received: What the backend holds.
+            received: Reads the backend.
             events: Events of one stream, at least one.
         """
         end = time.monotonic() + self.patience_seconds
@@ -190,7 +189,7 @@ class Contract:
 
 
 class PatientThread:
-    """A thread that does one thing after the other, for whoever cannot wait for ever."""
+    """A thread that does one call after the other, for a caller that cannot wait for ever."""
 
     def __init__(self) -> None:
         """Start it."""
@@ -200,7 +199,7 @@ class PatientThread:
         self.thread.start()
 
     def call(self, name: str, seconds: float, action: Callable[[], Result]) -> Result:
-        """Return what the action returns, or raise what it raises.
+        """Return the result of an action, or raise its error.
 
         Args:
             name: What to call the action.
@@ -227,7 +226,7 @@ class ExporterThread(PatientThread):
     """Uses an exporter as a child does: in one thread, and with an end to its patience."""
 
     def __init__(self, child: ChildConfig, margin_seconds: float) -> None:
-        """Start the thread. The exporter is created when it is first used.
+        """Start the thread. It creates the exporter on first use.
 
         Args:
             child: The child's settings.
@@ -239,14 +238,14 @@ class ExporterThread(PatientThread):
         self._exporter: Exporter | None = None
 
     def export(self, batch: Sequence[LogEvent]) -> int:
-        """Export a batch: return or raise what the exporter does."""
+        """Export a batch, and return or raise as the exporter does."""
         shortened = self._use("export()", lambda exporter: exporter.export(batch))
-        assert type(shortened) is int, "export() returns how many events it has shortened"
-        assert 0 <= shortened <= len(batch), "no more events are shortened than there are"
+        assert type(shortened) is int, "export() returns the number of events that it has shortened"
+        assert 0 <= shortened <= len(batch), "export() has shortened more events than the batch has"
         return shortened
 
     def deliver(self, events: Sequence[LogEvent]) -> int:
-        """Export events as a child does, in batches that are split where they are too large.
+        """Export events as a child does, in batches that are split if they are too large.
 
         Returns:
             How many events were shortened.
@@ -255,7 +254,7 @@ class ExporterThread(PatientThread):
         return sum(self._deliver(events[start : start + size]) for start in range(0, len(events), size))
 
     def failure(self, batch: Sequence[LogEvent]) -> Exception | None:
-        """Return what exporting the batch raises."""
+        """Return the error that exporting the batch raises, None if it succeeds."""
         try:
             self.export(batch)
         except Exception as error:
@@ -267,7 +266,7 @@ class ExporterThread(PatientThread):
         self._use("create_exporter()", lambda exporter: None)
 
     def takes_scanned(self, scan_format: str) -> bool:
-        """Return whether the exporter writes what was scanned in this format."""
+        """Return whether the exporter writes scanned records of this format."""
         return bool(
             self._use(
                 "create_exporter()",
@@ -276,7 +275,7 @@ class ExporterThread(PatientThread):
         )
 
     def export_scanned(self, stream: Stream, scanned: Scanned) -> None:
-        """Export what was scanned: raise what the exporter does."""
+        """Export scanned records, and raise as the exporter does."""
 
         def export(exporter: Exporter) -> None:
             assert isinstance(exporter, Copier)
@@ -289,7 +288,7 @@ class ExporterThread(PatientThread):
         self._use("end_stream()", lambda exporter: exporter.end_stream(stream))
 
     def close(self, times: int = 1) -> None:
-        """Close the exporter, if there is one. What follows creates another.
+        """Close the exporter, if it was created. A later call creates another one.
 
         Args:
             times: How often to close it.
@@ -305,7 +304,7 @@ class ExporterThread(PatientThread):
         except TooLargeError as error:
             middle = len(batch) // 2
             if middle == 0:
-                raise AssertionError("an event is too large even alone; the exporter has to shorten it") from error
+                raise AssertionError("one event is too large; the exporter has to shorten it") from error
             return self._deliver(batch[:middle]) + self._deliver(batch[middle:])
 
     def _use(self, name: str, action: Callable[[Exporter], Any]) -> Any:
@@ -318,23 +317,23 @@ class ExporterThread(PatientThread):
 
 
 def assert_error(error: Exception | None, kind: type[Exception], child: ChildConfig, name: str) -> None:
-    """Check that a fault was reported as it should be, in words that anybody may read.
+    """Check that a fault raised the right error, and that its text contains no secret.
 
     Args:
-        error: What was raised, None if nothing was.
+        error: The error, None if none was raised.
         kind: The class that it should have.
-        child: The child, whose settings hold the secrets.
+        child: The child, whose settings contain the secrets.
         name: The fault's name.
     """
-    assert isinstance(error, kind), f"fault {name!r}: {kind.__name__} is to be raised, not {error!r}"
+    assert isinstance(error, kind), f"fault {name!r}: expected {kind.__name__}, not {error!r}"
     said = str(error)
-    assert said, f"fault {name!r}: the error says nothing"
+    assert said, f"fault {name!r}: the error has no text"
     for secret in _secrets(child.model_dump()):
-        assert secret not in said, f"fault {name!r}: the error's text holds a secret"
+        assert secret not in said, f"fault {name!r}: the error's text contains a secret"
 
 
 def assert_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Check that nothing was logged that people would see: what an exporter has to say it raises."""
+    """Check that nothing was logged at WARNING or above: an exporter raises errors instead."""
     loud = [f"{record.name}: {record.getMessage()}" for record in caplog.records if record.levelno >= logging.WARNING]
     assert not loud, "the backend logs at level WARNING or above"
 
@@ -347,21 +346,21 @@ def walk(
     token: str | None = None,
     **filters: Any,
 ) -> Iterator[Page]:
-    """Yield the pages of a stream in a direction, as far as they lead.
+    """Yield all pages of a stream in a direction.
 
     Args:
         reader: The reader.
         logs: The stream.
         direction: `newer` or `older`.
         limit: The most entries of a page.
-        token: Where to go on; None begins at the end where the direction begins.
-        filters: What is wanted, as in ZenML's `LogsEntriesFilter`.
+        token: The token of the page to begin after; None begins at the first page of the direction.
+        filters: The filter, as arguments of ZenML's `LogsEntriesFilter`.
     """
     for _ in range(2_000):
         page = reader.read(PageRequest(logs, direction, token, limit, LogsEntriesFilter(**filters)))
-        assert len(page.entries) <= limit, "a page has more entries than were asked for"
+        assert len(page.entries) <= limit, "a page has more entries than its limit"
         for text in (page.older, page.newer):
-            assert text is None or isinstance(text, str), "a token is a text"
+            assert text is None or isinstance(text, str), "a token is not a text"
         yield page
         token = page.newer if direction == "newer" else page.older
         if token is None:
@@ -372,7 +371,7 @@ def walk(
 def to_received(read: ReadEntry) -> Received:
     """Return an entry that a reader has read."""
     entry, event = read
-    assert event is not None, "an entry does not say which event it is"
+    assert event is not None, "an entry has no event"
     assert entry.level is not None, "an entry has no level"
     assert entry.timestamp is not None, "an entry has no time"
     micros = (to_utc_timezone(entry.timestamp) - _EPOCH) // timedelta(microseconds=1)
@@ -383,7 +382,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def _secrets(value: Any) -> Iterator[str]:
-    """Yield what must not be shown. A key is one without the `Bearer` before it, too."""
+    """Yield all secrets, and also the words of each, since a key may follow `Bearer`."""
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
         yield from {secret, *secret.split()} - {""} if len(secret) > 3 else ()

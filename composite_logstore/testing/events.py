@@ -1,4 +1,4 @@
-"""Events and streams, as a backend is given them, and as ZenML's server describes them."""
+"""Makes events and streams as backends get them, and streams as ZenML's server describes them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MILLISECOND = 1_000_000
 
 
 def make_stream(**metadata: Any) -> Stream:
-    """Return a new stream with the attributes that ZenML and the store give it.
+    """Return a new stream with the attributes that ZenML and the log store give it.
 
     Args:
-        metadata: Further attributes.
+        metadata: More attributes.
     """
     logs_id = uuid4()
     return Stream(
@@ -54,14 +54,14 @@ def make_events(
     """Return one event for each message.
 
     Args:
-        messages: What the events say.
+        messages: The events' messages.
         stream: The stream they belong to; a new one if not given.
         first: The number of the first event, in the writer's journal as well as in the stream.
         writer: The writer that numbered them, 15 hexadecimal digits.
-        start_unix_nano: The time of event number 0, in nanoseconds since the epoch. A minute ago if not
-            given: there are backends that take nothing old.
-        step_nanos: How much later each further number is, in nanoseconds.
-        levels: The levels, in turn.
+        start_unix_nano: The time of event number 0, in nanoseconds since the epoch. A minute ago if not given:
+            some backends take no older events.
+        step_nanos: The time between two events, in nanoseconds.
+        levels: The events' levels, used in turn.
         changes: Other fields of all these events.
     """
     stream = stream or make_stream()
@@ -81,19 +81,19 @@ def make_event(message: str = "hello", stream: Stream | None = None, **changes: 
     """Return one event.
 
     Args:
-        message: What it says.
+        message: Its message.
         stream: The stream it belongs to; a new one if not given.
-        changes: Any other fields of it.
+        changes: Other fields of it.
     """
     return make_events([message], stream)[0]._replace(**changes)
 
 
 def make_logs(stream: Stream, log_store_id: UUID | None = None) -> LogsResponse:
-    """Return the stream as ZenML's server describes it to whoever reads it.
+    """Return the stream as ZenML's server describes it to a reader.
 
     Args:
-        stream: The stream. It is said to have begun an hour ago.
-        log_store_id: The log store that it was written with.
+        stream: The stream. Its description says that it began an hour ago.
+        log_store_id: The log store that wrote it.
     """
     began = (datetime.now(timezone.utc) - timedelta(hours=1)).replace(tzinfo=None)
     return LogsResponse(

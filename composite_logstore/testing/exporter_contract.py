@@ -1,4 +1,4 @@
-"""What every exporter has to do, and its child's settings, as tests."""
+"""The contract of an exporter and of its child's settings, as tests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ODD: Mapping[str, Mapping[str, Any]] = {
     },
     "own names": {"attributes": dict.fromkeys(("log.record.uid", "zenml.log.writer", "zenml.log.sequence"), "mine")},
 }
-"""What an event may hold, beyond what most hold."""
+"""Fields of events that are allowed, but rare."""
 
 HUGE: Mapping[str, Mapping[str, Any]] = {
     "message": {"message": "x" * _MEGABYTES},
@@ -68,7 +68,7 @@ HUGE: Mapping[str, Mapping[str, Any]] = {
     "attribute": {"attributes": {"a": "x" * _MEGABYTES}},
     "attributes": {"attributes": {f"name {number}": "x" * 80 for number in range(_MEGABYTES // 100)}},
 }
-"""Where an event of five megabytes may have them."""
+"""Fields of events of five megabytes."""
 
 
 class ExporterContract(Contract):
@@ -77,7 +77,7 @@ class ExporterContract(Contract):
     # Events
 
     def test_every_event_arrives_once_and_in_order(self, exporter: ExporterThread, received: Backend) -> None:
-        """With its identity, its message, its level and its time."""
+        """Each has its identity, message, level and time."""
         events = make_events([f"message {number}" for number in range(50)], levels=(10, 20, 30, 40, 50))
         exporter.deliver(events[:20])
         exporter.deliver(events[20:21])
@@ -86,7 +86,7 @@ class ExporterContract(Contract):
         self.assert_received(received, events)
 
     def test_events_of_the_same_moment_stay_in_order(self, exporter: ExporterThread, received: Backend) -> None:
-        """Time alone does not tell them apart."""
+        """Their time cannot decide the order."""
         events = make_events([f"message {number}" for number in range(50)], step_nanos=0)
         exporter.deliver(events[:30])
         exporter.deliver(events[30:])
@@ -94,7 +94,7 @@ class ExporterContract(Contract):
         self.assert_received(received, events)
 
     def test_the_streams_of_a_batch_are_kept_apart(self, exporter: ExporterThread, received: Backend) -> None:
-        """A process has several streams at once, and one journal."""
+        """A process may write several streams at once, with one journal."""
         streams = [make_stream() for _ in range(3)]
         events = [
             make_events(["hello"], streams[number % 3], number)[0]._replace(sequence=number // 3)
@@ -105,7 +105,7 @@ class ExporterContract(Contract):
         self.assert_received(received, events)
 
     def test_the_writers_of_a_stream_do_not_hide_each_other(self, exporter: ExporterThread, received: Backend) -> None:
-        """Several processes write to one stream, and count from 0 each."""
+        """Several processes may write to one stream, and each counts from 0."""
         stream = make_stream()
         ours = make_events(["ours"] * 10, stream)
         theirs = make_events(["theirs"] * 10, stream, writer=OTHER_WRITER)
@@ -117,7 +117,7 @@ class ExporterContract(Contract):
 
     @pytest.mark.parametrize("what", ODD)
     def test_an_odd_event_arrives_as_it_is(self, exporter: ExporterThread, received: Backend, what: str) -> None:
-        """And so do its neighbours."""
+        """The events before and after it arrive, too."""
         before, odd, after = make_events(["before", "odd", "after"])
         events = [before, odd._replace(**ODD[what]), after]
         exporter.deliver(events)
@@ -126,7 +126,7 @@ class ExporterContract(Contract):
 
     @pytest.mark.parametrize("where", HUGE)
     def test_an_event_of_five_megabytes_arrives(self, exporter: ExporterThread, received: Backend, where: str) -> None:
-        """As a whole, or shortened with a mark and counted: it must not block what comes after it."""
+        """It arrives as a whole, or shortened, with a mark, and counted. It does not block later events."""
         before, huge, after = make_events(["before", "huge", "after"])
         huge = huge._replace(**HUGE[where])
         shortened = exporter.deliver([before]) + exporter.deliver([huge]) + exporter.deliver([after])
@@ -138,27 +138,27 @@ class ExporterContract(Contract):
         assert shortened in (0, 1)
         if not is_whole:
             assert shortened == 1, "export() returns how many events it has shortened"
-            assert "shortened" in arrived.message, "a shortened message says so, as composite_logstore.shorten has it"
+            assert "shortened" in arrived.message, "a shortened message has no mark; use composite_logstore.shorten"
             assert arrived.message[:100] in (huge.message[:100], huge.text[:100])
 
     # Batches
 
     def test_a_full_batch_is_taken(self, child: ChildConfig, exporter: ExporterThread, received: Backend) -> None:
-        """What the settings call the best size must not be too large for ordinary events."""
+        """The settings' batch size is not too large for ordinary events."""
         events = make_events([f"message {number}" for number in range(child.batch_size)])
         exporter.export(events)
 
         self.assert_received(received, events)
 
     def test_a_large_batch_is_taken_or_called_too_large(self, exporter: ExporterThread, received: Backend) -> None:
-        """It is then split until its parts are small enough."""
+        """After `TooLargeError` it is split until its parts are small enough."""
         events = make_events([f"{number} " + "€" * 100_000 for number in range(40)])
         exporter.deliver(events)
 
         self.assert_received(received, events)
 
     def test_the_batch_is_left_as_it_is(self, exporter: ExporterThread) -> None:
-        """All children share the events, and a batch that fails is exported again."""
+        """The exporter does not change it: all children share the events, and a failed batch is exported again."""
         events = [
             *make_events(["message"] * 3, attributes={"a": {"b": [1]}}, metadata={"c": "d"}),
             *make_events(["message"] * 2, first=3),
@@ -172,7 +172,7 @@ class ExporterContract(Contract):
         assert [(event[1:], dict(event.stream.metadata)) for event in batch] == contents
 
     def test_what_is_exported_again_keeps_its_identity(self, exporter: ExporterThread, received: Backend) -> None:
-        """After an answer that was lost, or after a crash, events arrive again in other batches."""
+        """After a lost answer or a crash, events are exported again, in other batches."""
         events = make_events([f"message {number}" for number in range(30)])
         exporter.deliver(events[:20])
         exporter.deliver(events[10:20])
@@ -184,7 +184,7 @@ class ExporterContract(Contract):
     # Life
 
     def test_another_exporter_goes_on_where_one_ended(self, exporter: ExporterThread, received: Backend) -> None:
-        """A stream outlives a process."""
+        """A stream may continue in another process."""
         events = make_events([f"message {number}" for number in range(6)])
         for event in events:
             exporter.deliver([event])
@@ -193,7 +193,7 @@ class ExporterContract(Contract):
         self.assert_received(received, events)
 
     def test_the_end_of_a_stream_is_harmless(self, exporter: ExporterThread, received: Backend) -> None:
-        """It may be unknown, may have ended before, and there may be more of it all the same."""
+        """The stream may be unknown, may have ended before, and may still get events afterwards."""
         events = make_events(["a", "b", "c"])
         exporter.end_stream(make_stream())
         for event in events:
@@ -204,14 +204,14 @@ class ExporterContract(Contract):
         self.assert_received(received, events)
 
     def test_closing_is_harmless(self, exporter: ExporterThread) -> None:
-        """Whether anything was exported or not, and whether it was closed before or not."""
+        """The exporter may be closed before its first export, and more than once."""
         exporter.create()
         exporter.close(times=2)
         exporter.export([make_event()])
         exporter.close(times=2)
 
     def test_it_says_nothing(self, exporter: ExporterThread, caplog: pytest.LogCaptureFixture) -> None:
-        """What a log store logs gets into the logs of the pipeline. What there is to say it raises."""
+        """The exporter raises errors and logs nothing: its records would appear in the pipeline's logs."""
         caplog.set_level("DEBUG")
         event = make_event()
         exporter.export([event])
@@ -223,7 +223,7 @@ class ExporterContract(Contract):
     def test_no_thread_keeps_the_process_from_ending(
         self, exporter: ExporterThread, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A backend may hang, and the process must end all the same: threads that stay are daemons."""
+        """The process must end even if the backend hangs, so remaining threads are daemons."""
         started: list[threading.Thread] = []
         start = threading.Thread.start
 
@@ -242,7 +242,7 @@ class ExporterContract(Contract):
     def test_a_fault_is_reported_and_outlived(
         self, child: ChildConfig, received: Backend, faults: Mapping[str, Fault], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """In time, in the right class, without secrets; and the same exporter goes on when it is over."""
+        """It raises the right error in time, without secrets, and the same exporter works again after the fault."""
         concerned = {name: fault for name, fault in faults.items() if fault.export is not None}
         if not concerned:
             pytest.skip("declare the backend's faults in a fixture 'faults'")
@@ -253,7 +253,7 @@ class ExporterContract(Contract):
     def _outlive(self, name: str, fault: Fault, child: ChildConfig, received: Backend) -> None:
         assert fault.export is not None
         events = make_events([f"message {number}" for number in range(8)])
-        # One has worked before, the other never has.
+        # The first exporter has worked before the fault, the other has not.
         exporter, other = (ExporterThread(child, self.margin_seconds) for _ in range(2))
         exporter.deliver(events[:2])
         with fault.begin():
@@ -269,38 +269,38 @@ class ExporterContract(Contract):
     # Settings
 
     def test_settings_name_their_backend(self, child: ChildConfig) -> None:
-        """The type of a child is the name under which its backend is installed."""
+        """The type of a child is the name of its backend's entry point."""
         names = [name for name, backend in backends().items() if isinstance(child, backend.load())]
         if not names:
             pytest.skip(f"no backend with {type(child).__name__} is installed")
         assert child.type in names
 
     def test_settings_cannot_be_changed(self, child: ChildConfig) -> None:
-        """Threads share them."""
+        """Threads share them, so they are frozen."""
         with pytest.raises(ValidationError, match="frozen"):
             child.name = "other"  # type: ignore[misc]
 
     def test_settings_survive_being_stored(self, child: ChildConfig) -> None:
-        """As ZenML stores them: as JSON, without what was not set."""
+        """ZenML stores them as JSON, without settings that were not set."""
         stored = json.loads(json.dumps(child.model_dump(mode="json", exclude_unset=True)))
 
         assert type(child)(**stored) == child
         assert type(child)(**stored).model_dump(mode="json", exclude_unset=True) == stored
 
     def test_settings_have_sizes_that_fit(self, child: ChildConfig) -> None:
-        """The best size of a batch is within the backend's own limit."""
+        """The default batch size is within the backend's own limit."""
         assert 0 < child.default_batch_size <= child.max_batch_size
         assert 0 < child.batch_size <= child.max_batch_size
         assert child.max_batch_bytes > 0
 
     def test_settings_refuse_what_they_do_not_know(self, child: ChildConfig) -> None:
-        """A setting that is misspelt must not be left out in silence."""
+        """A misspelt setting must raise an error."""
         settings: dict[str, Any] = {**child.model_dump(exclude_unset=True), "no_such_setting": 1}
         with pytest.raises(ValidationError, match="no_such_setting"):
             type(child)(**settings)
 
     def test_settings_are_light(self, child: ChildConfig) -> None:
-        """ZenML's server and its command line load them without ever using the exporter."""
+        """Importing them does not import the exporter, which ZenML's server and its command line never use."""
         exporter = child.create_exporter()
         exporter.close()
         ours, other = type(child).__module__, type(exporter).__module__
@@ -313,7 +313,7 @@ class ExporterContract(Contract):
         assert process.returncode == 0, f"importing {ours} imports {other}\n{process.stderr}"
 
     def test_there_is_a_reader_or_a_reason(self, child: ChildConfig) -> None:
-        """A child that cannot be read says why not, and is refused as the primary."""
+        """A child without a reader says why, and cannot be the primary."""
         if child.unreadable is None:
             reader = child.create_reader()
             assert type(reader.max_page_size) is int

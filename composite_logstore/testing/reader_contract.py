@@ -1,4 +1,4 @@
-"""What every reader has to do, as tests: the pages that ZenML's `BaseLogStore.fetch` promises."""
+"""The contract of a reader, as tests: the pages that ZenML's `BaseLogStore.fetch` promises."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class ReaderContract(Contract):
-    """Inherit it in a test class beside `ExporterContract`, if the child can be read."""
+    """Inherit it in a test class together with `ExporterContract`, if the child can be read."""
 
     @pytest.fixture
     def reader(self, child: ChildConfig) -> Iterator[Reader]:
@@ -62,31 +62,31 @@ class ReaderContract(Contract):
     # Pages
 
     def test_the_newest_page_comes_first(self, reader: Reader, fill: Fill) -> None:
-        """It is what people look at; its entries go from the oldest to the newest all the same."""
+        """In direction `older`, the first page has the newest entries, in order from oldest to newest."""
         events = make_events([f"message {number}" for number in range(10)])
         fill(events)
         newest = next(walk(reader, make_logs(events[0].stream), "older", 3))
 
         assert uids(newest) == ids(events)[-len(newest.entries) :]
-        assert newest.older is not None, "there are older entries"
+        assert newest.older is not None, "the page has no token for the older entries"
         for entry, event in zip(reversed(newest.entries), reversed(events), strict=False):
             self.assert_same(to_received(entry), event)
 
     def test_the_oldest_page_can_be_asked_for(self, reader: Reader, fill: Fill) -> None:
-        """For whoever reads from the beginning."""
+        """In direction `newer`, the first page has the oldest entries."""
         events = make_events([f"message {number}" for number in range(10)])
         fill(events)
         oldest = next(walk(reader, make_logs(events[0].stream), "newer", 3))
 
         assert uids(oldest) == ids(events)[: len(oldest.entries)]
-        assert oldest.newer is not None, "there are newer entries"
+        assert oldest.newer is not None, "the page has no token for the newer entries"
 
     @pytest.mark.parametrize("direction", ["newer", "older"])
     @pytest.mark.parametrize("limit", [1, 2, 7, 1_000])
     def test_pages_lead_through_the_whole_stream(
         self, reader: Reader, fill: Fill, direction: Direction, limit: int
     ) -> None:
-        """Without a gap, without a copy, in order. Some are of the same millisecond."""
+        """They have no gap and no duplicate, and are in order, even within a millisecond."""
         stream = make_stream()
         messages = [f"message {number}" for number in range(15)]
         events = make_events(messages, stream, step_nanos=250_000)
@@ -97,7 +97,7 @@ class ReaderContract(Contract):
         assert walked(reader, stream, direction, limit) == ids(events)
 
     def test_a_page_may_be_as_large_as_the_reader_says(self, reader: Reader, fill: Fill) -> None:
-        """And there may be more of them."""
+        """A page may have as many entries as `max_page_size`, and the stream more."""
         limit = min(reader.max_page_size, 1_200)
         events = make_events([f"message {number}" for number in range(limit + 10)])
         fill(events)
@@ -105,7 +105,7 @@ class ReaderContract(Contract):
             assert walked(reader, events[0].stream, direction, limit) == ids(events)
 
     def test_one_may_turn_round(self, reader: Reader, fill: Fill) -> None:
-        """Where a page has a token in the other direction, that leads to the entries on its other side."""
+        """If a page has a token in the other direction, that leads to the adjacent entries there."""
         events = make_events([f"message {number}" for number in range(9)])
         fill(events)
         logs = make_logs(events[0].stream)
@@ -116,17 +116,17 @@ class ReaderContract(Contract):
                 back = uids(next(walk(reader, logs, "older" if direction == "newer" else "newer", 2, token)))
                 both = [*back, *uids(page)] if direction == "newer" else [*uids(page), *back]
                 assert back
-                assert " ".join(both) in " ".join(ids(events)), "the two pages are no neighbours"
+                assert " ".join(both) in " ".join(ids(events)), "the two pages are not adjacent"
 
     def test_a_token_can_be_used_again(self, child: ChildConfig, reader: Reader, fill: Fill) -> None:
-        """By another reader, too: on ZenML's server each page has a new one."""
+        """Another reader can use it, too: ZenML's server creates one for each page."""
         events = make_events([f"message {number}" for number in range(9)])
         fill(events)
         logs = make_logs(events[0].stream)
         for direction in DIRECTIONS:
             first = next(walk(reader, logs, direction, 3))
             token = first.newer if direction == "newer" else first.older
-            assert token is not None, "there are more entries"
+            assert token is not None, "the page has no token for the other entries"
             other = child.create_reader()
             one, two, three = (uids(next(walk(again, logs, direction, 3, token))) for again in (reader, other, reader))
             assert one == two == three
@@ -134,7 +134,7 @@ class ReaderContract(Contract):
             other.close()
 
     def test_a_stream_can_be_followed(self, reader: Reader, fill: Fill) -> None:
-        """While it is being written, from its beginning on."""
+        """A reader can follow a stream from its beginning while it is being written."""
         events = make_events([f"message {number}" for number in range(12)])
         logs = make_logs(events[0].stream)
         seen: list[str] = []
@@ -145,23 +145,23 @@ class ReaderContract(Contract):
                 seen += uids(page)
                 token = page.newer or token
             assert seen == ids(events[:end])
-            # Whoever asks once more has missed nothing.
+            # The next page is empty, so no entry was missed.
             assert uids(next(walk(reader, logs, "newer", 3, token))) == []
 
     def test_what_is_written_meanwhile_does_not_move_older_pages(self, reader: Reader, fill: Fill) -> None:
-        """Whoever pages back sees each entry once."""
+        """Paging back yields each entry once."""
         events = make_events([f"message {number}" for number in range(12)])
         logs = make_logs(events[0].stream)
         fill(events[:6])
         newest = next(walk(reader, logs, "older", 2))
         fill(events[6:])
 
-        assert newest.older is not None, "there are older entries"
+        assert newest.older is not None, "the page has no token for the older entries"
         older = [uids(page) for page in walk(reader, logs, "older", 2, newest.older)]
         assert [*flat(older[::-1]), *uids(newest)] == ids(events[:6])
 
     def test_order_holds_when_the_clock_goes_back(self, reader: Reader, fill: Fill) -> None:
-        """Where the reader says that a writer's entries are `in_order`: what is missing is told by that."""
+        """The entries of a writer are in order if the reader says `in_order`: gaps are found by that."""
         if not reader.in_order:
             pytest.skip("this reader does not promise order")
         events = make_events([f"message {number}" for number in range(6)], step_nanos=-1_000_000)
@@ -177,7 +177,7 @@ class ReaderContract(Contract):
         "wanted", ["search", "level", "since", "until", "since and until", "search and level", "nothing"]
     )
     def test_a_filter_is_honoured_or_refused(self, reader: Reader, fill: Fill, wanted: str) -> None:
-        """A page that holds what was not asked for, or lacks what was, is neither."""
+        """Pages contain exactly the matching entries, or the reader raises `ValueError`."""
         messages = [f"{('apple', 'melon')[number % 2]} {number}" for number in range(12)]
         start = (int(time.time()) - 60) * 1_000_000_000
         events = make_events(messages, start_unix_nano=start, step_nanos=1_000_000_000, levels=(10, 20, 30, 40, 50))
@@ -207,10 +207,10 @@ class ReaderContract(Contract):
                 continue
             assert found == ids(events)
 
-    # What is not there
+    # Missing streams and invalid tokens
 
     def test_a_stream_that_is_not_there(self, reader: Reader) -> None:
-        """It is an empty page, or `DoesNotExistException`: nothing may have been logged yet."""
+        """The reader returns an empty page or raises `DoesNotExistException`: maybe nothing was logged yet."""
         for direction in DIRECTIONS:
             try:
                 page = next(walk(reader, make_logs(make_stream()), direction))
@@ -220,14 +220,14 @@ class ReaderContract(Contract):
 
     @pytest.mark.parametrize("token", ["nonsense", "{}", "…", "\x00"])
     def test_a_token_that_is_none_is_refused(self, reader: Reader, fill: Fill, token: str) -> None:
-        """It is a `ValueError`, which ZenML's server reports as the mistake of whoever asked."""
+        """The reader raises `ValueError`, which ZenML's server reports as a mistake in the request."""
         events = make_events(["a", "b"])
         fill(events)
         for direction in DIRECTIONS:
             with pytest.raises(ValueError, match=r"."):
                 next(walk(reader, make_logs(events[0].stream), direction, 1, token))
 
-    # What a reader may offer beside pages
+    # Scans, which are optional
 
     @pytest.fixture
     def scanner(self, reader: Reader) -> Scanner:
@@ -237,7 +237,7 @@ class ReaderContract(Contract):
         return reader
 
     def test_a_scan_agrees_with_pages(self, reader: Reader, scanner: Scanner, fill: Fill) -> None:
-        """It leads through the same events in the same order, and says of each which it is and when it was logged."""
+        """It yields the same events in the same order, with their identities and times."""
         stream = make_stream()
         for first, writer in ((0, WRITER), (0, OTHER_WRITER), (6, WRITER), (12, WRITER), (9, OTHER_WRITER)):
             fill(make_events([f"message {number}" for number in range(first, first + 6)], stream, first, writer))
@@ -252,13 +252,13 @@ class ReaderContract(Contract):
         assert [time // unit for time in times] == [event.time_unix_nano // unit for event in pages]
 
     def test_a_scan_goes_on_from_each_token(self, child: ChildConfig, scanner: Scanner, fill: Fill) -> None:
-        """By another reader, too, and with what has come since."""
+        """Another reader can continue from it, and later events follow."""
         events = make_events([f"message {number}" for number in range(20)])
         logs = make_logs(events[0].stream)
         for end in (4, 8, 12):
             fill(events[end - 4 : end])
         chunks = list(scanner.scan(logs))
-        assert chunks[-1].token is not None, "what comes later cannot be scanned from there"
+        assert chunks[-1].token is not None, "the last chunk has no token to continue with later events"
         other = child.create_reader()
         assert isinstance(other, Scanner)
         for place, chunk in enumerate(chunks):
@@ -271,7 +271,7 @@ class ReaderContract(Contract):
         assert later == [(event.writer, event.sequence) for event in events[12:]]
 
     def test_what_was_scanned_is_the_event(self, scanner: Scanner, fill: Fill) -> None:
-        """With its identity, however odd it is; what says the same is equal."""
+        """A scanned record becomes the event again, with its identity. Two scans return equal contents."""
         stream = make_stream()
         plain = make_events([f"message {number}" for number in range(len(ODD))], stream)
         events = [event._replace(**odd) for event, odd in zip(plain, ODD.values(), strict=True)]
@@ -282,7 +282,7 @@ class ReaderContract(Contract):
         assert contents == again
         for content, event in zip(contents, events, strict=True):
             found = scanner.event_of(content, stream)
-            assert found is not None, "it is an event, and no other program's record"
+            assert found is not None, "event_of() returns no event"
             assert (found.stream, found.uid) == (stream, event.uid)
             self.assert_same(
                 Received(found.uid, found.writer, found.sequence, found.message, found.level, found.time_unix_nano),
@@ -290,7 +290,7 @@ class ReaderContract(Contract):
             )
 
     def test_a_scan_of_what_is_not_there(self, scanner: Scanner, fill: Fill) -> None:
-        """It ends as reading pages does."""
+        """It is empty or raises `DoesNotExistException`, and refuses an invalid token with `ValueError`."""
         with suppress(DoesNotExistException):
             assert scanned(scanner.scan(make_logs(make_stream()))) == []
         events = make_events(["a", "b"])
@@ -301,9 +301,9 @@ class ReaderContract(Contract):
     def test_what_was_scanned_can_be_written(
         self, scanner: Scanner, exporter: ExporterThread, received: Backend, fill: Fill
     ) -> None:
-        """Where the exporter is a `Copier`: it is the same then, in as many pieces as one likes, with its identity."""
+        """If the exporter is a `Copier`, it writes scanned records unchanged, in pieces of any size."""
         if not exporter.takes_scanned(scanner.scan_format):
-            pytest.skip("this exporter does not write what was scanned")
+            pytest.skip("this exporter does not write scanned records")
         events = make_events([f"message {number}" for number in range(20)])
         fill(events)
         other = make_stream()
@@ -328,7 +328,7 @@ class ReaderContract(Contract):
     def test_what_arrived_twice_is_fetched_once(
         self, child: ChildConfig, exporter: ExporterThread, received: Backend, start: str, limit: int
     ) -> None:
-        """A redelivery repeats a contiguous run: after an answer that was lost, or after a crash."""
+        """After a lost answer or a crash, consecutive events are delivered again."""
         events = make_events([f"message {number}" for number in range(14)])
         exporter.deliver(events[:8])
         exporter.deliver(events[4:8])
@@ -347,7 +347,7 @@ class ReaderContract(Contract):
     def test_a_fault_is_reported_and_outlived_by_reading(
         self, child: ChildConfig, fill: Fill, faults: Mapping[str, Fault]
     ) -> None:
-        """In time, in the right class, without secrets; and it can be read again when it is over."""
+        """It raises the right error in time, without secrets, and the reader works again after the fault."""
         concerned = {name: fault for name, fault in faults.items() if fault.read is not None}
         if not concerned:
             pytest.skip("declare the backend's faults in a fixture 'faults'")
@@ -374,7 +374,7 @@ class ReaderContract(Contract):
         return None
 
     def test_closing_a_reader_is_harmless(self, child: ChildConfig, fill: Fill) -> None:
-        """Whether anything was read or not; and it leaves alone what other readers use."""
+        """A reader may be closed unused, and more than once, and other readers still work."""
         events = make_events(["a"])
         fill(events)
         child.create_reader().close()
@@ -387,7 +387,7 @@ class ReaderContract(Contract):
 
 
 def scanned(chunks: Iterable[Scanned]) -> list[tuple[str, int]]:
-    """Return which events were scanned."""
+    """Return the identities of scanned events."""
     return [(chunk.writer, sequence) for chunk in chunks for sequence in chunk.sequences]
 
 
@@ -402,18 +402,18 @@ def uids(page: Page) -> list[str]:
 
 
 def flat(pages: Sequence[Sequence[str]]) -> list[str]:
-    """Return what is on the pages, one after the other."""
+    """Return the uids of all pages in one list."""
     return [uid for page in pages for uid in page]
 
 
 def walked(reader: Reader, stream: Stream, direction: Direction, limit: int, **filters: Any) -> list[str]:
-    """Return the uids of all entries that the pages in a direction lead through, oldest first."""
+    """Return the uids of all entries on the pages in a direction, oldest first."""
     pages = [uids(page) for page in walk(reader, make_logs(stream), direction, limit, **filters)]
     return flat(pages if direction == "newer" else pages[::-1])
 
 
 def fetched(child: ChildConfig, stream: Stream, start: str, limit: int) -> list[LogEntry]:
-    """Return all entries of a stream, oldest first, as a log store shows them whose primary is the child."""
+    """Return all entries of a stream, oldest first, from a log store with the child as primary."""
     store = CompositeLogStore(
         name="logs",
         id=uuid4(),
