@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
@@ -12,8 +12,10 @@ from uuid import uuid4
 import pytest
 
 from composite_logstore import operations
+from composite_logstore.catalog.stores import find_store
 from composite_logstore.event import Stream
 from composite_logstore.operations.inventory import LogStore
+from composite_logstore.operations.selection import Selection
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.lock import release_all
 from composite_logstore.spool.settings import spool_folder
@@ -73,3 +75,52 @@ def test_the_example_of_each_operation_is_true(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MOVING))
 def test_each_operation_on_a_move_has_an_example(name: str) -> None:
     assert doctest.DocTestParser().get_examples(inspect.getdoc(PUBLIC[name]) or "")
+
+
+@pytest.mark.usefixtures("scene")
+def test_progress_reports_runs_streams_and_events_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    told = []
+    operations.backfill(
+        "logs", "archive", "live", progress=lambda now: told.append((now.runs, now.runs_done, now.stream, now.events))
+    )
+    assert told[0] == (1, 0, "", 0)
+    assert told[1] == (1, 0, "train-1 fit/step", 0)
+    assert told[-1] == (1, 0, "train-1 fit/step", 3)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_promotion_that_is_not_confirmed_changes_nothing() -> None:
+    asked: list[str] = []
+    with pytest.raises(operations.PromotionRefusedError) as refusal:
+        operations.promote("logs", "live", force=True, confirm=lambda question: bool(asked.append(question)))
+    assert len(asked) == 1
+    assert (refusal.value.promotion.primary, refusal.value.promotion.before) == ("archive", "archive")
+    assert find_store("logs").config.primary == "archive"
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_child_with_missing_events_is_not_promoted() -> None:
+    with pytest.raises(operations.PromotionRefusedError, match="3 events are missing"):
+        operations.promote("logs", "live")
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize(
+    ("operation", "argument"),
+    [
+        (lambda: operations.check("lgos"), "store"),
+        (lambda: operations.check("logs", ["x"]), "children"),
+        (lambda: operations.verify("logs", Selection(run="x")), "run"),
+        (lambda: operations.backfill("logs", "x", "live"), "source"),
+        (lambda: operations.backfill("logs", "archive", "archive"), "target"),
+        (lambda: operations.promote("logs", "x"), "child"),
+        (lambda: operations.tail("train-1", step="x"), "step"),
+        (lambda: operations.tail("train-1", store="x"), "store"),
+        (lambda: operations.drain(["x"]), "stores"),
+    ],
+)
+def test_the_error_of_a_wrong_argument_names_the_parameter(operation: Callable[[], object], argument: str) -> None:
+    with pytest.raises(operations.ArgumentError) as refusal:
+        operation()
+    assert refusal.value.argument == argument
