@@ -179,13 +179,11 @@ class Service:
             pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 1, 30), self._longest_pause)
             self._failed_at = now
             was_failing, self._is_failing = self._is_failing, True
-            why = described(error)
-            self._quietly(self._note_problem, f"the thread '{self._name}' failed: {why}")
+            problem = f"the thread '{self._name}' failed: {described(error)}"
+            self._quietly(self._note_problem, problem)
             if not was_failing and now - self._warned_at > _CALM_SECONDS:
                 self._has_warned, self._warned_at = True, now
-                self._quietly(
-                    self._warn, f"the thread '{self._name}' failed: {why}; events are queued, and it will be retried."
-                )
+                self._quietly(self._warn, f"{problem}; it will be retried, and events are queued meanwhile.")
         # It would keep the frames of the failed step alive during the pause.
         del error
         try:

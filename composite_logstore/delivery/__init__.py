@@ -70,7 +70,7 @@ Tricks, and what they rely on
 -----------------------------
 
 - *`deque.append` without the lock.* It is one C call that keeps the GIL. The test is
-  `test_journal.py::test_threads_leave_no_gap_and_no_double`.
+  `test_journal.py::test_threads_leave_no_gap_and_no_duplicate`.
 - *One C call for a step* (`journal._run`). Python runs signal handlers between bytecodes only, so a Ctrl-C finds the
   step done or not begun. The test is
   `test_journal.py::test_a_ctrl_c_at_any_point_of_an_append_leaves_the_journal_consistent`.

@@ -160,7 +160,7 @@ class Journal:
 
         Args:
             stream: The stream of the record.
-            record: What was captured of it.
+            record: The captured record.
 
         Returns:
             Whether the workers should be woken, since one of them waits for this event.
@@ -177,8 +177,8 @@ class Journal:
     def _append_now(self, stream: Stream, record: Note | LogEvent) -> None:
         """Number one record and hand it out.
 
-        `hand_out` does the same for any number of records. This costs a third less for one, which is what `write_ahead`
-        does within each `emit`: 11 µs instead of 16 µs.
+        `hand_out` does the same for any number of records. With `write_ahead`, which numbers within each `emit`, this
+        saves a fifth of its time: 9.7 µs instead of 11.8 µs for three children.
         """
         last, before = self._last, stream.last
         with self.lock:
@@ -225,7 +225,7 @@ class Journal:
 
     def _hand_out(self) -> None:
         while self._captured:
-            # In this order: a record that a signal handler numbers in between is in the list, and found out by `last`.
+            # `last` first: if a signal handler numbers records in between, `_distribute` notices by `last`.
             last = self._last[0] if self._last else None
             if self._distribute(list(self._captured), last):
                 break

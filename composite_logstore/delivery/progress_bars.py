@@ -38,7 +38,7 @@ class ProgressBars:
         self._spooled = spooled
         # The last update of each progress bar, by the stream and the logger's name.
         self._latest: dict[tuple[UUID, str], LogEvent] = {}
-        # Updates with lower numbers are of a second that is over; the next second ends at the other number.
+        # The numbers at which the last two seconds ended, as `final` saw them: updates below the first are final.
         self._over_before = self._seen_before = 0
 
     def append(self, event: LogEvent) -> LogEvent | None:
@@ -57,7 +57,7 @@ class ProgressBars:
         key = (event.stream.id, event.logger_name)
         before = self._latest.get(key)
         self._latest[key] = event
-        if before and _second(before) == _second(event) and self._remove(before):
+        if before and second_of(before) == second_of(event) and self._remove(before):
             before = None
         else:
             self.accepted += 1
@@ -110,5 +110,6 @@ def _at_info(event: LogEvent) -> LogEvent:
     return event._replace(level=logging.INFO, level_name="INFO")
 
 
-def _second(event: LogEvent) -> int:
+def second_of(event: LogEvent) -> int:
+    """Return the second of an event's time, since the epoch."""
     return event.time_unix_nano // 1_000_000_000

@@ -16,6 +16,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.progress_bars import second_of
 from composite_logstore.delivery.space import drop_oldest_segment
 from composite_logstore.delivery.spilling import next_batch
 from composite_logstore.delivery.states import Load
@@ -73,12 +74,13 @@ class RecoveredJournal:
 
     def _delivery(self, name: str, clock: Clock) -> Delivery:
         config = self.children[name].model_copy(update={"name": name})
-        settled = self.spool.acknowledged(name)
-        return Delivery(config, lambda: self._accepted[name], clock.random(name), True, settled, self._batch_bytes)
+        before = self.spool.acknowledged(name)
+        return Delivery(config, lambda: self._accepted[name], clock.random(name), True, before, self._batch_bytes)
 
     def _count(self) -> None:
+        """Count the accepted events of each child from its position on, and announce the end of all streams."""
         lost = dict.fromkeys(self._accepted, 0)
-        settled = {delivery.name: self.spool.acknowledged(delivery.name) for delivery in self.deliveries}
+        acknowledged = {delivery.name: self.spool.acknowledged(delivery.name) for delivery in self.deliveries}
         streams: set[Stream] = set()
         # A progress bar → the second and the number of its last update, since only the last of each second counts.
         latest: dict[tuple[UUID, str], tuple[int, int]] = {}
@@ -87,7 +89,7 @@ class RecoveredJournal:
             if place % _AT_A_TIME == 0:
                 # There may be many events to count: let other threads have the GIL.
                 time.sleep(0)
-            wanting = [delivery for delivery in self.deliveries if last + 1 >= settled[delivery.name]]
+            wanting = [delivery for delivery in self.deliveries if last + 1 >= acknowledged[delivery.name]]
             if isinstance(item, Damage):
                 for delivery in wanting:
                     # It is not known which children wanted the events: count a loss too many rather than none.
@@ -97,19 +99,20 @@ class RecoveredJournal:
             last = item.number
             streams.add(item.stream)
             for delivery in self.deliveries:
-                if item.number >= settled[delivery.name]:
+                if item.number >= acknowledged[delivery.name]:
                     self._accept(delivery, item, latest)
             if item.progress:
-                latest[item.stream.id, item.logger_name] = item.time_unix_nano // 1_000_000_000, item.number
+                latest[item.stream.id, item.logger_name] = second_of(item), item.number
         for delivery in self.deliveries:
             delivery.drop_spooled(lost[delivery.name], delivery.taken)
             for stream in streams:
                 delivery.end_stream(stream, last + 1)
 
     def _accept(self, delivery: Delivery, event: LogEvent, latest: Mapping[tuple[UUID, str], tuple[int, int]]) -> None:
+        """Count an event if the child gets it. A later update of the same second replaces an earlier one."""
         if event.progress:
             second, number = latest.get((event.stream.id, event.logger_name), (None, None))
-            if second == event.time_unix_nano // 1_000_000_000 and number in delivery.progress_bars.in_spool:
+            if second == second_of(event) and number in delivery.progress_bars.in_spool:
                 delivery.progress_bars.in_spool.discard(number)
                 self._accepted[delivery.name] -= delivery.progress_bars.is_thinned
             delivery.progress_bars.in_spool.add(event.number)
@@ -143,11 +146,11 @@ class RecoveredJournal:
 
     def drop_oldest(self) -> bool:
         """See `MakesRoom`."""
-        is_given_up = False
+        has_dropped = False
         with self.lock, contextlib.suppress(OSError):
-            is_given_up = drop_oldest_segment(self.spool, self.deliveries)
+            has_dropped = drop_oldest_segment(self.spool, self.deliveries)
         self._notify()
-        return is_given_up
+        return has_dropped
 
 
 _MOST_JOURNALS = 100
@@ -157,6 +160,7 @@ _AGAIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 """How often to check whether the last exports have returned before the folders are given back, in seconds."""
 _AT_A_TIME = 50
+"""After how many events the count lets other threads have the GIL."""
 _MOST_NAMED = 3
 """How many damaged files one warning names."""
 
@@ -180,7 +184,7 @@ class Recovery:
         note_problem: Callable[[str], None] = lambda why: None,
         batch_bytes: int | None = None,
     ) -> None:
-        """Begin with nothing.
+        """Prepare; nothing is started.
 
         Args:
             log_store_id: The log store's id.
@@ -205,7 +209,7 @@ class Recovery:
         self._component = Path()
         # The folders to look at, and when: first the component's folder, which lists the others.
         self._waiting: deque[tuple[float, Path]] | None = None
-        self._is_stopping = self._gives_back = False
+        self._is_stopping = self._is_giving_back = False
 
     def start(self, component: Path) -> None:
         """Start the thread that finds, recovers and delivers events until none is left. May be called again.
@@ -233,10 +237,10 @@ class Recovery:
                 self._warn_of(folder, error)
                 waiting.append((self._clock.now() + _AGAIN_SECONDS, folder))
             else:
-                waiting.extend((-inf, one) for one in found)
+                waiting.extend((-inf, process_folder) for process_folder in found)
             waiting.popleft()
         if self._is_stopping:
-            return self._given_back() if self._gives_back else None
+            return self._close_when_idle() if self._is_giving_back else None
         self._assign_workers()
         if not (waiting or self.journals):
             return None
@@ -255,12 +259,13 @@ class Recovery:
 
     def give_back(self) -> None:
         """End once the exports under way have returned, and leave the remaining events to another writer."""
-        self._gives_back = self._is_stopping = True
+        self._is_giving_back = self._is_stopping = True
         for _, worker in list(self._workers.values()):
             worker.stop(at_once=True)
         self._due.set()
 
-    def _given_back(self) -> Wait | None:
+    def _close_when_idle(self) -> Wait | None:
+        """Close all journals once no export is under way. Returns how to wait for that, None when it is done."""
         if any(worker.is_running for _, worker in self._workers.values()):
             return partial(self._due.wait, _LOOK_SECONDS)
         with self._lock:
@@ -285,12 +290,12 @@ class Recovery:
             return
         try:
             journal = RecoveredJournal(spool, self._children, self._clock, self._due.set, self._batch_bytes)
-            told = spool.set_aside()
+            damages = spool.set_aside()
         except BaseException:
             spool.abandon()
             raise
-        if told:
-            self._warn(f"{_in_words(told)} Intact events are delivered; damaged ones count as dropped.")
+        if damages:
+            self._warn(f"{_in_words(damages)} Intact events are delivered; damaged ones count as dropped.")
         with self._lock:
             self.journals.append(journal)
         self._assign_workers()
@@ -326,6 +331,7 @@ class Recovery:
                 worker.wake()
 
     def _backlog_of(self, child: str) -> tuple[RecoveredJournal, Delivery] | None:
+        """Return the oldest journal with events for the child, and its delivery."""
         for journal in self.journals:
             for delivery in journal.deliveries:
                 if delivery.name == child and delivery.oldest < inf:
@@ -333,9 +339,10 @@ class Recovery:
         return None
 
 
-def _in_words(told: Iterable[tuple[Damage, Path]]) -> str:
+def _in_words(found: Iterable[tuple[Damage, Path]]) -> str:
+    """Return what to tell the user about damaged pieces and where they are kept."""
     files: dict[Path, list[tuple[Damage, Path]]] = {}
-    for damage, aside in told:
+    for damage, aside in found:
         files.setdefault(damage.path, []).append((damage, aside))
     parts = []
     for path, damages in list(files.items())[:_MOST_NAMED]:

@@ -112,7 +112,7 @@ class Worker:
         self._stopping = False
         self._is_cut_short = False
         self.has_ended = False
-        self._in_trouble = False
+        self._has_problem = False
         self._is_dropping = False
         self._dropped = 0
         self._dropped_at = -inf
@@ -175,14 +175,15 @@ class Worker:
             self._delivery.note_problem(why)
 
     def _news(self, stats: ChildStats) -> list[str]:
+        """Return the warnings that are due, and remember that they have been given. Under the lock."""
         news = []
-        in_trouble = self._tells_state and stats.state != State.HEALTHY.value
-        if in_trouble and not self._in_trouble:
+        has_problem = self._tells_state and stats.state != State.HEALTHY.value
+        if has_problem and not self._has_problem:
             problem = "backend unavailable" if self._service.is_running else "events cannot be delivered"
             news.append(f"{problem}: {stats.last_error}; events are queued and will be retried.")
-        elif self._in_trouble and not in_trouble:
+        elif self._has_problem and not has_problem:
             news.append("backend available again.")
-        self._in_trouble = in_trouble
+        self._has_problem = has_problem
         news += self._news_of_dropped(stats)
         losses = {reason: f"backend rejects events: {reason}" for reason in stats.rejected_reasons}
         if self._delivery.lost_in_forks:
@@ -231,6 +232,7 @@ class Worker:
         return _nothing
 
     def _next(self) -> Action:
+        """Return the delivery's next action, and have the worker woken when a wait is over. Under the lock."""
         while True:
             self._feed.hand_out()
             action = self._delivery.next(self._clock.now())

@@ -131,7 +131,7 @@ REJECTED: list[tuple[str, Callable[[], Exception], Account]] = [
 
 
 @pytest.mark.parametrize(("error", "account"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
-def test_a_backfill_counts_what_is_rejected_as_a_delivery_does(
+def test_a_backfill_counts_rejected_events_as_a_delivery_does(
     copying: Copying, error: Callable[[], Exception], account: Account
 ) -> None:
     assert delivered(Backend(error), make_events([str(number) for number in range(EVENTS)])) == account
@@ -139,7 +139,7 @@ def test_a_backfill_counts_what_is_rejected_as_a_delivery_does(
     assert Account(copied.copied, copied.rejected) == account
 
 
-def test_reasons_are_few_whatever_a_backend_puts_into_them(copying: Copying) -> None:
+def test_the_number_of_reasons_is_limited_for_deliveries_and_backfills(copying: Copying) -> None:
     class Wordy(SimulatedBackend):
         def export(self, batch: Sequence[LogEvent]) -> int:
             raise RejectedError(f"event {batch[0].sequence} is bad", len(batch) if len(batch) == 1 else None)
@@ -168,7 +168,7 @@ ASKED: list[tuple[Any, float]] = [
 
 
 @pytest.mark.parametrize(("asked_for", "seconds"), ASKED, ids=lambda value: str(value)[:12])
-def test_a_delivery_and_a_backfill_wait_for_as_long(copying: Copying, asked_for: Any, seconds: float) -> None:
+def test_a_delivery_and_a_backfill_wait_equally_long(copying: Copying, asked_for: Any, seconds: float) -> None:
     error = RetryableError("busy", asked_for)
     delivery = Delivery(make_child("b"), lambda: 1, rand=lambda: 1.0)
     delivery.queue.extend(make_events(["a"]))
@@ -188,7 +188,7 @@ def test_a_delivery_and_a_backfill_wait_for_as_long(copying: Copying, asked_for:
         assert copying.waits == [seconds]
 
 
-def test_a_backend_that_asks_to_be_tried_again_at_once_is_not_asked_without_end(copying: Copying) -> None:
+def test_a_backend_that_asks_for_retries_at_once_is_not_flooded(copying: Copying) -> None:
     backend = SimulatedBackend()
     backend.fault = RetryableError("busy", 1e-9)
     with pytest.raises(BackfillStoppedError, match="busy"):
@@ -201,7 +201,7 @@ def test_a_backend_that_asks_to_be_tried_again_at_once_is_not_asked_without_end(
     [(None, 2), (5, 5), (0, 2), (-5, 2), (NAN, 2), ("7", 2), (INF, 120), (10**400, 120), (10**9, 120)],
     ids=lambda value: str(value)[:12],
 )
-def test_a_scan_waits_for_as_long_as_is_sensible(asked_for: Any, seconds: float) -> None:
+def test_a_scan_limits_the_wait_that_a_backend_asks_for(asked_for: Any, seconds: float) -> None:
     waits: list[float] = []
 
     class Busy:

@@ -40,11 +40,11 @@ def account(delivery: Delivery) -> dict[str, Any]:
     return stats
 
 
-def test_nothing_to_do_is_waited_for_without_end() -> None:
+def test_an_empty_queue_is_waited_for_without_a_limit() -> None:
     assert make_delivery().next(0) == Wait(None, events=1)
 
 
-def test_a_batch_goes_out_when_it_is_full() -> None:
+def test_a_full_batch_is_exported_at_once() -> None:
     delivery = make_delivery(schedule_delay_millis=1000, max_export_batch_size=3)
     events = offer(delivery, 2)
     assert delivery.next(10) == Wait(1.0, events=1)
@@ -52,7 +52,7 @@ def test_a_batch_goes_out_when_it_is_full() -> None:
     assert delivery.next(10) == Export(events[:3])
 
 
-def test_a_batch_goes_out_when_its_oldest_event_has_waited_long_enough() -> None:
+def test_a_batch_is_exported_when_its_oldest_event_has_waited_for_the_delay() -> None:
     delivery = make_delivery(schedule_delay_millis=1000, max_export_batch_size=3)
     events = offer(delivery, 1)
     assert delivery.next(10) == Wait(1.0, events=2)
@@ -60,7 +60,7 @@ def test_a_batch_goes_out_when_its_oldest_event_has_waited_long_enough() -> None
     assert delivery.next(11) == Export(events)
 
 
-def test_a_flush_lets_nothing_wait_for_a_fuller_batch() -> None:
+def test_a_flush_exports_events_without_waiting_for_a_fuller_batch() -> None:
     delivery = make_delivery(schedule_delay_millis=1000)
     events = offer(delivery, 2)
     delivery.flush(before=2)
@@ -70,7 +70,7 @@ def test_a_flush_lets_nothing_wait_for_a_fuller_batch() -> None:
     assert delivery.next(0) == Wait(1.0, events=999)
 
 
-def test_what_is_delivered_is_counted() -> None:
+def test_delivered_events_are_counted() -> None:
     delivery = make_delivery()
     offer(delivery, 3)
     assert account(delivery)["pending"] == 3
@@ -87,7 +87,7 @@ def test_a_full_queue_drops_the_oldest_and_counts_them() -> None:
     assert delivery.next(0) == Export(events[3:])
 
 
-def test_what_is_being_exported_is_not_dropped() -> None:
+def test_events_of_an_export_under_way_are_not_dropped() -> None:
     delivery = make_delivery(max_queue_size=2, max_export_batch_size=2)
     events = offer(delivery, 2)
     assert delivery.next(0) == Export(events)
@@ -111,7 +111,7 @@ def test_the_same_batch_is_retried_after_waits_that_double_to_the_longest() -> N
     assert account(delivery)["pending"] == 2
 
 
-def test_jitter_takes_off_at_most_half_of_a_wait() -> None:
+def test_jitter_shortens_a_wait_by_at_most_half() -> None:
     delivery = Delivery(make_child("archive"), lambda: 1, rand=lambda: 0.0)
     delivery.queue.extend(make_events(["m"]))
     delivery.next(0)
@@ -119,7 +119,7 @@ def test_jitter_takes_off_at_most_half_of_a_wait() -> None:
     assert delivery.next(0) == Wait(0.25)
 
 
-def test_what_the_backend_asks_for_wins_over_the_backoff() -> None:
+def test_the_pause_that_a_backend_asks_for_replaces_the_backoff() -> None:
     delivery = make_delivery()
     offer(delivery, 1)
     delivery.next(0)
@@ -127,7 +127,7 @@ def test_what_the_backend_asks_for_wins_over_the_backoff() -> None:
     assert delivery.next(0) == Wait(120)
 
 
-def test_after_a_success_the_backoff_begins_anew() -> None:
+def test_a_success_resets_the_backoff() -> None:
     delivery = make_delivery()
     offer(delivery, 1)
     for now in (0, 10):
@@ -142,7 +142,7 @@ def test_after_a_success_the_backoff_begins_anew() -> None:
     assert delivery.next(30) == Wait(0.5)
 
 
-def test_an_unavailable_backend_is_asked_seldom_and_burns_no_event() -> None:
+def test_an_unavailable_backend_is_probed_rarely_and_loses_no_event() -> None:
     delivery = make_delivery()
     events = offer(delivery, 2)
     delivery.next(0)
@@ -153,7 +153,7 @@ def test_an_unavailable_backend_is_asked_seldom_and_burns_no_event() -> None:
     assert account(delivery)["last_error"] == "the key is wrong; set another"
 
 
-def test_rejected_events_are_counted_by_reason_and_hold_up_nothing() -> None:
+def test_rejected_events_are_counted_by_reason_and_delay_no_other_event() -> None:
     delivery = make_delivery(max_export_batch_size=4)
     events = offer(delivery, 5)
     delivery.next(0)
@@ -249,7 +249,7 @@ def takes(most: int, taken: list[LogEvent], error: Exception = BROKEN_OFF) -> Ca
 
 @pytest.mark.parametrize("most", [1, 7, 300, 999])
 @pytest.mark.parametrize("error", [BROKEN_OFF, TooLargeError("1 MiB at most"), TimeoutError("not translated")])
-def test_a_batch_that_does_not_get_through_is_tried_in_halves_until_one_does(most: int, error: Exception) -> None:
+def test_a_batch_that_fails_for_its_size_is_halved_until_it_gets_through(most: int, error: Exception) -> None:
     delivery = make_delivery()
     events = offer(delivery, 3000)
     taken: list[LogEvent] = []
@@ -261,7 +261,7 @@ def test_a_batch_that_does_not_get_through_is_tried_in_halves_until_one_does(mos
     assert len(too_large) <= 12 + len(sizes) / 7
 
 
-def test_a_batch_that_is_tried_in_halves_waits_between_the_tries() -> None:
+def test_there_is_a_wait_before_each_half() -> None:
     delivery = make_delivery()
     offer(delivery, 1000)
     now = 0.0
@@ -283,7 +283,7 @@ def test_a_batch_that_is_tried_in_halves_waits_between_the_tries() -> None:
         UnavailableError("the key is wrong"),
     ],
 )
-def test_what_has_nothing_to_do_with_size_leaves_the_batch_as_it_is(error: Exception) -> None:
+def test_a_failure_without_relation_to_size_leaves_the_batch_as_it_is(error: Exception) -> None:
     delivery = make_delivery()
     events = offer(delivery, 1000)
     for now in range(0, 1000, 100):
@@ -291,7 +291,7 @@ def test_what_has_nothing_to_do_with_size_leaves_the_batch_as_it_is(error: Excep
         delivery.failed(error, now)
 
 
-def test_after_an_outage_batches_grow_to_what_they_were() -> None:
+def test_after_an_outage_batches_grow_to_their_former_size() -> None:
     delivery = make_delivery()
     offer(delivery, 20_000)
     taken: list[LogEvent] = []
@@ -307,7 +307,7 @@ def test_after_an_outage_batches_grow_to_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("ends", ["well", "refused", "at once"])
-def test_an_export_that_returns_too_late_counts_like_one_that_breaks_off(ends: str) -> None:
+def test_an_export_that_returns_too_late_counts_as_broken_off(ends: str) -> None:
     delivery = make_delivery(export_timeout_millis=10_000, schedule_delay_millis=1_000)
     offer(delivery, 3_000)
     sizes, now = [], 0.0
@@ -350,7 +350,7 @@ def test_a_backend_that_rejects_everything_is_probed_with_single_events_at_the_p
     assert len(sizes) < 30
 
 
-def test_one_too_large_after_the_other_is_a_backend_that_rejects_everything() -> None:
+def test_a_backend_to_which_every_single_event_is_too_large_rejects_everything() -> None:
     """As behind a proxy that lets no body through, however small."""
     delivery = make_delivery()
     offer(delivery, 1000)
@@ -361,7 +361,7 @@ def test_one_too_large_after_the_other_is_a_backend_that_rejects_everything() ->
 
 
 @pytest.mark.parametrize("place", [0, 1, 499, 500, 999])
-def test_one_bad_record_in_good_ones_costs_a_few_requests_and_no_time(place: int) -> None:
+def test_a_single_bad_record_costs_a_few_requests_and_no_time(place: int) -> None:
     delivery = make_delivery()
     events = offer(delivery, 1000)
 
@@ -383,7 +383,7 @@ def test_one_bad_record_in_good_ones_costs_a_few_requests_and_no_time(place: int
     assert account(delivery) | {"delivered": 999, "rejected": 1} == account(delivery)
 
 
-def test_bad_records_that_others_come_between_are_each_at_fault() -> None:
+def test_bad_records_between_good_ones_are_rejected_one_by_one() -> None:
     delivery = make_delivery()
     offer(delivery, 1000)
 
@@ -395,7 +395,7 @@ def test_bad_records_that_others_come_between_are_each_at_fault() -> None:
     assert account(delivery) | {"state": "healthy", "delivered": 100, "rejected": 900} == account(delivery)
 
 
-def test_a_backend_that_says_how_many_it_rejects_has_looked_at_each() -> None:
+def test_a_backend_that_says_how_many_it_rejects_is_believed() -> None:
     """What is too old for it is no reason to keep what is not from it."""
     delivery = make_delivery()
     offer(delivery, 5000)
@@ -408,7 +408,7 @@ def test_a_backend_that_says_how_many_it_rejects_has_looked_at_each() -> None:
 
 
 @pytest.mark.parametrize("error", [TypeError("oops"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
-def test_anything_else_is_a_defect_of_the_backend_and_retried(error: BaseException) -> None:
+def test_any_other_exception_counts_as_a_defect_and_is_retried(error: BaseException) -> None:
     delivery = make_delivery()
     events = offer(delivery, 1)
     delivery.next(0)
@@ -418,7 +418,7 @@ def test_anything_else_is_a_defect_of_the_backend_and_retried(error: BaseExcepti
     assert delivery.next(1) == Export(events)
 
 
-def test_an_export_that_does_not_return_makes_the_child_unavailable_until_it_does() -> None:
+def test_a_hanging_export_makes_the_child_unavailable_until_it_returns() -> None:
     delivery = make_delivery(export_timeout_millis=10_000)
     offer(delivery, 1)
     delivery.next(0)
@@ -431,7 +431,7 @@ def test_an_export_that_does_not_return_makes_the_child_unavailable_until_it_doe
     assert account(delivery)["delivered"] == 1
 
 
-def test_a_stream_ends_after_its_last_event_and_before_what_comes_later() -> None:
+def test_a_stream_ends_after_its_last_event_and_before_later_events() -> None:
     delivery = make_delivery(max_export_batch_size=1)
     stream = make_stream()
     events = offer(delivery, 2)
@@ -444,7 +444,7 @@ def test_a_stream_ends_after_its_last_event_and_before_what_comes_later() -> Non
     assert delivery.next(1) == Export(events[1:])
 
 
-def test_reasons_are_not_collected_without_end() -> None:
+def test_the_number_of_reasons_is_limited() -> None:
     delivery = make_delivery(max_export_batch_size=1)
     offer(delivery, 100)
     for number in range(100):
@@ -453,7 +453,7 @@ def test_reasons_are_not_collected_without_end() -> None:
     assert len(account(delivery)["rejected_reasons"]) <= 21
 
 
-def test_a_batch_is_bounded_in_bytes_and_a_larger_event_goes_alone() -> None:
+def test_a_batch_is_limited_in_bytes_and_a_larger_event_is_exported_alone() -> None:
     delivery = make_delivery(max_export_batch_size=100)
     delivery.offer(make_events(["x" * 3_000_000, "y" * 2_000_000, "z" * 9_000_000, "a", "b"]))  # type: ignore[attr-defined]
     batches = []
@@ -464,7 +464,7 @@ def test_a_batch_is_bounded_in_bytes_and_a_larger_event_goes_alone() -> None:
 
 
 @pytest.mark.parametrize("shortened", [None, "many", -3, 7])
-def test_an_exporter_that_returns_nonsense_costs_nothing(shortened: Any) -> None:
+def test_an_invalid_result_of_an_exporter_does_no_harm(shortened: Any) -> None:
     delivery = make_delivery()
     offer(delivery, 2)
     delivery.next(0)
@@ -490,7 +490,7 @@ class Unspeakable(Exception):
         KeyboardInterrupt(),
     ],
 )
-def test_whatever_an_exporter_raises_the_batch_is_tried_again(error: BaseException) -> None:
+def test_a_batch_is_retried_after_any_exception(error: BaseException) -> None:
     delivery = make_delivery()
     events = offer(delivery, 2)
     delivery.next(0)
@@ -518,7 +518,7 @@ class TestFlush:
     def flush(self, *deliveries: Delivery, timeout: float = 5, limit: float = 30, before: int = 100) -> Flush:
         return Flush(list(deliveries), before, now=0, timeout=timeout, limit=limit)
 
-    def test_it_is_over_at_once_when_there_is_nothing_to_deliver(self) -> None:
+    def test_it_is_over_at_once_without_events(self) -> None:
         assert self.flush(make_delivery()).wait(0) == 0
 
     def test_it_waits_for_a_child_without_progress_no_longer_than_the_timeout(self) -> None:
@@ -532,9 +532,7 @@ class TestFlush:
 
     @pytest.mark.parametrize("begin", [1000.0, 1000.1, 2.0**20 + 0.7, 86_400.3])
     @pytest.mark.parametrize("timeout", [0.1, 0.3, 0.7, 5.0])
-    def test_when_it_is_over_the_child_is_given_up_whatever_sums_of_seconds_come_to(
-        self, begin: float, timeout: float
-    ) -> None:
+    def test_rounding_of_seconds_does_not_keep_it_from_giving_up(self, begin: float, timeout: float) -> None:
         delivery = make_delivery()
         offer(delivery, 1)
         flush = Flush([delivery], 100, begin, timeout, limit=30)
@@ -551,7 +549,7 @@ class TestFlush:
         assert self.flush(delivery, timeout=0.0).wait(0) == 0
         assert self.flush(delivery).wait(0) == 0
 
-    def test_it_goes_on_while_a_child_makes_progress_up_to_the_limit(self) -> None:
+    def test_it_waits_up_to_the_limit_while_a_child_makes_progress(self) -> None:
         delivery = make_delivery(max_export_batch_size=1)
         offer(delivery, 50)
         flush = self.flush(delivery)
@@ -562,7 +560,7 @@ class TestFlush:
         assert flush.wait(30) == 0
         assert delivery.state is State.HEALTHY
 
-    def test_it_does_not_wait_for_what_came_after_it_began(self) -> None:
+    def test_it_does_not_wait_for_events_after_its_beginning(self) -> None:
         delivery = make_delivery(max_export_batch_size=1)
         offer(delivery, 2)
         flush = self.flush(delivery, before=1)

@@ -46,7 +46,7 @@ def test_with_write_ahead_an_event_is_on_disk_before_emit_returns(tmp_path: Path
     assert_accounts_add_up(machine.store.stats())
 
 
-def test_with_spill_what_is_not_delivered_is_on_disk_within_a_second(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_with_spill_undelivered_events_are_on_disk_within_a_second(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "spill", a={}, dead={})
     machine.backends["dead"].fault = "refused"
     machine.start()
@@ -65,7 +65,7 @@ def test_with_spill_what_is_not_delivered_is_on_disk_within_a_second(tmp_path: P
 
 
 @pytest.mark.parametrize("tenths", range(0, 16))
-def test_what_a_child_has_is_not_delivered_to_it_again_whenever_the_process_is_killed(
+def test_acknowledged_events_are_not_delivered_again_whenever_the_process_is_killed(
     tmp_path: Path, clock: SimulatedClock, tenths: int
 ) -> None:
     """Also what came to disk afterwards, for another child's sake."""
@@ -129,7 +129,7 @@ def test_an_orderly_end_loses_nothing(tmp_path: Path, clock: SimulatedClock, dur
     assert_accounts_add_up(machine.store.stats())
 
 
-def test_at_its_bound_the_spool_gives_up_the_oldest_and_counts_it(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_a_full_spool_drops_the_oldest_events_and_counts_them(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={"max_queue_size": 2, "max_export_batch_size": 1}, b={})
     machine.backends["a"].fault = "refused"
     machine.start(spool_max_bytes=17_000_000)
@@ -149,7 +149,9 @@ def test_at_its_bound_the_spool_gives_up_the_oldest_and_counts_it(tmp_path: Path
     assert len(numbers) == stats["a"]["delivered"]
 
 
-def test_a_dead_child_s_part_holds_up_nobody_and_needs_one_thread(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_the_backlog_of_a_dead_child_delays_no_other_and_needs_one_thread(
+    tmp_path: Path, clock: SimulatedClock
+) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={}, dead={})
     machine.backends["dead"].fault = machine.backends["a"].fault = "refused"
     for number in range(20):
@@ -171,7 +173,7 @@ def test_a_dead_child_s_part_holds_up_nobody_and_needs_one_thread(tmp_path: Path
     assert [path.name for path in tmp_path.glob("*/*")] == [machine.store.writer.writer_id]
 
 
-def test_two_processes_at_once_adopt_nothing_twice(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_two_processes_at_once_recover_no_folder_twice(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={"max_export_batch_size": 1})
     machine.start()
     machine.log(*"abc")
@@ -187,7 +189,7 @@ def test_two_processes_at_once_adopt_nothing_twice(tmp_path: Path, clock: Simula
     assert first.stats()["a"]["accepted"] + second.stats()["a"]["accepted"] == 5
 
 
-def test_a_child_that_was_renamed_keeps_its_part(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_a_renamed_child_keeps_its_backlog(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={}, old={})
     machine.backends["old"].fault = machine.backends["a"].fault = "refused"
     machine.start()
@@ -211,7 +213,7 @@ def test_a_child_that_was_renamed_keeps_its_part(tmp_path: Path, clock: Simulate
     assert sorted(machine.backends["old"].messages) == list("abce")
 
 
-def test_what_is_damaged_counts_as_dropped_and_one_warning_names_the_file(
+def test_damaged_events_count_as_dropped_and_one_warning_names_the_file(
     tmp_path: Path, clock: SimulatedClock, warnings: list[str]
 ) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={})
@@ -283,7 +285,7 @@ def test_write_ahead_is_refused_before_a_run_if_the_folder_cannot_be_used(
     assert list((tmp_path / "other").glob("*/*")) == []
 
 
-def test_a_spool_that_is_taken_away_is_begun_anew(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_a_spool_that_is_removed_is_made_again(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "spill", a={}, dead={})
     machine.backends["dead"].fault = "refused"
     machine.start()
@@ -303,7 +305,7 @@ def test_a_spool_that_is_taken_away_is_begun_anew(tmp_path: Path, clock: Simulat
     assert set("efghij") <= set(machine.backends["dead"].messages)
 
 
-def test_the_bound_holds_for_what_dead_processes_left_too(tmp_path: Path, clock: SimulatedClock) -> None:
+def test_the_limit_includes_the_folders_of_dead_processes(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={"max_queue_size": 2, "max_export_batch_size": 1})
     machine.backends["a"].fault = "refused"
     for process in range(4):
@@ -326,9 +328,7 @@ def test_the_bound_holds_for_what_dead_processes_left_too(tmp_path: Path, clock:
     assert_accounts_add_up(machine.store.stats())
 
 
-def test_of_a_progress_bar_that_was_spooled_the_latest_of_each_second_arrives(
-    tmp_path: Path, clock: SimulatedClock
-) -> None:
+def test_only_the_latest_update_of_each_second_arrives_from_the_spool(tmp_path: Path, clock: SimulatedClock) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={"progress": "latest"}, b={})
     for backend in machine.backends.values():
         backend.fault = "refused"
@@ -376,7 +376,7 @@ def test_a_child_that_wants_few_events_keeps_nothing_on_disk(
     assert list(tmp_path.glob("*/*")) == []
 
 
-def test_of_very_many_dead_processes_some_are_open_at_a_time(
+def test_the_number_of_open_recovered_journals_is_limited(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("composite_logstore.delivery.recovery._MOST_JOURNALS", 3)
@@ -396,7 +396,7 @@ def test_of_very_many_dead_processes_some_are_open_at_a_time(
     assert machine.store.stats()["a"]["delivered"] == 13
 
 
-def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
+def test_a_disk_that_cannot_be_read_for_a_while_costs_only_time(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={"max_queue_size": 5})
@@ -433,7 +433,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_time_alone(
     ("owner", "name"),
     [(Spool, "recover"), (SegmentReader, "scan"), (Spool, "set_aside"), (Spool, "acknowledged")],
 )
-def test_each_folder_is_taken_over_by_itself_and_tried_again_later(
+def test_a_folder_that_cannot_be_recovered_delays_no_other_and_is_retried(
     tmp_path: Path,
     clock: SimulatedClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -471,7 +471,7 @@ def test_each_folder_is_taken_over_by_itself_and_tried_again_later(
     assert not odd.exists()
 
 
-def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
+def test_folders_may_vanish_during_recovery(
     tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     machine = Machine(clock, tmp_path, "write_ahead", a={})
@@ -497,7 +497,7 @@ def test_folders_that_vanish_while_they_are_looked_at_are_no_trouble(
     assert not warnings
 
 
-def test_a_folder_that_was_refused_is_taken_over_once_it_is_in_order(
+def test_a_refused_folder_is_recovered_once_it_is_corrected(
     tmp_path: Path, clock: SimulatedClock, warnings: list[str]
 ) -> None:
     machine = Machine(clock, tmp_path, "spill", a={})

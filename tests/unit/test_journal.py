@@ -50,7 +50,7 @@ def test_a_child_gets_no_event_below_its_level_and_is_not_counted_for_it() -> No
     assert (all_levels.stats().accepted, live.stats().accepted) == (5, 3)
 
 
-def test_a_child_without_a_level_gets_events_of_any() -> None:
+def test_a_child_without_a_level_gets_events_of_all_levels() -> None:
     journal = Journal([make_child("a")])
     for level in (-5, 0, 1_000_000):
         journal.append(make_stream(), make_capture(level=level))
@@ -59,7 +59,7 @@ def test_a_child_without_a_level_gets_events_of_any() -> None:
     assert journal.deliveries[0].stats().accepted == 3
 
 
-def test_a_slow_child_costs_another_no_event() -> None:
+def test_a_slow_child_takes_no_event_from_another() -> None:
     journal = Journal([make_child("dead", max_queue_size=2), make_child("b")])
     for _ in range(10):
         journal.append(make_stream(), make_capture())
@@ -67,7 +67,7 @@ def test_a_slow_child_costs_another_no_event() -> None:
     assert (dead.stats().dropped, other.stats().dropped) == (8, 0)
 
 
-def test_workers_are_woken_with_the_first_event_and_then_when_the_first_of_them_asked_to_be() -> None:
+def test_workers_are_woken_by_the_first_event_and_then_as_the_first_of_them_has_asked() -> None:
     journal = Journal([make_child("a"), make_child("b")])
     assert journal.append(make_stream(), make_capture())
     # Until they have been, as a Ctrl-C may come in between.
@@ -84,7 +84,7 @@ def test_workers_are_woken_with_the_first_event_and_then_when_the_first_of_them_
     assert journal.append(make_stream(), make_capture())
 
 
-def test_threads_leave_no_gap_and_no_double() -> None:
+def test_threads_leave_no_gap_and_no_duplicate() -> None:
     journal = Journal([make_child("a"), make_child("b")])
     stream = make_stream()
 

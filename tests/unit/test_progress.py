@@ -42,7 +42,7 @@ def taken(delivery: Delivery, now: float) -> list[str]:
     return messages
 
 
-def test_of_each_second_the_last_update_alone() -> None:
+def test_only_the_last_update_of_each_second_is_delivered() -> None:
     bars = Bars()
     for tenth in range(30):
         bars.update(tenth / 10, f"{tenth}")
@@ -53,7 +53,7 @@ def test_of_each_second_the_last_update_alone() -> None:
     assert bars.all.stats().accepted == 30
 
 
-def test_what_is_logged_between_stays_and_the_order_too() -> None:
+def test_other_events_between_updates_keep_their_order() -> None:
     bars = Bars()
     for tenth in range(12):
         bars.update(tenth / 10, f"{tenth}")
@@ -75,7 +75,7 @@ def test_an_update_waits_until_its_second_is_over() -> None:
     assert taken(bars.live, 102) == ["2", "between"]
 
 
-def test_an_update_of_the_next_second_lets_the_one_before_go() -> None:
+def test_an_update_of_the_next_second_releases_the_one_before() -> None:
     bars = Bars()
     bars.update(0.1, "1")
     bars.update(1.1, "2")
@@ -99,7 +99,7 @@ def test_a_child_that_wants_warnings_gets_no_update() -> None:
     assert bars.live.stats().accepted == 1
 
 
-def test_bars_of_other_streams_and_on_stdout_are_other_bars() -> None:
+def test_progress_bars_differ_by_stream_and_by_stdout_or_stderr() -> None:
     bars = Bars()
     bars.update(0.1, "a")
     bars.update(0.2, "b", on="stdout")
@@ -108,14 +108,14 @@ def test_bars_of_other_streams_and_on_stdout_are_other_bars() -> None:
     assert taken(bars.live, 0) == ["a", "b", "c"]
 
 
-def test_the_end_of_a_stream_waits_for_no_second() -> None:
+def test_the_end_of_a_stream_does_not_wait_for_the_end_of_the_second() -> None:
     bars = Bars()
     bars.update(0.1, "100%")
     bars.journal.end_stream(bars.stream)
     assert [event.message for event in bars.live.next(100).batch] == ["100%"]  # type: ignore[union-attr]
 
 
-def test_an_update_that_gave_way_in_a_full_queue_is_counted() -> None:
+def test_an_update_that_left_a_full_queue_is_counted() -> None:
     bars = Bars(max_queue_size=3)
     bars.update(0.1, "1")
     for number in range(5):

@@ -118,7 +118,7 @@ class Failing:
 
 @pytest.mark.parametrize("error", ERRORS[::3], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_thread_goes_on_whatever_it_meets_and_says_so_once(
+def test_a_thread_survives_every_exception_and_warns_once(
     place: str,
     error: BaseException,
     tmp_path: Path,
@@ -168,7 +168,7 @@ def test_a_thread_goes_on_whatever_it_meets_and_says_so_once(
 
 @errors
 @pytest.mark.parametrize("place", ["the house"])
-def test_events_go_to_disk_whatever_becomes_of_the_house(
+def test_events_go_to_disk_even_if_housekeeping_fails(
     place: str, error: BaseException, tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = SimulatedBackend()
@@ -360,7 +360,7 @@ class _Interrupted(Clock):
         super().start(run, name)
 
 
-def test_whoever_logs_while_a_thread_starts_does_not_wait_for_it() -> None:
+def test_a_record_logged_while_a_thread_starts_does_not_wait_for_it() -> None:
     steps: list[str] = []
 
     def step() -> None:
@@ -377,7 +377,7 @@ def test_whoever_logs_while_a_thread_starts_does_not_wait_for_it() -> None:
     assert steps == ["composite-logstore a"]
 
 
-def test_whoever_logs_while_the_first_writer_is_made_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_logged_while_the_first_writer_is_made_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(make_child("a", SimulatedBackend()))
     made: list[writer.Writer] = []
 
@@ -396,7 +396,7 @@ def test_whoever_logs_while_the_first_writer_is_made_does_not_wait_for_it(monkey
     assert made[1] is made[2]
 
 
-def test_a_thread_that_has_come_to_its_end_is_not_started_again(clock: SimulatedClock) -> None:
+def test_a_thread_that_has_ended_is_not_started_again(clock: SimulatedClock) -> None:
     steps: list[None] = []
     service = Service("short", lambda: steps.append(None), clock, lambda text: None, lambda why: None)
     for _ in range(3):
@@ -420,7 +420,7 @@ def in_fork(run: Callable[[], None]) -> None:
 @pytest.mark.process
 @errors
 @pytest.mark.parametrize("name", ["receive", "wait"])
-def test_the_listener_goes_on_whatever_it_meets(
+def test_the_listener_survives_every_exception(
     name: str, error: BaseException, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("composite_logstore.service.FIRST_PAUSE_SECONDS", 0.001)
@@ -490,7 +490,7 @@ def test_without_a_file_descriptor_a_forked_process_delivers_by_itself(monkeypat
 
 
 @errors
-def test_a_summary_that_fails_in_any_way_does_not_hold_up_the_next(
+def test_a_failure_to_publish_step_metadata_does_not_delay_the_next(
     error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[Any] = []
@@ -509,7 +509,7 @@ def test_a_summary_that_fails_in_any_way_does_not_hold_up_the_next(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
-def test_a_summary_whose_thread_cannot_be_started_is_published_the_next_time(
+def test_step_metadata_is_published_later_if_the_thread_cannot_be_started(
     error: Exception, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[Any] = []
@@ -618,7 +618,7 @@ def test_the_packages_metadata_is_not_read_where_no_file_descriptor_may_be_free(
 
 
 @errors
-def test_the_thread_that_merges_objects_goes_on_whatever_it_meets(
+def test_the_thread_that_merges_objects_survives_every_exception(
     error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     merged: list[str] = []
@@ -660,7 +660,7 @@ def test_a_merge_whose_thread_cannot_be_started_is_done_with_the_next(monkeypatc
 # Around the threads
 
 
-def test_one_writer_that_cannot_be_closed_does_not_keep_the_others_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_cannot_be_closed_does_not_keep_others_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     stores = [make_store(make_child(name, SimulatedBackend())) for name in "ab"]
     for store in stores:
         log(store, register(store), "hello")
@@ -694,13 +694,13 @@ def test_a_ctrl_c_in_the_last_flush_leaves_the_events_on_disk(
 
 
 @pytest.mark.parametrize("seconds", [1e15, 1e300, float("inf")])
-def test_a_wait_that_is_longer_than_the_system_can_wait_is_one(seconds: float) -> None:
+def test_a_wait_may_exceed_the_longest_wait_of_the_system(seconds: float) -> None:
     signal = Signal()
     threading.Timer(0.05, signal.set).start()
     assert signal.wait(seconds)
 
 
-def test_settings_that_ask_for_ages_end_no_thread() -> None:
+def test_very_long_durations_in_settings_end_no_thread() -> None:
     ages = 10**18
     backend = SimulatedBackend()
     store = make_store(
@@ -713,7 +713,7 @@ def test_settings_that_ask_for_ages_end_no_thread() -> None:
 
 
 @pytest.mark.parametrize("delay", [-1, 10**400, True, "soon", None, 0.5])
-def test_whatever_an_exporter_says_of_its_delay_its_events_are_delivered(delay: Any, clock: SimulatedClock) -> None:
+def test_events_are_delivered_whatever_delay_an_exporter_asks_for(delay: Any, clock: SimulatedClock) -> None:
     backend = SimulatedBackend()
     backend.schedule_delay_millis = delay  # type: ignore[attr-defined]
     store = make_store(make_child("a", backend))
@@ -731,7 +731,7 @@ class _Moody(SimulatedBackend):
         raise RuntimeError("do not ask")
 
 
-def test_an_exporter_that_cannot_be_asked_for_its_delay_gets_no_event_twice(clock: SimulatedClock) -> None:
+def test_an_exporter_whose_delay_raises_gets_no_event_twice(clock: SimulatedClock) -> None:
     backend = _Moody()
     store = make_store(make_child("a", backend))
     log(store, register(store), "hello")

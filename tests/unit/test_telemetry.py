@@ -76,7 +76,7 @@ def test_every_child_is_observed_under_the_names_of_the_semantic_conventions(rea
     assert points["otel.sdk.exporter.operation.duration", "dead", "RetryableError"] == dead.exports
 
 
-def test_two_writers_of_one_component_are_one_to_its_users(reader: InMemoryMetricReader) -> None:
+def test_the_metrics_of_two_writers_of_one_component_are_added(reader: InMemoryMetricReader) -> None:
     with SimulatedClock() as clock:
         backend = SimulatedBackend()
         first = make_store(make_child("a", backend))
