@@ -17,7 +17,7 @@ from composite_logstore.operations.copying import Totals
 from composite_logstore.parity.result import BackfillStoppedError
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Copy missing events from one child to another.")
 @click.argument("store")
 @click.option("--from", "source", metavar="CHILD", required=True, help="The child to copy from.")
 @click.option("--to", "target", metavar="CHILD", required=True, help="The child to copy to.")
@@ -41,7 +41,7 @@ def backfill(
     slices: int | None,
     output: str,
 ) -> None:
-    """Copy missing events from one child of the log store STORE to another, keeping IDs and timestamps.
+    """Copy missing events from one child to another, keeping IDs and timestamps.
 
     Skips runs in progress: their events are still on the way. If interrupted, the same command resumes; no event is
     copied twice.

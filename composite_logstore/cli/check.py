@@ -20,7 +20,7 @@ from composite_logstore.operations.check import STEPS, Finding, StoreCheck
 )
 @output_option
 def check(store: str, children: tuple[str, ...], output: str) -> None:
-    """Check that the children of the log store STORE work.
+    """Check that the children of a log store work.
 
     For each child: its settings and secrets, whether a test event can be written and read back, how far the backend's
     clock is off, and how long it took. The test events go to a stream of their own, which belongs to no run.

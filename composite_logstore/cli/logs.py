@@ -48,10 +48,11 @@ def logs(
     colours: bool,
     output: str,
 ) -> None:
-    """Show the logs of the run RUN, given by name or id, or of one of its steps.
+    """Show the logs of a run, or of one of its steps.
 
-    Logs are sorted by time, and read from the log store that collected them. Control characters are escaped, and the
-    further lines of a message are indented. With '--output json' each entry is a line of JSON.
+    RUN is the name or id of the run. Logs are sorted by time, and read from the log store that collected them. Control
+    characters are escaped, and the further lines of a message are indented. With '--output json' each entry is a line
+    of JSON.
 
     Exit code: 0 if logs were shown, 1 if the log store has none, 2 for wrong usage, 3 if ZenML or the backend cannot
     be reached, 130 after Ctrl-C.

@@ -83,11 +83,12 @@ def migrate(
     yes: bool,
     output: str,
 ) -> None:
-    """Move the logs of STACK to another backend, stage by stage, while its pipelines run.
+    """Move the logs of a stack to another backend.
 
-    Registers a composite log store around the stack's present log store, lets runs log to both, copies earlier events,
-    and, when no event is missing from the new child, reads logs from there and retires the earlier log store. Asks
-    before each stage that changes something. Whenever it stops, the same command continues from there.
+    Works stage by stage, while pipelines run: registers a composite log store around the stack's present log store,
+    lets runs log to both, copies earlier events, and, when no event is missing from the new child, reads logs from
+    there and retires the earlier log store. Asks before each stage that changes something. Whenever it stops, the same
+    command continues from there.
 
     Exit code: 0 if the move is done as far as you asked for, 1 if you have to act first, 2 for wrong usage, 3 if ZenML
     or a child cannot be reached, or the command was interrupted.

@@ -20,7 +20,7 @@ from composite_logstore.operations.promote import Promotion, PromotionRefusedErr
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @output_option
 def promote(store: str, child: str, force: bool, yes: bool, output: str) -> None:
-    """Make CHILD the primary of the log store STORE: logs are then read from it.
+    """Make a child the primary, from which logs are read.
 
     Refuses if CHILD does not hold all events that the primary holds, unless you force it. Nothing else changes: every
     child keeps receiving its events, also from runs in progress. Prints the command that goes back.

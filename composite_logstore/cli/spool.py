@@ -118,7 +118,7 @@ def _end(remaining: Sequence[Backlog], children: Sequence[str], why: Why) -> Non
 
 @spool.command("list", cls=Command)
 def list_() -> None:
-    """List undelivered events, the child that they wait for, and why they wait."""
+    """List undelivered events, and why they wait."""
     here = _look_around()
     found = _read(here.folders)
     _show(found, lambda backlog, part: backlog.barred or _reason(backlog, part))

@@ -39,7 +39,7 @@ def verify(
     html: str | None,
     output: str,
 ) -> None:
-    """Verify that the children of the log store STORE hold the same events.
+    """Verify that the children of a log store hold the same events.
 
     Compares the IDs of the events of each stream, in every enabled child that can be read. If interrupted, the same
     command resumes.
