@@ -29,13 +29,14 @@ if TYPE_CHECKING:
         UnavailableError,
         quote,
     )
+    from composite_logstore.bounded_http import AnswerTooLargeError
     from composite_logstore.bounds import Bounds
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
     from composite_logstore.distributions import distributions_of
     from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
-    from composite_logstore.http_client import AnswerTooLargeError, HttpClient, HttpResponse
+    from composite_logstore.http_client import HttpClient, HttpResponse
     from composite_logstore.log_store import CompositeLogStore
     from composite_logstore.otel import OtelExporter
     from composite_logstore.plain import shorten
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from composite_logstore.secret_references import has_reference
 
 _HOMES = {
-    "AnswerTooLargeError": "http_client",
+    "AnswerTooLargeError": "bounded_http",
     "BACKFILLED": "backend",
     "Bounds": "bounds",
     "ChildConfig": "config",
