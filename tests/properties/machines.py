@@ -1,4 +1,4 @@
-"""How state machines are run, and how it is seen that they find what they are there to find."""
+"""Runs state machines, and checks that they find planted bugs."""
 
 from __future__ import annotations
 

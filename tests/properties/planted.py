@@ -1,4 +1,4 @@
-"""Bugs for the state machines to find. One that is not found shows that a machine does not look."""
+"""Bugs that the state machines have to find: one that is not found shows that a machine does not check it."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def notes_one_too_many(spool: Spool, child: str, before: float) -> None:
 
 
 def frees_what_one_child_has(spool: Spool) -> None:
-    settled = max(map(spool.acknowledged, spool.children))
+    acknowledged = max(map(spool.acknowledged, spool.children))
     segments = spool.segments.all
-    while len(segments) > 1 and segments[0].last < settled:
+    while len(segments) > 1 and segments[0].last < acknowledged:
         segments.pop(0).path.unlink(missing_ok=True)
 
 

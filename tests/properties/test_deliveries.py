@@ -57,7 +57,7 @@ names = st.sampled_from(sorted(CHILDREN))
 
 
 class Simulated:
-    """A backend: what it holds, what is wrong with it, and an export that it has not answered.
+    """A backend: the events that it contains, its fault, and an export that it has not answered.
 
     Attributes:
         fits: How many events get through to it at once, whatever else is wrong, and whether it says so.
@@ -165,7 +165,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(name=names)
     def work(self, name: str) -> None:
-        """The worker does what its delivery says, unless it sits in an export."""
+        """The worker performs its delivery's action, unless an export hangs."""
         backend, delivery = self.backends[name], self.deliveries[name]
         if backend.unanswered is not None:
             return
@@ -189,7 +189,7 @@ class Deliveries(RuleBasedStateMachine):
             self.answer(self.deliveries[name], backend, batch)
 
     def look_at(self, name: str, backend: Simulated, batch: list[LogEvent]) -> None:
-        """Check that a batch is of the size that it should be, and comes when it should."""
+        """Check the size of a batch, and the time since the last one."""
         config = self.configs[name]
         assert len(batch) <= config.batch_size
         assert backend.again in (None, batch)
@@ -239,7 +239,7 @@ class Deliveries(RuleBasedStateMachine):
         seconds=st.sampled_from([0.25, 2, 40]),
     )
     def work_for_a_while(self, name: str, fault: str | None, steps: int, seconds: float) -> None:
-        """An outage, or a time without one, as a worker lives through it."""
+        """A worker during an outage, or a time without one."""
         self.backends[name].fault = fault
         self.answer_at_last(name)
         self.emit(0, [20, 40])
@@ -258,12 +258,12 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(name=names, fits=st.sampled_from([inf, 1, 2, 3]), says_so=st.booleans())
     def let_through(self, name: str, fits: float, says_so: bool) -> None:
-        """A proxy before the backend, or the link to it, or its own speed, has a bound."""
+        """A proxy, the link or the backend's own speed limits the size of a batch."""
         self.backends[name].fits = fits, says_so
 
     @rule(name=names, fault=st.sampled_from(["reject all", "nothing fits"]), before=st.sampled_from([None, *FAULTS]))
     def reject_everything(self, name: str, fault: str, before: str | None) -> None:
-        """A missing tenant, a wrong route: what comes is refused for days, with something else in between."""
+        """A missing tenant or a wrong route: the backend rejects events for days, with other faults in between."""
         for fault_now, rounds in ((fault, 3), (before, 1), (fault, 6)):
             self.backends[name].fault = fault_now
             self.answer_at_last(name)
@@ -280,7 +280,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(working=st.sets(names))
     def flush(self, working: set[str]) -> None:
-        """It goes on while children work, and waits its timeout and no longer for those that do not."""
+        """A flush waits while children make progress, and no longer than its timeout for other children."""
         number = self.journal.next_number
         before = {name: delivery.state for name, delivery in self.deliveries.items()}
         known = {name for name, state in before.items() if state is State.UNAVAILABLE}
@@ -343,7 +343,7 @@ class Deliveries(RuleBasedStateMachine):
             last[id(event.stream)] = event.sequence
 
     def teardown(self) -> None:
-        """When all faults end and time passes, every child gets everything that was not dropped or rejected."""
+        """When all faults end and time passes, every child gets all events that were not dropped or rejected."""
         for name, backend in self.backends.items():
             backend.fault = None
             self.answer_at_last(name)
@@ -361,7 +361,7 @@ class Deliveries(RuleBasedStateMachine):
         self.each_child_has_its_events_in_order_and_every_gap_is_counted()
 
     def let_grow(self, name: str) -> None:
-        """When nothing bounds batches any more, they soon have as many events as are set."""
+        """When nothing limits batches any more, they soon have their full size again."""
         backend, most = self.backends[name], self.configs[name].batch_size
         backend.fits = inf, False
         sizes: list[int] = []
@@ -382,7 +382,7 @@ def waiting(delivery: Delivery) -> list[LogEvent]:
 
 
 def unsettled(delivery: Delivery, backend: Simulated) -> int:
-    """How many events the backend holds whose export was not answered: none, without lost answers."""
+    """Return how many events the backend contains whose export was not answered: none, unless answers are lost."""
     held = {event.number for event in backend.holds}
     return sum(event.number in held for event in waiting(delivery))
 

@@ -1,4 +1,4 @@
-"""The journal and its queues as a state machine, held against a model that keeps everything in lists."""
+"""The journal and its queues as a state machine, compared with a model that keeps all events in lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which transitions of the deliveries' table the examples of a state machine take."""
+"""Counts which transitions of the table the examples of a state machine take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from composite_logstore.delivery.states import TRANSITIONS, Outcome, State
 
 
 class Watched(dict[tuple[State, Outcome], State]):
-    """The table, with a count of each transition that is taken."""
+    """The table of transitions, with a count of each transition taken."""
 
     def __init__(self) -> None:
         super().__init__(TRANSITIONS)
@@ -20,7 +20,7 @@ class Watched(dict[tuple[State, Outcome], State]):
         return super().__getitem__(key)
 
     def report(self, record_property: Callable[[str, object], None]) -> None:
-        """Have the test run say at its end what was taken."""
+        """Have the test run list the counts at its end."""
         lines = [
             f"  {count:8,}  {state.value}, {outcome.name} → {TRANSITIONS[state, outcome].value}"
             for (state, outcome), count in sorted(self.taken.items(), key=str)

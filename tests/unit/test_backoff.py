@@ -1,4 +1,4 @@
-"""What a backend's errors say is held to reason by all who act on it: deliveries, backfills and scans."""
+"""Deliveries, backfills and scans limit the values in a backend's errors in the same way."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Account(NamedTuple):
-    """What became of the events."""
+    """How many events were delivered and rejected."""
 
     delivered: int
     rejected: dict[str, int]
 
 
 def delivered(backend: SimulatedBackend, events: Sequence[LogEvent]) -> Account:
-    """Have a delivery take the events to the backend."""
+    """Deliver the events to the backend."""
     delivery = Delivery(make_child("b", backend), lambda: len(events), rand=lambda: 1.0)
     delivery.queue.extend(events)
     now = 0.0
@@ -91,7 +91,7 @@ def copying(tmp_path: Path) -> Copying:
 
 
 class Backend(SimulatedBackend):
-    """Raises an error for the batch with the first event, and says that it has taken the others."""
+    """Raises an error for the batch with the first event, and takes the other events."""
 
     def __init__(self, error: Callable[[], Exception]) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from tests.simulation import assert_accounts_add_up, make_child
 
 
 def make_delivery(**settings: Any) -> Delivery:
-    """Return a delivery that waits for nothing, with retries without jitter."""
+    """Return a delivery without a delay, and with retries without jitter."""
     accepted: list[int] = [0]
     delivery = Delivery(make_child("archive", **settings), lambda: accepted[0], rand=lambda: 1.0)
     delivery.offer = lambda events: _offer(delivery, accepted, events)  # type: ignore[attr-defined]
@@ -216,7 +216,7 @@ def test_a_single_event_that_is_too_large_is_rejected() -> None:
 
 
 def meet(delivery: Delivery, backend: Callable[[list[LogEvent]], None], seconds: float, now: float = 0.0) -> list[int]:
-    """Let a worker work for so long, and return how many events each export had."""
+    """Drive the delivery for so many seconds. Returns the size of each export."""
     end, sizes = now + seconds, []
     while now < end:
         action = delivery.next(now)
@@ -351,7 +351,7 @@ def test_a_backend_that_rejects_everything_is_probed_with_single_events_at_the_p
 
 
 def test_a_backend_to_which_every_single_event_is_too_large_rejects_everything() -> None:
-    """As behind a proxy that lets no body through, however small."""
+    """For example behind a proxy that lets no body pass."""
     delivery = make_delivery()
     offer(delivery, 1000)
     sizes = meet(delivery, takes(0, [], TooLargeError("413")), seconds=600)
@@ -396,7 +396,7 @@ def test_bad_records_between_good_ones_are_rejected_one_by_one() -> None:
 
 
 def test_a_backend_that_says_how_many_it_rejects_is_believed() -> None:
-    """What is too old for it is no reason to keep what is not from it."""
+    """If it rejects old events, newer ones need not wait."""
     delivery = make_delivery()
     offer(delivery, 5000)
 

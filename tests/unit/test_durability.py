@@ -1,4 +1,4 @@
-"""What survives a process, with each `durability`, in simulated time. Processes that really die: tests/integration."""
+"""Which events survive a process with each `durability`, in simulated time. Real processes die in tests/integration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clock() -> Iterator[SimulatedClock]:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What somebody is told about the spool."""
+    """The warnings about the spool."""
     told: list[str] = []
     monkeypatch.setattr(writer.logger, "warning", told.append)
     return told
@@ -68,7 +68,7 @@ def test_with_spill_undelivered_events_are_on_disk_within_a_second(tmp_path: Pat
 def test_acknowledged_events_are_not_delivered_again_whenever_the_process_is_killed(
     tmp_path: Path, clock: SimulatedClock, tenths: int
 ) -> None:
-    """Also what came to disk afterwards, for another child's sake."""
+    """Including events that were written later, for another child."""
     machine = Machine(clock, tmp_path, "spill", healthy={}, dead={})
     machine.backends["dead"].fault = "unavailable"
     machine.start()

@@ -154,7 +154,7 @@ def test_a_ctrl_c_at_any_point_of_an_append_leaves_the_journal_consistent() -> N
 
 
 def call_at(step: int, handler: Callable[[], None]) -> Any:
-    """Return a trace function that runs a signal's handler where Python may: in the journal, after a call."""
+    """Return a trace function that runs a signal handler where Python may do so: in the journal, after a call."""
     left = [step]
     last: dict[FrameType, str] = {}
 

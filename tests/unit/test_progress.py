@@ -1,4 +1,4 @@
-"""What a child with `progress: latest` gets of a progress bar: the last update of each second."""
+"""A child with `progress: latest` gets the last update of a progress bar in each second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every thread of the log store's own goes on whatever it meets, and says so."""
+"""The log store's threads survive every exception, and report it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.watching import wait_until
 
 
 class _Cancelled(BaseException):
-    """What frameworks end a task with: not an `Exception`, so that nobody handles it."""
+    """An exception with which frameworks end a task. It is no `Exception`, so that user code does not handle it."""
 
 
 class _Unprintable(Exception):
@@ -81,7 +81,7 @@ def clock() -> Iterator[SimulatedClock]:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What somebody is told."""
+    """The warnings that a user gets."""
     told: list[str] = []
     for module in (writer, worker):
         monkeypatch.setattr(module.logger, "warning", told.append)
@@ -99,7 +99,7 @@ def log(store: CompositeLogStore, origin: Any, *messages: str) -> None:
 
 
 class Failing:
-    """Makes a function or a method raise, as long as it is to."""
+    """Makes a function or a method raise until it is told to stop."""
 
     def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException) -> None:
         self.is_on = False
@@ -327,7 +327,7 @@ def test_a_thread_that_fails_again_and_again_pauses_longer_and_warns_once_a_minu
 
 
 def test_a_thread_that_was_ended_by_force_is_started_again(clock: SimulatedClock) -> None:
-    """Nothing ends one today; the flag tells the truth all the same."""
+    """No code ends a thread by force today. The flag would still be right."""
     from composite_logstore.clock import Ended
 
     steps: list[None] = []
@@ -349,7 +349,7 @@ def test_a_thread_that_was_ended_by_force_is_started_again(clock: SimulatedClock
 
 
 class _Interrupted(Clock):
-    """A signal handler or a finalizer logs in the middle of the start of a thread."""
+    """A signal handler or a finalizer logs while a thread starts."""
 
     def __init__(self, log: Callable[[], object]) -> None:
         self._interruptions = [log]
@@ -530,7 +530,7 @@ def test_step_metadata_is_published_later_if_the_thread_cannot_be_started(
 
 
 class _BrokenMeters:
-    """A meter provider with a defect, which raises at once, or where a measurement is taken down."""
+    """A defective meter provider, which raises at once, or when it records a measurement."""
 
     def __init__(self, error: BaseException, late: bool) -> None:
         self._error = error
