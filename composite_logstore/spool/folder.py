@@ -303,13 +303,12 @@ class Spool:
             if not self._is_whole():
                 return Standing.CHANGED
             if time.time() - status.st_mtime > _CLOCK_STEP_SECONDS:
-                # Earlier, something else might still change at the same time.
+                # Before that, the folder may change again without a change of its time.
                 self._seen = status.st_mtime_ns, status.st_mode
         return Standing.IN_PLACE
 
     def _is_whole(self) -> bool:
-        # Noted before the look. A file that this process removes meanwhile seems to be missing, and `mend`, which holds
-        # the lock, then finds nothing to do.
+        # This process may remove one of these files before it looks. Then `mend`, under the lock, finds nothing to do.
         mapped = [*self._positions.files(), *self.segments.files()]
         names = [segment.path.name for segment in list(self.segments.all)]
         lock = self.lock

@@ -3,11 +3,12 @@
 `flock` locks an open file, and the system releases it when the last descriptor of that open file is closed, however the
 process ends. Three facts follow, and this module relies on each:
 
-- Whoever gets the lock of a folder knows that its process is dead. No process id is compared, no age is guessed.
+- A process that gets the lock of a folder knows that the folder's process is dead. It need not compare process ids, or
+  guess from the age of a file.
 - A forked process inherits the descriptors, so it closes them at once: otherwise the lock would outlive the parent
   (test_spool.py::test_a_forked_process_does_not_keep_its_parent_s_lock).
 - A program may close all descriptors and open files of its own under the same numbers. So a lock remembers the
-  identity of its file, and closes no descriptor that has another
+  identity of its file, and does not close a descriptor that belongs to another file
   (test_spool_taken_away.py::test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own).
 
 Two files are locked: `owner.lock` in the folder, and the folder itself where the file system can do that (NFS cannot).
@@ -94,11 +95,11 @@ class FolderLock:
         try:
             try:
                 is_guarded = lock_file(guard)
-                is_another_s = not is_guarded
+                is_taken = not is_guarded
             except OSError:
                 # NFS locks only what is open for writing.
-                is_guarded = is_another_s = False
-            file = _opened(folder, is_own, is_guarded, is_another_s)
+                is_guarded = is_taken = False
+            file = _opened(folder, is_own, is_guarded, is_taken)
             # The file may have been exchanged before it was locked.
             if file is None or not lock_file(file) or not folder.has(LOCK, identity_of(os.fstat(file))):
                 return None
@@ -114,12 +115,12 @@ class FolderLock:
                     os.close(descriptor)
 
     def release(self) -> None:
-        """Release the lock. Once more does nothing more."""
+        """Release the lock. A second call does nothing."""
         for descriptor in self._descriptors():
             _release(descriptor)
 
     def is_in(self, folder: PrivateFolder) -> bool:
-        """Say whether the lock is still that of the folder: the file is in place, and the descriptor still has it."""
+        """Say whether this is still the folder's lock: its file is in place, and the descriptor still belongs to it."""
         identity = _held.get(self.file)
         try:
             return identity is not None and folder.has(LOCK, identity) and identity_of(os.fstat(self.file)) == identity
@@ -161,17 +162,17 @@ class FolderLock:
             yield self.guard
 
 
-def _opened(folder: PrivateFolder, is_own: bool, is_guarded: bool, is_another_s: bool) -> int | None:
-    """Open `owner.lock`; make it again if the folder is locked all the same, or is this process's own."""
+def _opened(folder: PrivateFolder, is_own: bool, is_guarded: bool, is_taken: bool) -> int | None:
+    """Open `owner.lock`. Make a missing one again if the folder itself is locked, or is this process's own."""
     try:
         return folder.open_file(LOCK, os.O_RDWR)
     except (FileNotFoundError, PermissionError):
-        if not is_own and is_another_s:
+        if not is_own and is_taken:
             return None
         if not is_own and not is_guarded:
             raise
     if folder.status(LOCK) is not None:
-        # It is not what a spool makes, so it is renamed, and later set aside.
+        # Not a file that a spool makes. It is renamed now, and set aside later.
         folder.rename(LOCK, f"{LOCK}-{secrets.token_hex(4)}")
     return folder.create_file(LOCK)
 

@@ -226,7 +226,7 @@ class PrivateFolder:
             OSError: That is not possible.
         """
         if self.is_folder(name):
-            # It is not what a spool makes, so the process that recovers the spool sets it aside.
+            # Not a folder that a spool makes. The process that recovers the spool sets it aside.
             self.rename(name, f"{name}-{secrets.token_hex(4)}")
         else:
             self.unlink(name)
