@@ -34,6 +34,7 @@ class Delivery:
         state: The state of the child.
         delay: How long an event may wait for a fuller batch, in seconds.
         batch_bytes: About how many bytes of events one export may have.
+        last_error: The last problem, None if there was none.
         lost_in_forks: How many of the dropped events were lost on the way from a forked process.
         progress_bars: The updates of progress bars, of which the child may want only the latest.
         taken: The number of the last event that left the queue, or was loaded from the spool.
@@ -89,7 +90,7 @@ class Delivery:
         self._ended: deque[tuple[int, Stream]] = deque()
         self._delivered = self._rejected = self._shortened = 0
         self._reasons: Counter[str] = Counter()
-        self._last_error: str | None = None
+        self.last_error: str | None = None
 
     # The next action
 
@@ -151,7 +152,7 @@ class Delivery:
             error: The exception.
             now: The time in seconds.
         """
-        self._last_error = f"the spool cannot be read: {getattr(error, 'strerror', None) or described(error)}"
+        self.last_error = f"the spool cannot be read: {getattr(error, 'strerror', None) or described(error)}"
         self._retry_at = now + self._policy.backoff.jittered(self._policy.backoff.longest)
 
     def free_memory(self, last: float) -> int:
@@ -200,7 +201,7 @@ class Delivery:
         Returns:
             The count; None if some of the events have been taken or are in the queue, so that each has to be checked.
         """
-        if first <= self.taken or (self.queue and self.queue[0].number <= last):
+        if first <= self.taken or self.first_in_queue <= last:
             return None
         wanted = sum(count for kind, count in kinds.items() if self._config.expects(*kind))
         bars = self.progress_bars
@@ -261,7 +262,7 @@ class Delivery:
             now: The time in seconds.
         """
         decision = self._policy.failed(error, self._exporting, self._is_overdue(now))
-        self._last_error = decision.message
+        self.last_error = decision.message
         self._retry_at = now + decision.wait
         if decision.rejected is not None:
             count_reason(self._reasons, decision.reason, decision.rejected)
@@ -274,18 +275,18 @@ class Delivery:
         """Make the child unavailable if an export takes too long. The export cannot be interrupted."""
         if self._is_overdue(now):
             if self.state is not State.UNAVAILABLE:
-                self._last_error = f"an export has not returned within {self._timeout:g} s"
+                self.last_error = f"an export has not returned within {self._timeout:g} s"
             self._enter(Outcome.OVERDUE)
 
     def give_up(self) -> None:
         """Note that a flush has given up on the child. The next flush does not wait for it."""
-        self._last_error = self._last_error or "no progress during a flush"
+        self.last_error = self.last_error or "no progress during a flush"
         if self.state is not State.UNAVAILABLE:
             self._enter(Outcome.GIVEN_UP)
 
     def note_problem(self, why: str) -> None:
         """Note a problem of this process, and not of the backend: a thread cannot start, or has failed."""
-        self._last_error = why
+        self.last_error = why
 
     def set_delay(self, millis: object) -> None:
         """Take over an exporter's `schedule_delay_millis`, an hour at most, unless it is not a number."""
@@ -304,7 +305,7 @@ class Delivery:
             return self._batches[0][0].number
         if self._in_spool:
             return self.taken + 1
-        return self.queue[0].number if self.queue else inf
+        return self.first_in_queue
 
     @property
     def first_in_queue(self) -> float:
@@ -349,11 +350,6 @@ class Delivery:
         """How many events are only on disk, since the queue was full."""
         return self._accepted() - self.acknowledged - self._lost - self._in_memory if self._spooled else 0
 
-    @property
-    def last_error(self) -> str | None:
-        """The last problem, None if there was none."""
-        return self._last_error
-
     def stats(self) -> ChildStats:
         """Return the account as of now."""
         accepted, pending = self._accepted(), self.pending
@@ -367,7 +363,7 @@ class Delivery:
             pending=pending,
             shortened=self._shortened,
             rejected_reasons=dict(self._reasons),
-            last_error=self._last_error,
+            last_error=self.last_error,
         )
 
     def _acknowledge(self, rejected: int, shortened: object) -> None:

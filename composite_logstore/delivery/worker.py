@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import inf
 from typing import Protocol
@@ -262,12 +262,10 @@ class Worker:
         delay_millis: object = None
         begin = self._clock.now()
         try:
-            if self._exporter is None:
-                with loading():
-                    # The first export may import further modules.
+            # The first export may import further modules.
+            with loading() if self._exporter is None else nullcontext():
+                if self._exporter is None:
                     self._exporter = self._create_exporter()
-                    shortened = self._exporter.export(action.batch)
-            else:
                 shortened = self._exporter.export(action.batch)
         except BaseException as raised:  # a backend may raise anything, and no other code would see it
             error = raised
