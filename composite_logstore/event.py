@@ -75,7 +75,7 @@ class LogEvent(NamedTuple):
         level: Python's level number.
         level_name: Python's level name.
         message: The formatted message.
-        logger_name: The logger; `stdout` and `stderr` for what was printed.
+        logger_name: The logger's name; `stdout` or `stderr` for printed text.
         file: The path of the source file, empty if unknown.
         line: The line in it, 0 if unknown.
         function: The function, empty if unknown.

@@ -15,32 +15,34 @@ has inherited, and the parent journals them:
     forked process                                      parent
     Parent.send -> Outbox --frames--> two files --> Inbox -> ForkedProcesses -> Journal
                           --a byte--> pipe (wakes the parent's thread)
-                   Outbox <--numbers-- shared memory (what is journaled)
+                   Outbox <--numbers-- shared memory (frames that are journaled)
 
-A pipe alone would not do: it holds 1 MiB, which four workers of a data loader fill in a tenth of a second, and what
-they keep for later dies with them. What is in a file arrives even if its sender is killed in the next moment.
+A pipe alone would not do: it holds 1 MiB, which four workers of a data loader fill in a tenth of a second, and the
+events that they would have to keep for later would die with them. An event in a file arrives even if its sender is
+killed in the next moment.
 
 **The files** take turns: while senders append to the current one, the parent reads the rest of the other and then
 empties it, a second after the turn, when no sender can still be about to append to it. A sender writes each frame in
 one `write` with `O_APPEND`, and the system does not mix those of two processes.
 
-**Acknowledgement.** A sender keeps each frame until the shared memory says that the parent has journaled it. Of a frame
-that it has written, the parent, or the sender, or both in turn know that it is theirs to deliver:
+**Acknowledgement.** A sender keeps each frame until the shared memory says that the parent has journaled it. The state
+in the shared memory decides who delivers a frame that is not acknowledged:
 
-- `OPEN`: senders append, the parent journals.
-- `CLOSING`: the parent is at its end and reads for the last time. Senders append nothing more; each waits up to a
-  second for its last frames to be acknowledged.
-- `CLOSED`, or a pipe without a reader (the parent is dead): the sender takes over. It journals itself what is not
-  acknowledged, and is a writer of its own from then on (`Parent._take_over`).
+- `OPEN`: the parent. Senders append, the parent journals.
+- `CLOSING`: the parent, if it journals the frame within a second. It reads for the last time, and senders append
+  nothing more.
+- `CLOSED`, or a pipe without a reader since the parent is dead: the sender. It journals the frame itself, and is a
+  writer of its own from then on (`Parent._take_over`).
 
 Invariants, with the test that would catch a mistake:
 
 - An event is journaled once, and none is lost, unless the parent is killed between journaling and acknowledging
-  (test_fork.py::test_what_the_parent_has_not_journaled_is_the_forked_process_s_own).
+  (test_fork.py::test_a_forked_process_takes_back_events_that_the_parent_has_not_journaled).
 - A frame that is not whole is one counted loss and hides no other frame
-  (test_poison.py::test_what_cannot_be_read_of_forked_processes_is_counted_and_the_rest_is_read).
-- Whatever is full drops the newest events and counts them, so `accepted` is right in the parent's account
-  (test_fork.py::test_what_a_forked_process_keeps_is_bounded).
+  (test_poison.py::test_unreadable_frames_of_forked_processes_are_counted_and_hide_no_others).
+- A full file takes no more events, and the sender reports their number, so the parent's account stays complete
+  (test_fork.py::test_events_that_do_not_fit_into_the_file_count_as_dropped).
+- A sender keeps at most 64 MiB of frames (test_fork.py::test_the_frames_that_a_forked_process_keeps_are_bounded).
 
 Who touches what: `Inbox.receive` runs in one thread at a time, under `ForkedProcesses._receiving`; `Outbox` in one
 thread at a time, under `Parent._sending`. Both locks are reentrant, since a signal handler may log or flush while its

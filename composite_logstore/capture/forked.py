@@ -53,13 +53,13 @@ class KnowsStreams(TakesEvents, Protocol):
 
 
 class ForkedProcesses:
-    """The parent's side: a thread that journals what forked processes log, started with the first fork."""
+    """The parent's side: a thread that journals events of forked processes, started with the first fork."""
 
     def __init__(self, writer: KnowsStreams, journal: CountsLosses, service: Callable[..., Service]) -> None:
         """Prepare.
 
         Args:
-            writer: Takes in what forked processes log.
+            writer: Takes in the events of forked processes.
             journal: Its journal.
             service: Makes a service of a thread's name and its step.
         """
@@ -98,7 +98,7 @@ class ForkedProcesses:
         return not self._has_forked or self._listener.start()
 
     def receive(self) -> None:
-        """Journal what forked processes have sent by now."""
+        """Journal everything that forked processes have sent by now."""
         with self._receiving:
             if self._inbox is None or self._inbox.is_closed or self._is_receiving:
                 # A signal handler's flush may interrupt this very method.
@@ -111,7 +111,7 @@ class ForkedProcesses:
                 self._is_receiving = False
 
     def stop(self) -> None:
-        """Journal what forked processes have sent, and leave to them what they log from now on."""
+        """Journal everything that forked processes have sent. They deliver later events themselves."""
         if self._inbox is None:
             return
         self._inbox.announce_end()
@@ -193,7 +193,7 @@ class Parent:
         return self._outbox is not None and (stream.id in self._inherited or self._send(stream, None))
 
     def look(self) -> None:
-        """Find out whether the parent still receives. Take over if it does not."""
+        """Check whether the parent still receives, and take over if it does not."""
         if self._outbox is not None and not self._outbox.is_heard():
             self._take_over()
 
@@ -209,7 +209,7 @@ class Parent:
             return True
 
     def _take_over(self) -> None:
-        """Journal here what the parent has not journaled. From then on this process is a writer of its own."""
+        """Journal all events that the parent has not. From then on this process is a writer of its own."""
         with self._sending:
             outbox = self._outbox
             if outbox is None or outbox.is_sending:

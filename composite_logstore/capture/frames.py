@@ -1,4 +1,4 @@
-"""What a forked process and its parent say to each other: messages and losses, as frames in a file.
+"""The messages and losses that a forked process sends to its parent, as frames in a file.
 
 A frame is a header, with a length and a checksum, and its content. A process may be killed in the middle of a frame,
 and any other program that has inherited the file may write to it, so whatever is not a whole frame counts as one lost

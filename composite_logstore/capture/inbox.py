@@ -127,7 +127,7 @@ class Inbox:
         self._unheard: deque[Frame] = deque()
 
     def has(self, *ends: int) -> bool:
-        """Return whether these descriptors are still what they were: a program may close or reuse any of its own."""
+        """Return whether these descriptors still belong to the same files: a program may close or reuse any."""
         try:
             return all(_identity(os.fstat(end)) == self._identities[end] for end in ends)
         except OSError:
@@ -164,7 +164,7 @@ class Inbox:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def receive(self) -> Iterator[Message | Loss]:
-        """Yield what forked processes have sent by now. For one thread at a time.
+        """Yield the messages and losses that forked processes have sent by now. For one thread at a time.
 
         Each message counts as journaled when the caller asks for the next one.
 
@@ -193,7 +193,7 @@ class Inbox:
         self._turn()
 
     def announce_end(self) -> None:
-        """Tell forked processes to send nothing more: what they log from now on is theirs to deliver."""
+        """Tell forked processes to send nothing more, and to deliver later events themselves."""
         self.shared.state = CLOSING
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from composite_logstore.service import tell
 logger = get_logger(__name__)
 
 _CUT_OFF_SECONDS = 1.0
-"""How long a forked process waits, once, for a parent at its end to journal what it has read."""
+"""How long a forked process waits, once, for a parent at its end to journal its last frames, in seconds."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
 _CLOCK = Clock()
 
@@ -141,7 +141,7 @@ class Outbox:
             raise ParentGoneError from error
         self._kept.append((number, stream, is_message, content))
         self._kept_bytes += len(content)
-        # Not each time: to look up what is acknowledged takes longer than to send a message.
+        # Not each time: the lookup takes longer than sending a message.
         if number % 64 == 0:
             self._drop_acknowledged()
         while self._kept_bytes > frames.MOST_BYTES:
@@ -195,7 +195,7 @@ class Outbox:
         return True
 
     def take_back(self) -> Iterator[tuple[Stream, LogEvent | Loss | None]]:
-        """Yield what a parent that is gone has not journaled: events, losses, or None where a stream has ended.
+        """Yield all items that the parent has not journaled: events, losses, or None for the end of a stream.
 
         Each item counts as taken back when the caller asks for the next one.
         """
@@ -222,7 +222,7 @@ class Outbox:
         self._kept_bytes = 0
 
     def _may_be_journaled(self) -> bool:
-        """Return whether the parent may be alive, and about to journal what it has read."""
+        """Return whether the parent may be alive, and about to journal more frames."""
         if self._shared.state == CLOSED:
             return False
         if not self._inbox.has(self._inbox.ringing):

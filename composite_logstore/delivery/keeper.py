@@ -1,4 +1,4 @@
-"""The two threads of a writer's spool: one writes what waits too long, one does what the disk may take long for."""
+"""The two threads of a writer's spool: one writes waiting events in time, the other does slow housekeeping."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Keeper:
         Args:
             journal: The journal.
             spool: Where its spool is, None if it has none.
-            recovery: Delivers what dead processes have left in the same place. The keeper starts it.
+            recovery: Delivers the backlog of dead processes in the same folder. The keeper starts it.
             clock: Where time comes from.
             service: Makes a service of a thread's name and its step.
             warn: Tells the user that the spool cannot be used, and that it can again.
@@ -57,7 +57,7 @@ class Keeper:
         self._has_told_of_unstorable = False
 
     def wake(self) -> bool:
-        """Have the spool looked after. Returns whether its thread runs, or need not. Never raises."""
+        """Wake the thread that writes. Returns whether it runs, or need not. Never raises."""
         spilling = self._journal.spilling
         if spilling is None:
             return True
@@ -65,14 +65,14 @@ class Keeper:
         self._writing_due.set()
         if self._writing.start():
             return True
-        # No thread writes what has waited for long, so nothing may wait.
+        # Without the thread, no event may wait: write all of them now.
         with suppress(Exception), self._journal.lock:
             self._journal.hand_out()
             spilling.write()
         return False
 
     def write_rest(self) -> bool:
-        """Write to disk what is not delivered. Returns whether it is there."""
+        """Write all undelivered events to disk. Returns whether they are there."""
         if self._journal.spilling is None:
             return False
         with self._journal.lock:
@@ -92,7 +92,7 @@ class Keeper:
             self._keep_house()
 
     def _write(self) -> Wait | None:
-        """Write to disk what waits too long."""
+        """Write events to disk that have waited too long."""
         spilling = self._journal.spilling
         if self._spool is None or spilling is None or self._has_ended:
             return None
@@ -105,7 +105,7 @@ class Keeper:
             self._seen = number
             if is_idle:
                 spilling.schedule.rest(number)
-            # What is due first: all else may take its time.
+            # Events that are due come first: everything else may take its time.
             is_more = spilling.write_due()
             spilling.refresh()
             spilling.acknowledge_all()
@@ -126,7 +126,7 @@ class Keeper:
         return partial(self._clock.signal().wait, seconds)
 
     def _keep_house(self) -> Wait | None:
-        """Do what the disk may take long for, so that no event has to wait for it."""
+        """Do the work that may take the disk long, so that no event has to wait for it."""
         spilling = self._journal.spilling
         if spilling is not None and self._has_ended:
             with self._journal.lock:

@@ -108,7 +108,7 @@ _seconds_left = EXIT_SECONDS
 
 
 def _deliver_with_executors() -> None:
-    """Deliver what was logged by the end of the main thread, while exporters can still use executors.
+    """Deliver events from before the end of the main thread, while exporters can still use executors.
 
     `concurrent.futures` shuts its executors down before any exit handler runs. Without them s3fs, for one, cannot even
     look up a host.

@@ -63,7 +63,7 @@ class SimulatedClock(clock.Clock):
     # For tests and simulated backends
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass, and all threads do what is due in that time."""
+        """Let so many seconds pass, in which all threads do their work."""
         self.wait_until(lambda: False, seconds)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:

@@ -50,7 +50,7 @@ def in_fork(run: Callable[[], None]) -> int:
     return process
 
 
-def test_what_forked_processes_log_is_delivered_by_their_parent() -> None:
+def test_a_parent_delivers_the_events_of_forked_processes() -> None:
     backend = SimulatedBackend()
     store = make_store(make_child("a", backend))
     origin = register(store)
@@ -125,7 +125,9 @@ def test_a_stream_that_a_forked_process_registers() -> None:
 
 
 @pytest.mark.parametrize("min_level", [None, "WARNING"])
-def test_what_finds_no_room_is_counted_as_dropped(min_level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_that_do_not_fit_into_the_file_count_as_dropped(
+    min_level: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("composite_logstore.delivery.writer.Writer.after_fork_in_parent", lambda self: None)
     monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 500_000)
     backend = SimulatedBackend()
@@ -234,7 +236,7 @@ def test_a_forked_process_that_is_killed_loses_nothing(signal_: signal.Signals) 
     assert [int(message.split()[0]) for message in backend.messages] == list(range(number))
 
 
-def test_what_is_lost_of_a_burst_is_a_gap_that_a_page_shows(
+def test_a_page_shows_the_gap_that_a_burst_leaves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 50_000)
@@ -401,7 +403,7 @@ def taken_back(outbox: Outbox) -> list[Any]:
     return [said.message if isinstance(said, LogEvent) else said for _, said in outbox.take_back()]
 
 
-def test_what_the_parent_has_not_journaled_is_the_forked_process_s_own(pipe: tuple[Inbox, Outbox]) -> None:
+def test_a_forked_process_takes_back_events_that_the_parent_has_not_journaled(pipe: tuple[Inbox, Outbox]) -> None:
     inbox, outbox = pipe
     for number in range(5):
         outbox.send(STREAM, False, make_capture(str(number)))
@@ -419,7 +421,7 @@ def test_what_the_parent_has_not_journaled_is_the_forked_process_s_own(pipe: tup
     assert taken_back(outbox) == []
 
 
-def test_what_the_parent_journals_at_its_end_is_waited_for(pipe: tuple[Inbox, Outbox]) -> None:
+def test_a_forked_process_waits_for_a_parent_that_journals_at_its_end(pipe: tuple[Inbox, Outbox]) -> None:
     inbox, outbox = pipe
     for number in range(5):
         outbox.send(STREAM, False, make_capture(str(number)))
@@ -438,7 +440,7 @@ def test_what_the_parent_journals_at_its_end_is_waited_for(pipe: tuple[Inbox, Ou
     parent.join()
 
 
-def test_a_parent_that_never_journals_it_is_not_waited_for_long(
+def test_a_forked_process_does_not_wait_long_for_a_parent_that_never_journals(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("composite_logstore.capture.outbox._CUT_OFF_SECONDS", 0.05)
@@ -448,7 +450,7 @@ def test_a_parent_that_never_journals_it_is_not_waited_for_long(
     assert taken_back(outbox) == ["hello"]
 
 
-def test_what_is_appended_while_the_parent_reads_for_the_last_time_is_taken_back(pipe: tuple[Inbox, Outbox]) -> None:
+def test_frames_appended_during_the_last_read_are_taken_back(pipe: tuple[Inbox, Outbox]) -> None:
     inbox, outbox = pipe
     size = inbox.size
 
@@ -463,7 +465,7 @@ def test_what_is_appended_while_the_parent_reads_for_the_last_time_is_taken_back
     assert taken_back(outbox) == ["hello"]
 
 
-def test_acknowledgements_of_more_processes_than_there_are_places() -> None:
+def test_acknowledgements_of_more_processes_than_slots() -> None:
     shared = Shared()
     for sender in range(1, 3_000):
         shared.acknowledge(sender, 7)
@@ -475,7 +477,9 @@ def test_acknowledgements_of_more_processes_than_there_are_places() -> None:
     assert (shared.current, shared.state) == (0, 0)
 
 
-def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_frames_that_a_forked_process_keeps_are_bounded(
+    pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox, outbox = pipe
     for number in range(300):
         outbox.send(STREAM, False, make_capture(f"{number} {'x' * 100}"))
@@ -495,7 +499,7 @@ def test_what_a_forked_process_keeps_is_bounded(pipe: tuple[Inbox, Outbox], monk
     assert outbox._kept_bytes == 0
 
 
-def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journaled_frames_take_no_space(pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("composite_logstore.capture.inbox._TURN_BYTES", 10_000)
     monkeypatch.setattr("composite_logstore.capture.inbox._TURN_SECONDS", 0.0)
     monkeypatch.setattr("composite_logstore.capture.frames.MOST_BYTES", 40_000)
@@ -512,7 +516,7 @@ def test_what_is_journaled_takes_no_room(pipe: tuple[Inbox, Outbox], monkeypatch
     assert files == {0, 1}
 
 
-def test_memory_is_given_back_when_nothing_more_comes(
+def test_memory_is_given_back_when_no_more_events_arrive(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("composite_logstore.capture.inbox._TURN_SECONDS", 0.05)
@@ -527,9 +531,7 @@ def test_memory_is_given_back_when_nothing_more_comes(
     assert inbox.size(0) + inbox.size(1) == 0
 
 
-def test_where_no_file_in_memory_is_to_be_had_it_is_one_on_disk(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_files_in_memory_the_files_are_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     backend = SimulatedBackend()
@@ -543,7 +545,7 @@ def test_where_no_file_in_memory_is_to_be_had_it_is_one_on_disk(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.ENOMEM])
-def test_where_the_system_has_no_room_events_are_counted_until_it_has(
+def test_events_are_counted_while_the_system_has_no_space(
     code: int, pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox, outbox = pipe
@@ -565,7 +567,7 @@ def test_where_the_system_has_no_room_events_are_counted_until_it_has(
     assert lost == Loss(logging.INFO, False, 3, STREAM.id)
 
 
-def test_what_is_appended_late_to_the_file_before_comes_first(
+def test_frames_appended_late_to_the_previous_file_come_first(
     pipe: tuple[Inbox, Outbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox, outbox = pipe

@@ -312,7 +312,7 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_cannot_be_read_of_forked_processes_is_counted_and_the_rest_is_read(
+def test_unreadable_frames_of_forked_processes_are_counted_and_hide_no_others(
     data: Callable[[], bytes], pipe: tuple[Inbox, Outbox]
 ) -> None:
     inbox, outbox = pipe
