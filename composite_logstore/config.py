@@ -125,7 +125,7 @@ class ChildConfig(BaseModel):
         """
         if is_update and self.is_thinned:
             level = logging.INFO
-        return self.min_level is None or level >= int(self.min_level.value)
+        return self.min_level is None or level >= self.min_level.value
 
     def expects(self, level: int, is_update: bool = False) -> bool:
         """Return whether the child gets each event of this kind.
@@ -137,7 +137,7 @@ class ChildConfig(BaseModel):
             level: Their level, as a number.
             is_update: Whether they are updates of a progress bar.
         """
-        return self.wants(level, is_update) and not (is_update and self.is_thinned)
+        return not (is_update and self.is_thinned) and self.wants(level)
 
     @property
     def is_local(self) -> bool:

@@ -112,6 +112,8 @@ class Holding:
         self._selective = [other for other in others if not other.config.wants_all]
         if source.config.is_thinned:
             self._selective.append(source)
+        # A level, and whether an event is a progress update → the children that need not have such an event.
+        self._exempt_from: dict[tuple[int, bool], list[str]] = {}
         self._is_raw = is_raw and source.scanner.scan_format != PAGES
 
     @property
@@ -137,6 +139,7 @@ class Holding:
             self.foreign += size
         self._remember_place(chunk, writer, sequences)
         held = self.numbers.setdefault(writer, Intervals())
+        self.sums.setdefault(writer, {})
         first, last = sequences[0], sequences[-1]
         is_plain = (
             last - first == size - 1
@@ -147,7 +150,7 @@ class Holding:
         )
         if is_plain and not self._selective and self._is_raw:
             held.add(first, last)
-            self._sum(self.sums.setdefault(writer, {}), first, last, chunk.contents)
+            self._sum(self.sums[writer], first, last, chunk.contents)
             self._note_times(chunk.times, chunk.arrived)
             return
         times = [
@@ -193,13 +196,17 @@ class Holding:
             event = event or as_event(self.source.scanner, content, self._stream, ordinal)
         if event is None or not self._is_exempt(writer, sequence, event):
             summand = hash(content) if self._is_raw else hash(shown(event))
-            sums, block = self.sums.setdefault(writer, {}), sequence >> BLOCK_BITS
+            sums, block = self.sums[writer], sequence >> BLOCK_BITS
             sums[block] = (sums.get(block, 0) + summand) & MASK
         return True
 
     def _is_exempt(self, writer: str, sequence: int, event: LogEvent) -> bool:
         """Note which children need not have an event, and return whether there is one."""
-        exempt = [child.name for child in self._selective if not child.config.expects(event.level, event.progress)]
+        kind = event.level, event.progress
+        exempt = self._exempt_from.get(kind)
+        if exempt is None:
+            exempt = [child.name for child in self._selective if not child.config.expects(*kind)]
+            self._exempt_from[kind] = exempt
         for name in exempt:
             self.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
         return bool(exempt)

@@ -30,5 +30,5 @@ ended, a number that is missing below one that a page shows will not arrive any 
 - A page never fails because of what would be said about its gaps.
 
 Bounds: a page takes about `pages.LONGEST_SECONDS`, all children together `nesting.LONGEST_SECONDS`.
-`tests/properties/test_cursors.py`, `test_missing.py` and `test_artifact_pages.py` page through streams in every way.
+`tests/properties/test_cursors.py`, `test_gaps.py` and `test_artifact_pages.py` page through streams in every way.
 """

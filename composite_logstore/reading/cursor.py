@@ -190,8 +190,7 @@ def without_duplicates(entries: Sequence[ReadEntry], direction: Direction, seen:
     writer, numbers = "", Intervals()
     reads: Iterable[ReadEntry] = map(_with_checked_event, entries)
     if direction == "older":
-        # Of duplicates on one page the first stays where it is, as in the other direction.
-        reads = reversed({read.event or place: read for place, read in enumerate(reads)}.values())
+        reads = reversed(_once_in_order(reads, seen))
     for read in reads:
         event = read.event
         if event is not None:
@@ -203,6 +202,38 @@ def without_duplicates(entries: Sequence[ReadEntry], direction: Direction, seen:
             numbers.add(event.sequence, event.sequence)
         fresh.append(read)
     return fresh if direction == "newer" else fresh[::-1]
+
+
+def _once_in_order(reads: Iterable[ReadEntry], seen: SeenEvents) -> list[ReadEntry]:
+    """Return the entries that were not returned before, each event once.
+
+    A batch that was sent again may lie anywhere behind the first, and the page may begin within either. Of an event
+    that the page has twice, the last entry is returned, unless it lies behind later events of its writer: then the
+    first one is.
+    """
+    nothing = Intervals()
+    fresh = [
+        read for read in reads if read.event is None or read.event.sequence not in seen.get(read.event[0], nothing)
+    ]
+    first: dict[Event, int] = {}
+    last: dict[Event, int] = {}
+    for place, read in enumerate(fresh):
+        if read.event is not None:
+            first.setdefault(read.event, place)
+            last[read.event] = place
+    if first == last:
+        return fresh
+    places: list[int] = []
+    highest: dict[str, int] = {}
+    for place, read in enumerate(fresh):
+        event = read.event
+        if event is None:
+            places.append(place)
+        elif last[event] == place:
+            before = highest.get(event.writer, -1)
+            places.append(first[event] if before > event.sequence else place)
+            highest[event.writer] = max(before, event.sequence)
+    return [fresh[place] for place in sorted(places)]
 
 
 def _with_checked_event(read: ReadEntry) -> ReadEntry:

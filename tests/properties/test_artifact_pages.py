@@ -28,7 +28,7 @@ from composite_logstore_artifact.objects import ObjectName
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import FolderArchive, listing_store, local_store, make_logs, object_store, with_faults
 from tests.events import make_events, make_stream
-from tests.properties.test_missing import NOTICE
+from tests.properties.test_gaps import NOTICE
 from tests.simulation import make_logs as make_logs_of
 from tests.simulation import make_store
 

@@ -1,4 +1,4 @@
-"""Whatever is lost and however a stream is paged through, each hole is told once, where it is."""
+"""Whatever is lost and however a stream is paged through, each gap is told once, where it is."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ NOTICE = re.compile(r"Child 'archive' is missing (\d+) entr(?:y|ies) here, betwe
     st.sampled_from(["oldest", "newest"]),
     st.integers(1, 6),
 )
-def test_each_hole_is_told_once(logged: list[tuple[str, bool]], copied: list[int], start: str, limit: int) -> None:
+def test_each_gap_is_told_once(logged: list[tuple[str, bool]], copied: list[int], start: str, limit: int) -> None:
     backend = SimulatedBackend()
     store = make_store(make_child("archive", backend))
     logs = make_logs(store)
     stream = Stream(logs.id, {})
     numbers = dict.fromkeys(WRITERS, 0)
     kept: list[LogEvent] = []
-    holes: list[tuple[str, int, int]] = []
+    missing: list[tuple[str, int, int]] = []
     for writer, is_kept in logged:
         [event] = make_events(["m"], stream, numbers[writer], writer)
         numbers[writer] += 1
         if is_kept:
             last = max((other.sequence for other in kept if other.writer == writer), default=-1)
             if event.sequence > last + 1:
-                holes.append((writer, last + 1, event.sequence - 1))
+                missing.append((writer, last + 1, event.sequence - 1))
             kept.append(event)
     backend.received = list(kept)
     for place in copied:  # a redelivery repeats what came last
@@ -67,4 +67,4 @@ def test_each_hole_is_told_once(logged: list[tuple[str, bool]], copied: list[int
             rest = [str(other.id) for other in items[place:]]
             assert next(event.uid for event in kept if event.writer == writer and event.sequence == int(after)) in rest
     assert [str(entry.id) for entry in items if entry.name != "composite_logstore"] == [event.uid for event in kept]
-    assert sorted(told) == sorted(holes)
+    assert sorted(told) == sorted(missing)
