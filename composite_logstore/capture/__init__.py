@@ -5,8 +5,8 @@ Theory of operation
 
 **A record.** `emit` runs in the pipeline's thread, so it does as little as possible. `record.note` copies every value
 that may change later into a tuple, and takes no lock. The journal makes the note an event when it numbers it
-(`record.numbered`): that checks and bounds every value. Both functions never raise, whatever a record contains. There
-are two shapes: a note, private to the process, and a `LogEvent`, which every backend and another process can hold.
+(`record.numbered`): that checks and bounds every value. Neither function raises, whatever a record contains. There are
+two shapes: a note, private to the process, and a `LogEvent`, which every backend and another process can hold.
 
 **A fork.** A forked process has none of its parent's threads, its locks may be held for ever, and it is unsafe to open
 backends in it (gRPC hangs, fsspec raises). So it appends its events, without numbers, to a file without a name that it
@@ -36,7 +36,7 @@ in the shared memory decides who delivers a frame that is not acknowledged:
 
 Invariants, with the test that would catch a mistake:
 
-- An event is journaled once, and none is lost, unless the parent is killed between journaling and acknowledging
+- An event is journaled exactly once; twice only if the parent is killed between journaling and acknowledging it
   (test_fork.py::test_a_forked_process_takes_back_events_that_the_parent_has_not_journaled).
 - A frame that is not whole is one counted loss and hides no other frame
   (test_poison.py::test_unreadable_frames_of_forked_processes_are_counted_and_hide_no_others).
