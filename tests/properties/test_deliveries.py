@@ -398,7 +398,7 @@ def test_deliveries_under_any_sequence_of_faults(
 
 @pytest.mark.deep
 def test_deliveries_under_very_many_sequences_of_faults() -> None:
-    run(Deliveries, 50_000, steps=60)
+    run(Deliveries, 10_000, steps=60)
 
 
 @pytest.mark.parametrize("bug", [*BUGS, *MEMORY_BUGS, *POLICY_BUGS])
