@@ -86,9 +86,10 @@ def test_siblings_that_come_and_go_cost_nothing_that_is_on_disk(
         assert siblings.stdout is not None
         assert siblings.stdout.readline() == "begun\n"
         number, errors = 0, set()
+        # Segments of 4 MiB are to be full now and then, and the spool never, however long this takes.
+        padding = "x" * int(100_000 / seconds)
         while siblings.poll() is None:
-            # Segments of 4 MiB are to be full now and then.
-            record = logging.LogRecord("train", 20, "/code/train.py", 1, f"own {number} " + "x" * 20_000, (), None)
+            record = logging.LogRecord("train", 20, "/code/train.py", 1, f"own {number} {padding}", (), None)
             store.emit(origin, record)
             number += 1
             errors.add(repr(spilling.error))

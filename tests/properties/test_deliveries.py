@@ -355,6 +355,8 @@ class Deliveries(RuleBasedStateMachine):
             stats = self.deliveries[name].stats()
             assert stats.pending == 0
             assert backend.ended == self.ended
+        # A large event that a child still exports takes memory from all.
+        for name in self.backends:
             self.let_grow(name)
             assert self.deliveries[name].stats().state == "healthy"
         self.accounts_add_up()
@@ -398,7 +400,7 @@ def test_deliveries_under_any_sequence_of_faults(
 
 @pytest.mark.deep
 def test_deliveries_under_very_many_sequences_of_faults() -> None:
-    run(Deliveries, 50_000, steps=60)
+    run(Deliveries, 10_000, steps=60)
 
 
 @pytest.mark.parametrize("bug", [*BUGS, *MEMORY_BUGS, *POLICY_BUGS])

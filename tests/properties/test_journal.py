@@ -157,7 +157,7 @@ def test_the_journal_under_anything_that_is_logged() -> None:
 
 @pytest.mark.deep
 def test_the_journal_under_very_much_that_is_logged() -> None:
-    run(JournalMachine, 50_000, steps=40)
+    run(JournalMachine, 10_000, steps=40)
 
 
 @settings(max_examples=100)

@@ -514,7 +514,7 @@ def test_the_whole_store_under_any_sequence_of_faults(
 
 @pytest.mark.deep
 def test_the_whole_store_under_very_many_sequences_of_faults() -> None:
-    run(WholeStore, 10_000, steps=30)
+    run(WholeStore, 2_000, steps=30)
 
 
 # Found among the first few as a rule; many more are tried before it counts as not found.
