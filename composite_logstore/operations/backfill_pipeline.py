@@ -25,7 +25,7 @@ from zenml import get_step_context, log_metadata, pipeline, save_artifact, step
 from zenml.enums import ExecutionMode, StackComponentType
 
 from composite_logstore.catalog.errors import OperationError
-from composite_logstore.parity.intervals import Intervals
+from composite_logstore.intervals import Intervals
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, Ledger
 from composite_logstore.parity.result import BackfillStoppedError
 

@@ -13,8 +13,8 @@ from zenml.exceptions import DoesNotExistException, LogStoreError
 
 from composite_logstore.backend import BACKFILLED, Scanned, UnavailableError
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.intervals import Intervals
 from composite_logstore.parity.holding import Holding
-from composite_logstore.parity.intervals import Intervals
 from composite_logstore.parity.ledger import Ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied, Tell
 from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer

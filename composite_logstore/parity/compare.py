@@ -15,8 +15,8 @@ from zenml.exceptions import DoesNotExistException, LogStoreError
 
 from composite_logstore.backend import BACKFILLED, UnavailableError
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.intervals import Intervals
 from composite_logstore.parity.holding import BLOCK, BLOCK_BITS, MASK, Holding, shown
-from composite_logstore.parity.intervals import Intervals
 from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, ChildParity, Difference, StreamParity, Tell
 from composite_logstore.parity.scan import PAGES, Source, foreign_writer
 

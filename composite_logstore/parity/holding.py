@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from composite_logstore.backend import BACKFILLED, Scanned
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.parity.intervals import Intervals
+from composite_logstore.intervals import Intervals
 from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, Tell
 from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
 

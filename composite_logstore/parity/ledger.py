@@ -11,7 +11,7 @@ from uuid import UUID
 
 import orjson
 
-from composite_logstore.parity.intervals import Intervals
+from composite_logstore.intervals import Intervals
 from composite_logstore.spool.lock import lock_file
 
 REMEMBERED_SECONDS = 3600.0

@@ -18,7 +18,7 @@ from zenml.exceptions import LogStoreError
 from zenml.models import LogsEntriesFilter
 
 from composite_logstore.backend import Event, ReadEntry
-from composite_logstore.parity.intervals import Interval, Intervals
+from composite_logstore.intervals import Interval, Intervals
 
 LONGEST_CURSOR = 64 * 1024
 """In characters. Cursors have between a few hundred and six thousand, unless the text that is searched for or a

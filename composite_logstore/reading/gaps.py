@@ -17,7 +17,7 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import clock
 from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader, Scanner
-from composite_logstore.parity.intervals import Intervals
+from composite_logstore.intervals import Intervals
 from composite_logstore.reading.cursor import Direction, SeenEvents
 
 if TYPE_CHECKING:

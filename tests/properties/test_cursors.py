@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zenml.models import LogsEntriesFilter, LogsResponse
 
 from composite_logstore import CompositeLogStore, Stream
-from composite_logstore.parity.intervals import Intervals
+from composite_logstore.intervals import Intervals
 from composite_logstore.reading.cursor import LARGEST_SEEN, Cursor, within_bounds
 from composite_logstore.testing import SimulatedBackend
 from tests.artifact_stores import FolderArchive

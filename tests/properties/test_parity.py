@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import LogEvent, Scanned, Stream
+from composite_logstore.intervals import Intervals
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.holding import Holding
-from composite_logstore.parity.intervals import Intervals
 from composite_logstore.parity.result import NAMED, StreamParity
 from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
