@@ -45,7 +45,7 @@ levels = st.sampled_from([5, 10, 15, 20, 25, 30, 40, 50, 60])
 @st.composite
 def events(draw: st.DrawFn, stream: Stream, message: st.SearchStrategy[str] = texts) -> LogEvent:
     level = draw(levels)
-    capture = make_capture(
+    captured = make_capture(
         message=draw(message),
         level=level,
         level_name=logging.getLevelName(level),
@@ -61,7 +61,8 @@ def events(draw: st.DrawFn, stream: Stream, message: st.SearchStrategy[str] = te
     )
     writer = f"{draw(st.integers(0, (1 << 60) - 1)):015x}"
     number = draw(st.integers(0, (1 << 62) - 1))
-    return LogEvent(stream, writer, number, draw(st.integers(0, 1 << 40)), *capture)
+    sequence = draw(st.integers(0, 1 << 40))
+    return captured._replace(stream=stream, writer=writer, number=number, sequence=sequence)
 
 
 @st.composite
@@ -173,8 +174,8 @@ def test_every_entry_is_within_the_limit(length: int, character: str, stack: int
     message = character * length
     error = ExceptionInfo("E", "e", character * stack)
     extras = {f"attribute number {n}": character * 10 for n in range(count)}
-    capture = make_capture(message, exception=error, attributes=extras)
-    event = LogEvent(stream, "0" * 15, 0, 0, *capture)
+    captured = make_capture(message, exception=error, attributes=extras)
+    event = captured._replace(stream=stream, writer="0" * 15)
     body, shortened = send([event])
     assert len(body) - 2 <= MAX_ENTRY_BYTES
     (entry,) = orjson.loads(body)

@@ -17,6 +17,7 @@ from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore_artifact import encoding, lines, scanning
+from composite_logstore_artifact.filtering import LineFilter
 from composite_logstore_datadog import encoding as datadog
 from tests.events import NOON, WRITER, make_capture, make_events, make_stream
 from tests.properties.test_otlp_encoding import attributes, batches, by_the_sdk, exceptions, names, traces, values
@@ -77,7 +78,7 @@ nothing: st.SearchStrategy[Any] = st.just({})
 @st.composite
 def events(draw: st.DrawFn) -> LogEvent:
     is_ordinary = draw(st.booleans())
-    capture = make_capture(
+    captured = make_capture(
         level=draw(st.integers(-5, 60)),
         level_name=draw(st.sampled_from(["INFO", "WARNING", "ERROR", "NOTICE", "", "\u00fc"])),
         message=draw(st.text(max_size=30)),
@@ -92,7 +93,8 @@ def events(draw: st.DrawFn) -> LogEvent:
         metadata={} if is_ordinary else draw(nothing | attributes),
     )
     stream = make_stream(**draw(st.dictionaries(names, values, max_size=3)))
-    return LogEvent(stream, WRITER, draw(st.integers(0, 1 << 62)), draw(st.integers(0, 1 << 62)), *capture)
+    number, sequence = draw(st.integers(0, 1 << 62)), draw(st.integers(0, 1 << 62))
+    return captured._replace(stream=stream, writer=WRITER, number=number, sequence=sequence)
 
 
 def in_micros(value: str | None) -> int | None:
@@ -131,7 +133,7 @@ def test_any_line_is_one_entry_at_most_and_hides_no_other(
     assume(not is_torn(line))
     before, after = (encoding.encode(event) for event in make_events(["before", "after"]))
     content = before + line + b"\n" + after
-    wanted = lines.Wanted(filter_)
+    wanted = LineFilter(filter_)
 
     read = [wanted.parse(content[begin:end]) for begin, end in wanted.find(content, backwards)]
 

@@ -55,7 +55,7 @@ def batches(draw: st.DrawFn, texts: st.SearchStrategy[str] = short_texts) -> lis
     events: list[LogEvent] = []
     for number in range(draw(st.integers(1, 8))):
         stream: Stream = draw(st.sampled_from(streams))
-        capture = make_capture(
+        captured = make_capture(
             level=draw(st.integers(0, 60)),
             message=draw(texts),
             time_unix_nano=draw(st.integers(0, 2 * NOON)),
@@ -66,7 +66,7 @@ def batches(draw: st.DrawFn, texts: st.SearchStrategy[str] = short_texts) -> lis
             metadata=draw(st.just({}) | attributes),
         )
         sequence = sum(event.stream is stream for event in events)
-        events.append(LogEvent(stream, WRITER, number, sequence, *capture))
+        events.append(captured._replace(stream=stream, writer=WRITER, number=number, sequence=sequence))
     return events
 
 
