@@ -100,11 +100,12 @@ class Spool:
 
     @classmethod
     def _created(cls, home: PrivateFolder, folder: PrivateFolder, writer: str, children: Iterable[str]) -> Spool:
+        # If the name is taken, that folder was this process's, and was moved or replaced.
+        known = KnownFolder(home.path / home.free_name(writer), folder.identity)
         lock = FolderLock.acquire(folder, is_own=True)
         if lock is None:
             raise OSError("another process holds its lock")
-        # If the name is taken, that folder was this process's, and was moved or replaced.
-        spool = cls(KnownFolder(home.path / home.free_name(writer), folder.identity), lock, children)
+        spool = cls(known, lock, children)
         try:
             spool._positions.create(folder)
             # Folders are recovered in the order of these times. The system's own may be milliseconds apart.

@@ -115,7 +115,7 @@ class FolderLock:
                     os.close(descriptor)
 
     def release(self) -> None:
-        """Release the lock. A second call does nothing."""
+        """Release the lock. Call this once: afterwards its descriptors may belong to another lock."""
         for descriptor in self._descriptors():
             _release(descriptor)
 

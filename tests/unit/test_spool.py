@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.spool.format import EventTooLongError
+from composite_logstore.spool.private_folder import PrivateFolder
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.segments import SEGMENT_BYTES, SpoolFullError
 from tests.events import WRITER, make_events, make_stream
@@ -40,6 +42,22 @@ def recover(folder: Path) -> Spool:
 def write(spool: Spool, events: list[LogEvent]) -> None:
     for event in events:
         spool.segments.append(event, roomy)
+
+
+def test_a_folder_that_cannot_be_named_keeps_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = PrivateFolder.status
+
+    def fail(folder: PrivateFolder, name: str) -> os.stat_result | None:
+        if name == WRITER:
+            raise OSError(errno.EIO, "the disk fails")
+        return status(folder, name)
+
+    monkeypatch.setattr(PrivateFolder, "status", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="the disk fails"):
+            create(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_next_process_reads_all_events(tmp_path: Path) -> None:
