@@ -57,7 +57,7 @@ def patiently(lock: threading.RLock) -> Iterator[None]:
 
     A thread that blocks on the lock gets it the moment that `emit` releases it, and then has to wait for the GIL: up to
     5 ms beside a thread that computes. Meanwhile the next `emit` waits for both (a lock convoy). So this asks for the
-    lock once every millisecond, and blocks on it only if it is never free. `benchmarks.emit` would show a mistake.
+    lock once every millisecond, and blocks on it only if it is never free. `benchmarks.scale` would show a mistake.
     """
     is_held = lock.acquire(blocking=False)
     end = time.monotonic() + _PATIENCE_SECONDS

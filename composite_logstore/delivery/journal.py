@@ -124,8 +124,8 @@ class Journal:
         # Without a spool nothing is ever added to it.
         self._unwritten: deque[LogEvent] = self.spilling.unwritten if self.spilling else deque()
         self._cursors: dict[str, ForwardReader] = {}
-        self._wake_at: float = 0
         # Number of the event that wakes the workers; and how many records may wait until they are numbered at once.
+        self._wake_at: float = 0
         self._most_captured: float = 0
         self.wakes_wanted = 0
         self.wakes_done = 0
@@ -169,7 +169,7 @@ class Journal:
             self._append_now(stream, record)
         else:
             self._captured.append((stream, record))
-            size = record.size if isinstance(record, LogEvent) else record[-1]
+            size = record.size - EVENT_BYTES if isinstance(record, LogEvent) else record[-1]
             if size > self._large or len(self._captured) >= self._most_captured:
                 self.hand_out()
         return self.wakes_wanted > self.wakes_done

@@ -188,6 +188,9 @@ def test_an_event_is_taken_to_be_as_old_as_possible() -> None:
     assert schedule.due == 5
     schedule.tick(9, 10.9, has_folder=True)
     assert schedule.due == 9
+    # After a tick that is ages late, all events are due.
+    schedule.tick(20, 50.0, has_folder=True)
+    assert schedule.due == 20
 
 
 def test_ages_start_anew_after_a_pause() -> None:
