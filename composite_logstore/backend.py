@@ -145,6 +145,11 @@ class ReadEntry(NamedTuple):
     event: Event | None
 
 
+def checked_entry(read: ReadEntry) -> ReadEntry:
+    """Return an entry as a reader should: without its event's identity if no event can have it."""
+    return read if read.event is None else ReadEntry(read.entry, Event.of(*read.event))
+
+
 @dataclass(frozen=True)
 class PageRequest:
     """A page to read.

@@ -14,8 +14,8 @@ from zenml.exceptions import LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import secret_references
-from composite_logstore.backend import Event, Page, PageRequest, ReadEntry, Reader, Scanned, Scanner
-from composite_logstore.delivery.backoff import Backoff
+from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, Scanned, Scanner, checked_entry
+from composite_logstore.delivery.backoff import Backoff, bounded_seconds
 from composite_logstore.event import LogEvent, Stream
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class PageScanner:
         while True:
             page = self._read(PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter()))
             before, token = token, page.newer
-            groups = [list(group) for _, group in groupby(map(_checked, page.entries), _writer_of)]
+            groups = [list(group) for _, group in groupby(map(checked_entry, page.entries), _writer_of)]
             for place, group in enumerate(groups, start=1):
                 events = [read.event for read in group if read.event]
                 times = [unix_nano(read.entry) for read in group]
@@ -115,7 +115,8 @@ class PageScanner:
             try:
                 return self._reader.read(request)
             except LogStoreRateLimitError as error:
-                seconds = min(_RATE_LIMITED.wait(failures, error.retry_after), _RATE_LIMITED.longest)
+                asked_for = bounded_seconds(error.retry_after)
+                seconds = min(asked_for or _RATE_LIMITED.wait(failures), _RATE_LIMITED.longest)
                 failures += 1
                 if failures == _ATTEMPTS:
                     raise
@@ -125,11 +126,6 @@ class PageScanner:
                 if failures == _ATTEMPTS:
                     raise
             self._sleep(seconds)
-
-
-def _checked(read: ReadEntry) -> ReadEntry:
-    """Return the entry, without its event's identity if no event can have it."""
-    return read if read.event is None or Event.of(*read.event) else read._replace(event=None)
 
 
 def _writer_of(read: ReadEntry) -> str:
@@ -180,7 +176,7 @@ def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: St
         None,
         {},
         {},
-        name in ("stdout", "stderr") and not filename and "\r" in entry.message.replace("\r\n", "\n"),
+        name in ("stdout", "stderr") and not filename and LogEvent.is_update(entry.message),
     )
 
 

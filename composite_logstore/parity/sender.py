@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from composite_logstore import secret_references
-from composite_logstore.backend import Copier, Scanned
+from composite_logstore.backend import (
+    Copier,
+    RejectedError,
+    RetryableError,
+    Scanned,
+    TooLargeError,
+    UnavailableError,
+)
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
 from composite_logstore.delivery.states import Outcome
 from composite_logstore.event import LogEvent, Stream
@@ -232,7 +239,9 @@ class Sender:
                 if decision.rejected is not None:
                     self._count_rejected(batch, decision)
                 if self._is_over(decision, count, give_up_at):
-                    why = decision.message
+                    # The text of an unknown exception may contain anything, such as a key.
+                    is_known = isinstance(error, RejectedError | RetryableError | TooLargeError | UnavailableError)
+                    why = decision.message if is_known else f"its exporter raised {type(error).__name__}"
                     raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
                 if decision.rejected is not None:
                     return
@@ -258,8 +267,9 @@ class Sender:
         """Return whether no retry can help: the child is unavailable, rejects everything or has failed for too long."""
         if decision.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL):
             return True
-        is_same_size = decision.rejected is None and count <= self._policy.limit
-        return is_same_size and self._clock() + decision.wait > give_up_at
+        # A rejected batch of several events is not retried at its size, but in halves.
+        is_retried = decision.wait > 0 and decision.rejected is None and count <= self._policy.limit
+        return is_retried and self._clock() + decision.wait > give_up_at
 
     def _note(self, batch: _Batch) -> None:
         self._ledger.note(str(self._stream.id), batch.writer, batch.sequences)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from zenml.exceptions import LogStoreError
 from zenml.models import LogsEntriesFilter
 
-from composite_logstore.backend import Event, ReadEntry
+from composite_logstore.backend import Event, ReadEntry, checked_entry
 from composite_logstore.intervals import Interval, Intervals
 
 LONGEST_CURSOR = 64 * 1024
@@ -188,7 +188,7 @@ def without_duplicates(entries: Sequence[ReadEntry], direction: Direction, seen:
     """
     fresh: list[ReadEntry] = []
     writer, numbers = "", Intervals()
-    reads: Iterable[ReadEntry] = map(_with_checked_event, entries)
+    reads: Iterable[ReadEntry] = map(checked_entry, entries)
     if direction == "older":
         reads = reversed(_once_in_order(reads, seen))
     for read in reads:
@@ -213,7 +213,7 @@ def _once_in_order(reads: Iterable[ReadEntry], seen: SeenEvents) -> list[ReadEnt
     """
     nothing = Intervals()
     fresh = [
-        read for read in reads if read.event is None or read.event.sequence not in seen.get(read.event[0], nothing)
+        read for read in reads if read.event is None or read.event.sequence not in seen.get(read.event.writer, nothing)
     ]
     first: dict[Event, int] = {}
     last: dict[Event, int] = {}
@@ -234,9 +234,3 @@ def _once_in_order(reads: Iterable[ReadEntry], seen: SeenEvents) -> list[ReadEnt
             places.append(first[event] if before > event.sequence else place)
             highest[event.writer] = max(before, event.sequence)
     return [fresh[place] for place in sorted(places)]
-
-
-def _with_checked_event(read: ReadEntry) -> ReadEntry:
-    """Return the entry, without the event that its backend names if there can be no such event."""
-    event = read.event and Event.of(*read.event)
-    return read if event == read.event else ReadEntry(read.entry, None)

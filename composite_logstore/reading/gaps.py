@@ -16,7 +16,7 @@ from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import clock
-from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader, Scanner
+from composite_logstore.backend import PageRequest, ReadEntry, Reader, Scanner, checked_entry
 from composite_logstore.intervals import Intervals
 from composite_logstore.reading.cursor import Direction, SeenEvents
 
@@ -193,8 +193,8 @@ def _search_by_time(
             filter_ = LogsEntriesFilter(since=since, until=until)
             # Only towards older entries does a reader know where the stream ends: newer ones may still arrive.
             page = reader.read(PageRequest(logs, "older", token, reader.max_page_size, filter_))
-            for read in page.entries:
-                if read.event is not None and (event := Event.of(*read.event)):
+            for _, event in map(checked_entry, page.entries):
+                if event is not None:
                     found.setdefault(event.writer, Intervals()).add(event.sequence, event.sequence)
             before, token = token, page.older
             if token in (None, before):

@@ -29,6 +29,7 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import BackfillRunsError, open_ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import Source, open_source
+from composite_logstore.parity.sender import GIVE_UP_SECONDS
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import summarize_events
@@ -202,6 +203,42 @@ def test_what_is_refused_is_counted_and_what_is_too_large_is_split(tmp_path: Pat
     result = copy(a, b, stream, tmp_path)
     assert (result.copied, result.rejected) == (19, {"no sevens": 1})
     assert len(backend.received) == 19
+
+
+def test_a_batch_that_is_rejected_late_is_copied_in_halves(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only")
+    write(a, make_events([str(number) for number in range(20)], stream))
+    now = 0.0
+
+    class Slow(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            nonlocal now
+            if not now:
+                now = 2 * GIVE_UP_SECONDS
+            if any(event.sequence == 7 for event in batch):
+                raise RejectedError("no sevens")
+            return super().export(batch)
+
+    BACKENDS["b"] = Slow()
+    result = copy(a, b, stream, tmp_path, clock=lambda: now)
+    assert (result.copied, result.rejected) == (19, {"no sevens": 1})
+
+
+def test_the_text_of_an_unknown_exception_is_not_shown(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only")
+    write(a, make_events(["0"], stream))
+
+    class Broken(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            raise ZeroDivisionError("Authorization: Bearer hidden")
+
+    BACKENDS["b"] = Broken()
+    waited: list[float] = []
+    with pytest.raises(BackfillStoppedError, match="ZeroDivisionError") as stopped:
+        copy(a, b, stream, tmp_path, clock=lambda: sum(waited), sleep=waited.append)
+    assert "hidden" not in str(stopped.value)
 
 
 @pytest.mark.parametrize("error", [RetryableError("no answer", smaller_may_pass=True), TimeoutError("no answer")])

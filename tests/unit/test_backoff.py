@@ -217,3 +217,23 @@ def test_a_scan_limits_the_wait_that_a_backend_asks_for(asked_for: Any, seconds:
 
     assert list(PageScanner(Busy(), waits.append).scan(make_logs(make_stream()))) == []
     assert waits == [seconds]
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "seconds"), [(1, [1, 1, 1]), (0.5, [0.5] * 3), (0, [2, 4, 8]), (None, [2, 4, 8])]
+)
+def test_a_scan_that_is_limited_again_and_again_gives_up(asked_for: Any, seconds: list[float]) -> None:
+    waits: list[float] = []
+
+    class Busy:
+        max_page_size, in_order = 10, False
+
+        def read(self, request: PageRequest) -> Page:
+            raise LogStoreRateLimitError("busy", retry_after=asked_for)
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(LogStoreRateLimitError):
+        list(PageScanner(Busy(), waits.append).scan(make_logs(make_stream())))
+    assert waits == seconds

@@ -251,6 +251,24 @@ class Slow(SimulatedReader):
         return replace(page, entries=wanted)
 
 
+class PlainTuples(SimulatedReader):
+    """A reader of a third party, which names events by tuples without a type."""
+
+    def read(self, request: PageRequest) -> Page:
+        page = super().read(request)
+        return replace(page, entries=[read._replace(event=read.event and tuple(read.event)) for read in page.entries])
+
+
+@pytest.mark.parametrize("start", ["oldest", "newest"])
+def test_events_may_be_named_by_plain_tuples(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setattr(SimulatedChildConfig, "create_reader", lambda child: PlainTuples(child.backends[child.name]))
+    backend = SimulatedBackend()
+    store = make_store(make_child("archive", backend))
+    logs = stored(store, backend, 3)
+    add(backend, logs, 2)
+    assert messages(store.fetch(logs, start=start)) == numbered(0, 3)
+
+
 class TestLongSearches:
     @pytest.fixture(autouse=True)
     def _slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +401,7 @@ class TestArguments:
         logs = stored(before, backend, 5)
         cursor = before.fetch(logs, limit=2).before
         after = make_store(make_child("new", backend), id=id)
-        with pytest.raises(ValueError, match="child 'old'"):
+        with pytest.raises(ValueError, match="'old', which no longer exists"):
             after.fetch(logs, before=cursor)
 
 
@@ -796,7 +814,7 @@ class TestMissingWithoutOrder:
 
         notices = [entry.message for entry in store.fetch(logs, limit=51).items if entry.name == "composite_logstore"]
 
-        assert not [notice for notice in notices if "lacks" in notice]
+        assert not [notice for notice in notices if "is missing" in notice]
         assert len(notices) == 1
         assert "6 entries" in notices[0]
         assert "not checked" in notices[0]
