@@ -148,6 +148,11 @@ class LogEvent(NamedTuple):
         """Whether it has no exception, no span and no attributes of its own, as most events."""
         return self.exception is None and self.trace is None and not self.attributes and not self.metadata
 
+    @staticmethod
+    def is_update(printed: str) -> bool:
+        """Return whether printed text updates a progress bar: it returns to the start of a line that has not ended."""
+        return "\r" in printed and "\r" in printed.replace("\r\n", "\n")
+
     @property
     def size(self) -> int:
         """Roughly how many bytes it takes, in memory or encoded."""

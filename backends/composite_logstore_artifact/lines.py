@@ -186,7 +186,7 @@ def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:
         _trace(fields) if "trace_id" in fields else None,
         attributes if attributes and type(attributes) is dict and _is_plain(attributes) else _NO_ATTRIBUTES,
         _NO_ATTRIBUTES,
-        name in ("stdout", "stderr") and "\r" in message and not filename and "\r" in message.replace("\r\n", "\n"),
+        name in ("stdout", "stderr") and not filename and LogEvent.is_update(message),
     )
 
 

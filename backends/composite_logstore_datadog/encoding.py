@@ -26,7 +26,7 @@ _MARK = "otel.dropped_attributes_count"
 _MARK_BYTES = len(_MARK) + 16
 
 # These names have a meaning of their own at the top level of an entry. `@timestamp` and `host` are not written here,
-# but # Datadog would prefer them to `timestamp` and `hostname`.
+# but Datadog would prefer them to `timestamp` and `hostname`.
 # https://docs.datadoghq.com/logs/log_configuration/pipelines/#preprocessing
 _RESERVED = frozenset(
     {

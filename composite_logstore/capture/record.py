@@ -177,7 +177,7 @@ def numbered(said: Note | LogEvent, stream: Stream, writer: str, number: int, se
         time_unix_nano, message, trace = time.time_ns(), _UNREADABLE, None
     progress = False
     if is_printed:
-        progress = "\r" in message and "\r" in message.replace("\r\n", "\n")
+        progress = LogEvent.is_update(message)
         # The end of the line is not part of the message.
         message = message.rstrip("\r\n")
     event = _tuple(

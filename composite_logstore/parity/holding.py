@@ -30,6 +30,8 @@ _MINUTE = 60_000_000_000
 _HIGHEST = 1 << 62
 # How many records at least lie between two places at which a scan can begin again.
 _STRETCH = 16_384
+_MOST_KINDS = 1000
+"""So many levels are remembered: an archive may name any number as a level."""
 
 
 @dataclass
@@ -206,7 +208,8 @@ class Holding:
         exempt = self._exempt_from.get(kind)
         if exempt is None:
             exempt = [child.name for child in self._selective if not child.config.expects(*kind)]
-            self._exempt_from[kind] = exempt
+            if len(self._exempt_from) < _MOST_KINDS:
+                self._exempt_from[kind] = exempt
         for name in exempt:
             self.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
         return bool(exempt)

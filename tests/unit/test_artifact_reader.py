@@ -869,7 +869,7 @@ class TestGaps:
         archive.write("6", "7", "8", "9")
 
         [notice] = self.notices(tmp_path, archive, limit=100)[:1]
-        assert "lacks" not in notice
+        assert "is missing" not in notice
         assert "3 entries are missing on this page, the first between 2 and 6" in notice
         assert "not checked" in notice
 
