@@ -23,6 +23,7 @@ from composite_logstore.operations.inventory import (
     children_of,
     inventory,
     processes_in,
+    reason_of,
 )
 from composite_logstore.spool.folder import Spool
 
@@ -201,10 +202,8 @@ class _Drain:
             if spool is not None:
                 self._deliver(spool, tell)
         except Exception as error:  # a folder that cannot be used must not stop the others
-            # Only the class of other errors: their messages may contain what was logged.
-            why = (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
             for name in self._children:
-                self.errors[folder, name] = f"the folder cannot be used: {why}"
+                self.errors[folder, name] = f"the folder cannot be used: {reason_of(error)}"
 
     def _deliver(self, spool: Spool, tell: Tell | None) -> None:
         for name in set(children_of(spool, self.store)) - set(spool.children):

@@ -303,7 +303,7 @@ def children_of(spool: Spool, store: LogStore) -> list[str]:
 
 
 def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, str]:
-    """Delete events without delivering them. Leaves the folders of running processes alone.
+    """Delete events without delivering them. Leaves barred folders alone, such as those of running processes.
 
     Examples:
         >>> purge(backlogs(inventory().folders))
@@ -320,10 +320,15 @@ def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, 
     """
     errors = {}
     for backlog in found:
+        if backlog.barred:
+            errors[backlog.folder] = backlog.barred
+            continue
+        if children and not any(part.child in children for part in backlog.parts):
+            continue
         try:
             _purge(backlog, children)
         except Exception as error:  # a folder that cannot be used must not stop the others
-            errors[backlog.folder] = f"cannot be purged: {getattr(error, 'strerror', None) or type(error).__name__}"
+            errors[backlog.folder] = f"cannot be purged: {reason_of(error)}"
     return errors
 
 
@@ -383,8 +388,12 @@ def _why(store: LogStore, child: str) -> str:
     return _NOT_DELIVERED
 
 
+def reason_of(error: Exception) -> str:
+    """Return why a folder cannot be used: what the operating system says, or the class of any other error."""
+    # Not the messages of other errors: they may contain what was logged.
+    return (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
+
+
 def _unreadable(error: Exception) -> str:
-    # Only the class of other errors: their messages may contain what was logged.
-    why = (error.strerror or str(error)) if isinstance(error, OSError) else type(error).__name__
     fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-    return f"cannot be read: {why}{fix}"
+    return f"cannot be read: {reason_of(error)}{fix}"

@@ -706,6 +706,39 @@ def test_purge_without_zenml_takes_ids(machine: Machine, tmp_path: Path) -> None
     assert [folder.exists() for folder in folders] == [False, True]
 
 
+def test_a_log_store_s_folder_that_was_unreadable_for_a_moment_is_not_purged(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine.register(make_child("a"))
+    dead, alive = machine.leave(store, "xyz"), machine.leave(store, "uv", is_running=True)
+
+    def refuse(home: Path) -> list[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(INVENTORY, "process_folders", refuse)
+        found = INVENTORY.backlogs(INVENTORY.inventory().folders)
+    errors = INVENTORY.purge(found)
+    assert list(errors) == [dead.parent]
+    assert "Input/output error" in errors[dead.parent]
+    assert sorted(path.name for path in dead.parent.iterdir()) == sorted([dead.name, alive.name])
+    assert [(one.barred, [part.events for part in one.parts]) for one in INVENTORY.backlogs({dead.parent: store})] == [
+        ("", [3]),
+        ("in use by a running process", [2]),
+    ]
+
+
+def test_the_operation_purges_the_named_children_alone_and_no_running_process(machine: Machine) -> None:
+    store, unknown = machine.register(make_child("a")), uuid4()
+    folders = machine.leave(store, "xyz"), machine.leave(unknown, "uv", [], root=machine.disk)
+    alive = machine.leave(store, "w", is_running=True)
+    found = INVENTORY.backlogs(INVENTORY.inventory().folders)
+    assert INVENTORY.purge(found, ["b"]) == {alive: "in use by a running process"}
+    assert all(folder.exists() for folder in (*folders, alive))
+    assert INVENTORY.purge(found, ["a"]) == {alive: "in use by a running process"}
+    assert [folder.exists() for folder in (*folders, alive)] == [False, True, True]
+
+
 @pytest.mark.parametrize("answer", ["y", "n"])
 def test_purge_offers_to_delete_pieces_kept_aside(machine: Machine, answer: str) -> None:
     store = machine.register(make_child("a"))
