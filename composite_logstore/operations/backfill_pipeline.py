@@ -24,15 +24,17 @@ import orjson
 from zenml import get_step_context, log_metadata, pipeline, save_artifact, step
 from zenml.enums import ExecutionMode, StackComponentType
 
-from composite_logstore.catalog.errors import OperationError
+from composite_logstore.catalog.errors import OperationError, asking_zenml
+from composite_logstore.catalog.runs import RunStream, runs_of_project, streams_of_run
+from composite_logstore.catalog.stores import collectors, find_store
 from composite_logstore.intervals import Intervals
+from composite_logstore.operations.copying import Totals, copy_with, ended
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, Ledger
 from composite_logstore.parity.result import BackfillStoppedError
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from composite_logstore.catalog.runs import RunStream
     from composite_logstore.config import ChildConfig
 
 PIPELINE = "composite_logstore_backfill"
@@ -69,9 +71,6 @@ def plan(
         rate: The most events per second, all slices together.
         anew: Whether to forget what earlier slices have sent.
     """
-    from composite_logstore.catalog.runs import runs_of_project
-    from composite_logstore.catalog.stores import find_store
-
     with _metadata() as told:
         child = find_store(store).child(target)
         own = get_step_context().pipeline_run.id
@@ -97,9 +96,6 @@ def copy_slice(slice: dict[str, Any]) -> None:
         slice: The id of the log store, the names of the children, the ids of the runs, what earlier slices have sent of
             them, and the most events per second.
     """
-    from composite_logstore.catalog.stores import collectors, find_store
-    from composite_logstore.operations.copying import Totals, copy_with, ended
-
     totals = Totals()
     began = time.monotonic()
     with _metadata() as told, TemporaryDirectory() as folder:
@@ -258,9 +254,6 @@ def _sent_earlier(name: str, for_ever: bool) -> dict[str, Any]:
 
 def _streams(runs: list[str], children: Iterable[ChildConfig]) -> Iterator[RunStream]:
     from zenml.client import Client
-
-    from composite_logstore.catalog.errors import asking_zenml
-    from composite_logstore.catalog.runs import streams_of_run
 
     for run_id in runs:
         _raise_if_interrupted(0)
