@@ -103,7 +103,7 @@ class Move:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a run was seen to reach both children, or the target is the primary already."""
+        """Whether the target is the primary, and the source can be read or is disabled."""
         return self.is_retired or (self.is_promoted and not self.source.unreadable)
 
     @property
