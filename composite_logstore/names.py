@@ -1,4 +1,4 @@
-"""Guesses which known name an unknown one was meant to be."""
+"""Names in messages: quoted, and guessed where an unknown one was meant to be a known one."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known name, or an empty text if no name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names as a list in a sentence: `'a', 'b'`."""
+    return ", ".join(f"'{name}'" for name in names)

@@ -51,7 +51,7 @@ class RunStream:
         return self.logs.log_store_id or self.logs.artifact_store_id
 
 
-def find_run(name_or_id: str, argument: str = "run") -> PipelineRunResponse:
+def find_run(name_or_id: str) -> PipelineRunResponse:
     """Return a run by its name or id; a name is looked up in the active project.
 
     Raises:
@@ -66,12 +66,12 @@ def find_run(name_or_id: str, argument: str = "run") -> PipelineRunResponse:
         try:
             return Client().get_pipeline_run(name_or_id, allow_name_prefix_match=False)
         except ZenKeyError:
-            raise ArgumentError(argument, f"there is more than one run '{name_or_id}'; give the run's id") from None
+            raise ArgumentError("run", f"there is more than one run '{name_or_id}'; give the run's id") from None
         except (KeyError, ValueError):
             page = Client().list_pipeline_runs(size=_RUNS_PER_PAGE)
             hint = did_you_mean(name_or_id, [run.name for run in page.items])
             hint = hint or "; `zenml pipeline runs list` shows all runs"
-            raise ArgumentError(argument, f"there is no run '{name_or_id}'{hint}") from None
+            raise ArgumentError("run", f"there is no run '{name_or_id}'{hint}") from None
 
 
 def streams_of_run(

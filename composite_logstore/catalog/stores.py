@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -120,12 +121,8 @@ class RegisteredStore:
                 raise NoAnswerError(f"cannot update log store '{self.name}': {explain(error)}") from None
 
 
-def find_store(name_or_id: str, argument: str = "store") -> RegisteredStore:
+def find_store(name_or_id: str) -> RegisteredStore:
     """Return a composite log store that ZenML's active configuration knows.
-
-    Args:
-        name_or_id: The log store's name or id.
-        argument: The parameter that it was given for.
 
     Raises:
         ArgumentError: There is no such log store, or it is of another flavor.
@@ -140,10 +137,10 @@ def find_store(name_or_id: str, argument: str = "store") -> RegisteredStore:
         is_local = Client().zen_store.is_local_store()
     for model in models:
         if name_or_id in (model.name, str(model.id)):
-            return load_store(model, argument)
+            return load_store(model)
     known = [model.name for model in models if model.flavor_name == FLAVOR]
     where = " ZenML uses its local configuration; `zenml login` connects to a server." if is_local else ""
-    raise ArgumentError(argument, f"there is no log store '{name_or_id}'{nearest(name_or_id, known)}.{where}")
+    raise ArgumentError("store", f"there is no log store '{name_or_id}'{nearest(name_or_id, known)}.{where}")
 
 
 def load_store(model: ComponentResponse, argument: str = "store") -> RegisteredStore:
@@ -218,3 +215,17 @@ def collectors(store: RegisteredStore, children: list[ChildConfig]) -> dict[UUID
                         continue
                     found.setdefault(model.id, child.name)
     return found
+
+
+def may_hold(child: ChildConfig, collector: UUID | None, collectors: Mapping[UUID | None, str]) -> bool:
+    """Return whether a child may hold events of a stream.
+
+    A disabled child that stands for an earlier log store is kept for reading alone: it never got what the composite
+    collected.
+
+    Args:
+        child: The child.
+        collector: The log store that collected the stream.
+        collectors: The log stores of the children, as `collectors` returns them.
+    """
+    return collectors.get(collector) != "" or child.enabled or child.name not in collectors.values()

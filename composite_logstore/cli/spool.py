@@ -17,6 +17,7 @@ from composite_logstore import operations
 from composite_logstore.cli.console import Command, console, say, show_table, warn
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.inert import inert
+from composite_logstore.names import quoted
 from composite_logstore.operations.drain import Drained
 from composite_logstore.operations.inventory import Backlog, ChildBacklog, Inventory, LogStore, backlogs, purge
 from composite_logstore.spool.damage import damaged, remove_damaged
@@ -103,8 +104,7 @@ def _size(file: Path) -> int:
 
 def _end(remaining: Sequence[Backlog], children: Sequence[str], why: Why) -> None:
     """Show the events that are still undelivered, and exit with 1 if there are any."""
-    quoted = ", ".join(f"'{child}'" for child in children)
-    of = f" for child {quoted}" if children else ""
+    of = f" for child {quoted(children)}" if children else ""
     if not remaining:
         say(f"No undelivered events{of}.")
         return

@@ -13,7 +13,7 @@ from uuid import UUID
 from composite_logstore.backend import UnavailableError
 from composite_logstore.catalog.errors import NoAnswerError, asking_zenml
 from composite_logstore.catalog.runs import RunStream
-from composite_logstore.catalog.stores import RegisteredStore, open_child
+from composite_logstore.catalog.stores import RegisteredStore, may_hold, open_child
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import Stream
 from composite_logstore.operations.progress import Reporter
@@ -67,10 +67,7 @@ def ended(
         totals: Where to count them.
     """
     for stream in streams:
-        # An earlier log store that is kept for reading alone never got what the composite collected.
-        if stream.collector not in ids or (
-            not ids[stream.collector] and not source.enabled and source.name in ids.values()
-        ):
+        if stream.collector not in ids or not may_hold(source, stream.collector, ids):
             continue
         if stream.run_in_progress:
             totals.in_progress += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +15,7 @@ from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.delivery.worker import Worker
+from composite_logstore.names import quoted
 from composite_logstore.operations.inventory import (
     Backlog,
     LogStore,
@@ -118,7 +119,7 @@ def drain(
         if to and taker and not taker.wants_all and notice:
             notice(
                 f"{store.label}: events that 'min_level' or 'progress' of child '{to}' filters out are not delivered, "
-                f"and are lost for {_quoted(takers[id])}."
+                f"and are lost for {quoted(takers[id])}."
             )
     drains = {id: _Drain(store, takers[id]) for id, store in by_id.items()}
     result = Drained() if result is None else result
@@ -127,10 +128,6 @@ def drain(
         for folder in processes_in(home):
             drains[store.id].deliver(folder, progress)
     return result
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 def _takers(

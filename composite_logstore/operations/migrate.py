@@ -269,8 +269,7 @@ def _verify(move: Move, report: Reporter) -> str:
             f"{move.name} --all --child {move.source.name} --child {move.to}` names them"
         )
     if summary.not_compared:
-        label, name, why = summary.not_compared[0]
-        raise MoveStoppedError(f"not everything could be compared: child '{name}', {label}: {why.rstrip('.')}")
+        raise MoveStoppedError(summary.why_not_compared())
     done = f"child '{move.to}' holds all {child.events:,} events of {summary.streams:,} streams"
     if elsewhere:
         done += f"; {elsewhere:,} streams of other log stores, or without events, do not count"

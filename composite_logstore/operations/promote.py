@@ -116,8 +116,7 @@ def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:
     summary = compare_with_primary(found, child, report)
     result = summary.children[child]
     if summary.not_compared:
-        label, name, why = summary.not_compared[0]
-        return Verdict(False, f"not everything could be compared: child '{name}', {label}: {why.rstrip('.')}")
+        return Verdict(False, summary.why_not_compared())
     if result.differences:
         return Verdict(
             False,

@@ -12,7 +12,7 @@ import orjson
 
 from composite_logstore.catalog.errors import NoAnswerError
 from composite_logstore.catalog.runs import RunStream
-from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, open_child
+from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, may_hold, open_child
 from composite_logstore.config import ChildConfig
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.selection import Selection, state_folder
@@ -105,7 +105,6 @@ class Comparison:
     def __init__(self, found: RegisteredStore, children: Sequence[ChildConfig], report: Reporter) -> None:
         """Prepare to compare these children, and to report how many events are read."""
         self.collectors = collectors(found, list(children))
-        self._store_id = found.id
         self._children = children
         self._report = report
         self._sources: list[Source] = []
@@ -128,13 +127,7 @@ class Comparison:
 
     def compare(self, stream: RunStream) -> StreamParity:
         """Compare the events that the children hold of a stream."""
-        # An earlier log store that is kept for reading alone never got what the composite collected.
-        is_live = stream.collector == self._store_id
-        sources = [
-            source
-            for source in self._sources
-            if not (is_live and not source.config.enabled and source.name in self.collectors.values())
-        ]
+        sources = [one for one in self._sources if may_hold(one.config, stream.collector, self.collectors)]
         return compare(
             stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, self._report.count
         )

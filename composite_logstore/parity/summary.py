@@ -98,6 +98,11 @@ class ParitySummary:
         room = max(0, NAMED - len(self.named))
         self.named += [(result.label, named) for named in result.differences[:room]]
 
+    def why_not_compared(self) -> str:
+        """Return why not everything could be compared, by the first example; the text has no full stop."""
+        label, name, why = self.not_compared[0]
+        return f"not everything could be compared: child '{name}', {label}: {why.rstrip('.')}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the summary as plain values."""
         return {
