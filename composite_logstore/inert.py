@@ -19,6 +19,19 @@ _NO_COLOUR = "\x1b[0m"
 _MOST_CHARACTERS = 2_000
 
 
+class InertError(Exception):
+    """An error whose text no terminal obeys, whoever prints it: `str()` returns its message as a `paragraph`.
+
+    Attributes:
+        message: The message as it was given, to become part of another text that is made inert as a whole.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Create the error."""
+        super().__init__(paragraph(message))
+        self.message = message
+
+
 def inert(text: str, kept: str = "\n") -> str:
     """Return a text with all characters escaped that a terminal would obey, or not show.
 

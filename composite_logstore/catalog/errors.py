@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from composite_logstore.inert import InertError
 from composite_logstore.names import did_you_mean
 
 
-class OperationError(Exception):
+class OperationError(InertError):
     """An operation cannot do its work. The message says why; it may contain names and answers from anywhere."""
 
 

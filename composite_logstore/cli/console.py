@@ -26,15 +26,7 @@ output_option = click.option(
 )
 
 
-class Failed(click.ClickException):
-    """The command cannot do its work. The message says why; it may contain names from anywhere."""
-
-    def __init__(self, message: str) -> None:
-        """Create the error."""
-        super().__init__(paragraph(message))
-
-
-class NoAnswer(Failed):
+class NoAnswer(click.ClickException):
     """ZenML or a backend gives no answer."""
 
     exit_code = 3
@@ -57,11 +49,11 @@ class Command(click.Command):
             return super().invoke(ctx)
         except ArgumentError as error:
             at_fault = next((one for one in self.params if one.name == error.argument), None)
-            raise click.BadParameter(paragraph(str(error)), ctx, at_fault) from None
+            raise click.BadParameter(str(error), ctx, at_fault) from None
         except NoAnswerError as error:
             raise NoAnswer(str(error)) from None
         except OperationError as error:
-            raise Failed(str(error)) from None
+            raise click.ClickException(str(error)) from None
 
 
 def console(stderr: bool = False) -> Console:

@@ -27,6 +27,7 @@ from zenml.enums import ExecutionMode, StackComponentType
 from composite_logstore.catalog.errors import OperationError, asking_zenml
 from composite_logstore.catalog.runs import RunStream, runs_of_project, streams_of_run
 from composite_logstore.catalog.stores import collectors, find_store
+from composite_logstore.inert import inert
 from composite_logstore.intervals import Intervals
 from composite_logstore.operations.copying import Totals, copy_with, ended
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, Ledger
@@ -318,7 +319,7 @@ def _metadata() -> Iterator[dict[str, Any]]:
         yield told
         stopped = ""
     except (OperationError, BackfillStoppedError) as error:
-        stopped = str(error)
+        stopped = inert(error.message, "")
         raise
     except Exception as error:
         # Only the error's class: its message may contain a URL with a secret.

@@ -150,11 +150,12 @@ class Tail:
                 self._find()
                 trouble_since = None
             except (LogStoreError, NoAnswerError) as error:
+                message = error.message if isinstance(error, NoAnswerError) else str(error)
                 if trouble_since is None:
                     trouble_since = begin
-                    self._notice(f"{error} Trying again ...")
+                    self._notice(f"{message} Trying again ...")
                 elif begin - trouble_since >= GIVE_UP_SECONDS:
-                    raise NoAnswerError(str(error)) from None
+                    raise NoAnswerError(message) from None
             except (ValueError, NotImplementedError) as error:
                 raise NoAnswerError(str(error)) from None
             if trouble_since is None and not self.run.in_progress and not self._open():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 from composite_logstore.delivery.account import count_reason
+from composite_logstore.inert import InertError
 
 NAMED = 50
 """The most events that are named for each kind of difference, child and stream."""
@@ -129,7 +130,7 @@ class StreamParity:
         )
 
 
-class BackfillStoppedError(Exception):
+class BackfillStoppedError(InertError):
     """A backfill cannot continue. The message says why, and how to mend it."""
 
 
