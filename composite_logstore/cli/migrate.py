@@ -15,7 +15,7 @@ from composite_logstore import operations
 from composite_logstore.cli.console import Command, ask, output_option, say, say_json, show_table, warn
 from composite_logstore.cli.options import Moment
 from composite_logstore.cli.progress import Bars
-from composite_logstore.inert import inert
+from composite_logstore.inert import paragraph
 from composite_logstore.operations.migrate import STAGES, Stage
 from composite_logstore.operations.move import Move, MoveStoppedError
 
@@ -40,11 +40,11 @@ class Target(click.ParamType):  # type: ignore[type-arg, unused-ignore]
                 value = Path(value[1:]).read_text()
             settings = orjson.loads(value)
         except OSError as error:
-            self.fail(inert(f"{where} cannot be read: {error.strerror}"), param, ctx)
+            self.fail(paragraph(f"{where} cannot be read: {error.strerror}"), param, ctx)
         except ValueError:
-            self.fail(inert(f"{where} is not valid JSON; give one child, such as {_EXAMPLE}"), param, ctx)
+            self.fail(paragraph(f"{where} is not valid JSON; give one child, such as {_EXAMPLE}"), param, ctx)
         if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
-            self.fail(inert(f"{where} is no child with a 'name'; give one, such as {_EXAMPLE}"), param, ctx)
+            self.fail(paragraph(f"{where} is no child with a 'name'; give one, such as {_EXAMPLE}"), param, ctx)
         return settings
 
 
@@ -103,7 +103,7 @@ def migrate(
         elif not status:
             _advance(move, wait, stop_after, yes, tell, done)
     except MoveStoppedError as error:
-        stopped, code = str(error), 1
+        stopped, code = error.message, 1
     except KeyboardInterrupt:
         stopped, code = "interrupted", 3
     # The stages that this command has just done need not be shown as next.
@@ -137,7 +137,7 @@ def _advance(
     tell: Callable[[str], None],
     done: list[dict[str, str]],
 ) -> None:
-    with Bars("migrate", tell) as bars:
+    with Bars("migrate", say=tell) as bars:
         confirm = None if yes else bars.ask
         stages = operations.migrate(move, wait_seconds=wait, stop_after=stop_after, confirm=confirm, progress=bars.show)
         for stage, text in stages:

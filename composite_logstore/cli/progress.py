@@ -16,12 +16,13 @@ from composite_logstore.operations.progress import Progress
 class Bars(RichProgress):
     """A bar over runs, with the number of events read and events per second."""
 
-    def __init__(self, operation: str, notice: Callable[[str], None] = warn) -> None:
+    def __init__(self, operation: str, is_shown: bool = True, say: Callable[[str], None] = warn) -> None:
         """Create the bar of an operation; it is shown on a terminal alone.
 
         Args:
-            operation: Its description until the first stream.
-            notice: Prints the operation's notices.
+            operation: Its description while there is no stream.
+            is_shown: Whether to show the bar; notices are printed in any case.
+            say: Prints what the operation waits for.
         """
         out = console(stderr=True)
         columns: tuple[ProgressColumn, ...] = (
@@ -30,22 +31,25 @@ class Bars(RichProgress):
             _Events(),
             TimeRemainingColumn(),
         )
-        super().__init__(*columns, console=out, transient=True, disable=not out.is_terminal)
-        self._notice = notice
+        super().__init__(*columns, console=out, transient=True, disable=not (is_shown and out.is_terminal))
+        self._operation = operation
+        self._say = say
         self._bar = self.add_task(operation, total=None, events=0)
 
     def show(self, progress: Progress) -> None:
         """Show how far the operation is, and print its notices. It is the operation's `progress` callback."""
-        if progress.notice:
-            self.stop()
-            self._notice(progress.notice)
+        for text, say in ((progress.notice, warn), (progress.waiting, self._say)):
+            if text:
+                self.stop()
+                say(text)
         self.start()
+        work = f"checking {', '.join(progress.checking)}" if progress.checking else progress.stream
         # A value of None leaves it as it is.
         self.update(
             self._bar,
             total=progress.runs,
             completed=progress.runs_done,
-            description=inert(progress.stream, "") or None,
+            description=inert(work, "") or self._operation,
             events=progress.events,
         )
 
@@ -58,5 +62,7 @@ class Bars(RichProgress):
 class _Events(ProgressColumn):
     def render(self, task: Task) -> Text:
         events = task.fields["events"]
+        if not events:
+            return Text()
         rate = events / task.elapsed if task.elapsed else 0
         return Text(f"{events:,} events, {rate:,.0f}/s")

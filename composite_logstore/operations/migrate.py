@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import composite_logstore
-from composite_logstore.catalog.errors import ArgumentError, asking_zenml
+from composite_logstore.catalog.errors import ArgumentError, asking_zenml, nearest
 from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, explain
 from composite_logstore.config import ChildConfig
@@ -65,11 +65,24 @@ def migrate(
         progress: Is told how far each stage is.
 
     Raises:
-        ArgumentError: The settings of the child to move to are wrong.
+        ArgumentError: There is no stage `stop_after`, or the settings of the child to move to are wrong.
         MoveStoppedError: Somebody has to act first, or the answer was no.
         MoveWaitingError: The same; runs have to end or to begin first.
         NoAnswerError: ZenML or a child cannot be reached.
     """
+    names = [stage.name for stage in STAGES]
+    if stop_after is not None and stop_after not in names:
+        raise ArgumentError("stop_after", f"there is no stage '{stop_after}'{nearest(stop_after, names)}")
+    return _stages(move, wait_seconds, stop_after, confirm, progress)
+
+
+def _stages(
+    move: Move,
+    wait_seconds: float,
+    stop_after: str | None,
+    confirm: Confirm | None,
+    progress: ProgressCallback | None,
+) -> Iterator[tuple[Stage, str]]:
     ends = time.monotonic() + wait_seconds
     for stage in STAGES:
         if not stage.is_done(move):
@@ -84,9 +97,9 @@ def migrate(
                 except MoveWaitingError as error:
                     if time.monotonic() >= ends:
                         raise
-                    if str(error) != told:
-                        report.notice(f"{stage.name}: {error}. Waiting ...")
-                    told = str(error)
+                    if error.message != told:
+                        report.wait(f"{stage.name}: {error.message}. Waiting ...")
+                    told = error.message
                     time.sleep(LOOK_SECONDS)
             yield stage, text
         if stage.name == stop_after:
@@ -104,7 +117,7 @@ def _build(move: Move, report: Reporter) -> str:
     if move.found is not None:
         children = [*move.found.raw_children, move.settings]
         # From now on runs log to the child, so it has to work.
-        _check_children(move, [move.checked(children).child(move.to)])
+        _check_children(move, [move.checked(children).child(move.to)], report)
         move.found.update({"children": children})
         move.refresh()
         return f"added child '{move.to}' to log store '{move.name}'"
@@ -166,13 +179,15 @@ def _is_readable(log_store: ComponentResponse) -> bool:
 
 def _check(move: Move, report: Reporter) -> str:
     """Check both children, before any run depends on them."""
-    _check_children(move, [move.source, move.target])
+    _check_children(move, [move.source, move.target], report)
     move.was_checked = True
     return f"children '{move.source.name}' and '{move.to}' work"
 
 
-def _check_children(move: Move, children: list[ChildConfig]) -> None:
-    for one in check_children(move.log_store, children, move.artifact_store.id):
+def _check_children(move: Move, children: list[ChildConfig], report: Reporter) -> None:
+    with report.checking(child.name for child in children):
+        checks = check_children(move.log_store, children, move.artifact_store.id)
+    for one in checks:
         is_read = one.child.name in (move.to, move.log_store.config.primary)
         needed = [finding for finding in one.findings if is_read or finding.what != "read"]
         problem = next((finding for finding in needed if finding.result == "problem"), None)
@@ -229,7 +244,7 @@ def _backfill(move: Move, report: Reporter) -> str:
     try:
         copy_streams(move.log_store, source, target, ended(), result, report)
     except BackfillStoppedError as error:
-        raise MoveStoppedError(str(error)) from error
+        raise MoveStoppedError(error.message) from error
     move.facts["backfill"] = {**vars(result), "in_progress": len(open_runs)}
     done = f"copied {result.copied:,} events to child '{target.name}', which held {result.there:,} already"
     if result.too_old:

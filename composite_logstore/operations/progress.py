@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 from uuid import UUID
@@ -18,15 +19,19 @@ class Progress:
         runs: How many runs the operation goes through, None while unknown.
         runs_done: How many of them are done.
         stream: The run and stream that it is working on, empty before the first.
+        checking: The names of the children that it checks, empty while it checks none.
         events: How many events it has read.
         notice: A sentence for people, such as that the operation resumes an earlier one; empty in most calls.
+        waiting: A sentence for people on what the operation waits for; empty in most calls.
     """
 
     runs: int | None = None
     runs_done: int = 0
     stream: str = ""
+    checking: tuple[str, ...] = ()
     events: int = 0
     notice: str = ""
+    waiting: str = ""
 
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
@@ -58,11 +63,28 @@ class Reporter:
         self._progress.events += events
         self._pass_on()
 
+    @contextmanager
+    def checking(self, children: Iterable[str]) -> Iterator[None]:
+        """Note that children are checked until the end of the block."""
+        self._progress.checking = tuple(children)
+        self._pass_on()
+        try:
+            yield
+        finally:
+            self._progress.checking = ()
+            self._pass_on()
+
     def notice(self, text: str) -> None:
         """Say something to people."""
         self._progress.notice = text
         self._pass_on()
         self._progress.notice = ""
+
+    def wait(self, text: str) -> None:
+        """Tell people what the operation waits for."""
+        self._progress.waiting = text
+        self._pass_on()
+        self._progress.waiting = ""
 
     def _pass_on(self) -> None:
         if self._callback is not None:
