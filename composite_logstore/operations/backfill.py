@@ -9,7 +9,7 @@ from composite_logstore.catalog.errors import ArgumentError
 from composite_logstore.catalog.stores import collectors, find_store
 from composite_logstore.config import ChildConfig
 from composite_logstore.operations.copying import Totals, copy_streams, ended, ledger_of
-from composite_logstore.operations.pipeline_launch import copy_as_pipeline, refuse_second
+from composite_logstore.operations.pipeline_launch import MOST_SLICES, copy_as_pipeline, refuse_second
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.selection import Selection
 
@@ -50,11 +50,17 @@ def backfill(
         totals: Receives the result, and holds the result so far if the call is interrupted.
 
     Raises:
-        ArgumentError: There is no such log store, child or run; the source cannot be read; or the active stack cannot
-            run the pipeline.
+        ArgumentError: There is no such log store, child or run; the source cannot be read; the active stack cannot
+            run the pipeline; `slices` are given without it; or a number is out of its range.
         NoAnswerError: ZenML or a child cannot be reached, or another backfill copies to the same child.
         BackfillStoppedError: A child became unavailable, or the pipeline failed.
     """
+    if rate is not None and not rate > 0:
+        raise ArgumentError("rate", "it must be above 0; leave it out to copy without a limit")
+    if slices is not None and not pipeline:
+        raise ArgumentError("slices", "only a pipeline has slices; copy as a pipeline, or leave them out")
+    if slices is not None and not 1 <= slices <= MOST_SLICES:
+        raise ArgumentError("slices", f"give a number from 1 to {MOST_SLICES}")
     selection = selection or Selection()
     found = find_store(store)
     from_, to = found.child(source, "source"), found.child(target, "target")

@@ -101,9 +101,11 @@ def drain(
         result: Receives the result, and holds the result so far if the call is interrupted.
 
     Raises:
-        ArgumentError: There is no such log store or child, or `to` is disabled.
+        ArgumentError: There is no such log store or child, or `to` is disabled or given without `children`.
         OperationError: ZenML, which has the settings and secrets, cannot be reached.
     """
+    if to is not None and not children:
+        raise ArgumentError("to", "it needs children: name those whose events to deliver through it")
     here = inventory()
     if here.zenml_error:
         raise OperationError(

@@ -262,7 +262,9 @@ def find_move(stack: str, to: str | dict[str, Any], *, name: str | None = None, 
         ArgumentError: There is no such stack or child, or the log store of that name belongs to something else.
         NoAnswerError: ZenML cannot be reached.
     """
-    child, settings = (to, None) if isinstance(to, str) else (str(to["name"]), to)
+    child, settings = (to, None) if isinstance(to, str) else (to.get("name"), to)
+    if not isinstance(child, str):
+        raise ArgumentError("to", "the child's settings have no 'name'")
     with asking_zenml():
         from zenml.client import Client
         from zenml.constants import DEFAULT_STACK_AND_COMPONENT_NAME

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SLICES = 10
 """As many steps as ZenML runs at once in one process."""
 
+MOST_SLICES = 1000
+
 _POLL_SECONDS = 5.0
 
 
