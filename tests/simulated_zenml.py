@@ -39,7 +39,7 @@ class SimulatedZenML:
         self.steps: list[SimpleNamespace] = []
         self.asked: list[str] = []
         self.updates: list[dict[str, Any]] = []
-        self.trouble: Exception | None = None
+        self.trouble: BaseException | None = None
         self.now = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 
     @classmethod

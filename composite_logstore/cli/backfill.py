@@ -14,6 +14,7 @@ from composite_logstore.cli.console import Command, output_option, say, say_json
 from composite_logstore.cli.options import selected, selection_options
 from composite_logstore.cli.progress import Bars
 from composite_logstore.operations.copying import Totals
+from composite_logstore.operations.pipeline_launch import MOST_SLICES
 from composite_logstore.parity.result import BackfillStoppedError
 
 
@@ -25,7 +26,7 @@ from composite_logstore.parity.result import BackfillStoppedError
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="The most events per second.")
 @click.option("--anew", is_flag=True, help="Forget what earlier backfills have sent.")
 @click.option("--pipeline", is_flag=True, help="Run as a ZenML pipeline on the active stack.")
-@click.option("--slices", type=click.IntRange(1, 1000), help="How many steps of the pipeline share the work.")
+@click.option("--slices", type=click.IntRange(1, MOST_SLICES), help="How many steps of the pipeline share the work.")
 @output_option
 def backfill(
     store: str,
@@ -56,7 +57,8 @@ def backfill(
     began = time.monotonic()
     stopped = ""
     try:
-        with Bars("backfill") as bars:
+        # ZenML prints while its pipeline runs.
+        with Bars("backfill", is_shown=not pipeline) as bars:
             operations.backfill(
                 store,
                 source,
@@ -70,9 +72,12 @@ def backfill(
                 totals=totals,
             )
     except KeyboardInterrupt:
+        if not totals.log_store:
+            # Nothing has been copied: the log store was still looked up.
+            raise
         stopped = "Interrupted"
     except BackfillStoppedError as error:
-        stopped = f"Stopped: {error}"
+        stopped = f"Stopped: {error.message}"
     seconds = time.monotonic() - began
     if output == "json":
         values: dict[str, Any] = {**totals.as_dict(), "seconds": round(seconds, 3), "stopped": stopped}

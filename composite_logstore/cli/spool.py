@@ -164,6 +164,9 @@ def drain(stores: tuple[str, ...], children: tuple[str, ...], to: str | None) ->
         with _Bars() as bars:
             operations.drain(stores, children, to, progress=bars.show, notice=warn, result=result)
     except KeyboardInterrupt:
+        if not result.folders:
+            # Nothing has been delivered: the folders were still looked up.
+            raise
         is_interrupted = True
     for store, child, account in result.accounts:
         if account.accepted > account.pending:

@@ -54,6 +54,9 @@ def verify(
         with Bars("verify") as bars:
             operations.verify(store, selection, children, anew=anew, progress=bars.show, summary=summary)
     except KeyboardInterrupt:
+        if not summary.log_store:
+            # Nothing has been compared: the log store was still looked up.
+            raise
         is_interrupted = True
     if html:
         write_report(Path(html), summary)

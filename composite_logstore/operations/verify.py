@@ -56,14 +56,12 @@ def verify(
     selection = selection or Selection()
     found = find_store(store)
     chosen = _choose(found, children)
+    report = Reporter(progress)
+    comparison = Comparison(found, chosen, report)
     summary = ParitySummary() if summary is None else summary
     summary.begin(found.name, [child.name for child in chosen])
-    report = Reporter(progress)
     began = time.monotonic()
-    with (
-        _saved_progress(_key(found, selection, chosen), anew) as (before, file),
-        Comparison(found, chosen, report) as comparison,
-    ):
+    with _saved_progress(_key(found, selection, chosen), anew) as (before, file), comparison:
         try:
             if before:
                 report.notice(f"Resuming an interrupted verify, which compared {len(before):,} streams.")

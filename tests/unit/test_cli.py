@@ -54,7 +54,7 @@ class Machine:
         self.disk = disk
         self.clock = clock
         self.stores: list[LogStore] = []
-        self.trouble: Exception | None = None
+        self.trouble: BaseException | None = None
 
     def registered(self) -> list[LogStore]:
         if self.trouble:
@@ -437,6 +437,13 @@ def test_drain_finishes_running_exports_after_ctrl_c_and_resumes(
     assert f"logs: {delivered} events of child 'a' delivered." in result.output
     assert machine.run("drain").exit_code == 0
     assert backend("a").messages == backend("b").messages == [str(number) for number in range(100)]
+
+
+def test_ctrl_c_before_drain_has_begun_aborts(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a")), "xyz")
+    machine.trouble = KeyboardInterrupt()
+    result = machine.run("drain")
+    assert (result.exit_code, result.output.strip()) == (1, "Aborted!")
 
 
 def test_drain_reports_rejected_events_and_deletes_them(machine: Machine) -> None:

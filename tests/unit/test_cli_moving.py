@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from rich.console import Console
 from zenml.exceptions import AuthorizationException
 from zenml.models import LogsResponse
 
-from composite_logstore import LogEvent, RetryableError, Scanned, Stream
+from composite_logstore import LogEvent, RetryableError, Scanned, Stream, operations
+from composite_logstore.cli import progress
 from composite_logstore.inert import inert
+from composite_logstore.operations.progress import Reporter
 from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.testing import SimulatedBackend, make_stream
 from composite_logstore_artifact.reader import ArtifactReader
@@ -143,6 +148,82 @@ def test_progress_survives_the_loss_of_the_server(place: Place, command: tuple[s
     else:
         assert (values["parity"], values["streams"]) == (True, 7)
     assert json.loads(place.zenml.run_command(*VERIFY).stdout)["parity"]
+
+
+@pytest.mark.parametrize("command", [VERIFY, BACKFILL])
+def test_ctrl_c_before_the_log_store_is_found_aborts(
+    place: Place, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.zenml.trouble = KeyboardInterrupt()
+    done = place.zenml.run_command(*command)
+    assert (done.exit_code, done.stdout, done.stderr.strip()) == (1, "", "Aborted!")
+    place.zenml.trouble = None
+    # Before the earlier log stores are known, nothing has begun either.
+    monkeypatch.setattr(import_module("composite_logstore.operations.verify"), "collectors", interrupt)
+    if command is VERIFY:
+        assert place.zenml.run_command(*command).exit_code == 1
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_verify_has_begun_keeps_the_earlier_report(place: Place, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text("the earlier report")
+    place.zenml.trouble = KeyboardInterrupt()
+    assert place.zenml.run_command("verify", "logs", "--all", "--html", str(report)).exit_code == 1
+    assert report.read_text() == "the earlier report"
+
+
+@pytest.mark.parametrize("command", [VERIFY, BACKFILL])
+def test_ctrl_c_later_shows_the_result_so_far(place: Place, command: tuple[str, ...]) -> None:
+    LATER[place.run("run", 5, 5).id] = interrupt
+    done = place.zenml.run_command(*command)
+    assert done.exit_code == 3
+    assert "Interrupted. Run the same command again to resume." in done.stderr
+    assert json.loads(done.stdout)["log_store"] == "logs"
+
+
+class Terminal(Console):
+    """A terminal."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(file=io.StringIO(), force_terminal=True, width=120)
+
+    @property
+    def shown(self) -> str:
+        """All that was written to it."""
+        assert isinstance(self.file, io.StringIO)
+        return self.file.getvalue()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    terminal = Terminal()
+    monkeypatch.setattr(progress, "console", lambda stderr: terminal)
+    return terminal
+
+
+@pytest.mark.parametrize("is_pipeline", [False, True])
+def test_no_bar_is_painted_over_the_output_of_a_pipeline(
+    place: Place, terminal: Terminal, is_pipeline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backfill(*_: object, progress: Any, **__: object) -> None:
+        Reporter(progress).notice("Running as pipeline run 'x' on stack 'y'.")
+        Reporter(progress).count(5)
+
+    monkeypatch.setattr(operations, "backfill", backfill)
+    done = place.zenml.run_command(*BACKFILL, *["--pipeline"] * is_pipeline)
+    assert "Running as pipeline run 'x'" in done.stderr
+    assert ("5 events" in terminal.shown) == (not is_pipeline)
+    assert bool(terminal.shown) == (not is_pipeline)
+
+
+def test_a_terminal_shows_which_children_are_checked(terminal: Terminal) -> None:
+    with progress.Bars("migrate") as bars, Reporter(bars.show).checking(["archive", "\x1b[2Jlive"]):
+        bars.refresh()
+    assert r"checking archive, \x1b[2Jlive" in terminal.shown
 
 
 def test_an_outage_stops_the_copy_and_causes_no_duplicates(tmp_path: Path) -> None:
