@@ -35,7 +35,7 @@ def promote(store: str, child: str, force: bool, yes: bool, output: str) -> None
     except PromotionRefusedError as error:
         if output == "json":
             say_json(_as_json(error.promotion))
-        raise
+        raise operations.OperationError(f"{error.message}: add '--force'.") from None
     if output == "json":
         say_json(_as_json(result))
     elif result.primary == result.before:

@@ -33,7 +33,7 @@ class Promotion:
 
     Attributes:
         store: The log store.
-        primary: The primary's name now.
+        primary: The primary's name now, as ZenML has it.
         before: The primary's name before.
         verdict: The result of the comparison, None if there was none.
     """
@@ -100,14 +100,15 @@ def promote(
     unchanged = Promotion(found, before, before, verdict)
     if verdict is not None and not verdict.may:
         raise PromotionRefusedError(
-            f"child '{child}' was not made the primary: {verdict.reason}. Use force to promote it anyway.", unchanged
+            f"child '{child}' was not made the primary: {verdict.reason}. Set 'force' to promote it anyway", unchanged
         )
     if not config.wants_all:
         report.notice(f"Events that 'min_level' or 'progress' of child '{child}' filters out will no longer be shown.")
     if confirm and not confirm(f"Read the logs of log store '{found.name}' from '{child}' instead of '{before}'?"):
         raise PromotionRefusedError("The answer was no; nothing has changed.", unchanged)
     found.update(settings_to_promote(found, child))
-    return Promotion(find_store(str(found.id)), child, before, verdict)
+    now = find_store(str(found.id))
+    return Promotion(now, now.config.primary, before, verdict)
 
 
 def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:

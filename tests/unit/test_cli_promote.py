@@ -61,6 +61,7 @@ def test_a_child_with_missing_events_is_promoted_only_by_force(
     result = zenml.run_command("promote", "logs", "live", "--yes")
     assert result.exit_code == 1
     assert "not made the primary: child 'live' lacks 3 events." in result.stderr
+    assert "--force" in result.stderr
     assert zenml.updates == []
     assert zenml.run_command("promote", "logs", "live", "--yes", "--force").exit_code == 0
     assert len(asked) == 1
@@ -125,7 +126,14 @@ def test_without_permission_promote_reports_no_success(zenml: SimulatedZenML, mo
     result = zenml.run_command("promote", "logs", "live", "--force", "--yes")
     assert result.exit_code == 3
     assert "update log store 'logs'" in result.stderr
-    assert "is the primary" not in result.output
+    assert "the primary" not in result.output
+
+
+def test_the_primary_is_read_back_from_zenml(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if somebody else had made it the primary again at once.
+    monkeypatch.setattr(zenml, "update_stack_component", lambda *_, **__: None)
+    done = json.loads(zenml.run_command("promote", "logs", "live", "--output", "json", "--force", "-y").stdout)
+    assert (done["before"], done["primary"], done["to_go_back"]) == ("archive", "archive", None)
 
 
 def test_json_contains_the_verdict(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -101,8 +102,9 @@ def test_a_promotion_that_is_not_confirmed_changes_nothing() -> None:
 
 @pytest.mark.usefixtures("scene")
 def test_a_child_with_missing_events_is_not_promoted() -> None:
-    with pytest.raises(operations.PromotionRefusedError, match="3 events are missing"):
+    with pytest.raises(operations.PromotionRefusedError, match=r"3 events are missing.*'force'") as refusal:
         operations.promote("logs", "live")
+    assert "--force" not in str(refusal.value)
 
 
 @pytest.mark.usefixtures("scene")
@@ -118,6 +120,14 @@ def test_a_child_with_missing_events_is_not_promoted() -> None:
         (lambda: operations.tail("train-1", step="x"), "step"),
         (lambda: operations.tail("train-1", store="x"), "store"),
         (lambda: operations.drain(["x"]), "stores"),
+        (lambda: operations.drain(to="live"), "to"),
+        (lambda: operations.backfill("logs", "archive", "live", slices=3), "slices"),
+        (lambda: operations.backfill("logs", "archive", "live", slices=0, pipeline=True), "slices"),
+        (lambda: operations.backfill("logs", "archive", "live", slices=1001, pipeline=True), "slices"),
+        (lambda: operations.backfill("logs", "archive", "live", rate=0), "rate"),
+        (lambda: operations.find_move("prod", {"type": "artifact"}), "to"),
+        (lambda: operations.find_move("prod", {"name": 3}), "to"),
+        (lambda: operations.migrate(SimpleNamespace(), stop_after="swich"), "stop_after"),  # type: ignore[arg-type]
     ],
 )
 def test_the_error_of_a_wrong_argument_names_the_parameter(operation: Callable[[], object], argument: str) -> None:
