@@ -67,10 +67,14 @@ def logs(
     try:
         found = operations.tail(run, step=step, source=source, child=child, store=store, wanted=wanted, notice=warn)
         for of, entry in found.entries(follow):
-            if output == "json":
-                _say_as_json(of, entry)
-            else:
-                _say(of, entry, found.streams > 1, colours)
+            try:
+                if output == "json":
+                    _say_as_json(of, entry)
+                else:
+                    _say(of, entry, found.streams > 1, colours)
+            except (ValueError, OverflowError) as error:
+                # Such as a time of the year 1, or a character that the output's encoding does not have.
+                raise operations.NoAnswerError(f"an entry cannot be shown: {error}") from None
     except KeyboardInterrupt:
         sys.exit(130)
     _end(found)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from zenml.enums import ExecutionStatus
 from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
 from zenml.models import LogEntry, LogsEntriesResponse, LogsResponse
 
 from composite_logstore.catalog.runs import RunStream
+from composite_logstore.cli.main import main
 from composite_logstore.cli.options import Moment
 from composite_logstore.event import Stream as EventStream
 from composite_logstore.operations.tail import GIVE_UP_SECONDS, POLL_SECONDS, QUIET_SECONDS, TailedStream, merged
@@ -193,6 +195,36 @@ def test_logs_of_zenml_s_own_log_stores_are_shown_but_these_have_no_children(wor
 
 
 # Errors
+
+
+@pytest.fixture
+def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("new_york")
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+@pytest.mark.parametrize(
+    ("entry", "charset"),
+    [
+        (LogEntry(message="x", timestamp=datetime(1, 1, 1)), "utf-8"),
+        (LogEntry(message="x", timestamp=datetime(1, 1, 1, tzinfo=timezone.utc)), "utf-8"),
+        (LogEntry(message="日本"), "latin-1"),
+    ],
+)
+def test_an_entry_that_cannot_be_shown_gives_no_answer(
+    world: World, entry: LogEntry, charset: str, options: list[str]
+) -> None:
+    other = world.zenml.register_other("stock", "datadog", Stock([LogEntry(message="first"), entry]))
+    run = world.zenml.begin_run("run", in_progress=bool(options))
+    world.zenml.open_stream(run, "client", other)
+    result = CliRunner(charset=charset).invoke(main, ["logs", "run", *options])
+    assert (result.exit_code, "first" in result.stdout) == (3, True), result.exception
+    assert result.stderr.startswith("Error: ")
 
 
 @pytest.mark.parametrize(
