@@ -51,8 +51,8 @@ class Totals(Copied):
             self.in_progress += other.in_progress
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the attributes as plain values."""
-        return asdict(self)
+        """Return the counts as plain values."""
+        return {name: value for name, value in asdict(self).items() if name != "log_store"}
 
 
 def ended(

@@ -161,6 +161,20 @@ def test_results_of_slices_are_added_up_and_the_first_failure_is_named(
     assert totals.left_out == (2 if any(step.name == "s1" for step in steps) and "full" in why else 0)
 
 
+def test_the_metadata_of_a_slice_does_not_name_the_log_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"copied": 5, "there": 2, "unwanted": 0, "unidentified": 0, "too_old": 0, "rejected": {}, "absent": 0}
+    counts |= {"streams": 3, "in_progress": 0}
+    totals = Totals(log_store="logs", copied=5, there=2, streams=3)
+    assert totals.as_dict() == counts
+    # So slices that an earlier version of this package ran are added up, too.
+    steps = ended("plan", ExecutionStatus.COMPLETED, slices=1), ended("s0", ExecutionStatus.COMPLETED, **counts)
+    monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(*steps)))
+    run: Any = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.COMPLETED)
+    gathered = Totals(log_store="logs")
+    pipeline_launch._gather(run, gathered, False)
+    assert gathered == totals
+
+
 def test_a_pipeline_that_continues_unwatched_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zenml.client.Client", lambda: Zen(list_run_steps=page(PLAN)))
     run = SimpleNamespace(id=RUNS[0], name="backfill-1", status=ExecutionStatus.RUNNING)
