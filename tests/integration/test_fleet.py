@@ -273,7 +273,7 @@ def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert "Interrupted." in err
+    assert "Interrupted. Run the same command again to resume." in err
     wait_until(lambda: len(received()) == json.loads(out)["copied"])
 
     process = start()
@@ -318,7 +318,7 @@ def test_a_verify_that_ends_in_its_middle_goes_on(fleet: Fleet, how: signal.Sign
     assert "the same verify already runs on this machine" in second.stderr
     if how == signal.SIGINT:
         assert process.returncode == 3
-        assert "Interrupted." in err
+        assert "Interrupted. Run the same command again to resume." in err
     done = fleet.command(*arguments, "--output", "json")
     assert done.returncode == 0, done
     assert re.search(r"Resuming an interrupted verify, which compared [\d,]+ streams", done.stderr)

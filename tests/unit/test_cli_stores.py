@@ -6,12 +6,14 @@ from datetime import datetime, timedelta, timezone
 from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner
 from zenml.exceptions import CredentialsNotValid
 
 from composite_logstore import CompositeLogStoreConfig
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError
 from composite_logstore.catalog.runs import count_runs, find_run, streams_of_project, streams_of_run
 from composite_logstore.catalog.stores import find_store
+from composite_logstore.cli.console import Command
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
 
@@ -84,6 +86,8 @@ def test_without_zenml_there_is_no_answer(zenml: SimulatedZenML, trouble: Except
         with pytest.raises(NoAnswerError, match=words) as refusal:
             question()
         assert "secret" not in str(refusal.value)
+        command = Command("command", callback=question)
+        assert CliRunner().invoke(command).exit_code == 3
 
 
 def test_a_run_is_found_or_the_nearest_is_named(zenml: SimulatedZenML) -> None:
