@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner, Result
+from zenml.exceptions import IllegalOperationError
 
 from composite_logstore import operations
 from composite_logstore.cli.main import main
@@ -76,6 +77,17 @@ def test_why_a_move_stops_is_made_inert_once(run: Run) -> None:
 
     assert run(stop).stderr == "Stopped: one\n    two.\n"
     assert json.loads(run(stop, "--output", "json").stdout)["stopped"] == "one\ntwo"
+
+
+def test_without_permission_to_update_the_stack_somebody_has_to_act(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise IllegalOperationError("no")
+
+    monkeypatch.setattr("zenml.client.Client", lambda: SimpleNamespace(update_stack=refuse))
+    move = operations.Move(MOVE.stack, "prod-logs", "s3", None, None)
+    result = run(lambda report: move.update_stack([]))
+    assert result.exit_code == 1
+    assert "update stack 'prod'; ask its owner" in result.stderr
 
 
 def test_the_children_are_named_while_they_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
