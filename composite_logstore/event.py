@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import sys
 from collections import deque
@@ -10,10 +11,18 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+from composite_logstore.ansi import without_escapes
 from composite_logstore.plain import Plain, bytes_of, fitting, plain_mapping, shorten
+
+WRITER = re.compile(r"[0-9a-f]{15}")
+"""The name of a writer of this package."""
+HIGHEST = (1 << 62) - 1
+"""The highest number of an event, and the highest sequence number: the event's UUID has 62 bits for its number."""
+PROGRESS_BAR = "zenml.log.progress_bar"
+"""The attribute of an update of a progress bar, with the number of the bar."""
 
 EVENT_BYTES = 512
 """Roughly how many bytes an event takes besides its texts and attributes."""
@@ -46,15 +55,23 @@ class Stream:
             unknown. ZenML itself records it only for its own log store.
         metadata: The origin's metadata. ZenML adds to it after the first records, so read it through
             `attributes`, as late as possible.
+        stderr_level: The level of what is printed to stderr: a number, or `detect`.
         last: The sequence number of the last event that this process has numbered, empty before the first.
     """
 
-    __slots__ = ("__weakref__", "artifact_store_id", "id", "last", "metadata")
+    __slots__ = ("__weakref__", "artifact_store_id", "id", "last", "metadata", "stderr_level")
 
-    def __init__(self, id: UUID, metadata: dict[str, Any], artifact_store_id: UUID | None = None) -> None:
+    def __init__(
+        self,
+        id: UUID,
+        metadata: dict[str, Any],
+        artifact_store_id: UUID | None = None,
+        stderr_level: int | Literal["detect"] = logging.ERROR,
+    ) -> None:
         self.id = id
         self.metadata = metadata
         self.artifact_store_id = artifact_store_id
+        self.stderr_level = stderr_level
         self.last: deque[int] = deque(maxlen=1)
 
     @property
@@ -83,7 +100,8 @@ class LogEvent(NamedTuple):
         trace: The span that was current, if there was one.
         attributes: The record's extra attributes.
         metadata: The attributes that ZenML gives to `emit` with the record.
-        progress: Whether it updates a progress bar: it was printed with a carriage return.
+        progress: False if it updates no progress bar, otherwise the number of the bar, above 1. True if the number is
+            not known: then all such updates of the logger count as one bar's.
     """
 
     stream: Stream
@@ -102,7 +120,7 @@ class LogEvent(NamedTuple):
     trace: TraceContext | None
     attributes: Mapping[str, Plain]
     metadata: Mapping[str, Plain]
-    progress: bool
+    progress: bool | int
 
     @property
     def uid(self) -> str:
@@ -140,13 +158,16 @@ class LogEvent(NamedTuple):
             details["exception.type"] = self.exception.type
             details["exception.message"] = self.exception.message
             details["exception.stacktrace"] = self.exception.stacktrace
+        if self.progress > 1:
+            details[PROGRESS_BAR] = self.progress
         details.update(self.metadata)
         return details
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether it has no exception, no span and no attributes of its own, as most events."""
-        return self.exception is None and self.trace is None and not self.attributes and not self.metadata
+        """Whether it has no exception, no span, no progress bar and no attributes of its own, as most events."""
+        is_plain = self.exception is None and self.trace is None and not self.attributes and not self.metadata
+        return is_plain and self.progress < 2
 
     @staticmethod
     def is_update(printed: str) -> bool:
@@ -172,16 +193,8 @@ class LogEvent(NamedTuple):
 
     @property
     def severity_number(self) -> int:
-        """OpenTelemetry's number of the level, 0 where it has none.
-
-        Each 10 in Python are 4 in OpenTelemetry: DEBUG 10 becomes 5, INFO 20 becomes 9, CRITICAL 50 becomes 21. Levels
-        between two tens count up by one, to the third at most.
-        https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-severitynumber
-        """
-        if self.level < 10:
-            return 0
-        tens, ones = divmod(min(self.level, 53), 10)
-        return 4 * tens + 1 + min(ones, 3)
+        """OpenTelemetry's number of the level, 0 where it has none."""
+        return severity_number_of(self.level)
 
     @property
     def text(self) -> str:
@@ -192,13 +205,23 @@ class LogEvent(NamedTuple):
         return f"{self.message}\n{error.type}: {error.message}\n{error.stacktrace}".rstrip()
 
 
-_WRITER = re.compile(r"[0-9a-f]{15}")
+def severity_number_of(level: int) -> int:
+    """Return OpenTelemetry's number of one of Python's levels, 0 where it has none.
+
+    Each 10 in Python are 4 in OpenTelemetry: DEBUG 10 becomes 5, INFO 20 becomes 9, CRITICAL 50 becomes 21. Levels
+    between two tens count up by one, to the third at most.
+    https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-severitynumber
+    """
+    if level < 10:
+        return 0
+    tens, ones = divmod(min(level, 53), 10)
+    return 4 * tens + 1 + min(ones, 3)
 
 
 @lru_cache(maxsize=1_000)
 def _uid_of(writer: str) -> str:
     """Return the first part of the UUIDs of a writer's events. A backend may have given the writer an odd name."""
-    if not _WRITER.fullmatch(writer):
+    if not WRITER.fullmatch(writer):
         writer = hashlib.sha256(writer.encode("utf-8", "replace")).hexdigest()[:15]
     return f"{writer[:8]}-{writer[8:12]}-8{writer[12:]}-"
 
@@ -215,6 +238,17 @@ def total_size(events: Sequence[LogEvent]) -> int:
     mappings = filter(None, chain(map(_attributes_of, events), map(_metadata_of, events)))
     messages = sum(map(sys.getsizeof, map(_message_of, events)))
     return (EVENT_BYTES - _TEXT_BYTES) * len(events) + messages + sum(map(bytes_of, chain(exceptions, mappings)))
+
+
+def stripped(event: LogEvent) -> LogEvent:
+    """Return an event without the escape sequences of its message and its exception."""
+    error = event.exception
+    if "\x1b" not in event.text and "\x9b" not in event.text:
+        return event
+    return event._replace(
+        message=without_escapes(event.message),
+        exception=error and ExceptionInfo(*map(without_escapes, error)),
+    )
 
 
 def abridged(event: LogEvent, most_bytes: int) -> LogEvent:

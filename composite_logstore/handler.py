@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
 
+from composite_logstore.capture.process import is_own
 from composite_logstore.capture.record import note
 
 if TYPE_CHECKING:
@@ -19,24 +20,14 @@ if TYPE_CHECKING:
 
 _PROGRAMS = UUID("7c1f0a4e-5a53-4f0e-9d0e-2f6c5c0b6a11")
 
-# The threads of exporters, and of libraries below them. They log about deliveries: to deliver these records, too, would
-# never end.
-_OWN_THREADS = ("composite-logstore ", "fsspecIO")
 
-
-class _NoLock:
+class _NoLock(nullcontext[None]):
     """Looks like a lock to `logging`, and locks nothing."""
 
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
+    def acquire(self) -> None:
         pass
 
-    def __enter__(self) -> bool:
-        return True
-
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
         pass
 
 
@@ -69,8 +60,7 @@ class RecordHandler(logging.Handler):
         Args:
             record: The record.
         """
-        is_own = record.name.startswith("composite_logstore")
-        if is_own or (record.threadName or "").startswith(_OWN_THREADS):
+        if is_own(record):
             return
         try:
             self._writer.append(self._stream, note(record))
@@ -89,7 +79,8 @@ class RecordHandler(logging.Handler):
         if self in logger.handlers:
             return
         found = logger.level
-        if level is not None and _number(level) < logger.getEffectiveLevel():
+        # `logging` has no public function for a level's number before Python 3.11. A handler's raises for a wrong one.
+        if level is not None and logging.Handler(level).level < logger.getEffectiveLevel():
             logger.setLevel(level)
         self._found[logger] = (found, logger.level)
         logger.addHandler(self)
@@ -140,7 +131,7 @@ class CompositeHandler(RecordHandler):
         Raises:
             ValueError: A setting is wrong. The message names the child, the setting and the fix.
         """
-        with _root_logger_left_alone():
+        with logging_left_alone():
             from composite_logstore.config import HandlerConfig
             from composite_logstore.delivery.writers import use
         if not program:
@@ -228,18 +219,8 @@ def _logger(logger: logging.Logger | str | None) -> logging.Logger:
     return logger if isinstance(logger, logging.Logger) else logging.getLogger(logger)
 
 
-def _number(level: int | str) -> int:
-    """Return a level's number.
-
-    Raises:
-        ValueError: The level does not exist.
-    """
-    # `logging` has no public function for this before Python 3.11.
-    return logging.Handler(level).level
-
-
 @contextmanager
-def _root_logger_left_alone() -> Iterator[None]:
+def logging_left_alone() -> Iterator[None]:
     """Undo the changes that importing ZenML makes to the root logger: its level, and handlers that print."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import reprlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from decimal import Decimal
 from itertools import islice, repeat
+from math import isfinite
 from typing import Any, TypeAlias
+
+import orjson
 
 Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """A value that every backend can encode."""
@@ -24,6 +28,12 @@ _ITEM_BYTES = 8
 _ABBREVIATED = reprlib.Repr()
 _ABBREVIATED.maxlevel = 2
 _MARK = "… [shortened by {} bytes]"
+
+_KEPT_BYTES = 10_000
+"""The least bytes that a text of an entry that is too large keeps, before another text is shortened."""
+
+# https://opentelemetry.io/docs/specs/otel/common/mapping-to-non-otlp/#dropped-attributes-count
+_LEFT_OUT = "otel.dropped_attributes_count"
 
 
 def plain_mapping(values: Mapping[Any, Any]) -> dict[str, Plain]:
@@ -133,10 +143,12 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
             return number if -_INT64 <= number < _INT64 else text_of(number)
         if isinstance(value, float):
             return float.__float__(value)
-        if isinstance(value, bytes):
-            return bytes.decode(value, "utf-8", "backslashreplace")
-        if isinstance(value, bytearray):
-            return bytearray.decode(value, "utf-8", "backslashreplace")
+        if isinstance(value, bytes | bytearray):
+            return str(value, "utf-8", "backslashreplace")
+        if isinstance(value, Decimal):
+            return _number_of(value)
+        if _has_no_dimension(value):
+            return _item_of(value)
         is_mapping = isinstance(value, Mapping)
         if not is_mapping and not isinstance(value, list | tuple | set | frozenset | deque):
             return text_of(value)
@@ -155,6 +167,46 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
     except Exception:
         # Even `isinstance` may raise: for a proxy outside of its context, say.
         return text_of(value)
+
+
+def _number_of(value: Decimal) -> float | str:
+    """Return a decimal as a number if that shows the same digits, and as text otherwise.
+
+    No backend has decimals. 0.1 as a binary number still reads 0.1, but more than 17 digits would be lost.
+    """
+    text = Decimal.__str__(value)
+    if not Decimal.is_finite(value):
+        return text
+    number = float(text)
+    return number if isfinite(number) and Decimal(repr(number)) == value else text
+
+
+def _has_no_dimension(value: Any) -> bool:
+    """Return whether a value is a scalar of an array library: of NumPy, PyTorch, JAX, TensorFlow and others.
+
+    None of them is imported for it. They share the properties `ndim` and `shape`.
+    """
+    ndim = getattr(value, "ndim", None)
+    if type(ndim) is int:
+        return ndim == 0
+    shape = getattr(value, "shape", None)
+    return isinstance(shape, tuple) and not len(shape)
+
+
+def _item_of(value: Any) -> Plain:
+    """Return the number in a scalar of an array library, or its text if it holds none.
+
+    A tensor on a GPU waits for its computation here, as it would for its `str`.
+    """
+    try:
+        # TensorFlow's tensors have no `item`, but the scalars of NumPy that they become.
+        item = value.item() if hasattr(value, "item") else value.numpy().item()
+    except Exception:
+        item = None
+    return plain(item) if type(item) in _NUMBERS else text_of(value)
+
+
+_NUMBERS = {bool, int, float}
 
 
 def text_of(value: Any) -> str:
@@ -210,6 +262,56 @@ def shorten(text: str, max_bytes: int) -> str:
     mark = _MARK.format(len(encoded) - len(kept.encode()))
     # Where the whole mark does not fit either, its beginning has to do.
     return (kept + mark).encode()[:max_bytes].decode("utf-8", "ignore")
+
+
+def shorten_in_json(value: Any, max_bytes: int) -> str:
+    """Return a value as a text that takes at most so many bytes in JSON, with the mark of `shorten` if it is cut.
+
+    Args:
+        value: A text, or another value that JSON can express.
+        max_bytes: The most bytes, with the quotes: at least 2.
+    """
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    most = room = max(0, max_bytes - 2)
+    cut = shorten(text, room)
+    while (size := len(orjson.dumps(cut)) - 2) > most:
+        # In JSON a character takes up to six times as many bytes, so the length has to be found by trying.
+        room = room * most // size
+        cut = shorten(text, room)
+    return cut
+
+
+def shorten_fields(fields: dict[str, Any], max_bytes: int, indispensable: Container[str]) -> bytes:
+    """Return a backend's entry for an event, encoded, and shortened until it is small enough.
+
+    The message is shortened first, then the stack trace, then the largest of the other texts. If that is not enough,
+    the largest attributes are left out, and counted in one of their own.
+
+    Args:
+        fields: The entry, which is changed. It has attributes beside `message`.
+        max_bytes: The most bytes of the entry as JSON.
+        indispensable: The names that it keeps however large it is.
+    """
+    names = {key: len(orjson.dumps(key)) + 2 for key in fields}
+    sizes = {key: names[key] + len(orjson.dumps(value)) for key, value in fields.items()}
+    excess = sum(sizes.values()) + 1 - max_bytes
+    by_size = sorted(sizes, key=lambda key: sizes[key], reverse=True)
+    for key in ["message", "exception.stacktrace", *by_size]:
+        size = sizes.get(key, 0)
+        if excess > 0 and size > _KEPT_BYTES:
+            fields[key] = shorten_in_json(fields[key], max(_KEPT_BYTES, size - excess) - names[key])
+            sizes[key] = names[key] + len(orjson.dumps(fields[key]))
+            excess -= size - sizes[key]
+    if excess > 0:
+        # Still too large: there are very many attributes, or very long names.
+        count = len(fields)
+        excess += len(_LEFT_OUT) + 16
+        for key in by_size:
+            if excess > 0 and key not in indispensable:
+                del fields[key]
+                excess -= sizes[key]
+        fields[_LEFT_OUT] = count - len(fields)
+    return orjson.dumps(fields)
 
 
 def bytes_of(value: Any) -> int:

@@ -8,6 +8,22 @@ that may change later into a tuple, and takes no lock. The journal makes the not
 (`record.numbered`): that checks and bounds every value. Neither function raises, whatever a record contains. There are
 two shapes: a note, private to the process, and a `LogEvent`, which every backend and another process can hold.
 
+**A print.** ZenML makes a record of each `write` to stdout and stderr. `lines.Lines` joins the notes of one thread,
+file and stream to one note for each line, or for each update of a progress bar:
+
+    dispatch_watched -> Lines.write -> a pen's inbox -> Terminal -> Tracebacks -> the journal
+
+`terminal.Terminal` draws the text as a terminal does, and `tracebacks.Tracebacks` joins lines that belong together.
+Both depend on the text alone, and not on how it is split into writes
+(test_printed_lines.py::test_the_same_lines_are_shown_of_a_text_in_any_parts). A thread that has put something into
+an inbox takes it in if the pen is free, and otherwise leaves it to the thread that has the pen. So a line's parts
+stay in order, and no thread waits: not a signal handler, and not a finalizer that prints under the journal's lock.
+
+**Levels.** `record.numbered` also decides the level of what was printed to stderr, by the stream's `stderr_level`
+(`levels`). It runs under the journal's lock, so it looks at the beginning of a text only, and in one pass
+(test_levels.py::test_the_longest_and_oddest_line_takes_no_time). Values of array libraries become numbers in `note`:
+their `item` may block or raise, as any value's `str` may, and then only the thread that logs has to wait.
+
 **A fork.** A forked process has none of its parent's threads, its locks may be held for ever, and it is unsafe to open
 backends in it (gRPC hangs, fsspec raises). So it appends its events, without numbers, to a file without a name that it
 has inherited, and the parent journals them:
@@ -31,8 +47,8 @@ in the shared memory decides who delivers a frame that is not acknowledged:
 - `OPEN`: the parent. Senders append, the parent journals.
 - `CLOSING`: the parent, if it journals the frame within a second. It reads for the last time, and senders append
   nothing more.
-- `CLOSED`, or a pipe without a reader since the parent is dead: the sender. It journals the frame itself, and is a
-  writer of its own from then on (`Parent._take_over`).
+- `CLOSED`, or a dead parent (its child has another one, the pipe no reader): the sender. It journals the frame
+  itself, and is a writer of its own from then on (`Parent._take_over`).
 
 Invariants, with the test that would catch a mistake:
 

@@ -76,7 +76,7 @@ class ForkedProcesses:
 
         Without a free file descriptor there is none, and a forked process becomes a writer of its own.
         """
-        if self._inbox is None or not (self._inbox.is_closed or self._inbox.is_usable):
+        if self._inbox is None or not (self._inbox.is_closed or self._inbox.has()):
             with suppress(OSError):
                 self._inbox = Inbox()
 
@@ -112,7 +112,7 @@ class ForkedProcesses:
 
     def stop(self) -> None:
         """Journal everything that forked processes have sent. They deliver later events themselves."""
-        if self._inbox is None:
+        if self._inbox is None or self._inbox.is_closed:
             return
         self._inbox.announce_end()
         try:
@@ -147,7 +147,7 @@ class ForkedProcesses:
                 self._writer.end_stream(stream)
         elif stream is None:
             # The writer registered it so long ago that it has forgotten it.
-            self._journal.drop(said.event.level, said.event.progress)
+            self._journal.drop(said.event.level, bool(said.event.progress))
         else:
             self._writer.append(stream, said.event)
 
@@ -177,7 +177,7 @@ class Parent:
 
     def again(self) -> Outbox | None:
         """Return the way to the same parent, for a process that this one has forked."""
-        return self._outbox and self._outbox.again()
+        return self._outbox and Outbox(self._outbox.inbox)
 
     def send(self, stream: Stream, said: Note | LogEvent) -> bool:
         """Send an event to the parent.
@@ -186,7 +186,7 @@ class Parent:
             Whether the parent has it, or this process's journal since the parent is gone. If not, the caller journals
             the event.
         """
-        return self._outbox is not None and self._send(stream, captured(said))
+        return self._outbox is not None and self._send(stream, captured(said, stream))
 
     def end_stream(self, stream: Stream) -> bool:
         """Tell the parent that a stream has ended, unless the stream is the parent's own. Returns as `send` does."""

@@ -34,7 +34,6 @@ _MAGIC = b"\xc0LS\x02"
 # A stream, a level, whether the events updated a progress bar, and how many they were.
 _LOSS = struct.Struct("<16si?I")
 _MOST_LOSSES = (1 << 32) - 1
-HEADER_BYTES = _HEADER.size
 
 
 class Message(NamedTuple):
@@ -90,16 +89,16 @@ def header(is_message: bool, content: bytes, sender: int, number: int) -> bytes:
 def frame_bytes(data: bytes) -> int:
     """Return how many bytes the frame has that begins here, if one begins here."""
     length: int = _HEADER.unpack_from(data)[2]
-    return HEADER_BYTES + length
+    return _HEADER.size + length
 
 
 def parse(data: bytes) -> tuple[list[Frame], int]:
     """Return the frames in the data, and how many bytes of it they take. An incomplete last frame is left for later."""
     frames: list[Frame] = []
     place = 0
-    while place + HEADER_BYTES <= len(data):
+    while place + _HEADER.size <= len(data):
         magic, is_message, length, checksum, sender, number = _HEADER.unpack_from(data, place)
-        begin = place + HEADER_BYTES
+        begin = place + _HEADER.size
         end = begin + length
         is_frame = magic == _MAGIC and length <= MOST_BYTES
         if is_frame and end <= len(data):

@@ -93,10 +93,10 @@ class Inbox:
     The parent reads both files, empties the one that is not appended to, and then lets it take over.
 
     Attributes:
-        is_closed: Whether the parent receives no more.
         shared: The memory that both ends share.
         files: The descriptors of the two files.
         ringing: The descriptor of the pipe that forked processes write to.
+        owner: The id of the parent.
     """
 
     def __init__(self) -> None:
@@ -105,8 +105,8 @@ class Inbox:
         Raises:
             OSError: There is no free descriptor, or no space.
         """
-        self.is_closed = False
         self.shared = Shared()
+        self.owner = os.getpid()
         ends: list[int] = []
         try:
             ends.append(_unnamed_file())
@@ -120,18 +120,26 @@ class Inbox:
         self._bell, self.ringing = ends[2:]
         for end in ends[2:]:
             os.set_blocking(end, False)
-        self._identities = {end: _identity(os.fstat(end)) for end in ends}
+        # What the system knows of the file behind each descriptor: a program may close or reuse any descriptor.
+        self._identities = {end: os.fstat(end) for end in ends}
         # How many bytes of each file are read, and since when the current one is appended to.
         self._positions = (0, 0)
         self._turned_at = _CLOCK.now()
         self._unheard: deque[Frame] = deque()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the parent receives no more."""
+        return self.shared.state == CLOSED
+
     def has(self, *ends: int) -> bool:
-        """Return whether these descriptors still belong to the same files: a program may close or reuse any."""
+        """Return whether these descriptors, or all without an argument, still belong to the inbox."""
         try:
-            return all(_identity(os.fstat(end)) == self._identities[end] for end in ends)
+            for end in ends or self._identities:
+                self._status(end)
         except OSError:
             return False
+        return True
 
     def size(self, file: int) -> int:
         """Return the size of one of the files in bytes.
@@ -139,16 +147,13 @@ class Inbox:
         Raises:
             OSError: Its descriptor is closed, or belongs to another file.
         """
-        end = self.files[file]
-        status = os.fstat(end)
-        if _identity(status) != self._identities[end]:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return status.st_size
+        return self._status(self.files[file]).st_size
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether the parent can receive."""
-        return not self.is_closed and self.has(*self._identities)
+    def _status(self, end: int) -> os.stat_result:
+        status = os.fstat(end)
+        if not os.path.samestat(status, self._identities[end]):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return status
 
     def wait(self) -> None:
         """Wait until a forked process has sent something, or a file can be emptied.
@@ -171,8 +176,7 @@ class Inbox:
         Raises:
             OSError: The files or the pipe are closed.
         """
-        if not self.has(self._bell):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._status(self._bell)
         with suppress(BlockingIOError):
             os.read(self._bell, _CHUNK_BYTES)
         # No more than the files contain now: a process that never stops logging must not keep a flush from ending.
@@ -197,21 +201,19 @@ class Inbox:
         self.shared.state = CLOSING
 
     def close(self) -> None:
-        """Receive nothing more."""
+        """Receive nothing more. May be called again."""
         self.shared.state = CLOSED
-        if self.is_usable:
-            self.is_closed = True
+        if self.has():
             # A thread that waits for the pipe would keep it open, so give it something to read.
             with suppress(OSError):
                 os.write(self.ringing, b"\0")
             for end in self._identities:
                 os.close(end)
-        self.is_closed = True
 
     def become_outbox(self) -> None:
         """Turn it into the other end, in a process that was just forked. It can receive nothing from then on."""
         # A program that turns itself into a daemon may have closed the descriptor, and opened another file under it.
-        if not self.is_closed and self.has(self._bell):
+        if self.has(self._bell):
             os.close(self._bell)
 
     def _read(self) -> int:
@@ -228,15 +230,18 @@ class Inbox:
         return 0
 
     def _advance(self, file: int, read: int, found: list[Frame]) -> None:
-        positions = list(self._positions)
-        positions[file] += read
+        positions = self._moved(file, self._positions[file] + read)
         # Both in one C call, which no Ctrl-C interrupts.
-        vars(self).update(_unheard=deque(found), _positions=tuple(positions))
+        vars(self).update(_unheard=deque(found), _positions=positions)
+
+    def _moved(self, file: int, to: int) -> tuple[int, int]:
+        """Return the positions in both files, with another one for this file."""
+        return (to, self._positions[1]) if file == 0 else (self._positions[0], to)
 
     def _chunk(self, file: int) -> bytes:
         if self.size(file) < self._positions[file]:
             # A Ctrl-C came after the file was emptied, and before its position was set back.
-            self._rewind(file)
+            self._positions = self._moved(file, 0)
         data = os.pread(self.files[file], _CHUNK_BYTES, self._positions[file])
         if len(data) == _CHUNK_BYTES and _CHUNK_BYTES < (length := frames.frame_bytes(data)) <= frames.MOST_BYTES:
             data = os.pread(self.files[file], length, self._positions[file])
@@ -256,13 +261,10 @@ class Inbox:
             return
         if self._positions[other]:
             os.ftruncate(self.files[other], 0)
-            self._rewind(other)
+            self._positions = self._moved(other, 0)
         if self._positions[current] >= _TURN_BYTES:
             self.shared.current = other
             self._turned_at = _CLOCK.now()
-
-    def _rewind(self, file: int) -> None:
-        self._positions = (0, self._positions[1]) if file == 0 else (self._positions[0], 0)
 
 
 def _unnamed_file() -> int:
@@ -276,7 +278,3 @@ def _unnamed_file() -> int:
 
     fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_APPEND)
     return end
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

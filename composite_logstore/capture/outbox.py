@@ -8,6 +8,7 @@ import select
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 
 from zenml.logger import get_logger
@@ -32,22 +33,21 @@ class ParentGoneError(Exception):
     """The parent no longer receives what the forked process sends."""
 
 
+@dataclass
 class _Item:
     """Something to send. It gets its number when it is first tried, since a Ctrl-C makes the outbox try it again."""
 
-    __slots__ = ("event", "is_own", "number", "stream")
-
-    def __init__(self, stream: Stream, is_own: bool, event: LogEvent | None) -> None:
-        self.stream = stream
-        self.is_own = is_own
-        self.event = event
-        self.number = -1
+    stream: Stream
+    is_own: bool
+    event: LogEvent | None
+    number: int = -1
 
 
 class Outbox:
     """A forked process's end. For one thread at a time.
 
     Attributes:
+        inbox: The parent's end, as this process has inherited it.
         is_sending: Whether a call of `send` is under way: a signal handler may log in the middle of it.
     """
 
@@ -57,8 +57,9 @@ class Outbox:
         Args:
             inbox: The parent's end, as this process has inherited it.
         """
-        self._inbox = inbox
-        self._shared = inbox.shared
+        self.inbox = inbox
+        # Not so in a process that another forked process has forked, or whose parent is gone already.
+        self._is_child = os.getppid() == inbox.owner
         # Not the process's id, which a later process may get.
         self._sender = int.from_bytes(os.urandom(8), "little") or 1
         self._numbers = count()
@@ -68,10 +69,6 @@ class Outbox:
         # Frames that the parent may not have journaled: number, stream, whether it is a message, content.
         self._kept: deque[tuple[int, Stream, bool, bytes]] = deque()
         self._kept_bytes = 0
-
-    def again(self) -> Outbox:
-        """Return the same end for a process that this one has forked."""
-        return Outbox(self._inbox)
 
     def send(self, stream: Stream, is_own: bool, event: LogEvent | None) -> None:
         """Send an event, or the end of a stream. Where the file is full, the event is lost, and counted.
@@ -112,7 +109,7 @@ class Outbox:
         # The end of a stream is so short that it may use the room for losses.
         room = frames.MOST_BYTES if event is not None else frames.MOST_BYTES + frames.LOSSES_BYTES
         if not (content and self._has_written(item.number, stream, True, content, room)) and event is not None:
-            self._lost[stream, event.level, event.progress] += 1
+            self._lost[stream, event.level, bool(event.progress)] += 1
             self._send_losses()
 
     def _send_losses(self) -> None:
@@ -126,14 +123,15 @@ class Outbox:
 
     def _has_written(self, number: int, stream: Stream, is_message: bool, content: bytes, room: int) -> bool:
         """Append a frame, if the file has room for it, and keep it until it is acknowledged."""
-        file = self._shared.current
+        file = self.inbox.shared.current
         frame = frames.header(is_message, content, self._sender, number) + content
+        if not self._is_open():
+            raise ParentGoneError
         try:
-            self._check()
-            if self._inbox.size(file) + len(frame) > room:
+            if self.inbox.size(file) + len(frame) > room:
                 return False
             # O_APPEND and one call: the system does not mix the frames of two processes.
-            if os.write(self._inbox.files[file], frame) < len(frame):
+            if os.write(self.inbox.files[file], frame) < len(frame):
                 return False
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -154,45 +152,34 @@ class Outbox:
         Raises:
             ParentGoneError: It is dead, or may have read for the last time.
         """
+        # To write to a pipe without a reader raises SIGPIPE, which kills a program that has reset its handler.
+        if self.inbox.shared.state != OPEN or not self._has_reader():
+            raise ParentGoneError
         try:
-            if self._shared.state != OPEN:
-                raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
-            # To write to a pipe without a reader raises SIGPIPE, which kills a program that has reset its handler.
-            if self._can_ring():
-                os.write(self._inbox.ringing, b"\0")
+            os.write(self.inbox.ringing, b"\0")
         except BlockingIOError:
             # The pipe is full: the parent has yet to notice earlier rings.
             pass
         except OSError as error:
             raise ParentGoneError from error
 
-    def _check(self) -> None:
-        if self._shared.state != OPEN or not self._inbox.has(self._inbox.ringing):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    def _can_ring(self) -> bool:
-        """Return whether the pipe has room.
-
-        Raises:
-            OSError: The pipe has no reader.
-        """
-        # A new object each time: two threads must not use one at once.
-        poll = select.poll()
-        poll.register(self._inbox.ringing, select.POLLOUT)
-        for _, events in poll.poll(0):
-            if events & ~select.POLLOUT:
-                raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
-            return True
-        return False
-
     def is_heard(self) -> bool:
         """Return whether the parent still receives."""
-        try:
-            self._check()
-            self._can_ring()
-        except OSError:
+        return self._is_open() and self._has_reader()
+
+    def _is_open(self) -> bool:
+        return self.inbox.shared.state == OPEN and self.inbox.has(self.inbox.ringing)
+
+    def _has_reader(self) -> bool:
+        """Return whether the pipe is open, and a process can read from it."""
+        # A dying process closes its descriptors thread by thread, and processes that inherited them keep them open.
+        # The system gives its children another parent once none of its threads runs any more code.
+        if self._is_child and os.getppid() != self.inbox.owner:
             return False
-        return True
+        # A new object each time: two threads must not use one at once.
+        poll = select.poll()
+        poll.register(self.inbox.ringing, select.POLLOUT)
+        return all(events == select.POLLOUT for _, events in poll.poll(0))
 
     def take_back(self) -> Iterator[tuple[Stream, LogEvent | Loss | None]]:
         """Yield all items that the parent has not journaled: events, losses, or None for the end of a stream.
@@ -223,17 +210,9 @@ class Outbox:
 
     def _may_be_journaled(self) -> bool:
         """Return whether the parent may be alive, and about to journal more frames."""
-        if self._shared.state == CLOSED:
-            return False
-        if not self._inbox.has(self._inbox.ringing):
-            return True
-        try:
-            self._can_ring()
-        except OSError:
-            return False
-        return True
+        return self.inbox.shared.state != CLOSED and (not self.inbox.has(self.inbox.ringing) or self._has_reader())
 
     def _drop_acknowledged(self) -> None:
-        acknowledged = self._shared.acknowledged(self._sender)
+        acknowledged = self.inbox.shared.acknowledged(self._sender)
         while self._kept and self._kept[0][0] < acknowledged:
             self._kept_bytes -= len(self._kept.popleft()[3])

@@ -16,11 +16,16 @@ from uuid import UUID
 from opentelemetry.context import get_current
 from opentelemetry.trace import get_current_span
 
-from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore.capture.levels import level_of_stderr
+from composite_logstore.capture.process import attributes
+from composite_logstore.event import PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext
 from composite_logstore.plain import MOST_BYTES, Plain, name_of, plain_mapping, shorten, sized_mapping, text_of
 
 MOST_NAME_BYTES = 4096
 """The most bytes of each text that says where a record comes from: its level's name, logger, file and function."""
+
+PRINTED = ("stdout", "stderr")
+"""The names of the loggers of printed text: ZenML makes a record of each `write` to one of these streams."""
 
 _INT32 = 1 << 31
 # A text of fewer characters cannot have too many bytes.
@@ -35,13 +40,16 @@ _NOTHING: Mapping[str, Plain] = {}
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _RECORD_LENGTH = len(vars(logging.makeLogRecord({})))
 
+_MESSAGE = 3
+
 # A named tuple's own constructor calls this, and takes twice the time.
 _tuple: Any = tuple.__new__
 
 Note: TypeAlias = tuple[Any, ...]
 """What `emit` notes of a log record: every value that may change later, unchecked. `numbered` checks them.
 
-The last item is roughly how many bytes the note takes."""
+The last item is roughly how many bytes the note takes. The one before is the number of the progress bar that printed
+text updates, False if it updates none, None if the text is as it was printed."""
 
 NOWHERE = Stream(UUID(int=0), {})
 """The stream of an event that has no numbers yet."""
@@ -64,10 +72,15 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
             len(fields) != _RECORD_LENGTH
             and len(fields) - ("message" in fields) - ("asctime" in fields) != _RECORD_LENGTH
         )
-        try:
-            message = record.getMessage()
-        except Exception:
-            message = _unformatted(record)
+        exc_info = record.exc_info
+        if has_extra and _is_structlogs(fields):
+            said = fields["msg"]
+            message, exc_info = text_of(said["event"]), exc_info or said.get("exc_info")
+        else:
+            try:
+                message = record.getMessage()
+            except Exception:
+                message = _unformatted(record)
         exception = None
         extra = given = _NOTHING
         size = len(message) if message.isascii() else sys.getsizeof(message)
@@ -77,8 +90,8 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
         if metadata:
             given, characters = sized_mapping(metadata)
             size += characters
-        if record.exc_info:
-            exception = _exception(record.exc_info)
+        if exc_info:
+            exception = _exception(exc_info)
             size += sum(map(len, exception)) if exception else 0
         return (
             record.created,
@@ -94,6 +107,7 @@ def note(record: logging.LogRecord, metadata: Mapping[str, Any] | None = None) -
             _trace() if get_current() else None,
             extra,
             given,
+            None,
             size,
         )
     except Exception:
@@ -125,9 +139,29 @@ def _noted_with_care(record: logging.LogRecord, metadata: Any) -> Note:
         part(_trace),
         part(lambda: plain_mapping(_extra(vars(record))), {"…": _UNREADABLE}),
         plain_mapping(metadata),
+        None,
         # Any size is possible, so assume the largest.
         MOST_BYTES,
     )
+
+
+def text_in(said: Note) -> str:
+    """Return the text of a note, as its record has it."""
+    text = said[_MESSAGE]
+    return text if type(text) is str else text_of(text)
+
+
+def line_of(said: Note, text: str, bar: int) -> Note:
+    """Return the note of a line of printed text.
+
+    Args:
+        said: The note of its first part.
+        text: The line.
+        bar: The number of the progress bar that it updates, 0 if it updates none.
+    """
+    bar = bar or False
+    size = said[-1] - len(text_in(said)) + (len(text) if text.isascii() else sys.getsizeof(text))
+    return (*said[:_MESSAGE], text, *said[_MESSAGE + 1 : -2], bar, size)
 
 
 def _unformatted(record: logging.LogRecord) -> str:
@@ -149,13 +183,13 @@ def numbered(said: Note | LogEvent, stream: Stream, writer: str, number: int, se
     if isinstance(said, LogEvent):
         event = _tuple(LogEvent, (stream, writer, number, sequence, *said[4:]))
         return event
-    created, level, level_name, message, logger_name, file, line, function, exception, trace, extra, metadata, _ = said
+    created, level, level_name, message, name, file, line, function, exception, trace, extra, metadata, bar, _ = said
     try:
         try:
-            place = _places[level, level_name, logger_name, file, line, function]
+            place = _places[level, level_name, name, file, line, function]
         except Exception:
-            place = _place(level, level_name, logger_name, file, line, function)
-        level, level_name, logger_name, file, line, function, is_printed = place
+            place = _place(level, level_name, name, file, line, function)
+        level, level_name, name, file, line, function, is_printed = place
         if type(created) is float and 0.0 <= created < _LATEST:
             # A float holds a present time to a fraction of a microsecond: further digits are noise.
             time_unix_nano = round(created * 1e6) * 1000
@@ -173,13 +207,17 @@ def numbered(said: Note | LogEvent, stream: Stream, writer: str, number: int, se
             raise
         # Some value raises. This record must not block the ones behind it.
         place = _place(None, None, None, None, None, None)
-        level, level_name, logger_name, file, line, function, is_printed = place
+        level, level_name, name, file, line, function, is_printed = place
         time_unix_nano, message, trace = time.time_ns(), _UNREADABLE, None
-    progress = False
+    progress: bool | int = False
     if is_printed:
-        progress = LogEvent.is_update(message)
+        # Another log store that forwards an update says so in the metadata.
+        progress = bar if bar is not None else _bar_in(metadata) or LogEvent.is_update(message)
         # The end of the line is not part of the message.
         message = message.rstrip("\r\n")
+        # ZenML gives all of stderr this level; a record with another one was forwarded by a log store that has decided.
+        if name == "stderr" and level == logging.ERROR:
+            level, level_name = level_of_stderr(message, stream.stderr_level)
     event = _tuple(
         LogEvent,
         (
@@ -191,7 +229,7 @@ def numbered(said: Note | LogEvent, stream: Stream, writer: str, number: int, se
             level,
             level_name,
             message,
-            logger_name,
+            name,
             file,
             line,
             function,
@@ -205,9 +243,20 @@ def numbered(said: Note | LogEvent, stream: Stream, writer: str, number: int, se
     return event
 
 
-def captured(said: Note | LogEvent) -> LogEvent:
-    """Return a record as an event without numbers, which can be sent to another process. Never raises."""
-    return said if isinstance(said, LogEvent) else numbered(said, NOWHERE, "", 0, 0)
+def _bar_in(metadata: Mapping[str, Plain]) -> int:
+    bar = metadata.get(PROGRESS_BAR)
+    return bar if isinstance(bar, int) and bar > 1 else 0
+
+
+def captured(said: Note | LogEvent, stream: Stream = NOWHERE) -> LogEvent:
+    """Return a record of a stream as an event without numbers, which can be sent to another process. Never raises."""
+    return said if isinstance(said, LogEvent) else numbered(said, stream, "", 0, 0)
+
+
+def of_this_process(said: Note | LogEvent) -> LogEvent:
+    """Return a record as `captured` does, with the attributes of the process that logs it. Never raises."""
+    event = captured(said)
+    return event._replace(metadata={**attributes(), **event.metadata})
 
 
 _Place: TypeAlias = tuple[int, str, str, str, int, str, bool]
@@ -226,8 +275,7 @@ def _place(level: Any, level_name: Any, logger_name: Any, file: Any, line: Any, 
         path,
         _whole(line, 0, _INT32 - 1),
         _name(function),
-        # ZenML makes such a record of each `write` to stdout and stderr.
-        name in ("stdout", "stderr") and not path,
+        name in PRINTED and not path,
     )
     # Only plain values become keys: others would be kept alive, and their own `__eq__` would run.
     if all(plain is given or given is None for plain, given in zip(place, key, strict=False)):
@@ -286,10 +334,29 @@ def _checked(trace: TraceContext) -> TraceContext | None:
 
 
 def _extra(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: fields[key] for key in fields.keys() - _RECORD_ATTRIBUTES}
+    extra = {key: fields[key] for key in fields.keys() - _RECORD_ATTRIBUTES}
+    if _is_structlogs(fields):
+        extra |= fields["msg"]
+        extra = {key: extra[key] for key in extra.keys() - _STRUCTLOGS}
+    return extra
+
+
+# What structlog adds to a record for its formatter, and the parts of its event dictionary that are not attributes.
+_STRUCTLOGS = {"_logger", "_name", "_record", "_from_structlog", "event", "exc_info"}
+
+
+def _is_structlogs(fields: dict[str, Any]) -> bool:
+    """Return whether a record's message is an event dictionary of structlog, prepared for its `ProcessorFormatter`.
+
+    https://www.structlog.org/en/stable/standard-library.html#rendering-using-structlog-based-formatters-within-logging
+    """
+    return "_logger" in fields and isinstance(fields["msg"], dict) and "event" in fields["msg"]
 
 
 def _exception(exc_info: Any) -> ExceptionInfo | None:
+    if isinstance(exc_info, ExceptionInfo):
+        # Another process has captured it.
+        return ExceptionInfo(*(shorten(text_of(part), MOST_BYTES) for part in exc_info))
     if isinstance(exc_info, BaseException):
         exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
     try:

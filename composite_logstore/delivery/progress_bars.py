@@ -6,9 +6,16 @@ import logging
 from collections import deque
 from itertools import islice
 from math import inf
+from typing import TypeAlias
 from uuid import UUID
 
 from composite_logstore.event import LogEvent, Stream
+
+Bar: TypeAlias = tuple[UUID, str, int]
+"""A progress bar: its stream's id, the logger's name, and its number."""
+
+_MOST_BARS = 1_000
+"""Of how many bars the last update is remembered. Of another one, a further update in the same second is delivered."""
 
 
 class ProgressBars:
@@ -36,8 +43,8 @@ class ProgressBars:
         self.seen_at = -inf
         self._queue = queue
         self._spooled = spooled
-        # The last update of each progress bar, by the stream and the logger's name.
-        self._latest: dict[tuple[UUID, str], LogEvent] = {}
+        # The last update of each progress bar, the oldest first.
+        self._latest: dict[Bar, LogEvent] = {}
         # The numbers at which the last two seconds ended, as `final` saw them: updates below the first are final.
         self._over_before = self._seen_before = 0
 
@@ -53,10 +60,12 @@ class ProgressBars:
             self.accepted += 1
             self._queue.append(event)
             return None
-        event = _at_info(event)
-        key = (event.stream.id, event.logger_name)
-        before = self._latest.get(key)
+        event = at_info(event)
+        key = bar_of(event)
+        before = self._latest.pop(key, None)
         self._latest[key] = event
+        if len(self._latest) > _MOST_BARS:
+            del self._latest[next(iter(self._latest))]
         if before and second_of(before) == second_of(event) and self._remove(before):
             before = None
         else:
@@ -76,7 +85,7 @@ class ProgressBars:
             self._over_before, self._seen_before, self.seen_at = self._seen_before, self._queue[-1].number + 1, now
         before = max(self._over_before, due_before)
         for place, event in enumerate(islice(self._queue, most)):
-            is_latest = event.progress and self._latest.get((event.stream.id, event.logger_name)) is event
+            is_latest = event.progress and self._latest.get(bar_of(event)) is event
             if is_latest and event.number >= before:
                 return place
         return most
@@ -85,12 +94,12 @@ class ProgressBars:
         """Return an event of the spool as the child gets it, None if the child does not get it."""
         if not (event.progress and self.is_thinned):
             return event
-        return _at_info(event) if event.number in self.in_spool else None
+        return at_info(event) if event.number in self.in_spool else None
 
     def end_stream(self, stream: Stream) -> None:
         """Forget the last updates of a stream that has ended."""
-        for logger_name in ("stdout", "stderr"):
-            self._latest.pop((stream.id, logger_name), None)
+        for key in [key for key in self._latest if key[0] == stream.id]:
+            del self._latest[key]
 
     def give_up(self, last: int) -> None:
         """Forget the updates in the spool up to number `last`: they are lost."""
@@ -106,7 +115,13 @@ class ProgressBars:
         return False
 
 
-def _at_info(event: LogEvent) -> LogEvent:
+def bar_of(event: LogEvent) -> Bar:
+    """Return which progress bar an update belongs to."""
+    return event.stream.id, event.logger_name, event.progress
+
+
+def at_info(event: LogEvent) -> LogEvent:
+    """Return an update of a progress bar as a thinned child gets it."""
     return event._replace(level=logging.INFO, level_name="INFO")
 
 

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExporter, LogRecordExportResult
 from zenml.log_stores import OtelLogStore, OtelLogStoreConfig
 
 from benchmarks.stores import make
@@ -26,13 +25,17 @@ from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import exporter as archive
 from composite_logstore_artifact.encoding import encode
 from composite_logstore_artifact.lines import event_of
+from composite_logstore_cloudwatch import encoding as cloudwatch
 from composite_logstore_component import exporter as component
 from composite_logstore_datadog import encoding as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_elasticsearch import encoding as elasticsearch
+from composite_logstore_elasticsearch.decoding import record_of
 from composite_logstore_otlp.encoding import encode_request, encode_resource
 from composite_logstore_otlp.exporter import MAX_GRPC_REQUEST_BYTES, MAX_HTTP_REQUEST_BYTES
 from tests.events import WRITER, capture
 from tests.hostile import VALUES, assert_plain, make_record, records, values
+from tests.otel_sdk import LogRecordExporter, LogRecordExportResult, text_of
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,11 +62,14 @@ class _Encoding(LogRecordExporter):
     def export(self, batch: Any) -> LogRecordExportResult:
         self.encoded.append(encode_logs(batch))
         for record in batch:
-            ConsoleLogRecordExporter(formatter=lambda one: one.to_json()).formatter(record)
+            text_of(record)
         return LogRecordExportResult.SUCCESS
 
     def shutdown(self) -> None:
         pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
 
 
 class _EncodingLogStore(OtelLogStore):
@@ -99,6 +105,8 @@ def test_every_backend_encodes_every_numbered_event(batch: list[LogEvent]) -> No
     check_archive(batch)
     check_otlp(batch)
     check_datadog(batch)
+    check_cloudwatch(batch)
+    check_elasticsearch(batch)
     check_otel(batch)
     check_component(batch)
 
@@ -128,6 +136,31 @@ def check_datadog(batch: list[LogEvent]) -> None:
         encoded = encoder.encode(event)
         assert isinstance(orjson.loads(encoded), dict)
         assert len(datadog.shorten_entry(encoder.entry(event))) <= datadog.MAX_ENTRY_BYTES
+
+
+def check_cloudwatch(batch: list[LogEvent]) -> None:
+    for event in batch:
+        encoder = cloudwatch.StreamEncoder(event.stream)
+        record = orjson.loads(encoder.encode(event))
+        assert record["attributes"].items() >= event.identity.items()
+        assert record == orjson.loads(orjson.dumps(encoder.record(event)))
+        assert len(cloudwatch.shorten_record(encoder.record(event))) <= cloudwatch.MOST_MESSAGE_BYTES
+
+
+def check_elasticsearch(batch: list[LogEvent]) -> None:
+    for event in batch:
+        encoder = elasticsearch.StreamEncoder(event.stream, {"service.name": "train"})
+        encoded = encoder.encode(event)
+        assert b"\n" not in encoded
+        document = orjson.loads(encoded)
+        assert document == orjson.loads(orjson.dumps(encoder.document(event)))
+        record = record_of(document)
+        assert record is not None
+        assert (record.nanos, record.body) == (event.time_unix_nano, event.message)
+        if (small := elasticsearch.packed(document)) is not None:
+            assert record_of(small) is not None
+            assert all(isinstance(value, str | int) for value in small.values())
+        assert len(elasticsearch.shorten_document(encoder.document(event))) <= elasticsearch.MAX_DOCUMENT_BYTES
 
 
 def check_otel(batch: list[LogEvent]) -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
 from zenml.log_stores.datadog.datadog_log_exporter import DatadogLogExporter
-from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import ExceptionInfo, LogEvent, TraceContext
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact import encoding, lines, scanning
 from composite_logstore_artifact.filtering import LineFilter
 from composite_logstore_datadog import encoding as datadog

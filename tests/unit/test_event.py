@@ -1,19 +1,30 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import UUID
 
+import numpy as np
 import orjson
 import pytest
+import structlog
 from opentelemetry import trace
-from opentelemetry.instrumentation.logging.handler import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 
 from composite_logstore.plain import plain
 from tests.events import capture, make_capture, make_events, make_stream
+
+try:
+    from opentelemetry.instrumentation.logging.handler import std_to_otel
+except ModuleNotFoundError:
+    # Where it was before.
+    from opentelemetry.sdk._logs._internal import std_to_otel
 
 
 def record(message: Any = "hello", *args: Any, name: str = "train", **changes: Any) -> logging.LogRecord:
@@ -131,6 +142,156 @@ def test_extra_attributes_become_values_that_every_backend_can_encode(value: Any
     attributes = capture(record(given=value)).attributes
     assert attributes == {"given": expected}
     assert orjson.loads(orjson.dumps(attributes)) == {"given": expected}
+
+
+class Tensor:
+    """As the scalars of PyTorch and JAX (`item`) and of TensorFlow (`numpy`)."""
+
+    def __init__(self, item: Any, ndim: Any = 0, way: str = "item") -> None:
+        self.ndim = ndim
+        self._item = item
+        setattr(self, way, self._get)
+
+    def _get(self) -> Any:
+        if isinstance(self._item, BaseException):
+            raise self._item
+        return self._item
+
+    def __str__(self) -> str:
+        return "a tensor"
+
+
+class Shaped:
+    """A scalar of a library that tells its shape alone."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+    def item(self) -> float:
+        return 0.5
+
+    def __str__(self) -> str:
+        return "shaped"
+
+
+NUMBERS = [
+    (np.float32(0.5), 0.5),
+    (np.float64(0.1), 0.1),
+    (np.float16(2), 2.0),
+    (np.int8(-3), -3),
+    (np.int64(2**62), 2**62),
+    (np.uint64(2**63), str(2**63)),
+    (np.bool_(True), True),
+    (np.array(7), 7),
+    (np.longdouble(0.5), "0.5"),
+    (np.complex64(1 + 2j), "(1+2j)"),
+    (np.datetime64("2026-01-31"), "2026-01-31"),
+    (np.str_("text"), "text"),
+    (np.array([1]), "[1]"),
+    (Tensor(0.25), 0.25),
+    (Tensor(np.float32(0.25), way="numpy"), 0.25),
+    (Tensor(3, ndim=1), "a tensor"),
+    (Tensor(3, ndim=False), "a tensor"),
+    (Shaped(()), 0.5),
+    (Shaped((2,)), "shaped"),
+    (Shaped(None), "shaped"),
+    (Tensor(RuntimeError("CUDA error")), "a tensor"),
+    (Tensor(["not", "a", "number"]), "a tensor"),
+    (Tensor(Tensor(1)), "a tensor"),
+    (MagicMock(__str__=lambda self: "a mock"), "a mock"),
+    (Decimal("0.1"), 0.1),
+    (Decimal("10.00"), 10.0),
+    (Decimal("-0.5"), -0.5),
+    (Decimal("1E+3"), 1000.0),
+    (Decimal("0.1234567890123456789"), "0.1234567890123456789"),
+    (Decimal("12345678901234567890"), "12345678901234567890"),
+    (Decimal("1E+999999999"), "1E+999999999"),
+    (Decimal("1E-999999999"), "1E-999999999"),
+    (Decimal("NaN"), "NaN"),
+    (Decimal("sNaN"), "sNaN"),
+    (Decimal("-Infinity"), "-Infinity"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), NUMBERS)
+def test_the_numbers_of_other_libraries_stay_numbers(value: Any, expected: Any) -> None:
+    attributes = capture(record(given=value, nested={"in": [value]})).attributes
+    assert attributes == {"given": expected, "nested": {"in": [expected]}}
+    assert type(attributes["given"]) is type(expected)
+    assert orjson.loads(orjson.dumps(attributes)) == attributes
+
+
+def test_the_number_is_that_of_the_moment() -> None:
+    loss = np.zeros(())
+    captured = capture(record(loss=loss))
+    loss += 1
+    assert captured.attributes == {"loss": 0.0}
+
+
+def test_no_array_library_is_imported_to_recognize_its_numbers() -> None:
+    program = "import composite_logstore, composite_logstore.capture.record, sys; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
+
+
+class TestStructlog:
+    @pytest.fixture(autouse=True)
+    def _records(self) -> Iterator[None]:
+        records: list[logging.LogRecord] = []
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                records.append(record)
+
+        logger = logging.getLogger("test_event.structlog")
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG)
+        handler = Handler()
+        logger.addHandler(handler)
+        self._logger, self._taken = logger, records
+        yield
+        logger.removeHandler(handler)
+
+    def _bound(self, *processors: Any) -> Any:
+        return structlog.wrap_logger(
+            self._logger,
+            processors=processors,
+            wrapper_class=structlog.stdlib.BoundLogger,
+            cache_logger_on_first_use=False,
+        )
+
+    @pytest.mark.parametrize(
+        "renderer", [structlog.stdlib.ProcessorFormatter.wrap_for_formatter, structlog.stdlib.render_to_log_kwargs]
+    )
+    def test_an_event_dictionary_becomes_a_message_and_attributes(self, renderer: Any) -> None:
+        self._bound(structlog.stdlib.add_log_level, renderer).warning("epoch done", epoch=3, loss=np.float32(0.5))
+        captured = capture(self._taken[0])
+        assert (captured.message, captured.level) == ("epoch done", logging.WARNING)
+        assert captured.attributes == {"epoch": 3, "loss": 0.5, "level": "warning"}
+        assert captured.logger_name == "test_event.structlog"
+
+    @pytest.mark.parametrize(
+        "renderer", [structlog.stdlib.ProcessorFormatter.wrap_for_formatter, structlog.stdlib.render_to_log_kwargs]
+    )
+    def test_its_exception_is_the_events(self, renderer: Any) -> None:
+        bound = self._bound(renderer)
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            bound.exception("failed", step=1)
+            captured = capture(self._taken[0])
+        assert captured.exception is not None
+        assert captured.exception[:2] == ("ValueError", "bad")
+        assert captured.attributes == {"step": 1}
+
+    def test_an_event_that_is_no_text_becomes_text(self) -> None:
+        self._bound(structlog.stdlib.ProcessorFormatter.wrap_for_formatter).info(Unprintable())
+        assert capture(self._taken[0]).message == "<Unprintable>"
+
+    def test_a_dictionary_without_structlog_is_a_message_as_before(self) -> None:
+        self._logger.info({"event": "x", "_name": 1}, extra={"_name": "mine"})
+        captured = capture(self._taken[0])
+        assert (captured.message, captured.attributes) == ("{'event': 'x', '_name': 1}", {"_name": "mine"})
 
 
 def test_an_attribute_whose_very_type_cannot_be_asked_for_is_no_obstacle() -> None:

@@ -21,9 +21,11 @@ class Bars:
         self.all, self.live = self.journal.deliveries
         self.stream = make_stream()
 
-    def update(self, at: float, message: str, stream: Stream | None = None, on: str = "stderr") -> None:
+    def update(
+        self, at: float, message: str, stream: Stream | None = None, on: str = "stderr", bar: int = True
+    ) -> None:
         capture = make_capture(
-            message, logging.ERROR, time_unix_nano=NOON + int(at * SECOND), progress=True, logger_name=on
+            message, logging.ERROR, time_unix_nano=NOON + int(at * SECOND), progress=bar, logger_name=on
         )
         self.journal.append(stream or self.stream, capture)
         self.journal.hand_out()
@@ -106,6 +108,26 @@ def test_progress_bars_differ_by_stream_and_by_stdout_or_stderr() -> None:
     bars.update(0.3, "c", make_stream())
     bars.live.flush(before=1000)
     assert taken(bars.live, 0) == ["a", "b", "c"]
+
+
+def test_each_bar_of_a_stream_has_its_own_latest_update() -> None:
+    bars = Bars()
+    for tenth in range(10):
+        for bar in (2, 3, 4):
+            bars.update(tenth / 10, f"{bar}: {tenth}", bar=bar)
+    bars.update(1.5, "2: end", bar=2)
+    bars.live.flush(before=1000)
+    assert taken(bars.live, 0) == ["2: 9", "3: 9", "4: 9", "2: end"]
+    assert bars.live.stats().accepted == 4
+
+
+def test_remembered_bars_are_bounded() -> None:
+    bars = Bars()
+    for number in range(3_000):
+        bars.update(0.1, f"{number}", bar=number + 2)
+    assert len(bars.live.progress_bars._latest) <= 1_000
+    bars.live.flush(before=10_000)
+    assert len(taken(bars.live, 0)) == 3_000
 
 
 def test_the_end_of_a_stream_does_not_wait_for_the_end_of_the_second() -> None:
