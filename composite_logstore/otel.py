@@ -1,18 +1,20 @@
 """The write port on top of OpenTelemetry's own: a `LogRecordExporter` of its SDK delivers a child's events.
 
-Only this module uses the SDK's log classes, which are not stable and have been renamed before.
+Only this module uses the SDK's log classes, which are not stable and have been renamed before: it works with SDK 1.38
+and later.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from opentelemetry._logs import LogRecord, SeverityNumber
-from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
@@ -23,7 +25,33 @@ from composite_logstore.http_client import bound
 from composite_logstore.plain import Plain, shorten
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk._logs.export import LogRecordExporter
+else:
+    try:
+        from opentelemetry.sdk._logs import ReadableLogRecord
+        from opentelemetry.sdk._logs.export import LogRecordExporter
+    except ImportError:
+        # Their names in SDK 1.38, which warns of each record that it will rename them.
+        from opentelemetry.sdk._logs import LogData, LogDeprecatedInitWarning
+        from opentelemetry.sdk._logs import LogRecord as ReadWriteLogRecord
+        from opentelemetry.sdk._logs.export import LogExporter as LogRecordExporter
+
+        warnings.filterwarnings("ignore", category=LogDeprecatedInitWarning, module=re.escape(__name__))
+
+        def ReadableLogRecord(record, resource, scope=None):
+            """Return the record in the form that this SDK's exporters export."""
+            made = ReadWriteLogRecord(**{name: getattr(record, name) for name in _FIELDS}, resource=resource)
+            made.attributes = _Attributes(record.attributes)
+            return LogData(made, scope)
+
+        _FIELDS = ("timestamp", "observed_timestamp", "context", "severity_text", "severity_number", "body")
+
+        class _Attributes(dict):
+            """Attributes of any number: the SDK's own class drops those after the 128th."""
+
+            dropped = 0
+
 
 MAX_EVENT_BYTES = 900_000
 """The most bytes of an event as JSON in ASCII. Larger events are shortened, since a backend's limit is unknown."""
@@ -45,7 +73,12 @@ class OtelExporter:
     Such an exporter reports success or failure, and no cause, so each failure is retried. The reason in an error is
     the last warning that the exporter logs during the export; that warning is not logged again with each retry. Answers
     are bounded if the exporter sends with a `requests.Session`.
+
+    Attributes:
+        exporter_class: The class that the SDK's exporters extend: `LogRecordExporter`, which was `LogExporter` in 1.38.
     """
+
+    exporter_class: ClassVar[type[LogRecordExporter]] = LogRecordExporter  # type: ignore[type-abstract]
 
     def __init__(
         self,

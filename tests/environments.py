@@ -32,6 +32,8 @@ def without_this_package(directory: Path) -> str:
 def with_only(directory: Path, wheel: Path, *requirements: str) -> str:
     """Make an environment that has this package and what the requirements bring along, and return its interpreter.
 
+    Beside the interpreter are the commands of all of them.
+
     Args:
         directory: Where; it must not exist yet.
         wheel: This package's, which is installed by pip.
@@ -49,6 +51,11 @@ def with_only(directory: Path, wheel: Path, *requirements: str) -> str:
             if ".." not in file.parts and source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source)
+        for entry in found.entry_points.select(group="console_scripts"):
+            script = Path(python).with_name(entry.name)
+            lines = f"import sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
+            script.write_text(f"#!{python}\n{lines}")
+            script.chmod(0o755)
     return python
 
 

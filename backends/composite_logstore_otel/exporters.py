@@ -6,16 +6,17 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk._logs.export import LogRecordExporter
 from opentelemetry.sdk.resources import OTELResourceDetector
 from zenml import __version__ as zenml_version
 
 from composite_logstore import OtelExporter, distributions_of
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+
     from composite_logstore_otel.config import OtelChildConfig
 
 EXPORTERS = "opentelemetry_logs_exporter"
@@ -69,9 +70,16 @@ def find(name: str) -> type[LogRecordExporter]:
         ) from error
     except AttributeError as error:
         raise LookupError(f"'exporter': '{module}' has no class '{attribute}'; correct the path") from error
-    if not isinstance(kind, type) or not issubclass(kind, LogRecordExporter):
+    if not isinstance(kind, type) or not issubclass(kind, OtelExporter.exporter_class):
         raise LookupError(
             f"'exporter': '{name}' is no LogRecordExporter of OpenTelemetry's SDK; name a class that extends it"
+        )
+    if inspect.isabstract(kind):
+        missing = ", ".join(f"'{name}'" for name in sorted(kind.__abstractmethods__))
+        sdk = version("opentelemetry-sdk")
+        raise LookupError(
+            f"'exporter': {kind.__name__} lacks {missing}, which OpenTelemetry's SDK {sdk} wants; define it, or update "
+            f"the package that has the class"
         )
     return kind
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.sdk._logs import ReadableLogRecord
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 
 from composite_logstore import CompositeLogStoreConfig, OtelExporter, RetryableError, TooLargeError, UnavailableError
 from composite_logstore.event import ExceptionInfo, TraceContext
 from composite_logstore.testing import make_event, make_events
 from composite_logstore_otel.config import OtelChildConfig
 from tests import line_exporter
+from tests.otel_sdk import LogRecordExporter, LogRecordExportResult, ReadableLogRecord, resource_of
 
 RESOURCE = {"service.name": "train"}
 logger = logging.getLogger(__name__)
@@ -36,6 +35,9 @@ class Recording(LogRecordExporter):
 
     def shutdown(self) -> None:
         self.ended += 1
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_a_record_carries_all_of_its_event() -> None:
     assert record.severity_number is not None
     assert (record.severity_number.value, record.severity_text) == (13, "WARN")
     assert (record.trace_id, record.span_id, record.trace_flags) == (2**127 + 1, 2**63 + 1, 1)
-    assert readable.resource.attributes["service.name"] == "train"
+    assert resource_of(readable).attributes["service.name"] == "train"
     attributes = dict(record.attributes or {})
     assert attributes["logger.name"] == "train"
     assert attributes["own"] == {"nested": [1, None]}
@@ -222,6 +224,7 @@ MISTAKES = {
     "a module that there is not": ({"exporter": "no_such.Class"}, "'no_such.Class' cannot be imported"),
     "a class that there is not": ({"exporter": "own_line_exporter.Other"}, "'own_line_exporter' has no class 'Other'"),
     "a class that is no exporter": ({"exporter": "pathlib.Path"}, "is no LogRecordExporter"),
+    "an unfinished class": ({"exporter": "own_line_exporter.Unfinished"}, "Unfinished lacks 'export'"),
     "no class": ({"exporter": "own_line_exporter.install"}, "is no LogRecordExporter"),
     "an argument that there is not": (
         {"exporter": "lines", "arguments": {"path": "/top-secret", "tokn": "top-secret"}},

@@ -26,7 +26,7 @@ def install(interpreter: Path, says: str, code: int = 0) -> str:
 
 
 def test_the_versions_are_those_that_the_package_claims() -> None:
-    assert versions.supported() == ["3.10", "3.11", "3.12", "3.13"]
+    assert versions.supported() == ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
 def test_one_on_the_path_comes_first(machine: Path) -> None:
