@@ -9,9 +9,9 @@ from __future__ import annotations
 import http.client
 import io
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import urllib3
@@ -75,13 +75,9 @@ class Exchange:
             raise AnswerTooLargeError("the answer is too large")
 
 
-class _Current(threading.local):
-    """The exchange of the current thread. Connections cannot hold it, since they belong to pools."""
-
-    exchange: Exchange | None = None
-
-
-_current = _Current()
+# The exchange of the current thread. Connections cannot hold it, since they belong to pools. There is none where others
+# send through a pool manager that a client uses, too.
+_current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 @contextmanager
@@ -92,12 +88,12 @@ def begin_exchange(seconds: float, max_bytes: int) -> Iterator[Exchange]:
         seconds: How long the exchange may take.
         max_bytes: The most bytes of the answer's body.
     """
-    before = _current.exchange
-    exchange = _current.exchange = Exchange(seconds, max_bytes)
+    exchange = Exchange(seconds, max_bytes)
+    token = _current.set(exchange)
     try:
         yield exchange
     finally:
-        _current.exchange = before
+        _current.reset(token)
 
 
 class _Socket(io.RawIOBase):
@@ -118,8 +114,7 @@ class _Socket(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        if not self.closed:
-            self._raw.close()
+        self._raw.close()
         super().close()
 
 
@@ -128,10 +123,9 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self._of_exchange = _current.exchange
-        if self._of_exchange is not None:
-            raw = self.fp.detach()
-            self.fp = io.BufferedReader(_Socket(sock, raw, self._of_exchange))
+        self._exchange = _current.get()
+        if self._exchange is not None:
+            self.fp = io.BufferedReader(_Socket(sock, self.fp.detach(), self._exchange))
 
     def begin(self) -> None:
         """Read the head after all informational responses: `http.client` skips only one kind of them."""
@@ -139,11 +133,11 @@ class _Response(http.client.HTTPResponse):
         while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
-        if self._of_exchange is not None:
+        if self._exchange is not None:
             # urllib3 would log all lines that cannot be parsed, and they may contain anything.
             self.headers.defects.clear()
             self.headers.set_payload("")
-            self._of_exchange.make_room()
+            self._exchange.make_room()
 
 
 class _BoundedConnection(HTTPConnection):
@@ -153,7 +147,7 @@ class _BoundedConnection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         """Connect to one address after the other. urllib3 would give the whole time to each of them."""
-        exchange = _current.exchange
+        exchange = _current.get()
         if exchange is None:
             return super()._new_conn()
         try:
@@ -171,18 +165,17 @@ class _BoundedConnection(HTTPConnection):
                     connection.bind(self.source_address)
                 connection.connect(address)
                 connection.settimeout(exchange.remaining())
+                return connection
             except OSError as error:
                 connection.close()
                 failure = error
-                continue
-            return connection
         if isinstance(failure, TimeoutError):
             raise ConnectTimeoutError(self, "connecting takes too long") from failure
         raise NewConnectionError(self, "it cannot be connected to") from failure
 
     def send(self, data: Any) -> None:
         """Send in pieces, each with the time that is left: over TLS, the timeout holds for each piece."""
-        exchange = _current.exchange
+        exchange = _current.get()
         if exchange is None or not isinstance(data, bytes):
             super().send(data)
             return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
+import time
 import zlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -28,12 +31,64 @@ from composite_logstore.bounded_http import (
 )
 from composite_logstore.bounds import Bounds
 
+Cause = TypeVar("Cause", bound=BaseException)
 Fault: TypeAlias = Literal["too large", "too late", "cut", "undecodable"]
 
 # The shortest timeout that urllib3 accepts.
 _SHORTEST_SECONDS = 0.001
 # With 32 added, zlib recognizes either header: https://docs.python.org/3/library/zlib.html#zlib.decompress
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def seconds_asked_for(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds an answer asks to wait; None if it does not ask, or the number makes no sense.
+
+    More than an hour is not a number of seconds: some proxies give the time of day.
+    """
+    value = (headers.get("Retry-After") or headers.get("X-RateLimit-Reset") or "").strip()
+    seconds = float(value) if _SECONDS.fullmatch(value) else None
+    return seconds if seconds is not None and seconds <= Bounds.WAIT_SECONDS else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds an answer to an export asks to wait; None if it does not ask.
+
+    Unlike a search, an export can wait as long as the header says, and the header may say until when.
+
+    https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
+    """
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    try:
+        is_number = value.isascii() and value.isdecimal()
+        seconds = float(value) if is_number else parsedate_to_datetime(value[:100]).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
+    return min(max(seconds, 0.0), Bounds.WAIT_SECONDS)
+
+
+def cause_of(error: BaseException, kind: type[Cause]) -> Cause | None:
+    """Return the exception of that kind that caused an error of `requests`. An `OSError` must come from the system."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        candidate = pending.pop()
+        if candidate is None or id(candidate) in seen:
+            continue
+        seen.add(id(candidate))
+        if isinstance(candidate, kind) and not (kind is OSError and not getattr(candidate, "strerror", None)):
+            return candidate
+        pending += [candidate.__cause__, candidate.__context__]
+        pending += [part for part in candidate.args if isinstance(part, BaseException)]
+    return None
+
+
+def shown_url(url: str) -> str:
+    """Return a URL as it may be shown: without a user, a password and a query, which may contain keys."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class HttpResponse(NamedTuple):
@@ -69,8 +124,8 @@ class HttpClient:
         """Prepare; connections are made later.
 
         Args:
-            pool_manager: Sends the requests, with its own proxy and certificates. Other requests through it are
-                bounded, too.
+            pool_manager: Sends the requests, with its own proxy and certificates. Requests of others through it are not
+                bounded.
             certificate_file: The path of the certificate authorities to trust.
             client_certificate: The path of the client's certificate, with that of its key if it is another file.
         """
@@ -78,8 +133,7 @@ class HttpClient:
         self._verify = certificate_file or True
         self._client_certificate = client_certificate
         self._session = requests.Session()
-        self._session.headers["Accept-Encoding"] = "gzip"
-        _keep_nothing(self._session)
+        _prepare(self._session)
         for prefix in ("https://", "http://"):
             self._session.mount(prefix, BoundedAdapter())
         if pool_manager is not None:
@@ -187,16 +241,16 @@ def bound(session: requests.Session) -> None:
     Args:
         session: The session. Adapters other than `HTTPAdapter` itself stay as they are.
     """
-    _keep_nothing(session)
+    _prepare(session)
     session.max_redirects = 0
-    session.headers["Accept-Encoding"] = "gzip"
     for prefix, adapter in list(session.adapters.items()):
         if type(adapter) is HTTPAdapter:
             session.mount(prefix, _GuestAdapter())
 
 
-def _keep_nothing(session: requests.Session) -> None:
-    """Make sure that neither an answer nor a `.netrc` file changes the session's requests."""
+def _prepare(session: requests.Session) -> None:
+    """Make sure that neither an answer nor a `.netrc` file changes the session's requests, and ask for gzip at most."""
+    session.headers["Accept-Encoding"] = "gzip"
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     # Without a function here, `requests` looks into `.netrc`.
     session.auth = session.auth or _of_the_url

@@ -5,6 +5,7 @@ It is looked up each time, since a stack's artifact store can be exchanged. Old 
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ from uuid import UUID
 from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
+from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import UnavailableError, open_artifact_store
+from composite_logstore.zenml import hook_of
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -101,6 +104,27 @@ def is_in_progress(logs: LogsResponse) -> bool:
     return run is not None and not run.status.is_finished
 
 
+def is_where_it_was(logs: LogsResponse, artifact_store: BaseArtifactStore) -> bool:
+    """Return whether these logs would be in this artifact store if there were any.
+
+    Since they began, neither the log store nor the stack or the artifact store was changed, and the artifact store is
+    one that has logs: a local one is another folder on each machine.
+    """
+    try:
+        run, zen_store = _run_of(logs), Client().zen_store
+        if run is None or run.stack is None:
+            return False
+        changes = [run.stack.updated, zen_store.get_stack_component(artifact_store.id).updated]
+        if logs.log_store_id is not None:
+            changes.append(zen_store.get_stack_component(logs.log_store_id).updated)
+        if max(changes) > logs.created:
+            return False
+        folder = os.path.dirname(prepare_logs_uri(artifact_store, logs.id))
+        return bool(artifact_store.isdir(folder) and artifact_store.listdir(folder))
+    except Exception:
+        return False
+
+
 def find_model(name: str) -> ComponentResponse:
     """Return ZenML's model of the artifact store with this name or ID.
 
@@ -118,11 +142,21 @@ def find_model(name: str) -> ComponentResponse:
         model = verify_permissions_and_get_entity(id=id, get_method=zen_store().get_stack_component)
     except KeyError:
         raise ArtifactStoreNotFoundError(
-            f"there is no artifact store '{name}'; name one that `zenml artifact-store list` shows, or register it"
+            f"there is no artifact store '{name}'{_nearest(name)}; name one that `zenml artifact-store list` shows, or "
+            f"register it"
         ) from None
     if model.type != StackComponentType.ARTIFACT_STORE:
         raise ArtifactStoreNotFoundError(f"stack component '{name}' is not an artifact store; name one that is")
     return model
+
+
+def _nearest(name: str) -> str:
+    """Return the artifact store that was probably meant, as a hint. On the server its name might be none of theirs."""
+    if ENV_ZENML_SERVER in os.environ:
+        return ""
+    known = [store.name for store in Client().list_stack_components(type=StackComponentType.ARTIFACT_STORE).items]
+    found = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{found[0]}'?)" if found else ""
 
 
 def _find_by_name(name: str) -> ComponentResponse:
@@ -174,6 +208,6 @@ def _run_of(logs: LogsResponse) -> PipelineRunResponse | None:
     run_id = logs.pipeline_run_id
     if run_id is None and logs.step_run_id:
         run_id = zen_store.get_run_step(logs.step_run_id).pipeline_run_id
-    if run_id is None and logs.hook_invocation_id:
-        run_id = zen_store.get_hook_invocation(logs.hook_invocation_id, hydrate=False).pipeline_run_id
+    if run_id is None and (hook_id := hook_of(logs)):
+        run_id = zen_store.get_hook_invocation(hook_id, hydrate=False).pipeline_run_id
     return zen_store.get_run(run_id, hydrate=False) if run_id else None

@@ -110,6 +110,8 @@ def _encode_any(event: LogEvent) -> bytes:
         line["trace_id"] = f"{event.trace.trace_id:032x}"
         line["span_id"] = f"{event.trace.span_id:016x}"
         line["flags"] = event.trace.flags
+    if event.progress > 1:
+        line["progress_bar"] = event.progress
     if event.attributes or event.metadata:
         line["attributes"] = {**event.attributes, **event.metadata}
     try:

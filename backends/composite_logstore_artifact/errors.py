@@ -6,14 +6,13 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from zenml.exceptions import LogStoreError, LogStoreUnavailableError
-
 from composite_logstore import (
     RejectedError,
     RetryableError,
     TooLargeError,
     UnavailableError,
 )
+from composite_logstore.zenml import LogStoreError, LogStoreUnavailableError
 from composite_logstore_artifact.artifact_stores import (
     ArtifactStoreNotFoundError,
     ArtifactStoreNotUsableError,

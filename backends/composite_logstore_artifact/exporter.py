@@ -325,7 +325,7 @@ def _append(artifact_store: BaseArtifactStore, uri: str, lines: _Lines, progress
             begin = raw.tell() - (size - len(rest))
             if len(rest) < size and content[:1] != b"\n" and not _ends_a_line(raw, begin):
                 # Between the check and the `write`, another writer found the disk full and left half a line, which
-                # spoils # the first of these lines. If that line cannot be written again, none counts as written.
+                # spoils the first of these lines. If that line cannot be written again, none counts as written.
                 again = memoryview(b"\n" + encoded[0])
                 while again:
                     again = again[raw.write(again) :]

@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import BACKFILLED, Event, ReadEntry
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact.lines import (
     Summary,
+    entry_from,
     identity_of,
     is_piece,
     is_surely_entry,
@@ -110,7 +111,7 @@ class LineFilter:
                 # A backfilled event lies behind later ones of its writer, so its number tells nothing of gaps around
                 # it.
                 event = None
-            entry: LogEntry | None = LogEntry.model_validate(fields)
+            entry: LogEntry | None = entry_from(fields)
         except ValueError:
             if is_piece(text):
                 return None

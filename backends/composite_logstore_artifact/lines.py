@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import orjson
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
-from zenml.models import LogEntry
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import Event, ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore import Event, ExceptionInfo, LogEvent, RankedEntry, Stream, TraceContext
+from composite_logstore.zenml import LogEntry
 
 SCAN_FORMAT = "archive"
 """The name of the format of an archive's lines: archives share it, so their lines are compared and copied undecoded."""
@@ -171,6 +171,8 @@ def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:
         entry = LogEntry.model_validate(fields)
         level, message, name = (entry.level or LoggingLevels.INFO).value, entry.message, entry.name or ""
         filename, lineno, module = entry.filename or "", entry.lineno or 0, entry.module or ""
+    bar = fields.get("progress_bar")
+    bar = bar if bar is not None and _is_integer(bar, 2, _INT64) else 0
     level_number, level_name, attributes = map(fields.get, ("level_number", "level_name", "attributes"))
     if exception := _exception(fields.get("exception")):
         message = message.removesuffix(f"\n{exception.type}: {exception.message}\n{exception.stacktrace}".rstrip())
@@ -186,7 +188,7 @@ def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:
         _trace(fields) if "trace_id" in fields else None,
         attributes if attributes and type(attributes) is dict and _is_plain(attributes) else _NO_ATTRIBUTES,
         _NO_ATTRIBUTES,
-        name in ("stdout", "stderr") and not filename and LogEvent.is_update(message),
+        bar or (name in ("stdout", "stderr") and not filename and LogEvent.is_update(message)),
     )
 
 
@@ -245,9 +247,24 @@ _NO_ATTRIBUTES: dict[str, Any] = {}
 def entry_of(text: bytes) -> LogEntry | None:
     """Return a line as an entry, whichever program wrote it; None if it is empty or torn."""
     try:
-        entry: LogEntry = LogEntry.model_validate(orjson.loads(text))
+        return entry_from(orjson.loads(text))
     except ValueError:
         return None if is_piece(text) else plain_entry(text)
+
+
+def entry_from(fields: Any) -> LogEntry:
+    """Return the fields of a line as an entry.
+
+    Raises:
+        ValueError: They are none.
+    """
+    attributes = fields.get("attributes") if type(fields) is dict else None
+    rank = attributes.get("zenml.log.rank") if type(attributes) is dict else None
+    entry: LogEntry
+    if type(rank) is int:
+        entry = RankedEntry.model_validate({**fields, "rank": rank})
+    else:
+        entry = LogEntry.model_validate(fields)
     return entry
 
 

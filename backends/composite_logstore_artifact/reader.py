@@ -7,18 +7,18 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from zenml.exceptions import (
-    DoesNotExistException,
-    IllegalOperationError,
-    LogStoreError,
-    LogStoreUnavailableError,
-)
+from zenml.exceptions import DoesNotExistException, IllegalOperationError
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
-from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import LogEvent, Page, PageRequest, ReadEntry, Scanned, Stream
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError, LogStoreUnavailableError
 from composite_logstore_artifact import artifact_stores, lines, scanning
-from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
+from composite_logstore_artifact.artifact_stores import (
+    ArtifactStoreNotFoundError,
+    ArtifactStoreNotUsableError,
+    is_where_it_was,
+)
 from composite_logstore_artifact.errors import read_error
 from composite_logstore_artifact.filtering import LineFilter
 from composite_logstore_artifact.index import Chunk, add, load
@@ -92,7 +92,7 @@ class ArtifactReader:
         artifact_store = self._artifact_store_of(request.logs)
         with _in_words(artifact_store):
             for attempts_left in (2, 1, 0):
-                archive = self._open(artifact_store, request.logs)
+                archive = self._open(artifact_store, request.logs, may_be_silent=True)
                 if archive is None:
                     break
                 try:
@@ -138,10 +138,20 @@ class ArtifactReader:
         """Return a line as an entry, whichever program wrote it."""
         return lines.entry_of(content)
 
-    def _open(self, artifact_store: BaseArtifactStore, logs: LogsResponse) -> Archive | None:
-        """Return the archive of a stream; None if nothing was written yet."""
+    def _open(
+        self, artifact_store: BaseArtifactStore, logs: LogsResponse, may_be_silent: bool = False
+    ) -> Archive | None:
+        """Return the archive of a stream; None if nothing was written yet.
+
+        Args:
+            artifact_store: The artifact store.
+            logs: The stream.
+            may_be_silent: Whether to return None, too, if the archive is where it was and so nothing was logged.
+        """
         archive = open_archive(artifact_store, prepare_logs_uri(artifact_store, logs.id))
-        if archive is None and not self._is_in_progress(logs):
+        if archive is None and not (
+            self._is_in_progress(logs) or (may_be_silent and is_where_it_was(logs, artifact_store))
+        ):
             raise DoesNotExistException(
                 f"Nothing was found for these logs in artifact store '{artifact_store.name}'. Perhaps nothing was "
                 f"logged. If the stack's artifact store was exchanged since, set 'artifact_store' of this child to the "
@@ -257,8 +267,8 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     near: _Position | None = None  # The near end of the first entry in the direction.
     edge: _Position | None = None  # The far end of the last entry.
     far = start  # How far the stream was searched.
-    scanned = 0
-    reached_end = True
+    scanned = page_bytes = 0
+    is_full, reached_end = False, True
     with closing(_blocks(archive, start, towards_newer, wanted, limit)) as blocks:
         for part, block, size in blocks:
             content = block.content
@@ -268,15 +278,20 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
                 read = wanted.parse(content[begin:end])
                 if read is None:
                     continue
+                page_bytes += read.size
+                is_full = bool(entries) and request.is_too_large(page_bytes)
+                if is_full:
+                    break
                 entries.append(read)
                 # The newline, if there is one, belongs to its line.
                 before = _Position(part.name, block.begin + begin)
                 after = _Position(part.name, min(block.begin + end + 1, block.end))
                 near = near or (before if towards_newer else after)
                 edge = after if towards_newer else before
-                if len(entries) == limit:
+                is_full = len(entries) == limit
+                if is_full:
                     break
-            if len(entries) == limit:
+            if is_full:
                 far, reached_end = edge, False
                 break
             far = _Position(part.name, block.begin + (len(content) if towards_newer else 0))

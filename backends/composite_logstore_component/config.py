@@ -26,6 +26,7 @@ class ComponentChildConfig(ChildConfig):
     # ZenML's own log store for Datadog sends so many at once, the fewest of the log stores that ship with ZenML.
     default_batch_size: ClassVar[int] = 500
     readable: ClassVar[bool] = True
+    asks_zenml: ClassVar[bool] = True
 
     component: Annotated[str, Field(min_length=1)]
 

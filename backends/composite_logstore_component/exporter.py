@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -146,7 +147,7 @@ def _record(event: LogEvent) -> logging.LogRecord:
         event.logger_name, event.level, event.file, event.line, event.message, (), None, event.function
     )
     record.levelname = event.level_name
-    record.created = event.time_unix_nano / 1e9
+    record.created = _seconds(event.time_unix_nano)
     record.msecs = event.time_unix_nano // 1_000_000 % 1_000
     if event.exception is not None:
         # Formatters show it below the message. The exception object no longer exists.
@@ -154,6 +155,18 @@ def _record(event: LogEvent) -> logging.LogRecord:
     for name, value in event.attributes.items():
         record.__dict__.setdefault(name, value)
     return record
+
+
+def _seconds(time_unix_nano: int) -> float:
+    """Return a time in seconds that does not fall below the time in nanoseconds.
+
+    Handlers cut off what a record's time has beyond their unit: OpenTelemetry's takes `int(created * 1e9)`. The nearest
+    float is often just below the time, and would lose a microsecond, or a millisecond in Datadog.
+    """
+    seconds = time_unix_nano / 1e9
+    while int(seconds * 1e9) < time_unix_nano:
+        seconds = math.nextafter(seconds, math.inf)
+    return seconds
 
 
 def _metadata(event: LogEvent) -> dict[str, object]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from zenml.constants import LOGS_MAX_ENTRIES_PER_REQUEST
-from zenml.exceptions import DoesNotExistException, LogStoreError, LogStoreUnavailableError
+import orjson
+from zenml.exceptions import DoesNotExistException
 
 from composite_logstore import Page, PageRequest, ReadEntry, reading_through
+from composite_logstore.zenml import (
+    LOGS_MAX_ENTRIES_PER_REQUEST,
+    LogStoreError,
+    LogStoreUnavailableError,
+    answers_pages,
+    fetch_page,
+)
 from composite_logstore_component.components import ComponentError, find, load
 from composite_logstore_component.streams import as_its_own, extends_artifact
 
 if TYPE_CHECKING:
-    from zenml.log_stores import ArtifactLogStore, BaseLogStore
-    from zenml.models import ComponentResponse, LogsEntriesResponse
+    from zenml.log_stores import BaseLogStore
+    from zenml.models import ComponentResponse
+
+    from composite_logstore.zenml import LogsEntriesResponse
 
 
 _PLACE = re.compile(r"\d{1,9}", re.ASCII)
@@ -72,8 +81,9 @@ class ComponentReader:
 
 
 def _read(store: BaseLogStore, request: PageRequest) -> Page:
+    reads_both_ways = answers_pages(store) and not extends_artifact(store)
     try:
-        return _page_from_start(store, request) if extends_artifact(store) else _page(store, request)
+        return _page(store, request) if reads_both_ways else _page_from_start(store, request)
     except (ValueError, LogStoreError, DoesNotExistException):
         raise
     except NotImplementedError as error:
@@ -89,37 +99,115 @@ def _read(store: BaseLogStore, request: PageRequest) -> Page:
         raise LogStoreUnavailableError(f"Log store '{store.name}' raised {type(error).__name__}.") from error
 
 
+class _Part(NamedTuple):
+    """What a page is made of: a page of the log store, or the rest of one that has too many bytes.
+
+    A log store's own cursors fix the size of their pages. So where the first page has too many bytes, fewer entries are
+    asked for, then and from then on; and where a later page has, it is returned in several parts.
+
+    Attributes:
+        limit: The most entries of the log store's page.
+        direction: Its direction.
+        token: The log store's cursor for it, None for its first page.
+        place: How many of its entries, oldest first, precede the place where a part ended; None for the whole page.
+    """
+
+    limit: int
+    direction: Literal["newer", "older"]
+    token: str | None
+    place: int | None = None
+
+    @classmethod
+    def parse(cls, request: PageRequest) -> _Part:
+        """Return what a request's token stands for.
+
+        Raises:
+            ValueError: It is malformed.
+        """
+        token = request.token
+        if token is None or not token.startswith(_PART):
+            return cls(request.limit, request.direction, token)
+        try:
+            limit, direction, token, place = orjson.loads(token.removeprefix(_PART))
+        except ValueError:
+            limit = direction = place = None
+        if (
+            type(limit) is int
+            and 0 < limit <= request.limit
+            and isinstance(token, str)
+            and (direction == request.direction or (direction in ("newer", "older") and place is not None))
+            and (place is None or (type(place) is int and 0 <= place <= limit))
+        ):
+            return cls(limit, direction, token, place)
+        raise ValueError("The token is malformed: pass on what an earlier page returned.")
+
+    def encode(self) -> str:
+        return _PART + orjson.dumps(list(self)).decode()
+
+
+_PART = "part:"
+
+
 def _page(store: BaseLogStore, request: PageRequest) -> Page:
-    is_newer = request.direction == "newer"
-    start = None if request.token is not None else "oldest" if is_newer else "newest"
-    found = store.fetch(
+    part = _Part.parse(request)
+    found = _fetch(store, request, part)
+    entries = _entries(found)
+    while part.token is None and (number := len(request.fitting(entries))) < len(entries):
+        part = part._replace(limit=number)
+        found = _fetch(store, request, part)
+        entries = _entries(found)
+
+    if request.direction == "newer":
+        begin = min(part.place or 0, len(entries))
+        end = begin + len(request.fitting(entries[begin:]))
+    else:
+        end = len(entries) if part.place is None else min(part.place, len(entries))
+        begin = end - len(request.fitting(entries[:end]))
+
+    def beyond(cursor: str | None, direction: Literal["newer", "older"]) -> str | None:
+        if cursor is None or part.limit == request.limit:
+            return cursor
+        return _Part(part.limit, direction, cursor).encode()
+
+    return Page(
+        entries[begin:end],
+        beyond(found.before, "older") if begin == 0 else part._replace(place=begin).encode(),
+        beyond(found.after, "newer") if end == len(entries) else part._replace(place=end).encode(),
+    )
+
+
+def _fetch(store: BaseLogStore, request: PageRequest, part: _Part) -> LogsEntriesResponse:
+    is_newer = part.direction == "newer"
+    start = None if part.token is not None else "oldest" if is_newer else "newest"
+    found = fetch_page(
+        store,
         as_its_own(request.logs, store),
         start=start,
-        limit=request.limit,
-        before=None if is_newer else request.token,
-        after=request.token if is_newer else None,
+        limit=part.limit,
+        before=None if is_newer else part.token,
+        after=part.token if is_newer else None,
         filter_=request.filter,
     )
-    entries = _entries(found)
-    tokens = (found.before, found.after)
-    if len(entries) > request.limit or not all(token is None or isinstance(token, str) for token in tokens):
+    if len(found.items) > part.limit or not all(
+        token is None or isinstance(token, str) for token in (found.before, found.after)
+    ):
         # Cutting the page would lose entries, since its cursors continue after all of them.
         raise LogStoreError(f"Log store '{store.name}' returned a page that does not match the request.")
-    return Page(entries, *tokens)
+    return found
 
 
-def _page_from_start(store: ArtifactLogStore, request: PageRequest) -> Page:
+def _page_from_start(store: BaseLogStore, request: PageRequest) -> Page:
     """Return a page of a log store that reads only from a stream's start: read all of it, and cut out the page."""
     token = request.token
     if token is not None and not _PLACE.fullmatch(token):
         raise ValueError("The token is malformed: pass on what an earlier page returned.")
-    found = _entries(store.fetch(as_its_own(request.logs, store), start="oldest", filter_=request.filter))
+    found = _entries(fetch_page(store, as_its_own(request.logs, store), start="oldest", filter_=request.filter))
     if request.direction == "newer":
         begin = int(token or 0)
-        end = min(begin + request.limit, len(found))
+        end = begin + len(request.fitting(found[begin:]))
     else:
         end = len(found) if token is None else min(int(token), len(found))
-        begin = max(0, end - request.limit)
+        begin = end - len(request.fitting(found[:end]))
     entries = found[begin:end]
     return Page(entries, str(begin) if begin > 0 and entries else None, str(end) if entries else None)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from zenml.client import Client
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore, prepare_logs_uri
 from zenml.log_stores.otel.otel_log_store import OtelLogStore
-from zenml.models import LogsResponse
-from zenml.models.v2.core.logs import LogsResponseBody
 from zenml.utils.time_utils import utc_now
+
+from composite_logstore.zenml import make_logs, moved
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
     from zenml.log_stores import BaseLogStore
+    from zenml.models import LogsResponse
 
     from composite_logstore import Stream
 
@@ -40,7 +40,7 @@ def as_its_own(logs: LogsResponse, store: BaseLogStore) -> LogsResponse:
     if extends_artifact(store):
         artifact_store = store._artifact_store
         place = {"artifact_store_id": artifact_store.id, "uri": prepare_logs_uri(artifact_store, logs.id)}
-    return logs.model_copy(update={"body": logs.get_body().model_copy(update=place)})
+    return moved(logs, **place)
 
 
 def describe(stream: Stream, store: BaseLogStore) -> LogsResponse:
@@ -53,8 +53,5 @@ def describe(stream: Stream, store: BaseLogStore) -> LogsResponse:
     try:
         logs = Client().zen_store.get_logs(stream.id)
     except KeyError:
-        now = utc_now()
-        source = str(stream.attributes.get("zenml.log.source", ""))
-        body = LogsResponseBody(created=now, updated=now, project_id=UUID(int=0), source=source)
-        logs = LogsResponse(id=stream.id, body=body)
+        logs = make_logs(stream.id, str(stream.attributes.get("zenml.log.source", "")), utc_now())
     return as_its_own(logs, store)

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import closing
 from datetime import datetime
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from zenml import __version__
 
-from composite_logstore import Bounds, ChildConfig, Secret, UnavailableError, has_reference
+from composite_logstore import ChildConfig, Secret, UnavailableError, has_reference
 
 if TYPE_CHECKING:
-    from composite_logstore import Exporter, Reader
+    from composite_logstore import CollectorExporter, Exporter, Reader
 
 EXTRA = "composite-logstore[datadog]"
 
 # Datadog's rules for tags. A comma would end a tag.
 # https://docs.datadoghq.com/getting_started/tagging/#define-tags
 _TAG = re.compile(r"[^\W\d_][^\s,]{0,199}")
+_INTAKE_PATH = "/api/v2/logs"
 _SITE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_date_remapper/
 # Datadog answers 202 to older events too, and drops them.
 OLDEST_SECONDS = 18 * 3600
-
-
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-
-
-def seconds_asked_for(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds an answer asks to wait; None if it does not ask, or the number makes no sense.
-
-    More than an hour is not a number of seconds: some proxies give the time of day.
-
-    https://docs.datadoghq.com/api/latest/rate-limits/
-    """
-    value = (headers.get("Retry-After") or headers.get("X-RateLimit-Reset") or "").strip()
-    seconds = float(value) if _SECONDS.fullmatch(value) else None
-    return seconds if seconds is not None and seconds <= Bounds.WAIT_SECONDS else None
 
 
 class DatadogChildConfig(ChildConfig):
@@ -66,6 +51,7 @@ class DatadogChildConfig(ChildConfig):
     readable: ClassVar[bool] = True
     requirements: ClassVar[frozenset[str]] = frozenset({EXTRA})
 
+    ansi: Literal["keep", "strip"] = "strip"
     api_key: Secret
     application_key: Secret | None = None
     site: str = "datadoghq.com"
@@ -81,9 +67,14 @@ class DatadogChildConfig(ChildConfig):
         return None if self.application_key else "'application_key' is needed to read it; set it"
 
     @property
+    def delay_seconds(self) -> float:
+        """How long it may take until an accepted event is found, in seconds. Datadog promises no figure."""
+        return 60.0
+
+    @property
     def intake_url(self) -> str:
         """The URL of the log intake."""
-        return self.endpoint or f"https://http-intake.logs.{self.site}/api/v2/logs"
+        return self.endpoint or f"https://http-intake.logs.{self.site}{_INTAKE_PATH}"
 
     @property
     def search_url(self) -> str:
@@ -170,6 +161,36 @@ class DatadogChildConfig(ChildConfig):
         from composite_logstore_datadog.reader import DatadogReader
 
         return DatadogReader(self)
+
+    def collector_exporter(self) -> CollectorExporter:
+        """Return the Collector's exporter for Datadog.
+
+        Raises:
+            UnavailableError: `endpoint` has a path that the Collector's exporter cannot be told.
+        """
+        from composite_logstore import CollectorExporter
+
+        settings: dict[str, Any] = {
+            "api": {"key": self.api_key, "site": self.site},
+            # It would report the Collector's machine as a host.
+            "host_metadata": {"enabled": False},
+        }
+        if self.endpoint is not None:
+            url = urlsplit(self.endpoint)
+            if url.path != _INTAKE_PATH or url.query:
+                raise UnavailableError(f"the Collector adds the path '{_INTAKE_PATH}', and its 'endpoint' has another")
+            settings["logs"] = {"endpoint": f"{url.scheme}://{url.netloc}"}
+        return CollectorExporter(
+            "datadog",
+            settings,
+            attributes={"ddtags": ",".join(self.tags)} if self.tags else {},
+            resource_attributes={"service.name": self.service_name, "service.version": self.service_version},
+            # The exporter leaves out the name of the scope.
+            statements=['set(attributes["logger.name"], instrumentation_scope.name)'],
+            losses=[
+                "An attribute 'message', 'level' or 'status' replaces what Datadog shows as such; numbers become texts"
+            ],
+        )
 
     def backend_time(self) -> datetime | None:
         """Ask Datadog's intake for its time. Any answer contains it, and no key is needed."""

@@ -10,10 +10,10 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import orjson
 from zenml.enums import LoggingLevels
-from zenml.models import LogEntry
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import Event, ReadEntry
+from composite_logstore import Event, RankedEntry, ReadEntry
+from composite_logstore.zenml import LogEntry
 
 # Datadog's statuses for ZenML's levels.
 # https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
@@ -44,7 +44,10 @@ def parse(log: Mapping[str, Any]) -> ReadEntry:
     name = _text(_get(attributes, "logger.name"))
     if name is None:
         name = _text(_get(attributes, "otel.library.name"))
-    entry = LogEntry(
+    rank = _integer(_get(attributes, "zenml.log.rank"))
+    kind, ranked = (LogEntry, {}) if rank is None else (RankedEntry, {"rank": rank})
+    entry = kind(
+        **ranked,
         id=_id(log, attributes),
         message=_message(fields, attributes),
         name=name,

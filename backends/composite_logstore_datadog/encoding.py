@@ -12,18 +12,10 @@ import orjson
 from composite_logstore import (
     LogEvent,
     Stream,
-    shorten,
+    shorten_fields,
 )
 
 MAX_ENTRY_BYTES = 1_000_000
-
-_KEPT_BYTES = 10_000
-"""The least bytes that a text of an entry that is too large keeps, before another text is shortened."""
-
-# https://opentelemetry.io/docs/specs/otel/common/mapping-to-non-otlp/#dropped-attributes-count
-_MARK = "otel.dropped_attributes_count"
-
-_MARK_BYTES = len(_MARK) + 16
 
 # These names have a meaning of their own at the top level of an entry. `@timestamp` and `host` are not written here,
 # but Datadog would prefer them to `timestamp` and `hostname`.
@@ -180,35 +172,4 @@ def shorten_entry(entry: dict[str, Any]) -> bytes:
 
     Datadog itself would cut the JSON text where the megabyte ends.
     """
-    names = {key: len(orjson.dumps(key)) + 2 for key in entry}
-    sizes = {key: names[key] + len(orjson.dumps(value)) for key, value in entry.items()}
-    excess = sum(sizes.values()) + 1 - MAX_ENTRY_BYTES
-    by_size = sorted(sizes, key=lambda key: sizes[key], reverse=True)
-    for key in ["message", "exception.stacktrace", *by_size]:
-        size = sizes.get(key, 0)
-        if excess > 0 and size > _KEPT_BYTES:
-            entry[key] = _cut(entry[key], max(_KEPT_BYTES, size - excess) - names[key])
-            sizes[key] = names[key] + len(orjson.dumps(entry[key]))
-            excess -= size - sizes[key]
-    if excess > 0:
-        # Still too large: the entry has very many attributes, or very long names.
-        count = len(entry)
-        excess += _MARK_BYTES
-        for key in by_size:
-            if excess > 0 and key not in _INDISPENSABLE:
-                del entry[key]
-                excess -= sizes[key]
-        entry[_MARK] = count - len(entry)
-    return orjson.dumps(entry)
-
-
-def _cut(value: Any, max_bytes: int) -> str:
-    """Return the value as a text that takes at most so many bytes in JSON, at least 2."""
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    most = room = max(0, max_bytes - 2)
-    cut = shorten(text, room)
-    while (size := len(orjson.dumps(cut)) - 2) > most:
-        # In JSON a character takes up to six times as many bytes, so the length has to be found by trying.
-        room = room * most // size
-        cut = shorten(text, room)
-    return cut
+    return shorten_fields(entry, MAX_ENTRY_BYTES, _INDISPENSABLE)

@@ -33,8 +33,10 @@ from composite_logstore import (
     Stream,
     TooLargeError,
     UnavailableError,
+    seconds_asked_for,
+    shown_url,
 )
-from composite_logstore_datadog.config import OLDEST_SECONDS, seconds_asked_for
+from composite_logstore_datadog.config import OLDEST_SECONDS
 from composite_logstore_datadog.encoding import MAX_ENTRY_BYTES, StreamEncoder, shorten_entry, unreserved
 
 if TYPE_CHECKING:
@@ -115,14 +117,17 @@ class DatadogExporter:
         encoders: dict[Stream, StreamEncoder] = {}
         entries: list[bytes] = []
         size = 1
-        shortened = too_old = too_new = unencodable = 0
+        shortened = 0
+        too_old: list[LogEvent] = []
+        too_new: list[LogEvent] = []
+        unencodable: list[LogEvent] = []
         for event in batch:
             try:
                 if event.time_unix_nano < oldest:
-                    too_old += 1
+                    too_old.append(event)
                     continue
                 if event.time_unix_nano > newest:
-                    too_new += 1
+                    too_new.append(event)
                     continue
                 encoder = encoders.get(event.stream)
                 if encoder is None:
@@ -133,7 +138,7 @@ class DatadogExporter:
                     shortened += 1
             except UNENCODABLE:
                 # An event of another program, from an archive, may not be encodable. A retry would fail too.
-                unencodable += 1
+                unencodable.append(event)
                 continue
             entries.append(entry)
             size += len(entry) + 1
@@ -149,8 +154,8 @@ class DatadogExporter:
             "of something that JSON cannot say": unencodable,
         }
         if any(refused.values()):
-            reasons = [reason for reason, number in refused.items() if number]
-            raise RejectedError(" or ".join(reasons), count=sum(refused.values()), shortened=shortened)
+            reasons = [reason for reason, events in refused.items() if events]
+            raise RejectedError(" or ".join(reasons), shortened=shortened, events=[*too_old, *too_new, *unencodable])
         return shortened
 
     def end_stream(self, stream: Stream) -> None:
@@ -231,7 +236,8 @@ class DatadogExporter:
             # A proxy also answers like this if the request, or Datadog's answer, took too long.
             raise RetryableError(f"Datadog answers {status}", seconds_asked_for(headers), smaller_may_pass=True)
         raise UnavailableError(
-            f"{self._host} answers {status}, as Datadog's log intake never does; check 'endpoint' and 'site'"
+            f"{self._host} answers {status}, as Datadog's log intake never does; check 'endpoint' and 'site' "
+            f"({shown_url(self._url)}, where Datadog's log intake is expected, mostly with the path /api/v2/logs)"
         )
 
 

@@ -7,8 +7,8 @@ are those of ZenML's own Datadog store.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,20 @@ from uuid import UUID
 import orjson
 from urllib3.exceptions import HTTPError
 from zenml.enums import LoggingLevels
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.logger import get_logger
-from zenml.models import LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone, utc_now
 
-from composite_logstore import AnswerTooLargeError, Bounds, Event, HttpClient, Page, PageRequest
-from composite_logstore_datadog.config import seconds_asked_for
+from composite_logstore import (
+    Allowance,
+    AnswerTooLargeError,
+    Event,
+    HttpClient,
+    Page,
+    PageRequest,
+    seconds_asked_for,
+    shown_url,
+)
+from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from composite_logstore_datadog.decoding import EPOCH, STATUSES, millis_of, parse
 from composite_logstore_datadog.tokens import (
     CLOCK_SKEW,
@@ -63,36 +70,6 @@ _SHORTER = 8
 
 # Faults of an answer that may be complete next time.
 _INCOMPLETE = {"too late": "came too late", "cut": "was cut off"}
-
-
-class _Allowance:
-    """The time, bytes and searches that one page may still use.
-
-    Attributes:
-        seconds: How long the next search may take.
-        max_bytes: The most bytes of its answer.
-        is_left: Whether another search is allowed.
-    """
-
-    def __init__(self) -> None:
-        self._ends_at = time.monotonic() + Bounds.SEARCH_SECONDS
-        self._searches, self._bytes = Bounds.SEARCHES, Bounds.SEARCH_BYTES
-
-    @property
-    def seconds(self) -> float:
-        return self._ends_at - time.monotonic()
-
-    @property
-    def max_bytes(self) -> int:
-        return min(self._bytes, Bounds.PAGE_BYTES)
-
-    @property
-    def is_left(self) -> bool:
-        return self.seconds > 0 and self._searches > 0 and self._bytes > 0
-
-    def take(self, response: HttpResponse) -> None:
-        self._searches -= 1
-        self._bytes -= len(response.body)
 
 
 class DatadogReader:
@@ -160,10 +137,10 @@ class DatadogReader:
         if request.direction == "older":
             entries.reverse()
         entries.sort(key=lambda found: (found.millis, found.read.event or _NO_EVENT))
-        page = entries[:limit] if request.direction == "newer" else entries[-limit:]
-        reads = [found.read for found in page]
-        if not page:
+        reads = replace(request, limit=limit).fitting([found.read for found in entries])
+        if not reads:
             return Page()
+        page = entries[: len(reads)] if request.direction == "newer" else entries[-len(reads) :]
         text = token_after(page, request.direction, token).model_dump_json()
         if len(text) > LONGEST_TOKEN:
             raise LogStoreError(
@@ -196,7 +173,7 @@ class DatadogReader:
         page = body["page"]
         found: list[Found] = []
         cursors: set[str] = set()
-        allowance = _Allowance()
+        allowance = Allowance()
         least, most = ((moment - EPOCH) // _MILLISECOND for moment in searched)
         place = least if body["sort"] == "timestamp" else most
         while allowance.is_left:
@@ -234,7 +211,7 @@ class DatadogReader:
         """Close the connection."""
         self._http.close()
 
-    def _search(self, body: dict[str, Any], allowance: _Allowance) -> tuple[list[dict[str, Any]], str | None]:
+    def _search(self, body: dict[str, Any], allowance: Allowance) -> tuple[list[dict[str, Any]], str | None]:
         """Return the logs that were found, and Datadog's own cursor if there are more.
 
         https://docs.datadoghq.com/api/latest/logs/#search-logs-post
@@ -259,8 +236,8 @@ class DatadogReader:
                 f"Could not reach Datadog to read these logs ({type(error).__name__})."
             ) from None
         if response.status != 200:
-            raise _refusal(response)
-        allowance.take(response)
+            raise _refusal(response, self._url)
+        allowance.take(len(response.body))
         if response.fault == "too large":
             raise AnswerTooLargeError
         if response.fault in _INCOMPLETE:
@@ -283,7 +260,7 @@ def build_query(service: str, logs_id: UUID, filter_: LogsEntriesFilter) -> str:
     return " AND ".join(terms)
 
 
-def _refusal(response: HttpResponse) -> LogStoreError:
+def _refusal(response: HttpResponse, url: str) -> LogStoreError:
     status = response.status
     if status == 429:
         seconds = seconds_asked_for(response.headers)
@@ -299,6 +276,10 @@ def _refusal(response: HttpResponse) -> LogStoreError:
             " Check 'api_key' and 'application_key', that the application key may read logs (scope"
             " 'logs_read_data'), and that 'site' is the one they belong to."
         )
+    elif status != 400:
+        # Such a status is not about the question, but about its address.
+        place = f" It was sent to {shown_url(url)}, where Datadog's log search is expected"
+        message += f"{place}: check 'api_endpoint' and 'site'."
     return LogStoreError(message)
 
 

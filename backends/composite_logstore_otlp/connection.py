@@ -11,8 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from composite_logstore import UnavailableError, quote
 from composite_logstore_otlp.checks import FILES, GRPC, HTTP, check_compression, check_endpoint, check_header
 from composite_logstore_otlp.config import OtlpChildConfig
-
-LOGS_PATH = "/v1/logs"
+from composite_logstore_otlp.statuses import LOGS_PATH
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,11 @@ class Connection:
             return _connection(config)
         except ValueError as error:
             raise UnavailableError(str(error)) from None
+
+    @property
+    def place(self) -> str:
+        """The endpoint as it may be shown: without a query, which may contain a key."""
+        return self.endpoint.partition("?")[0]
 
     @property
     def client_certificate(self) -> tuple[str, str] | str | None:

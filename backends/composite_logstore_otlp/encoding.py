@@ -38,6 +38,9 @@ MAX_TEXT_BYTES = 1024 * 1024
 MIN_TEXT_BYTES = 1024
 """If texts of this length are still too much, an event loses attributes instead."""
 
+SEVERITY_NUMBER = "zenml.log.severity_number"
+"""The attribute with the severity's number, for backends that keep attributes alone."""
+
 
 class Encoded(NamedTuple):
     """An encoded request.
@@ -72,7 +75,9 @@ def encode_resource(attributes: Mapping[str, Any]) -> bytes:
     return resource.SerializeToString()
 
 
-def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -> Encoded:
+def encode_request(
+    batch: Sequence[LogEvent], resource: bytes, max_bytes: int, with_severity_attribute: bool = False
+) -> Encoded:
     """Encode a batch in its order.
 
     A logger is a scope in OTLP. The records of a scope need not be together: consecutive events of one logger get a
@@ -82,6 +87,7 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
         batch: The events.
         resource: The serialized `Resource`.
         max_bytes: The most bytes of one request.
+        with_severity_attribute: Whether each event also has its severity's number as an attribute.
 
     Raises:
         TooLargeError: The request would be larger.
@@ -101,11 +107,11 @@ def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int) -
             if stream is None:
                 stream = streams[event.stream] = _stream_attributes(event.stream)
             if stream.are_apart and event.is_ordinary:
-                record = _encode_ordinary(event, stream)
+                record = _encode_ordinary(event, stream, with_severity_attribute)
             else:
-                record = _encode_any(event, stream)
+                record = _encode_any(event, stream, with_severity_attribute)
             if len(record) > MAX_EVENT_BYTES:
-                record = _encode_shortened(event, stream)
+                record = _encode_shortened(event, stream, with_severity_attribute)
                 shortened += 1
             size += len(record)
             # Check for each event: a batch may need far more memory than a request may have.
@@ -139,6 +145,7 @@ _ORDINARY_NAMES = frozenset(
         "code.file.path",
         "code.line.number",
         "code.function.name",
+        SEVERITY_NUMBER,
     )
 )
 # The attribute's field number and length; its name's field number, length and text; its value's field number.
@@ -149,7 +156,7 @@ _times = Struct("<BQBQ").pack
 _EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 
-def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
+def _encode_ordinary(event: LogEvent, stream: _StreamAttributes, with_severity_attribute: bool) -> bytes:
     """Encode an event that has neither an exception nor attributes of its own."""
     time = event.time_unix_nano
     try:
@@ -161,7 +168,7 @@ def _encode_ordinary(event: LogEvent, stream: _StreamAttributes) -> bytes:
     return b"".join(
         (
             times,
-            _severity(event.level, event.level_name),
+            _severity(event.level, event.level_name, with_severity_attribute),
             _before_body(len(body)),
             body,
             _UID,
@@ -182,11 +189,14 @@ def _before_body(size: int) -> bytes:
 
 
 @lru_cache(maxsize=100)
-def _severity(level: int, level_name: str) -> bytes:
+def _severity(level: int, level_name: str, with_attribute: bool) -> bytes:
     event = _EVENT._replace(level=level, level_name=level_name)
-    return LogRecord(
+    record = LogRecord(
         severity_number=SeverityNumber.ValueType(event.severity_number), severity_text=event.severity_text
-    ).SerializeToString()
+    )
+    if with_attribute:
+        _add(record.attributes, {SEVERITY_NUMBER: event.severity_number})
+    return record.SerializeToString()
 
 
 @lru_cache(maxsize=10_000)
@@ -198,20 +208,26 @@ def _place(writer: str, file: str, line: int, function: str) -> bytes:
     return record.SerializeToString()
 
 
-def _encode_any(event: LogEvent, stream: _StreamAttributes) -> bytes:
-    own = {**event.details, **event.identity}
+def _encode_any(event: LogEvent, stream: _StreamAttributes, with_severity_attribute: bool) -> bytes:
+    identity = _identity(event, with_severity_attribute)
+    own = {**event.details, **identity}
     if stream.attributes.keys().isdisjoint(own):
         return _record(event, event.message, own).SerializeToString() + stream.encoded
-    return _record(event, event.message, _all_attributes(event, stream)).SerializeToString()
+    return _record(event, event.message, _all_attributes(event, stream, identity)).SerializeToString()
 
 
-def _all_attributes(event: LogEvent, stream: _StreamAttributes) -> dict[str, Any]:
+def _identity(event: LogEvent, with_severity_attribute: bool) -> dict[str, Any]:
+    return {**event.identity, SEVERITY_NUMBER: event.severity_number} if with_severity_attribute else event.identity
+
+
+def _all_attributes(event: LogEvent, stream: _StreamAttributes, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return an event's attributes. If a name occurs twice, the precedence is ZenML's."""
-    return {**event.details, **stream.attributes, **event.metadata, **event.identity}
+    return {**event.details, **stream.attributes, **event.metadata, **identity}
 
 
-def _encode_shortened(event: LogEvent, stream: _StreamAttributes) -> bytes:
-    attributes = _all_attributes(event, stream)
+def _encode_shortened(event: LogEvent, stream: _StreamAttributes, with_severity_attribute: bool) -> bytes:
+    identity = _identity(event, with_severity_attribute)
+    attributes = _all_attributes(event, stream, identity)
 
     def encode(limit: int) -> bytes:
         return _record(event, shorten(event.message, limit), _shorten(attributes, limit)).SerializeToString()
@@ -227,9 +243,9 @@ def _encode_shortened(event: LogEvent, stream: _StreamAttributes) -> bytes:
             limit //= 4
         return shortest
     # There are too many attributes, or too many values in one. Keep those that tell where the event belongs.
-    kept = {**stream.attributes, **event.identity}
+    kept = {**stream.attributes, **identity}
     if len(stream.encoded) > MAX_EVENT_BYTES // 2:
-        kept = event.identity
+        kept = identity
     rest = _record(event, shorten(event.message, MIN_TEXT_BYTES), kept)
     rest.dropped_attributes_count = len(attributes) - len(kept)
     return rest.SerializeToString()

@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 
 from composite_logstore import Bounds, RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore_otlp.grpc_guest import check_process, grpc
+from composite_logstore_otlp.protocols import says_http, takes_http
 from composite_logstore_otlp.statuses import error_of, says_too_large
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ _CONNECTION_IN_DOUBT = {
 
 # By the specification: https://opentelemetry.io/docs/specs/otlp/#failures
 # In addition UNKNOWN and INTERNAL: a collector that fails, or a proxy before it, answers with them, like HTTP's 500,
-# and # giving up would lose the events for certain. RESOURCE_EXHAUSTED depends on its details.
+# and giving up would lose the events for certain. RESOURCE_EXHAUSTED depends on its details.
 _RETRYABLE = {
     StatusCode.CANCELLED,
     StatusCode.DEADLINE_EXCEEDED,
@@ -218,7 +219,12 @@ class GrpcTransport:
             return UnavailableError(f"the answer is too large to be a collector's: {answer}; check 'endpoint'")
         if code in _RETRYABLE | {StatusCode.RESOURCE_EXHAUSTED} and retry_after is None and says_too_large(details):
             return TooLargeError(answer)
-        if (status := _HTTP_STATUS.search(details)) and (meaning := error_of(int(status[1]), answer, retry_after)):
+        found = _HTTP_STATUS.search(details)
+        status = int(found[1]) if found else None
+        place = self._connection.place
+        if says_http(details, status):
+            return takes_http(place)
+        if status is not None and (meaning := error_of(status, answer, retry_after, place)):
             return meaning
         if code == StatusCode.UNAVAILABLE and _TLS_FAILED.search(details):
             return UnavailableError(f"{answer}; check 'endpoint', 'insecure' and the certificates")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gzip
 import ssl
-import time
 import zlib
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from http.client import BadStatusLine, RemoteDisconnected
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from requests.exceptions import InvalidHeader, InvalidProxyURL, InvalidURL, Timeout
+from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -30,17 +30,21 @@ from composite_logstore import (
     RetryableError,
     TooLargeError,
     UnavailableError,
+    cause_of,
+    retry_after,
 )
+from composite_logstore_otlp.protocols import is_settings, port_of, speaks_http2_alone, takes_grpc
 from composite_logstore_otlp.statuses import error_of, says_too_large
 
 if TYPE_CHECKING:
     from composite_logstore import HttpResponse
     from composite_logstore_otlp.connection import Connection
 
+# How long a server may take to say that it speaks HTTP/2.
+_ASK_SECONDS = 1.0
+
 # Without a connection, the size of the request is not the cause.
 _NOT_CONNECTED: tuple[type[HTTPError], ...] = (NewConnectionError, ConnectTimeoutError, ProxyError, LocationValueError)
-
-Cause = TypeVar("Cause", bound=BaseException)
 
 
 class HttpTransport:
@@ -54,6 +58,7 @@ class HttpTransport:
         """
         self._connection = connection
         self._client = HttpClient(None, connection.certificate_file, connection.client_certificate)
+        self._has_answered = False
         self._headers = {"User-Agent": "composite-logstore", **connection.headers}
         self._headers["Content-Type"] = "application/x-protobuf"
         if connection.compression != "none":
@@ -91,12 +96,26 @@ class HttpTransport:
             raise UnavailableError("the answer is too large to be a collector's; check 'endpoint'") from None
         except (HTTPError, OSError) as error:
             # The cause is left out, since it repeats the URL.
-            raise _failure(error, timeout_seconds) from None
+            raise self._failure(error, timeout_seconds) from None
+        self._has_answered = True
         return self._judge(response, timeout_seconds)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _failure(self, error: Exception, timeout_seconds: float) -> RetryableError | UnavailableError:
+        """Return the error for a request without an answer."""
+        place = self._connection.place
+        bad_line = cause_of(error, BadStatusLine)
+        if bad_line is not None and is_settings(str(bad_line).encode("latin-1", "replace")):
+            return takes_grpc(place)
+        if not self._has_answered and _was_cut_off(error) and not _proxy_of(place):
+            # A server that has never answered may not know HTTP/1. This is found out once.
+            self._has_answered = True
+            if speaks_http2_alone(place, min(timeout_seconds, _ASK_SECONDS)):
+                return takes_grpc(place)
+        return _failure(error, timeout_seconds, place)
 
     def _compress(self, payload: bytes) -> bytes:
         # Level 6 is zlib's own default; gzip's 9 takes far longer for next to nothing.
@@ -121,8 +140,8 @@ class HttpTransport:
             return body
         said = self._connection.quote(_message(content_type, body))
         answer = f"the collector answered {status}{': ' if said else ''}{said}"
-        retry_after_seconds = _retry_after(headers.get("Retry-After"))
-        error = error_of(status, answer, retry_after_seconds)
+        retry_after_seconds = retry_after(headers)
+        error = error_of(status, answer, retry_after_seconds, self._connection.place)
         if (error is None or status >= 500) and retry_after_seconds is None and says_too_large(said):
             raise TooLargeError(answer)
         raise error or RejectedError(answer)
@@ -141,36 +160,41 @@ def _message(content_type: str, body: bytes) -> str:
     return "" if content_type.startswith("text/html") else body.decode("utf-8", "replace")
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds to wait: the header contains their number or a date.
-
-    https://www.rfc-editor.org/rfc/rfc9110#name-retry-after
-    """
-    if not value:
-        return None
-    try:
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value[:100]).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError, OSError):
-        return None
-    return min(max(seconds, 0.0), Bounds.WAIT_SECONDS)
+def _was_cut_off(error: Exception) -> bool:
+    """Return whether the server closed the connection without an answer, over TLS also before the request."""
+    cut_off = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, RemoteDisconnected, ssl.SSLEOFError)
+    tls = cause_of(error, ssl.SSLError)
+    return any(cause_of(error, kind) is not None for kind in cut_off) or (
+        tls is not None and "NO_APPLICATION_PROTOCOL" in (tls.reason or "")
+    )
 
 
-def _failure(error: Exception, timeout_seconds: float) -> RetryableError | UnavailableError:
+def _proxy_of(place: str) -> str | None:
+    """Return the proxy through which requests to a URL are sent."""
+    return select_proxy(place, get_environ_proxies(place))
+
+
+def _failure(error: Exception, timeout_seconds: float, place: str) -> RetryableError | UnavailableError:
     """Return the error for a request without an answer. Libraries' own messages are not shown: they repeat the URL."""
-    tls = _cause(error, ssl.SSLError)
+    tls = cause_of(error, ssl.SSLError)
     if isinstance(tls, ssl.SSLCertVerificationError):
         return UnavailableError(
             f"the collector's certificate cannot be trusted ({tls.verify_message}); check 'certificate_file'"
         )
     if tls is not None and not isinstance(tls, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        if tls.reason == "WRONG_VERSION_NUMBER":
+            return UnavailableError(
+                f"TLS fails (WRONG_VERSION_NUMBER): the server at port {port_of(place)} does not speak TLS; begin "
+                f"'endpoint' with http://, or set the port for TLS"
+            )
         return UnavailableError(f"TLS fails ({tls.reason or 'no reason given'}); check 'endpoint' and the certificates")
-    answered_badly = _cause(error, InvalidHeaderOfAnswer) is not None
+    answered_badly = cause_of(error, InvalidHeaderOfAnswer) is not None
     if isinstance(error, InvalidURL | InvalidHeader | InvalidProxyURL) and not answered_badly:
         return UnavailableError("'endpoint', 'headers' or the proxy's URL cannot be used; check them")
-    smaller_may_pass = not any(_cause(error, kind) for kind in _NOT_CONNECTED)
-    if isinstance(error, Timeout | ReadTimeoutError) or _cause(error, TimeoutError):
+    smaller_may_pass = not any(cause_of(error, kind) for kind in _NOT_CONNECTED)
+    if isinstance(error, Timeout | ReadTimeoutError) or cause_of(error, TimeoutError):
         return _late(timeout_seconds, smaller_may_pass)
-    system = _cause(error, OSError)
+    system = cause_of(error, OSError)
     words = f"the connection to the collector failed ({type(error).__name__})"
     if system is not None:
         words = f"cannot reach the collector: {system.strerror}"
@@ -179,19 +203,3 @@ def _failure(error: Exception, timeout_seconds: float) -> RetryableError | Unava
 
 def _late(timeout_seconds: float, smaller_may_pass: bool = True) -> RetryableError:
     return RetryableError(f"no answer within {timeout_seconds:.1f} seconds", smaller_may_pass=smaller_may_pass)
-
-
-def _cause(error: BaseException, kind: type[Cause]) -> Cause | None:
-    """Return the exception of that kind that caused an error of `requests`. An `OSError` must come from the system."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        candidate = pending.pop()
-        if candidate is None or id(candidate) in seen:
-            continue
-        seen.add(id(candidate))
-        if isinstance(candidate, kind) and not (kind is OSError and not getattr(candidate, "strerror", None)):
-            return candidate
-        pending += [candidate.__cause__, candidate.__context__]
-        pending += [part for part in candidate.args if isinstance(part, BaseException)]
-    return None

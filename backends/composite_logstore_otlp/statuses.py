@@ -6,6 +6,9 @@ import re
 
 from composite_logstore import RetryableError, TooLargeError, UnavailableError
 
+LOGS_PATH = "/v1/logs"
+"""The path at which a collector takes logs over HTTP."""
+
 # Here the request as a whole, or its destination, is at fault, and not the events: mending it saves them. The
 # specification only says that such a request must not be retried unchanged.
 # https://opentelemetry.io/docs/specs/otlp/#failures-1
@@ -33,12 +36,12 @@ _TO_MEND = {
 
 # By the specification, 429, 502, 503 and 504 are retried, and all others are given up. But by their own definition,
 # requests that timed out or arrived too early (408, 425) are to be repeated. And a collector that fails with another
-# 5xx # may be mended before the queue is full, whereas giving up would lose the events for certain.
+# 5xx may be mended before the queue is full, whereas giving up would lose the events for certain.
 _RETRYABLE = {408, 425, 429}
 
 # The wordings of receivers and proxies: "grpc: received message larger than max" (Go), "gRPC message exceeds maximum
-# size" # (Java), "decoded message length too large" (Rust), "http: request body too large" (the collector, with status
-# 400), # "Payload Too Large" (Envoy to gRPC), "Maximum request body size 1048576 exceeded" (Jetty).
+# size" (Java), "decoded message length too large" (Rust), "http: request body too large" (the collector, with status
+# 400), "Payload Too Large" (Envoy to gRPC), "Maximum request body size 1048576 exceeded" (Jetty).
 _TOO_LARGE = re.compile(
     r"(message|payload|body|entity|request|content)\b.*(larger than|too (large|big)|exceed.*\b(size|length|bytes)\b)"
     r"|(message|payload|body)( length)?( is)? too long"
@@ -55,7 +58,7 @@ def says_too_large(text: str) -> bool:
 
 
 def error_of(
-    status: int, answer: str, retry_after_seconds: float | None
+    status: int, answer: str, retry_after_seconds: float | None, place: str
 ) -> RetryableError | TooLargeError | UnavailableError | None:
     """Return the error for a status other than success; None if the events themselves were rejected.
 
@@ -63,16 +66,24 @@ def error_of(
         status: The status.
         answer: The answer in words, for the message.
         retry_after_seconds: When to retry, if the answer says so.
+        place: Where the request was sent to.
     """
     if status == 413:
         return TooLargeError(answer)
     if status < 200:
-        return UnavailableError(f"{answer}; check 'endpoint'")
+        return UnavailableError(f"{answer}; check 'endpoint'{_expected(place)}")
     if status < 400:
-        return UnavailableError(f"{answer} (a redirect); set 'endpoint' to where it leads")
+        return UnavailableError(f"{answer} (a redirect of {place}); set 'endpoint' to where it leads")
     if status in _TO_MEND:
-        return UnavailableError(f"{answer}; {_TO_MEND[status]}")
+        hint = _TO_MEND[status]
+        return UnavailableError(answer + "; " + hint + (_expected(place) if "'endpoint'" in hint else ""))
     if status in _RETRYABLE or status >= 500:
         # A proxy also answers like this if the request, or the collector's answer, took too long.
         return RetryableError(answer, retry_after_seconds, smaller_may_pass=True)
     return None
+
+
+def _expected(place: str) -> str:
+    """Return where a request went, and what was expected there."""
+    usual = "" if place.endswith(LOGS_PATH) or "://" not in place else f", mostly with the path {LOGS_PATH}"
+    return f" ({place}, where a receiver for OTLP is expected{usual})"

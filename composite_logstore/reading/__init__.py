@@ -29,6 +29,9 @@ ended, a number that is missing below one that a page shows will not arrive any 
   seconds, and a reader without order searches by time around each gap. What was not searched is said to be unchecked.
 - A page never fails because of what would be said about its gaps.
 
+**Nothing** (`nothing`). A stream without entries is an empty page if nothing was logged; otherwise an entry or an error
+says what is known of it.
+
 Bounds: a page takes about `pages.LONGEST_SECONDS`, all children together `nesting.LONGEST_SECONDS`.
 `tests/properties/test_cursors.py`, `test_gaps.py` and `test_artifact_pages.py` page through streams in every way.
 """

@@ -14,11 +14,10 @@ from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
-from zenml.exceptions import LogStoreError
-from zenml.models import LogsEntriesFilter
 
 from composite_logstore.backend import Event, ReadEntry, checked_entry
 from composite_logstore.intervals import Interval, Intervals
+from composite_logstore.zenml import LogsEntriesFilter, LogStoreError
 
 LONGEST_CURSOR = 64 * 1024
 """In characters. Cursors have between a few hundred and six thousand, unless the text that is searched for or a

@@ -12,16 +12,16 @@ from uuid import NAMESPACE_URL, uuid5
 
 from zenml.client import Client
 from zenml.enums import LoggingLevels
-from zenml.models import LogEntry, LogsEntriesFilter
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import clock
-from composite_logstore.backend import PageRequest, ReadEntry, Reader, Scanner, checked_entry
+from composite_logstore.backend import Event, PageRequest, ReadEntry, Reader, Scanner, checked_entry
 from composite_logstore.intervals import Intervals
 from composite_logstore.reading.cursor import Direction, SeenEvents
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, hook_of
 
 if TYPE_CHECKING:
-    from zenml.models import LogsResponse
+    from zenml.models import LogsResponse, PipelineRunResponse, StepRunResponse
 
     from composite_logstore.config import ChildConfig
 
@@ -89,43 +89,50 @@ def find_gaps(entries: Sequence[ReadEntry], seen: SeenEvents, direction: Directi
         direction: The direction in which pages follow each other.
         reaches_oldest: Whether this page, or an earlier one, begins with the stream's oldest entry.
     """
-    broken = {
-        writer: numbers
-        for writer, numbers in seen.items()
-        if numbers.count > 1 or (reaches_oldest and 0 not in numbers)
-    }
-    places_of: dict[str, dict[int, int]] = {writer: {} for writer in broken}
-    for place, read in enumerate(entries if broken else ()):
-        if read.event is not None and read.event.writer in broken:
-            places_of[read.event.writer][read.event.sequence] = place
+    places = {read.event: place for place, read in enumerate(entries) if read.event is not None}
     gaps: list[Gap] = []
-    for writer, numbers in broken.items():
-        places = places_of[writer]
+    for writer, numbers in seen.items():
         # Only where the stream's beginning was seen is it known that nothing precedes the first event.
         before = -1 if reaches_oldest else None
         is_new = direction == "older"
         for first, last in numbers:
-            if before is not None and first > before + 1 and (is_new or first in places):
-                gaps.append(Gap(places.get(first, len(entries)), writer, before + 1, first - 1))
-            before, is_new = last, last in places
+            place = places.get(Event(writer, first))
+            if before is not None and first > before + 1 and (is_new or place is not None):
+                gaps.append(Gap(len(entries) if place is None else place, writer, before + 1, first - 1))
+            before, is_new = last, Event(writer, last) in places
     return sorted(gaps)
 
 
 def is_finished(logs: LogsResponse) -> bool:
     """Return whether the stream is known to have ended: its step, or else its run."""
-    if not (logs.step_run_id or logs.pipeline_run_id or logs.hook_invocation_id):
-        return False
+    origin = _origin(logs)
+    return origin is not None and origin.status.is_finished
+
+
+def ended_at(logs: LogsResponse) -> datetime | None:
+    """Return when the stream's step, or else its run, has ended; None if that is not known, or it has not ended."""
+    # ZenML tells the time of a run's end only with all the rest.
+    origin = _origin(logs, hydrate=True)
+    if origin is None or not origin.status.is_finished or origin.end_time is None:
+        return None
+    return to_utc_timezone(origin.end_time)
+
+
+def _origin(logs: LogsResponse, hydrate: bool = False) -> StepRunResponse | PipelineRunResponse | None:
+    """Return the stream's step, or else its run; None if that is not known."""
+    if not (logs.step_run_id or logs.pipeline_run_id or hook_of(logs)):
+        return None
     try:
         zen_store = Client().zen_store
         if logs.step_run_id:
-            return zen_store.get_run_step(logs.step_run_id, hydrate=False).status.is_finished
+            return zen_store.get_run_step(logs.step_run_id, hydrate=False)
         run_id = logs.pipeline_run_id
-        if run_id is None and logs.hook_invocation_id:
-            run_id = zen_store.get_hook_invocation(logs.hook_invocation_id, hydrate=False).pipeline_run_id
-        return run_id is not None and zen_store.get_run(run_id, hydrate=False).status.is_finished
+        if run_id is None and (hook_id := hook_of(logs)):
+            run_id = zen_store.get_hook_invocation(hook_id, hydrate=False).pipeline_run_id
+        return None if run_id is None else zen_store.get_run(run_id, hydrate=hydrate)
     except Exception:
         # A page must not fail because of what would be said about its gaps.
-        return False
+        return None
 
 
 def search_child(
@@ -144,7 +151,7 @@ def search_child(
         give_up_at: When to stop, in seconds of the clock that never goes back.
     """
     try:
-        if isinstance(reader, Scanner):
+        if isinstance(reader, Scanner) and reader.in_order:
             return _scan_stream(gaps, reader, logs, min(give_up_at, clock.current.now() + LONGEST_LOOK_SECONDS))
         if reader.in_order:
             return Gaps(gaps)
@@ -161,11 +168,7 @@ def _scan_stream(gaps: Sequence[Gap], scanner: Scanner, logs: LogsResponse, give
     for chunk in scanner.scan(logs):
         numbers = found.get(chunk.writer)
         if numbers is not None:
-            if isinstance(chunk.sequences, range):
-                numbers.add(chunk.sequences[0], chunk.sequences[-1])
-            else:
-                for sequence in chunk.sequences:
-                    numbers.add(sequence, sequence)
+            numbers.update(chunk.sequences)
         if clock.current.now() >= give_up_at:
             is_whole = False
             break

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
-
 from composite_logstore import clock
+from composite_logstore.zenml import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 
 if TYPE_CHECKING:
     from zenml.models import ComponentResponse

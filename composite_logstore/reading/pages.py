@@ -7,47 +7,35 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 from zenml.enums import LoggingLevels
-from zenml.exceptions import (
-    DoesNotExistException,
-    IllegalOperationError,
+from zenml.exceptions import DoesNotExistException, IllegalOperationError
+from zenml.models import LogsResponse
+
+from composite_logstore import clock, secret_references
+from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, UnavailableError
+from composite_logstore.bounds import Bounds
+from composite_logstore.config import CompositeLogStoreConfig
+from composite_logstore.reading import gaps, nesting, nothing, unreachable
+from composite_logstore.reading.cursor import Cursor, Direction, SeenEvents, within_bounds, without_duplicates
+from composite_logstore.zenml import (
+    LogEntry,
+    LogsEntriesFilter,
+    LogsEntriesResponse,
     LogStoreError,
     LogStoreRateLimitError,
     LogStoreUnavailableError,
 )
-from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse, LogsResponse
-
-from composite_logstore import clock, secret_references
-from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, UnavailableError
-from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.reading import gaps, nesting, unreachable
-from composite_logstore.reading.cursor import Cursor, Direction, SeenEvents, within_bounds, without_duplicates
 
 LONGEST_SECONDS = 10.0
 """How long one page looks for entries before it returns without any, with a cursor from which to continue."""
 
 LONGEST_SEARCH = 2_000
 """In characters: each cursor repeats the text that is searched for."""
-
-
-class Query(NamedTuple):
-    """What a page shall contain, whichever child answers.
-
-    Attributes:
-        logs: The stream.
-        direction: The direction in which pages follow each other.
-        limit: The most entries of a page.
-        filter: Which entries to return.
-    """
-
-    logs: LogsResponse
-    direction: Direction
-    limit: int
-    filter: LogsEntriesFilter
 
 
 @dataclass(frozen=True)
@@ -58,12 +46,14 @@ class Pages:
         store_id: The log store's ID.
         config: Its settings.
         owner: Its owner, whose secrets the readers use.
+        changed: When these settings were last changed.
         resolve_limit: Returns the size of a page for the limit that was asked for, as ZenML bounds it.
     """
 
     store_id: UUID
     config: CompositeLogStoreConfig
     owner: UUID | None
+    changed: datetime
     resolve_limit: Callable[[int | None], int]
 
     def fetch(
@@ -89,11 +79,12 @@ class Pages:
         text = before if before is not None else after
         if text is None:
             direction: Direction = "newer" if start == "oldest" else "older"
-            return self._first_page(Query(logs, direction, size or self.resolve_limit(None), filter_))
+            return self._first_page(PageRequest(logs, direction, None, size or self.resolve_limit(None), filter_))
         cursor = Cursor.decode(text)
         self._check_origin(cursor, logs, "older" if before is not None else "newer")
         _check_agreement(cursor, start, size, filter_)
-        return self._page(cursor.child, Query(logs, cursor.direction, cursor.limit, cursor.filter), cursor)
+        request = PageRequest(logs, cursor.direction, cursor.token, cursor.limit, cursor.filter)
+        return self._page(cursor.child, request, cursor)
 
     @property
     def _children(self) -> list[str]:
@@ -124,7 +115,7 @@ class Pages:
         if self._page_size(cursor.limit) != cursor.limit or len(cursor.filter.search or "") > LONGEST_SEARCH:
             raise ValueError("The cursor is malformed: no page has such a `limit` or `search`. Begin anew.")
 
-    def _first_page(self, query: Query) -> LogsEntriesResponse:
+    def _first_page(self, request: PageRequest) -> LogsEntriesResponse:
         """Read a first page from the primary, or from the first child that answers in its place."""
         names = self._children
         failures: list[str] = []
@@ -139,7 +130,7 @@ class Pages:
                 may_pass = True
             else:
                 try:
-                    page = self._page(name, query, None)
+                    page = self._page(name, request, None) if failures else self._page_of_primary(request)
                 except LogStoreError as error:
                     if len(names) == 1:
                         raise
@@ -157,10 +148,29 @@ class Pages:
             failures.append(f"'{name}' could not be read: {why}")
         raise (LogStoreUnavailableError if may_pass else LogStoreError)(_sentence(failures))
 
-    def _page(self, name: str, query: Query, cursor: Cursor | None) -> LogsEntriesResponse:
+    def _page_of_primary(self, request: PageRequest) -> LogsEntriesResponse:
+        """Read a first page from the primary. If it has no entries, tell silence from logs that are elsewhere."""
+        name, logs = self.config.primary, request.logs
+        absent: DoesNotExistException | None = None
+        try:
+            page = self._page(name, request, None)
+            if page.items or page.before or page.after or request.filter != LogsEntriesFilter():
+                return page
+        except DoesNotExistException as error:
+            absent, page = error, LogsEntriesResponse(items=[])
+        is_finished = gaps.is_finished(logs)
+        events = nothing.logged_events(logs) if is_finished else None
+        if is_finished and events != 0:
+            notice = nothing.explain(logs, self.config, name, self.changed, None if absent else events)
+            page.items = [notice] if notice is not None else []
+        if absent is not None and events != 0 and not page.items:
+            raise absent
+        return page
+
+    def _page(self, name: str, request: PageRequest, cursor: Cursor | None) -> LogsEntriesResponse:
         """Read one page from one child, and remember for the process whether the child could be read."""
         try:
-            page = self._read(name, query, cursor)
+            page = self._read(name, request, cursor)
         except (ValueError, DoesNotExistException):
             raise
         except Exception as raised:
@@ -175,22 +185,22 @@ class Pages:
         unreachable.forget(self.store_id, name)
         return page
 
-    def _read(self, name: str, query: Query, cursor: Cursor | None) -> LogsEntriesResponse:
+    def _read(self, name: str, request: PageRequest, cursor: Cursor | None) -> LogsEntriesResponse:
         try:
             reader = secret_references.resolve(self.config.child(name), self.owner).create_reader()
         except (UnavailableError, ImportError) as error:
             raise LogStoreUnavailableError(f"Child '{name}' cannot be read: {error}") from error
         seen: SeenEvents = cursor.seen if cursor else {}
-        from_oldest = query.direction == "newer" and (cursor is None or cursor.from_oldest)
+        from_oldest = request.direction == "newer" and (cursor is None or cursor.from_oldest)
         try:
             give_up_at = clock.current.now() + LONGEST_SECONDS
-            page, fresh = _read_until_fresh(reader, query, cursor.token if cursor else None, seen, give_up_at)
+            page, fresh = _read_until_fresh(reader, request, seen, give_up_at)
             found = gaps.Gaps()
-            if gaps.shows_all(self.config.child(name), query.filter):
-                reaches_oldest = from_oldest if query.direction == "newer" else page.older is None
-                open_gaps = gaps.find_gaps(fresh, seen, query.direction, reaches_oldest)
-                if open_gaps and gaps.is_finished(query.logs):
-                    found = gaps.search_child(open_gaps, fresh, reader, query.logs, give_up_at)
+            if gaps.shows_all(self.config.child(name), request.filter):
+                reaches_oldest = from_oldest if request.direction == "newer" else page.older is None
+                open_gaps = gaps.find_gaps(fresh, seen, request.direction, reaches_oldest)
+                if open_gaps and gaps.is_finished(request.logs):
+                    found = gaps.search_child(open_gaps, fresh, reader, request.logs, give_up_at)
         finally:
             reader.close()
 
@@ -198,25 +208,25 @@ class Pages:
             if token is None:
                 return None
             passed = seen
-            if direction != query.direction:
+            if direction != request.direction:
                 # A page in the other direction comes next: this page alone has been passed in it.
                 passed = {}
                 without_duplicates(fresh, direction, passed)
             kept = within_bounds(passed, direction)
             return Cursor(
                 log_store_id=self.store_id,
-                logs_id=query.logs.id,
+                logs_id=request.logs.id,
                 child=name,
                 direction=direction,
-                limit=query.limit,
-                filter=query.filter,
+                limit=request.limit,
+                filter=request.filter,
                 token=token,
                 seen=kept,
                 from_oldest=from_oldest and direction == "newer" and len(kept) == len(passed),
             ).encode()
 
         return LogsEntriesResponse(
-            items=gaps.with_notices(fresh, found, name, query.logs),
+            items=gaps.with_notices(fresh, found, name, request.logs),
             before=cursor_to("older", page.older),
             after=cursor_to("newer", page.newer),
         )
@@ -234,20 +244,30 @@ def _check_agreement(cursor: Cursor, start: str | None, limit: int | None, filte
 
 
 def _read_until_fresh(
-    reader: Reader, query: Query, token: str | None, seen: SeenEvents, give_up_at: float
+    reader: Reader, request: PageRequest, seen: SeenEvents, give_up_at: float
 ) -> tuple[Page, list[ReadEntry]]:
     """Read pages until one has entries that were not returned before; return it and these entries.
 
     A page without entries is not the end where it has a token: a reader looks through a bounded part of a stream at a
     time, which may contain duplicates alone. But no request may take minutes.
     """
-    size = min(query.limit, reader.max_page_size)
+    request = replace(request, limit=min(request.limit, reader.max_page_size), most_bytes=Bounds.ENTRIES_BYTES)
     while True:
-        page = reader.read(PageRequest(query.logs, query.direction, token, size, query.filter))
-        fresh = without_duplicates(page.entries, query.direction, seen)
-        before, token = token, page.newer if query.direction == "newer" else page.older
-        if fresh or token in (None, before) or clock.current.now() >= give_up_at:
+        page = _bounded_page(reader, request)
+        fresh = without_duplicates(page.entries, request.direction, seen)
+        token = page.newer if request.direction == "newer" else page.older
+        if fresh or token in (None, request.token) or clock.current.now() >= give_up_at:
             return page, fresh
+        request = replace(request, token=token)
+
+
+def _bounded_page(reader: Reader, request: PageRequest) -> Page:
+    """Read a page within the bounds, from a reader that may not keep them: then once more, with fewer entries."""
+    page = reader.read(request)
+    while (number := len(request.fitting(page.entries))) < min(len(page.entries), request.limit):
+        request = replace(request, limit=number)
+        page = reader.read(request)
+    return page
 
 
 def _not_continued(name: str, error: LogStoreError) -> LogStoreError:

@@ -6,26 +6,23 @@ child that refuses one user may answer another, and its error may be meant for t
 
 from __future__ import annotations
 
-import threading
 from uuid import UUID
-
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError
 
 from composite_logstore import clock, server
 from composite_logstore.delivery.backoff import bounded_seconds
+from composite_logstore.zenml import LogStoreError, LogStoreRateLimitError
 
 REMEMBERED_SECONDS = 30.0
 """How long a child is not asked again after an error that does not say how long to wait."""
 
+# Threads need no lock: each access is one operation of the dictionary.
 _errors: dict[tuple[UUID, str, UUID | None], tuple[float, str]] = {}
-_lock = threading.Lock()
 
 
 def remembered(store_id: UUID, child: str) -> str | None:
     """Return why the child could not be read a moment ago; None if it could, or if that is too long ago."""
-    with _lock:
-        until, message = _errors.get((store_id, child, server.reader()), (0.0, ""))
-        return message if clock.current.now() < until else None
+    until, message = _errors.get((store_id, child, server.reader()), (0.0, ""))
+    return message if clock.current.now() < until else None
 
 
 def remember(store_id: UUID, child: str, error: LogStoreError) -> None:
@@ -33,11 +30,9 @@ def remember(store_id: UUID, child: str, error: LogStoreError) -> None:
     seconds = REMEMBERED_SECONDS
     if isinstance(error, LogStoreRateLimitError):
         seconds = bounded_seconds(error.retry_after) or seconds
-    with _lock:
-        _errors[store_id, child, server.reader()] = (clock.current.now() + seconds, str(error))
+    _errors[store_id, child, server.reader()] = (clock.current.now() + seconds, str(error))
 
 
 def forget(store_id: UUID, child: str) -> None:
     """Forget the error of a child that has answered."""
-    with _lock:
-        _errors.pop((store_id, child, server.reader()), None)
+    _errors.pop((store_id, child, server.reader()), None)

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from zenml.enums import LoggingLevels
-from zenml.exceptions import LogStoreUnavailableError
-from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import clock
 from composite_logstore.backend import (
@@ -25,6 +23,8 @@ from composite_logstore.backend import (
 )
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.reading.records import RankedEntry
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreUnavailableError
 
 FAULTS = (
     "refused",
@@ -141,15 +141,15 @@ class SimulatedBackend:
             self._changed.notify_all()
 
     def wait_for(self, count: int) -> None:
-        """Wait until so many events have arrived, at most 5 seconds."""
+        """Wait until so many events have arrived, at most a minute."""
         self._wait(lambda: len(self.received) >= count)
 
     def wait_for_close(self) -> None:
-        """Wait until its exporter has been closed, at most 5 seconds."""
+        """Wait until its exporter has been closed, at most a minute."""
         self._wait(lambda: self.closed > 0)
 
     def _wait(self, ready: Any) -> None:
-        end = self._clock.now() + 5
+        end = self._clock.now() + 60
         with self._changed:
             while not ready():
                 assert self._clock.now() < end
@@ -207,7 +207,10 @@ def _is_wanted(entry: LogEntry, wanted: LogsEntriesFilter) -> bool:
 
 
 def _entry(event: LogEvent) -> ReadEntry:
-    entry = LogEntry(
+    rank = event.metadata.get("zenml.log.rank")
+    ranked: dict[str, Any] = {} if rank is None else {"rank": rank}
+    entry = (RankedEntry if ranked else LogEntry)(
+        **ranked,
         id=UUID(event.uid),
         message=event.text,
         level=LoggingLevels(max(0, min(event.level // 10 * 10, 50))),

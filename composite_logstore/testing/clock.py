@@ -9,6 +9,9 @@ from typing import Any
 
 from composite_logstore import clock
 
+_BEGAN = 1_767_225_600
+"""The simulated clock begins at this time, the first second of 2026 in UTC, in seconds since the epoch."""
+
 
 class _Task:
     def __init__(self, name: str) -> None:
@@ -40,6 +43,7 @@ class SimulatedClock(clock.Clock):
         """
         self._seed = seed
         self._now = 1000.0
+        self._epoch = _BEGAN - self._now
         self._test = _Task("test")
         self._tasks: dict[int, _Task] = {}
         self._killed: list[_Task] = []
@@ -84,6 +88,10 @@ class SimulatedClock(clock.Clock):
         self._hand_on(task)
         return ready()
 
+    def step(self, seconds: float) -> None:
+        """Let the system's clock step ahead or, by a negative number, back: `time` does, and `now` does not."""
+        self._epoch += seconds
+
     @property
     def threads(self) -> list[str]:
         """The names of the simulated threads."""
@@ -99,6 +107,10 @@ class SimulatedClock(clock.Clock):
     def now(self) -> float:
         """Return the simulated time in seconds."""
         return self._now
+
+    def time(self) -> float:
+        """Return the simulated time in seconds since the epoch; at first it is midnight in UTC."""
+        return self._epoch + self._now
 
     def signal(self) -> Any:
         """Return a signal that one simulated thread can wait for."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import pytest
 from pydantic import SecretStr
 from zenml.exceptions import DoesNotExistException
-from zenml.models import LogsEntriesFilter, LogsResponse
+from zenml.models import LogsResponse
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore.backend import (
@@ -32,6 +32,7 @@ from composite_logstore.backend import (
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.testing.events import make_logs
+from composite_logstore.zenml import LogsEntriesFilter
 
 Result = TypeVar("Result")
 

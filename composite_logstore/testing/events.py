@@ -10,8 +10,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from zenml.models import LogsResponse
-from zenml.models.v2.core.logs import LogsResponseBody
 
+from composite_logstore import zenml
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.event import LogEvent, Stream
 
@@ -96,9 +96,4 @@ def make_logs(stream: Stream, log_store_id: UUID | None = None) -> LogsResponse:
         log_store_id: The log store that wrote it.
     """
     began = (datetime.now(timezone.utc) - timedelta(hours=1)).replace(tzinfo=None)
-    return LogsResponse(
-        id=stream.id,
-        body=LogsResponseBody(
-            created=began, updated=began, project_id=uuid4(), source="step", log_store_id=log_store_id or uuid4()
-        ),
-    )
+    return zenml.make_logs(stream.id, "step", began, project_id=uuid4(), log_store_id=log_store_id or uuid4())

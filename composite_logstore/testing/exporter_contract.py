@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import ValidationError
@@ -69,6 +71,14 @@ HUGE: Mapping[str, Mapping[str, Any]] = {
     "attributes": {"attributes": {f"name {number}": "x" * 80 for number in range(_MEGABYTES // 100)}},
 }
 """Fields of events of five megabytes."""
+
+
+@lru_cache
+def _import(module: str, other: str) -> subprocess.CompletedProcess[str]:
+    """Import a module in a new process, which fails if that imports the other one. ZenML takes seconds to import."""
+    script = f"import {module}, sys; sys.exit({other!r} in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
 
 
 class ExporterContract(Contract):
@@ -252,7 +262,8 @@ class ExporterContract(Contract):
 
     def _outlive(self, name: str, fault: Fault, child: ChildConfig, received: Backend) -> None:
         assert fault.export is not None
-        events = make_events([f"message {number}" for number in range(8)])
+        # Each fault meets another writer, since a writer's numbers are those of its journal, whatever the stream.
+        events = make_events([f"message {number}" for number in range(8)], writer=uuid4().hex[:15])
         # The first exporter has worked before the fault, the other has not.
         exporter, other = (ExporterThread(child, self.margin_seconds) for _ in range(2))
         exporter.deliver(events[:2])
@@ -306,9 +317,7 @@ class ExporterContract(Contract):
         ours, other = type(child).__module__, type(exporter).__module__
         if ours == other:
             pytest.skip("the settings and the exporter are in the same module")
-        script = f"import {ours}, sys; sys.exit({other!r} in sys.modules)"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        process = _import(ours, other)
 
         assert process.returncode == 0, f"importing {ours} imports {other}\n{process.stderr}"
 

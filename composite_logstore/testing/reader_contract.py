@@ -11,8 +11,7 @@ from uuid import uuid4
 
 import pytest
 from zenml.enums import LoggingLevels, StackComponentType
-from zenml.exceptions import DoesNotExistException, LogStoreError
-from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.exceptions import DoesNotExistException
 
 from composite_logstore.backend import Page, PageRequest, Reader, Scanned, Scanner
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
@@ -31,6 +30,7 @@ from composite_logstore.testing.contract import (
 )
 from composite_logstore.testing.events import WRITER, make_events, make_logs, make_stream
 from composite_logstore.testing.exporter_contract import ODD, OTHER_WRITER
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError, fetch_page
 
 Direction = Literal["newer", "older"]
 DIRECTIONS: tuple[Direction, ...] = ("newer", "older")
@@ -91,7 +91,8 @@ class ReaderContract(Contract):
         messages = [f"message {number}" for number in range(15)]
         events = make_events(messages, stream, step_nanos=250_000)
         fill(events[:9])
-        fill(make_events(messages, make_stream()))
+        # Another writer: the numbers of a writer are those of its journal, whatever the stream.
+        fill(make_events(messages, make_stream(), writer=OTHER_WRITER))
         fill(events[9:])
 
         assert walked(reader, stream, direction, limit) == ids(events)
@@ -425,9 +426,10 @@ def fetched(child: ChildConfig, stream: Stream, start: str, limit: int) -> list[
         updated=datetime.now(),
     )
     logs = make_logs(stream, store.id)
-    page = store.fetch(logs, start=start, limit=limit)
+    page = fetch_page(store, logs, start=start, limit=limit)
     entries = list(page.items)
     while cursor := page.after if start == "oldest" else page.before:
-        page = store.fetch(logs, after=cursor) if start == "oldest" else store.fetch(logs, before=cursor)
+        before, after = (None, cursor) if start == "oldest" else (cursor, None)
+        page = fetch_page(store, logs, before=before, after=after)
         entries = [*entries, *page.items] if start == "oldest" else [*page.items, *entries]
     return entries

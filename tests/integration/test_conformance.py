@@ -14,17 +14,21 @@ import pytest
 from grpc import StatusCode
 from zenml.client import Client
 from zenml.enums import StackComponentType
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.io import local_filesystem
 
 from composite_logstore import RejectedError, RetryableError, Stream, TooLargeError, UnavailableError
 from composite_logstore.testing import ExporterContract, Fault, ReaderContract, Received
+from composite_logstore.testing.exporter_contract import ODD
+from composite_logstore.zenml import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_otlp.config import OtlpChildConfig
 from tests.servers.datadog import Datadog
+from tests.servers.loki import Loki
 from tests.servers.otlp_receiver import Answer, OtlpReceiver
 from tests.servers.s3 import S3Server, s3_server
+from tests.servers.standin import StandIn
+from tests.servers.victorialogs import VictoriaLogs
 
 pytestmark = pytest.mark.integration
 
@@ -205,6 +209,72 @@ class TestDatadog(ExporterContract, ReaderContract):
             "wrong application key": Fault(partial(answering, "search", 403), read=LogStoreError),
             "broken search": Fault(partial(answering, "search", 502), read=LogStoreUnavailableError),
         }
+
+
+@pytest.fixture(scope="module")
+def loki() -> Iterator[Loki]:
+    with Loki() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def victorialogs() -> Iterator[VictoriaLogs]:
+    with VictoriaLogs() as server:
+        yield server
+
+
+def faults_of(server: StandIn, search: str) -> Mapping[str, Fault]:
+    """The faults of reading that stand-ins share."""
+
+    @contextmanager
+    def killed() -> Iterator[None]:
+        server.stop()
+        yield
+        server.start()
+
+    @contextmanager
+    def answering(status: int, body: bytes) -> Iterator[None]:
+        server.fail(search, status, body, times=3)
+        yield
+        server.mend()
+
+    return {
+        "killed": Fault(killed, RetryableError, LogStoreUnavailableError),
+        "rate limit": Fault(partial(answering, 429, b"too many outstanding requests"), None, LogStoreRateLimitError),
+        "no permission": Fault(partial(answering, 403, b"not with top-secret"), None, LogStoreError),
+        "broken": Fault(partial(answering, 502, b"<html>"), None, LogStoreUnavailableError),
+        "another server": Fault(partial(answering, 200, b"<html>hello</html>"), None, LogStoreError),
+        "broken off": Fault(partial(answering, 200, b'{"status": "success", "data"'), None, LogStoreError),
+    }
+
+
+class TestLoki(ReaderContract):
+    @pytest.fixture
+    def child(self, loki: Loki, monkeypatch: pytest.MonkeyPatch) -> OtlpChildConfig:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        loki.forget()
+        read = {"type": "loki", "query_url": loki.url, "api_key": "top-secret"}
+        return OtlpChildConfig(name="loki", type="otlp", endpoint=f"{loki.url}/otlp/v1/logs", read=read)
+
+    @pytest.fixture
+    def faults(self, loki: Loki) -> Mapping[str, Fault]:
+        return faults_of(loki, "/loki/api/v1/query_range")
+
+
+class TestVictoriaLogs(ReaderContract):
+    @pytest.fixture
+    def child(self, victorialogs: VictoriaLogs, monkeypatch: pytest.MonkeyPatch) -> OtlpChildConfig:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        victorialogs.forget()
+        # VictoriaLogs drops an event whose attribute has a name of more than 128 bytes.
+        monkeypatch.setitem(ODD, "odd names", {"attributes": {"": 1, " ": 2, "ünï": 3, "\x00": 4, "x" * 100: 5}})  # type: ignore[arg-type]
+        endpoint = f"{victorialogs.url}/insert/opentelemetry/v1/logs"
+        read = {"type": "victorialogs", "url": victorialogs.url, "api_key": "top-secret"}
+        return OtlpChildConfig(name="victoria", type="otlp", endpoint=endpoint, read=read)
+
+    @pytest.fixture
+    def faults(self, victorialogs: VictoriaLogs) -> Mapping[str, Fault]:
+        return faults_of(victorialogs, "/select/logsql/query")
 
 
 def test_the_example_backend() -> None:

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import orjson
 import pytest
 import trustme
 from urllib3.exceptions import HTTPError
-from zenml.exceptions import LogStoreError
-from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
+from zenml.models import LogsResponse, LogsResponseBody
 from zenml.utils.time_utils import utc_now
 
 from composite_logstore import (
@@ -31,7 +30,10 @@ from composite_logstore import (
     TooLargeError,
     UnavailableError,
 )
+from composite_logstore.zenml import LogsEntriesFilter, LogStoreError
+from composite_logstore_cloudwatch.config import CloudwatchChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
+from composite_logstore_elasticsearch.config import ElasticsearchChildConfig
 from composite_logstore_otel.config import OtelChildConfig
 from composite_logstore_otlp.config import OtlpChildConfig
 from tests.events import make_events
@@ -58,6 +60,13 @@ def server(shared_server: HostileServer) -> HostileServer:
     shared_server.requests.clear()
     shared_server.sent = 0
     return shared_server
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-access-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 def otlp(server: HostileServer) -> ChildConfig:
@@ -102,6 +111,43 @@ def through(exporter: str, server: HostileServer, **arguments: Any) -> ChildConf
     )
 
 
+def elasticsearch(server: HostileServer) -> ChildConfig:
+    return ElasticsearchChildConfig(
+        name="hostile",
+        type="elasticsearch",
+        url=server.url,
+        api_key=KEY,  # type: ignore[arg-type]
+        export_timeout_millis=int(TIMEOUT_SECONDS * 1000),
+    )
+
+
+def cloudwatch(server: HostileServer) -> ChildConfig:
+    return CloudwatchChildConfig(
+        name="hostile",
+        type="cloudwatch",
+        endpoint_url=server.url,
+        region="eu-central-1",
+        export_timeout_millis=int(TIMEOUT_SECONDS * 1000),
+    )
+
+
+def behind_a_collector(**section: Any) -> Callable[[HostileServer], ChildConfig]:
+    def make(server: HostileServer) -> ChildConfig:
+        read = {name: server.url if value == "URL" else value for name, value in section.items()}
+        return OtlpChildConfig(name="hostile", type="otlp", endpoint=server.url, read={**read, "api_key": KEY})
+
+    return make
+
+
+READERS = {
+    "datadog": datadog,
+    "elasticsearch": elasticsearch,
+    "cloudwatch": cloudwatch,
+    "clickhouse": behind_a_collector(type="clickhouse", url="URL"),
+    "loki": behind_a_collector(type="loki", query_url="URL"),
+    "victorialogs": behind_a_collector(type="victorialogs", url="URL"),
+    "elasticsearch behind a collector": behind_a_collector(type="elasticsearch", url="URL"),
+}
 CHILDREN = {"otlp": otlp, "datadog": datadog}
 # Exporters of others, which answer nothing but success and failure.
 GUESTS = {"otel with the SDK's exporter": of_the_sdk, "otel with ZenML's exporter": of_zenml}
@@ -112,8 +158,20 @@ EXPORTS = {
     "otlp": (otlp, ANSWERS, plain()),
     "datadog": (datadog, ANSWERS, plain(b"{}", "202 Accepted")),
     **{name: (make, ANSWERS, plain()) for name, make in GUESTS.items()},
+    "elasticsearch": (
+        elasticsearch,
+        ANSWERS,
+        plain(orjson.dumps({"errors": False, "items": [{"create": {"status": 201}}] * 2})),
+    ),
+    "cloudwatch": (cloudwatch, ANSWERS, plain(b"{}")),
     "otlp over grpc": (otlp_over_grpc, GRPC_ANSWERS, grpc_answer(b"\0\0\0\0\0")),
 }
+
+
+def _unless(name: str, *quick: str) -> Any:
+    """Leave what shares its client with another one to the tests that take minutes."""
+    return () if name in quick else pytest.mark.deep
+
 
 LOGS = LogsResponse(
     id=uuid4(), body=LogsResponseBody(created=utc_now(), updated=utc_now(), project_id=uuid4(), source="step")
@@ -145,7 +203,12 @@ def assert_fit_to_be_shown(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"), [(name, answer) for name, (_, answers, _) in EXPORTS.items() for answer in answers]
+    ("name", "answer"),
+    [
+        pytest.param(name, answer, marks=pytest.mark.deep if name in ("elasticsearch", "cloudwatch") else ())
+        for name, (_, answers, _) in EXPORTS.items()
+        for answer in answers
+    ],
 )
 def test_an_export_takes_what_it_may_and_no_more(name: str, answer: str, server: HostileServer) -> None:
     make, answers, honest = EXPORTS[name]
@@ -175,20 +238,23 @@ def test_an_export_takes_what_it_may_and_no_more(name: str, answer: str, server:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_unless(name, "datadog")) for name in READERS])
 def test_a_search_takes_what_it_may_and_no_more(
-    answer: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch
+    name: str, answer: str, server: HostileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bounds, "SEARCH_SECONDS", TIMEOUT_SECONDS)
     monkeypatch.setattr(Bounds, "PAGE_BYTES", 4096)
     server.answer = ANSWERS[answer]
     begin = time.monotonic()
-    outcome = read(datadog(server))
+    outcome = read(READERS[name](server))
     assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
     assert isinstance(outcome, LogStoreError)
     assert_fit_to_be_shown(str(outcome))
     # An answer that is too large is asked for in smaller pieces.
     assert server.sent < BUFFERED_BYTES
     assert len(server.requests) <= 4
+    if name != "datadog":
+        return
     server.answer = plain(orjson.dumps({"data": []}))
     assert read(datadog(server)) == Page()
 
@@ -202,6 +268,17 @@ def test_the_time_is_asked_for_within_the_same_bounds(name: str, answer: str, se
         assert CHILDREN[name](server).backend_time() is None
     assert time.monotonic() - begin < TIMEOUT_SECONDS + SLACK_SECONDS
     assert server.sent < BUFFERED_BYTES
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "307 Temporary"])
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_follows_a_redirect(name: str, status: str, server: HostileServer) -> None:
+    with HostileServer(plain(b"{}")) as elsewhere:
+        server.answer = plain(status=status, headers=f"Location: {elsewhere.url}/\r\nRefresh: 0\r\n")
+        outcome = read(READERS[name](server))
+        assert isinstance(outcome, LogStoreError)
+        assert_fit_to_be_shown(str(outcome))
+        assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zenml.artifact_stores import LocalArtifactStore
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
-from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, ReadEntry
 from composite_logstore.backend import ExportError
 from composite_logstore.reading import gaps as reading_gaps
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.encoding import encode
@@ -87,6 +88,7 @@ class Archive:
         (self.path.parent if layout == "file" else self.path).mkdir(parents=True)
         self.layout = layout
         self.contents: list[bytes] = []
+        self.page_bytes = 1_000_000
         self.reader = ArtifactReader(find=lambda logs: self.store, is_in_progress=lambda logs: True)
         self.logs = make_logs(STREAM.id)
 
@@ -99,7 +101,7 @@ class Archive:
         self.contents.append(content)
 
     def read(self, direction: Direction, token: str | None, limit: int, filter_: LogsEntriesFilter) -> Page:
-        return self.reader.read(PageRequest(self.logs, direction, token, limit, filter_))
+        return self.reader.read(PageRequest(self.logs, direction, token, limit, filter_, self.page_bytes))
 
     def expected(self, filter_: LogsEntriesFilter) -> list[Found]:
         """The whole stream, found out in the plainest way."""
@@ -154,6 +156,7 @@ filters = st.builds(
     until=st.sampled_from([None, None, "2026-09-21T14:13:20.004Z"]),
 )
 limits = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+page_bytes = st.sampled_from([1, 20, 310, 1_000_000])
 layouts = st.sampled_from(list(LAYOUTS))
 few = settings(max_examples=100, deadline=None)
 
@@ -209,6 +212,7 @@ def pages(archive: Archive, direction: Direction, limits: list[int], filter_: Lo
     while number == 0 or token is not None:
         page = archive.read(direction, token, limits[number % len(limits)], filter_)
         assert len(page.entries) <= limits[number % len(limits)]
+        assert len(page.entries) <= 1 or sum(read.size for read in page.entries) <= archive.page_bytes
         if page.entries:
             assert page.newer is not None
         yield page
@@ -227,7 +231,7 @@ def all_from(archive: Archive, direction: Direction, token: str | None, filter_:
 
 
 @few
-@given(streams(), layouts, cuts, st.sampled_from(["newer", "older"]), limits, filters, st.booleans())
+@given(streams(), layouts, cuts, st.sampled_from(["newer", "older"]), limits, filters, st.booleans(), page_bytes)
 def test_pages_are_the_stream(
     lines: list[bytes],
     layout: str,
@@ -236,11 +240,13 @@ def test_pages_are_the_stream(
     limits: list[int],
     filter_: LogsEntriesFilter,
     is_cut_off: bool,
+    page_bytes: int,
 ) -> None:
     contents = pieces(lines, layout, cuts)
     if is_cut_off and contents[-1]:
         contents[-1] = contents[-1][: len(contents[-1]) * 2 // 3]
     with archive_of(layout, contents) as archive:
+        archive.page_bytes = page_bytes
         found: list[Found] = []
         for page in pages(archive, direction, limits, filter_):
             found = found + _found(page) if direction == "newer" else _found(page) + found
@@ -249,11 +255,12 @@ def test_pages_are_the_stream(
 
 
 @few
-@given(streams(), layouts, cuts, limits, filters)
+@given(streams(), layouts, cuts, limits, filters, page_bytes)
 def test_tokens_lead_back_and_forth(
-    lines: list[bytes], layout: str, cuts: list[int], limits: list[int], filter_: LogsEntriesFilter
+    lines: list[bytes], layout: str, cuts: list[int], limits: list[int], filter_: LogsEntriesFilter, page_bytes: int
 ) -> None:
     with archive_of(layout, pieces(lines, layout, cuts)) as archive:
+        archive.page_bytes = page_bytes
         expected = archive.expected(filter_)
         for direction in ("newer", "older"):
             passed = 0

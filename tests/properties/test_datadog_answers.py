@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zenml.exceptions import LogStoreError
-from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
 from zenml.utils.time_utils import utc_now
 
 from composite_logstore import Bounds, HttpResponse, PageRequest
+from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, make_logs
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.reader import DatadogReader
 
 CONFIG = DatadogChildConfig(name="live", type="datadog", api_key="test-key", application_key="test-application-key")
-LOGS = LogsResponse(
-    id=UUID(int=7, version=4),
-    body=LogsResponseBody(created=utc_now(), updated=utc_now(), project_id=uuid4(), source="step"),
-)
+LOGS = make_logs(UUID(int=7, version=4), "step", utc_now())
 
 LIMITS = [0, -1, 2**63 - 1, -(2**63), 2**64 - 1, 10**11, 4e15, 1e308, -1e308]
 TEXTS = [

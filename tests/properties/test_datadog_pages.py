@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zenml.enums import LoggingLevels
-from zenml.models import LogsEntriesFilter
 
-from composite_logstore import Event, HttpResponse, LogEvent, PageRequest, Stream
+from composite_logstore import Event, HttpResponse, LogEvent, PageRequest
 from composite_logstore.testing import make_logs
+from composite_logstore.zenml import LogsEntriesFilter
 from composite_logstore_datadog import reader as reader_module
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import DatadogExporter
 from composite_logstore_datadog.reader import DatadogReader
 from tests.events import make_events, make_stream
+from tests.properties.paging import walked
 from tests.servers.datadog import _State
 
 Direction = Literal["newer", "older"]
@@ -102,23 +103,6 @@ def expected(events: list[LogEvent], filter_: LogsEntriesFilter) -> list[Event]:
     return [Event(event.writer, event.sequence) for event in wanted]
 
 
-def walked(stream: Stream, direction: Direction, limits: list[int], filter_: LogsEntriesFilter) -> list[Event]:
-    reader, logs = DatadogReader(CONFIG), make_logs(stream)
-    found: list[Event] = []
-    token: str | None = None
-    number = 0
-    while number == 0 or token is not None:
-        limit = limits[number % len(limits)]
-        page = reader.read(PageRequest(logs, direction, token, limit, filter_))
-        assert len(page.entries) <= limit
-        assert number < 100, "the pages have no end"
-        events = [read.event for read in page.entries if read.event is not None]
-        found = found + events if direction == "newer" else events + found
-        token = page.newer if direction == "newer" else page.older
-        number += 1
-    return found
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     streams(),
@@ -128,6 +112,7 @@ def walked(stream: Stream, direction: Direction, limits: list[int], filter_: Log
     st.sampled_from([None, None, LoggingLevels.INFO, LoggingLevels.ERROR]),
     st.sampled_from([None, None, "loss"]),
     st.tuples(st.integers(0, 19), st.integers(0, 19), st.booleans(), st.booleans()),
+    st.sampled_from([1, 12, 40, 1_000_000]),
 )
 def test_pages_are_the_stream(
     datadog: Datadog,
@@ -138,6 +123,7 @@ def test_pages_are_the_stream(
     level: LoggingLevels | None,
     search: str | None,
     times: tuple[int, int, bool, bool],
+    page_bytes: int,
 ) -> None:
     if not events:
         return
@@ -150,7 +136,8 @@ def test_pages_are_the_stream(
         level=level, search=search, since=bounds[0] if times[2] else None, until=bounds[1] if times[3] else None
     )
 
-    assert walked(events[0].stream, direction, limits, filter_) == expected(events, filter_)
+    found = walked(lambda: DatadogReader(CONFIG), events[0].stream, direction, limits, filter_, page_bytes)
+    assert [read.event for read in found] == expected(events, filter_)
 
 
 def test_ids_are_the_events_own(datadog: Datadog) -> None:

@@ -52,7 +52,7 @@ class FaultyProxy:
     def __init__(self, port: int) -> None:
         self.connections = 0
         self.lost = 0
-        self.late_seconds = 1.0
+        self.late_seconds = 2.5
         self.kept_bytes = 10
         self.trickle_seconds = 0.05
         self.far_seconds = 0.5
@@ -164,6 +164,8 @@ class _Connection:
                     if end in ready:
                         data = end.recv(65_536)
                         if not data:
+                            # A client keeps the connection whose answer it had in time.
+                            self._is_waiting |= end is self._client and self._asked > 0
                             return False
                         # A box that drops packets does not keep anybody from sending them.
                         if not self._forgotten.is_set() and pass_on(data):

@@ -83,6 +83,26 @@ class ZenML:
         """Run a Python program and return all that it printed. The arguments are those of `cli`."""
         return self._run([self._program("python"), *arguments], fails, timeout)
 
+    def composite_logstore(self, *arguments: str, timeout: float = 180) -> str:
+        """Run `composite-logstore`, which has to succeed, and return what it printed to stdout alone.
+
+        Args:
+            arguments: What comes after `composite-logstore`.
+            timeout: How long it may take, in seconds.
+        """
+        command = [self._program("composite-logstore"), *arguments]
+        done = subprocess.run(
+            command,
+            env=self.env,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
     def _program(self, name: str) -> str:
         return str(self._programs.folder / name if self._programs else self._python.with_name(name))
 
@@ -190,14 +210,15 @@ class HostedZenML(ZenML):
         session: For requests to the server, logged in.
     """
 
-    def __init__(self, directory: Path, server_python: str = sys.executable) -> None:
+    def __init__(self, directory: Path, server_python: str = sys.executable, programs: Programs | None = None) -> None:
         """Prepare.
 
         Args:
             directory: An empty directory, to be removed by whoever made it.
             server_python: The interpreter of the server's environment.
+            programs: What `cli` and `python` run, so that it starts at once.
         """
-        super().__init__(directory)
+        super().__init__(directory, programs=programs)
         self._server_python = server_python
         self._server: subprocess.Popen[bytes] | None = None
 

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
-from zenml.exceptions import LogStoreUnavailableError
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
-from zenml.models import LogsEntriesFilter
 
 from composite_logstore import Page, PageRequest, RejectedError, Scanned, Stream
 from composite_logstore.reading.cursor import without_duplicates
+from composite_logstore.zenml import LogsEntriesFilter, LogStoreUnavailableError
 from composite_logstore_artifact import compaction, exporter
 from composite_logstore_artifact.compaction import Loose, compact
 from composite_logstore_artifact.encoding import encode

@@ -15,10 +15,10 @@ import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, parse_log_entry, prepare_logs_uri
-from zenml.models import LogsEntriesFilter
 
 from composite_logstore import PageRequest, RetryableError, Stream, TooLargeError, UnavailableError
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
+from composite_logstore.zenml import LogsEntriesFilter
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.encoding import encode

@@ -11,23 +11,20 @@ from uuid import UUID, uuid4
 import pytest
 from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
 from zenml.enums import LoggingLevels
-from zenml.exceptions import (
-    DoesNotExistException,
-    IllegalOperationError,
-    LogStoreError,
-    LogStoreUnavailableError,
-)
-from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
+from zenml.exceptions import DoesNotExistException, IllegalOperationError
+from zenml.models import LogsResponse
 
 from composite_logstore import BACKFILLED, Event, Page, PageRequest, Stream
 from composite_logstore.event import ExceptionInfo
 from composite_logstore.reading import gaps
-from composite_logstore_artifact import parts
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError, LogStoreUnavailableError
+from composite_logstore_artifact import lines, parts
 from composite_logstore_artifact import reader as reader_module
 from composite_logstore_artifact.artifact_stores import ArtifactStoreNotFoundError, ArtifactStoreNotUsableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.encoding import encode
 from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_artifact.filtering import LineFilter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import FolderArchive, listing_store, local_store, make_logs, object_store
 from tests.events import NOON, WRITER, make_events, make_stream
@@ -884,3 +881,26 @@ class TestGaps:
         monkeypatch.setattr(ArtifactReader, "scan", fail)
 
         assert self.notices(tmp_path, archive) == []
+
+
+@pytest.mark.parametrize(
+    ("attributes", "rank"),
+    [
+        (None, None),
+        ({}, None),
+        ({"zenml.log.rank": 3}, 3),
+        ({"zenml.log.rank": 0, "process.pid": 7}, 0),
+        ({"zenml.log.rank": "3"}, None),
+        ({"zenml.log.rank": True}, None),
+        ("no attributes", None),
+        (["zenml.log.rank"], None),
+    ],
+)
+def test_an_entry_has_the_rank_of_its_process(attributes: Any, rank: int | None) -> None:
+    changes = {} if attributes is None else {"attributes": attributes}
+    text = line_of("hello", **changes)
+    read = LineFilter(LogsEntriesFilter()).parse(text)
+    assert read is not None
+    for entry in (read.entry, lines.entry_of(text)):
+        assert entry is not None
+        assert (entry.message, getattr(entry, "rank", None)) == ("hello", rank)

@@ -7,15 +7,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from zenml.exceptions import LogStoreError
-from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse, LogsResponseBody
 from zenml.utils.time_utils import utc_now
 
 from composite_logstore import Page, PageRequest
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError, make_logs
 from composite_logstore_component.reader import ComponentReader
 
-BODY = LogsResponseBody(created=utc_now(), updated=utc_now(), project_id=uuid4(), source="step")
-LOGS = LogsResponse(id=uuid4(), body=BODY)
+LOGS = make_logs(uuid4(), "step", utc_now())
 
 
 def read(found: Any, limit: int = 2) -> Page:

@@ -7,11 +7,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from zenml.exceptions import LogStoreUnavailableError
-from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
 from composite_logstore import PageRequest
 from composite_logstore.testing import make_logs, make_stream
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogsEntriesResponse, LogStoreUnavailableError
 from composite_logstore_component import reader as reader_module
 from composite_logstore_component.reader import ComponentReader
 

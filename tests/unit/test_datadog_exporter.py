@@ -14,8 +14,9 @@ import orjson
 import pytest
 import urllib3
 from opentelemetry._logs import SeverityNumber
-from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from requests.structures import CaseInsensitiveDict
 from zenml.log_stores.datadog.datadog_log_exporter import DatadogLogExporter
 
 from composite_logstore import (
@@ -28,6 +29,7 @@ from composite_logstore import (
     UnavailableError,
 )
 from composite_logstore.event import ExceptionInfo, TraceContext
+from composite_logstore.otel import ReadableLogRecord
 from composite_logstore_datadog import exporter as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import DatadogExporter
@@ -49,7 +51,7 @@ class Transport:
         self.requests.append({"method": method, "url": url, **arguments})
         if self.error is not None:
             raise self.error
-        return HttpResponse(self.status, urllib3.HTTPHeaderDict(self.headers), b"", None)
+        return HttpResponse(self.status, CaseInsensitiveDict(self.headers), b"", None)
 
     def close(self) -> None:
         """Close nothing."""
@@ -177,8 +179,10 @@ def test_an_entry_has_all_that_zenml_writes(make: Make, transport: Transport) ->
         timestamp=event.time_unix_nano,
         severity_text="INFO",
         severity_number=SeverityNumber.INFO,
+        observed_timestamp=event.time_unix_nano,
+        context=None,
     )
-    readable = ReadableLogRecord(record, resource)  # type: ignore[arg-type]
+    readable = ReadableLogRecord(record, resource, InstrumentationScope("train"))  # type: ignore[arg-type]
     written = DatadogLogExporter._encode_log(readable)
     assert written.items() <= transport.entries[0].items()
 
@@ -266,7 +270,7 @@ def test_attributes_of_a_stream_are_computed_once_a_batch(make: Make, monkeypatc
         (400, {}, RejectedError, "malformed"),
         (401, {}, UnavailableError, "'api_key'"),
         (403, {}, UnavailableError, "'api_key'"),
-        (404, {}, UnavailableError, "'endpoint'"),
+        (404, {}, UnavailableError, r"'endpoint'.*\(https?://\S+/api/v2/logs, where Datadog's log intake is expected"),
         (302, {"Location": "https://elsewhere.test/"}, UnavailableError, "'endpoint'"),
         (408, {}, RetryableError, "408"),
         (413, {}, TooLargeError, "too large"),
@@ -406,7 +410,7 @@ def test_old_events_are_rejected_and_the_others_sent(make: Make, transport: Tran
     assert caught.value.count == 1
     with pytest.raises(RejectedError, match="older than 18 hours or more than 2 hours ahead") as caught:
         make().export(batch)
-    assert caught.value.count == 2
+    assert (caught.value.count, caught.value.events) == (2, [batch[0], batch[-1]])
 
 
 def test_nothing_is_sent_of_old_events_alone(make: Make, transport: Transport) -> None:

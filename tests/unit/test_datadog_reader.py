@@ -18,11 +18,16 @@ import pytest
 import requests
 from requests.structures import CaseInsensitiveDict
 from zenml.enums import LoggingLevels
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.log_stores.datadog.datadog_log_store import DatadogLogStore
-from zenml.models import LogsEntriesFilter, LogsResponse, LogsResponseBody
 
 from composite_logstore import Bounds, Event, HttpResponse, Page, PageRequest
+from composite_logstore.zenml import (
+    LogsEntriesFilter,
+    LogStoreError,
+    LogStoreRateLimitError,
+    LogStoreUnavailableError,
+    make_logs,
+)
 from composite_logstore_datadog import reader as datadog
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.reader import DatadogReader
@@ -76,9 +81,7 @@ def make_reader(**settings: Any) -> DatadogReader:
     return DatadogReader(DatadogChildConfig(**{"name": "live", "type": "datadog", **keys, **settings}))
 
 
-LOGS = LogsResponse(
-    id=uuid4(), body=LogsResponseBody(created=CREATED, updated=CREATED, project_id=uuid4(), source="step")
-)
+LOGS = make_logs(uuid4(), "step", CREATED)
 
 
 def read(
@@ -333,6 +336,7 @@ def test_more_logs_of_one_moment_than_can_be_told_apart(search: Search) -> None:
     assert type(raised.value) is LogStoreError
 
 
+@pytest.mark.needs_paged_fetch
 @pytest.mark.parametrize("service", ["zenml", 'my "service"', "back\\slash"])
 @pytest.mark.parametrize("text", [None, "epoch", "two words", 'a"b c', "a*b?c", "(x)/y:z", 'q"\\'])
 @pytest.mark.parametrize("level", [None, "NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
@@ -469,7 +473,10 @@ def test_a_log_that_zenml_wrote_is_what_zenml_makes_of_it(search: Search) -> Non
     search.finds(log)
     ((entry, event),) = read().entries
     assert event is None
-    assert entry == DatadogLogStore._parse_log_entry(SimpleNamespace(), log)  # type: ignore[arg-type]
+    theirs = DatadogLogStore._parse_log_entry(SimpleNamespace(), log)  # type: ignore[arg-type]
+    assert theirs is not None
+    # Before 0.97, ZenML draws the id.
+    assert entry.model_copy(update={"id": theirs.id}) == theirs
 
 
 @pytest.mark.parametrize(
@@ -523,6 +530,11 @@ def test_what_stayed_flat_is_found(search: Search) -> None:
         ((400, {}, b'{"errors":["x"]}'), LogStoreError, "status 400"),
         ((401, {}, KEY.encode()), LogStoreError, "'application_key'"),
         ((403, {}, KEY.encode()), LogStoreError, "'logs_read_data'"),
+        (
+            (404, {}, b""),
+            LogStoreError,
+            r"status 404.* https?://\S+/api/v2/logs/events/search, where Datadog's log search",
+        ),
         ((302, {"Location": "https://elsewhere.test"}, b""), LogStoreError, "status 302"),
         ((200, {}, b"<html>"), LogStoreError, "could not be read"),
         ((200, {}, b"[]"), LogStoreError, "invalid log search result"),
@@ -665,3 +677,24 @@ def test_more_logs_than_were_asked_for_are_an_error(search: Search) -> None:
     search.finds(*({} for _ in range(101)))
     with pytest.raises(LogStoreError, match="invalid"):
         read(limit=50)
+
+
+@pytest.mark.parametrize(
+    ("given", "rank"),
+    [
+        ({}, None),
+        ({"zenml": {"log": {"rank": 3}}}, 3),
+        ({"zenml.log.rank": 0}, 0),
+        ({"zenml": {"log": {"rank": "x"}}}, None),
+    ],
+)
+def test_an_entry_has_the_rank_of_its_process(given: dict[str, Any], rank: int | None, search: Search) -> None:
+    log = make_log()
+    attributes = log["attributes"]["attributes"]
+    for name, value in given.items():
+        if name == "zenml":
+            value = {"log": {**attributes.get("zenml", {}).get("log", {}), **value["log"]}}
+        attributes[name] = value
+    search.finds(log)
+    [found] = read().entries
+    assert getattr(found.entry, "rank", None) == rank

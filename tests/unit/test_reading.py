@@ -5,25 +5,28 @@ import json
 import zlib
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import chain
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from zenml.enums import LoggingLevels
-from zenml.exceptions import (
-    DoesNotExistException,
-    LogStoreError,
-    LogStoreRateLimitError,
-    LogStoreUnavailableError,
-)
-from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
+from zenml.exceptions import DoesNotExistException
+from zenml.models import LogsResponse
 
-from composite_logstore import CompositeLogStore, Event, LogEvent, Page, PageRequest, Stream, clock
+from composite_logstore import Bounds, CompositeLogStore, Event, LogEvent, Page, PageRequest, Stream, clock
 from composite_logstore.delivery.backoff import LONGEST_RETRY_AFTER
 from composite_logstore.reading import gaps, pages, unreachable
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
+from composite_logstore.zenml import (
+    LogsEntriesFilter,
+    LogsEntriesResponse,
+    LogStoreError,
+    LogStoreRateLimitError,
+    LogStoreUnavailableError,
+)
 from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
 
@@ -83,6 +86,35 @@ def test_pages_lead_through_the_whole_stream_both_ways(
         page = store.fetch(logs, after=page.after)
         read += messages(page)
     assert read == numbered(0, 10)
+
+
+@pytest.mark.parametrize("most_bytes", [1, 5, 9, 1_000])
+@pytest.mark.parametrize("keeps_limit", [True, False])
+def test_a_page_is_bounded_in_bytes_even_if_the_reader_does_not_bound_it(
+    store: CompositeLogStore,
+    backend: SimulatedBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    most_bytes: int,
+    keeps_limit: bool,
+) -> None:
+    """Both ends show the same entries. A reader that keeps no limit either has its page returned as it is."""
+    monkeypatch.setattr(Bounds, "ENTRIES_BYTES", most_bytes)
+    if not keeps_limit:
+        read = SimulatedReader.read
+        monkeypatch.setattr(SimulatedReader, "read", lambda self, request: read(self, replace(request, limit=1_000)))
+    logs = stored(store, backend, 10)
+    newest, oldest = store.fetch(logs), store.fetch(logs, start="oldest")
+    backwards, forwards = [messages(newest)], [messages(oldest)]
+    while newest.before:
+        newest = store.fetch(logs, before=newest.before)
+        backwards.insert(0, messages(newest))
+    while oldest.after and messages(oldest):
+        oldest = store.fetch(logs, after=oldest.after)
+        forwards.append(messages(oldest))
+    assert list(chain(*backwards)) == list(chain(*forwards)) == numbered(0, 10)
+    if keeps_limit:
+        # Each message has 2 bytes.
+        assert max(map(len, [*backwards, *forwards])) == max(1, min(most_bytes // 2, 10))
 
 
 def test_one_can_turn_around_on_any_page(store: CompositeLogStore, backend: SimulatedBackend) -> None:

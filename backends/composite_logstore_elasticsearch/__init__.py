@@ -1,0 +1,1 @@
+"""The Elasticsearch backend: writes to and reads from Elasticsearch and OpenSearch."""

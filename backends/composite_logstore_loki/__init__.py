@@ -1,0 +1,1 @@
+"""The reader for Grafana Loki."""

@@ -1,0 +1,42 @@
+"""The settings of the section `read` for VictoriaLogs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from composite_logstore import HttpReaderConfig
+
+if TYPE_CHECKING:
+    from composite_logstore import Reader
+
+
+class VictoriaLogsReaderConfig(HttpReaderConfig):
+    """Reads events from VictoriaLogs, which takes OTLP at `/insert/opentelemetry/v1/logs`.
+
+    Attributes:
+        url: VictoriaLogs' URL, such as `http://victorialogs:9428`, or that of `vmauth` before it.
+        username: The user to read as.
+        password: That user's password.
+        api_key: A token that `vmauth` asks for, instead of a user.
+        certificate_file: The certificate authorities to trust, as a PEM file. Default: those of the system.
+        account_id: The tenant's account (`AccountID`). Default: 0.
+        project_id: The tenant's project (`ProjectID`). Default: 0.
+    """
+
+    known_losses: ClassVar[str] = (
+        "VictoriaLogs drops events that are older than its '-retentionPeriod' (7 days by default), or more than two "
+        "days ahead, and reports no error"
+    )
+    needs_severity_attribute: ClassVar[bool] = True
+
+    url: str
+    account_id: int = Field(default=0, ge=0, lt=1 << 32)
+    project_id: int = Field(default=0, ge=0, lt=1 << 32)
+
+    def create_reader(self, service_name: str | None) -> Reader:
+        """Create the reader. Streams are found by their attribute, whatever the service."""
+        from composite_logstore_victorialogs.reader import VictoriaLogsReader
+
+        return VictoriaLogsReader(self)
