@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,27 +19,46 @@ from pydantic import (
     SecretStr,
     SerializeAsAny,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from zenml.enums import LoggingLevels
 from zenml.log_stores.base_log_store import BaseLogStoreConfig
 from zenml.logger import get_logger
-from zenml.models.v2.misc.log_models import NamedLoggingLevel
 from zenml.utils.secret_utils import PlainSerializedSecretStr, SecretReference
 
 from composite_logstore import secret_references
-from composite_logstore.backend import UnavailableError
+from composite_logstore.backend import UnavailableError, revealed, texts_in
+from composite_logstore.mistakes import LEVELS, mistakes_in, unknown_type
 from composite_logstore.names import did_you_mean
+from composite_logstore.processing import known_secrets
+from composite_logstore.processing.processor import Processor, Step, StripEscapes
+from composite_logstore.processing.redaction import MarkKeyLines, Redact
+from composite_logstore.processing.repeats import Repeats
+from composite_logstore.processing.rules import Rules
+from composite_logstore.processing.sampling import Sampling
+from composite_logstore.processing.settings import (
+    LEVEL_SCHEMA,
+    MOST_MATCHERS,
+    BudgetSettings,
+    Level,
+    Matcher,
+    RedactSettings,
+    RepeatSettings,
+    SampleSettings,
+)
 from composite_logstore.server import is_server
+from composite_logstore.settings_text import parse_settings
+from composite_logstore.zenml import parse_log_level
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
 
     from composite_logstore.backend import Exporter, Reader
+    from composite_logstore.collector import CollectorExporter
 
 logger = get_logger(__name__)
-
-_LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
 
 BACKENDS = "composite_logstore.backends"
 """The entry-point group of backends. A name is a child's `type`, its value the backend's `ChildConfig`."""
@@ -61,8 +81,15 @@ class ChildConfig(BaseModel):
         type: The backend's entry-point name.
         enabled: A disabled child keeps its settings and gets no events.
         min_level: The child gets, and counts, only events of this level or above.
-        progress: Which updates of a progress bar it gets: `all`, or the `latest` of each second, at level INFO. An
-            update is a line printed with a carriage return.
+        progress: Which updates of a progress bar it gets: `all`, or the `latest` of each bar and second, at level INFO.
+        ansi: Whether it gets escape sequences, such as those for colours, as they were logged (`keep`), or texts
+            without them (`strip`).
+        drop: It gets no event that one of these matches.
+        keep: It gets only events that one of these matches, unless there are none.
+        sample: Which part of less important events it gets.
+        collapse_repeats: For how long it gets an event only once that is logged again and again.
+        redact: Which secrets and keys are masked in its events.
+        budget: How many events or bytes it may get in a run, a day or a minute.
         max_queue_size: The most events that wait in memory, besides the batch being exported.
         max_export_batch_size: The most events of one export. The backend's own default if not set.
         schedule_delay_millis: How long an event may wait for a fuller batch, in milliseconds.
@@ -84,14 +111,23 @@ class ChildConfig(BaseModel):
     """How old an event may be, in seconds, for the backend to take it. None for any age."""
     readable: ClassVar[bool] = False
     """Whether the backend has a reader."""
+    asks_zenml: ClassVar[bool] = False
+    """Whether `check_registration` asks ZenML: `composite-logstore validate` asks nobody, and leaves it out."""
     requirements: ClassVar[frozenset[str]] = frozenset()
     """The packages that the image of a remote step needs, as requirement specifiers."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     type: str
     enabled: bool = True
-    min_level: NamedLoggingLevel | None = None
+    min_level: Level | None = None
     progress: Literal["all", "latest"] = "all"
+    ansi: Literal["keep", "strip"] = "keep"
+    drop: list[Matcher] = Field(default_factory=list, max_length=MOST_MATCHERS)
+    keep: list[Matcher] = Field(default_factory=list, max_length=MOST_MATCHERS)
+    sample: SampleSettings | None = None
+    collapse_repeats: RepeatSettings | None = None
+    redact: RedactSettings | None = None
+    budget: BudgetSettings | None = None
     max_queue_size: int = Field(default=100_000, gt=0)
     max_export_batch_size: int | None = Field(default=None, gt=0)
     schedule_delay_millis: int = Field(default=1_000, ge=0)
@@ -111,8 +147,27 @@ class ChildConfig(BaseModel):
 
     @property
     def wants_all(self) -> bool:
-        """Whether the child gets every event, unchanged."""
-        return self.min_level is None and not self.is_thinned
+        """Whether the child gets every event."""
+        return not self.excluded_by
+
+    @property
+    def excluded_by(self) -> list[str]:
+        """The names of the settings by which the child does not get every event."""
+        by = {
+            "min_level": self.min_level is not None,
+            "progress": self.is_thinned,
+            "drop": self.drop,
+            "keep": self.keep,
+            "sample": self.sample,
+            "collapse_repeats": self.collapse_repeats,
+            "budget": self.budget,
+        }
+        return [name for name, is_set in by.items() if is_set]
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether the child's worker withholds events: by rules, as repeats, or over a budget."""
+        return bool(self.drop or self.keep or self.sample or self.collapse_repeats or self.budget)
 
     def wants(self, level: int, is_update: bool = False) -> bool:
         """Return whether the child gets events of this kind: all of them, or the latest updates in each second.
@@ -139,6 +194,10 @@ class ChildConfig(BaseModel):
         """
         return not (is_update and self.is_thinned) and self.wants(level)
 
+    def as_registered(self) -> dict[str, Any]:
+        """Return the settings in the form in which ZenML stores them: plain values, and only those that were set."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can use the backend."""
@@ -148,6 +207,24 @@ class ChildConfig(BaseModel):
     def unreadable(self) -> str | None:
         """Why the child cannot be read, None if it can. A backend names settings that are missing for that."""
         return None if self.readable else f"children of type '{self.type}' cannot be read"
+
+    @property
+    def known_losses(self) -> str | None:
+        """Which events its backend refuses or drops although they were sent, as a sentence without a full stop.
+
+        None if it keeps all, or says which ones it rejects in a way that the exporter understands.
+        """
+        return None
+
+    @property
+    def delay_seconds(self) -> float:
+        """How long it usually takes until an event that was exported can be read, in seconds."""
+        return 0.0
+
+    @property
+    def absence(self) -> str:
+        """What people can do if an event that was exported cannot be read."""
+        return "check that the backend does not drop, filter or delay events, and is read where it is written"
 
     def unservable(self, artifact_store: BaseArtifactStore | None) -> str | None:
         """Return why ZenML's server cannot read by itself what the child writes; None if it can.
@@ -181,6 +258,53 @@ class ChildConfig(BaseModel):
             )
         return self
 
+    @property
+    def odd_rules(self) -> list[str]:
+        """Which rules cannot mean what they say: sentences without full stops."""
+        odd = []
+        lowest = self.min_level.value if self.min_level else None
+        for place, matcher in enumerate(self.drop):
+            if matcher.matches_all:
+                odd.append(
+                    f"'drop.{place}' matches every event, so it gets none; set 'enabled' to false if that is meant"
+                )
+            elif lowest is not None and matcher.level is not None and matcher.level.value < lowest:
+                odd.append(
+                    f"'drop.{place}' matches nothing, since 'min_level' is above its 'level'; remove one of them"
+                )
+        if self.sample and lowest is not None and self.sample.below.value <= lowest:
+            odd.append("'sample' has no effect, since 'min_level' is not below 'sample.below'; remove one of them")
+        return odd
+
+    def create_processor(self) -> Processor:
+        """Create what processes each batch before it is exported, with secrets resolved."""
+        steps: list[Step] = [StripEscapes()] if self.ansi == "strip" else []
+        if self.redact is not None and self.is_selective and self.redact.masks_private_keys:
+            steps.append(MarkKeyLines())
+        steps += self._selecting_steps()
+        if self.collapse_repeats:
+            steps.append(Repeats(self.collapse_repeats))
+        if self.redact is not None:
+            if self.redact.secrets:
+                known_secrets.watch()
+                self.note_keys()
+            steps.append(Redact(self.redact))
+        return Processor(steps)
+
+    def create_selector(self) -> Processor:
+        """Create what says of an event, by itself alone, whether the child's rules and sampling let it pass."""
+        return Processor(self._selecting_steps())
+
+    def _selecting_steps(self) -> list[Step]:
+        rules: list[Step] = [Rules(self.drop, self.keep)] if self.drop or self.keep else []
+        return [*rules, Sampling(self.sample)] if self.sample else rules
+
+    def note_keys(self) -> None:
+        """Have the keys that these settings contain, but not references to them, masked as secrets."""
+        for place, value in texts_in(self.model_dump()):
+            if isinstance(value, SecretStr) and not secret_references.has_reference(value):
+                known_secrets.known_secrets.note(f"'{place}' of child '{self.name}'", revealed(value))
+
     def create_exporter(self) -> Exporter:
         """Create the exporter, in the worker thread, with secrets resolved.
 
@@ -193,6 +317,16 @@ class ChildConfig(BaseModel):
         """Create the reader, with secrets resolved, if the child is not `unreadable`."""
         raise NotImplementedError
 
+    def collector_exporter(self) -> CollectorExporter:
+        """Return the exporter of the OpenTelemetry Collector that sends what the child sends.
+
+        References to secrets are not resolved. The settings that all children have are none of its business.
+
+        Raises:
+            UnavailableError: The Collector has none, or a setting is missing. The message says which.
+        """
+        raise UnavailableError(f"no exporter of the Collector is known for children of type '{self.type}'")
+
     def backend_time(self) -> datetime | None:
         """Ask the backend what time it is, with secrets resolved: for `composite-logstore check`.
 
@@ -200,6 +334,28 @@ class ChildConfig(BaseModel):
             Its time, cut off to seconds; None if it does not tell. An exception counts as None.
         """
         return None
+
+    def unprepared(self) -> str | None:
+        """Ask the backend, with secrets resolved, what is missing there that `prepare` creates: for `check`.
+
+        Returns:
+            What is missing, in a few words; None if nothing is, or if the backend does not tell.
+
+        Raises:
+            UnavailableError: The backend cannot be asked.
+        """
+        return None
+
+    def prepare(self) -> str:
+        """Create what is missing in the backend, with secrets resolved: for `composite-logstore check --fix`.
+
+        Returns:
+            What was created, in a few words.
+
+        Raises:
+            UnavailableError: It cannot be created. The message says how to fix it.
+        """
+        raise NotImplementedError
 
     def check_registration(self) -> None:
         """Check what matters only when a log store is registered or updated.
@@ -245,6 +401,30 @@ class UnknownChild(ChildConfig):
         """
         raise UnavailableError(_unknown_type(self.type))
 
+    def collector_exporter(self) -> CollectorExporter:
+        """Refuse: the backend is not installed.
+
+        Raises:
+            UnavailableError: Always.
+        """
+        raise UnavailableError(_unknown_type(self.type))
+
+    def check_registration(self) -> None:
+        """Refuse: the backend is not installed.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(_unknown_type(self.type))
+
+    def check(self) -> None:
+        """Refuse: the backend is not installed.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(_unknown_type(self.type))
+
 
 class CompositeLogStoreConfig(BaseLogStoreConfig):
     """The settings of the composite log store.
@@ -259,8 +439,16 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             event is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
         spool_directory: The folder for undelivered events; one in ZenML's configuration folder if not set.
         spool_max_bytes: How many bytes all processes of the log store together may use there.
+        rejected_max_bytes: How many bytes of events that backends have rejected are kept beside them, so that they can
+            be sent again. The oldest make room for newer ones; 0 keeps none.
         max_queue_bytes: How many bytes of events may wait in memory or be in an export. An event counts once, however
             many children have yet to take it.
+        join_lines: Whether what is printed becomes whole lines, and a traceback one entry. Otherwise each write is an
+            event.
+        stderr_level: The level of what is printed to stderr. `detect`: the level that a line itself says, ERROR for a
+            traceback, INFO for anything else.
+        adopt_threads: Whether records and prints of threads without a logging context belong to the step, while one
+            step runs in the process.
         serve_from_artifact_store: Whether to tell ZenML's server that streams are in the stack's artifact store, so
             that a server without this package can read them.
     """
@@ -275,7 +463,14 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     durability: Literal["memory", "spill", "write_ahead"] = "spill"
     spool_directory: str | None = None
     spool_max_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
+    rejected_max_bytes: int = Field(default=128 * 1024**2, ge=0)
     max_queue_bytes: int = Field(default=QUEUE_BYTES, gt=0)
+    join_lines: bool = True
+    stderr_level: Annotated[
+        Literal["DEBUG", "INFO", "WARN", "ERROR", "CRITICAL", "detect"],
+        WithJsonSchema({"anyOf": [{"const": "detect"}, *LEVEL_SCHEMA["anyOf"]]}),
+    ] = "ERROR"
+    adopt_threads: bool = False
     serve_from_artifact_store: bool = False
 
     @field_validator("spool_directory")
@@ -285,6 +480,19 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         if value is not None and not os.path.isabs(os.path.expanduser(value)):
             raise ValueError("'spool_directory' must be an absolute path, or begin with ~/")
         return value
+
+    @field_validator("stderr_level", mode="before")
+    @classmethod
+    def _is_level_or_detect(cls, value: Any) -> Any:
+        if value == "detect":
+            return value
+        try:
+            name = LoggingLevels(parse_log_level(value)).name
+        except ValueError:
+            name = ""
+        if name not in LEVELS:
+            raise ValueError(f"'stderr_level' is no log level; set 'detect', or one of {', '.join(LEVELS)}")
+        return name
 
     @property
     def enabled_children(self) -> list[ChildConfig]:
@@ -316,6 +524,13 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
                     )
         return None
 
+    def watch_secrets(self) -> None:
+        """Have the secrets that this process uses from now on known to those children that mask them, if any does."""
+        if not is_server() and any(child.redact and child.redact.secrets for child in self.enabled_children):
+            known_secrets.watch()
+            for child in self.enabled_children:
+                child.note_keys()
+
     @property
     def required_secrets(self) -> set[SecretReference]:
         """The secrets that children refer to. ZenML itself finds only references in top-level fields."""
@@ -327,10 +542,50 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         return any(child.is_local for child in self.enabled_children)
 
     @property
+    def warnings(self) -> list[str]:
+        """What a registration warns of, besides secrets in clear text: sentences without full stops."""
+        found = []
+        if self.durability == "memory":
+            found += [
+                f"child '{child.name}': with 'durability' 'memory', each process has the whole 'budget' to itself; set "
+                f"'durability' to 'spill' to share it"
+                for child in self.enabled_children
+                if child.budget
+            ]
+        if self.enabled_children and all(child.budget for child in self.enabled_children):
+            found.append("each child has a 'budget', so events beyond all of them are in no child; leave one out")
+        for child in self.enabled_children:
+            found += [f"child '{child.name}': {odd}" for odd in child.odd_rules]
+            if child.name == self.primary and any(matcher.matches_all for matcher in child.drop):
+                found.append(f"child '{child.name}' is the primary, so its 'drop' makes every page empty")
+        return found
+
+    @property
     def is_valid(self) -> bool:
         """Check what matters only when a component is registered or updated, which is when ZenML asks.
 
         When it is loaded, a child of an unknown type must not make the others unusable.
+
+        Raises:
+            ValueError: As `check_registration` raises it.
+        """
+        # On the server, too: a client without this package can register a log store.
+        self.check_registration(is_client=not is_server())
+        for child in self.children:
+            for field in secret_references.clear_text_fields(child):
+                logger.warning(
+                    f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
+                    f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."
+                )
+        for warning in self.warnings:
+            logger.warning(f"{warning}.")
+        return True
+
+    def check_registration(self, is_client: bool) -> None:
+        """Check what matters only when a component is registered or updated.
+
+        Args:
+            is_client: Whether the files and packages that children need should be on this machine.
 
         Raises:
             ValueError: A reference to a secret is in a field where it would not be resolved. Or, on a client: a
@@ -338,22 +593,13 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         """
         for child in self.children:
             try:
-                # On the server, too: a client without this package can register a log store.
                 secret_references.check(child)
-                if not is_server():
-                    if isinstance(child, UnknownChild):
-                        raise ValueError(_unknown_type(child.type))
+                if is_client:
                     child.check_registration()
             except ValueError as error:
                 raise ValueError(f"child '{child.name}': {error}") from None
-            for field in secret_references.clear_text_fields(child):
-                logger.warning(
-                    f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
-                    f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."
-                )
-        if not is_server() and (twice := self.doubled(None)):
+        if is_client and (twice := self.doubled(None)):
             raise ValueError(twice)
-        return True
 
     @model_validator(mode="before")
     @classmethod
@@ -365,7 +611,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         for key in ("children", "fetch_fallback"):
             if isinstance(parsed.get(key), str):
                 try:
-                    parsed[key] = json.loads(parsed[key])
+                    parsed[key] = _parse_list(parsed[key])
                 except json.JSONDecodeError as error:
                     raise ValueError(
                         f"'{key}' is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
@@ -382,7 +628,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             raise ValueError("'children' is empty; give at least one child")
         if len(value) > MOST_CHILDREN:
             raise ValueError(f"'children' has {len(value)} children; give at most {MOST_CHILDREN}")
-        return [_parse_child(number, child) for number, child in enumerate(value, start=1)]
+        return [parse_child(number, child) for number, child in enumerate(value, start=1)]
 
     @model_validator(mode="after")
     def _names_fit(self) -> CompositeLogStoreConfig:
@@ -434,7 +680,8 @@ class HandlerConfig(CompositeLogStoreConfig):
         primary: Always empty.
     """
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    # Built by the first handler: a pipeline imports this module, and has none.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, defer_build=True)
 
     primary: str = ""
 
@@ -444,20 +691,29 @@ class HandlerConfig(CompositeLogStoreConfig):
 
     @model_validator(mode="after")
     def _can_be_used(self) -> HandlerConfig:
-        for child in self.children:
-            try:
-                if isinstance(child, UnknownChild):
-                    child.create_exporter()
-                secret_references.check(child)
-                child.check_registration()
-            except (ValueError, UnavailableError) as error:
-                raise ValueError(f"child '{child.name}': {error}") from None
-        if twice := self.doubled(None):
-            raise ValueError(twice)
+        self.check_registration(is_client=True)
         return self
 
 
-def _parse_child(number: int, raw: Any) -> ChildConfig:
+def _parse_list(text: str) -> Any:
+    if text.lstrip()[:1] not in ("[", "{"):
+        with suppress(ValueError):
+            found = parse_settings(text, is_yaml=True)
+            if isinstance(found, list):
+                return found
+    return json.loads(text)
+
+
+def parse_child(number: int, raw: Any) -> ChildConfig:
+    """Return a child from its settings.
+
+    Args:
+        number: Its place in the list, from 1.
+        raw: Its settings.
+
+    Raises:
+        ValueError: Its settings are wrong. The message names the child, each mistake and its fix, but no value.
+    """
     if isinstance(raw, ChildConfig):
         return raw
     if not isinstance(raw, Mapping):
@@ -475,30 +731,8 @@ def _parse_child(number: int, raw: Any) -> ChildConfig:
     try:
         return config_class(**raw)
     except ValidationError as error:
-        mistakes = "; ".join(_mistakes(config_class, error))
+        mistakes = "; ".join(mistakes_in(config_class, error))
         raise ValueError(f"{label}: {mistakes}") from None
-
-
-def _mistakes(config_class: type[ChildConfig], error: ValidationError) -> Iterator[str]:
-    """Yield each mistake in words that name the field and the fix. Never repeats a value, which may be a secret."""
-    known = list(config_class.model_fields)
-    for detail in error.errors(include_url=False, include_input=False, include_context=False):
-        field = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            yield f"unknown key '{field}'{did_you_mean(field, known)}; the keys of this type are: {', '.join(known)}"
-        elif detail["type"] == "missing":
-            yield f"'{field}' is required; set it"
-        elif field == "min_level":
-            yield f"'min_level' is not a log level; set one of {', '.join(_LEVELS)}, or its number"
-        elif detail["type"] == "value_error":
-            message = detail["msg"].removeprefix("Value error, ")
-            if field and f"'{field}'" not in message:
-                message = f"'{field}' {message}" if message.startswith(("is ", "must ")) else f"'{field}': {message}"
-            yield message
-        elif field == "name":
-            yield "'name' may only have the characters a-z 0-9 - _; choose another"
-        else:
-            yield f"'{field}': {detail['msg'][:1].lower()}{detail['msg'][1:]}"
 
 
 @lru_cache(maxsize=1)
@@ -508,22 +742,4 @@ def backends() -> dict[str, EntryPoint]:
 
 
 def _unknown_type(name: str) -> str:
-    known = sorted(backends())
-    if name in known:
-        return f"'type': backend '{name}' is installed but cannot be imported; reinstall the package that has it"
-    return (
-        f"'type': there is no backend '{name}' here{did_you_mean(name, known)}; set one of: {', '.join(known)}, "
-        f"or install the package that has it"
-    )
-
-
-__all__ = [
-    "BACKENDS",
-    "ChildConfig",
-    "CompositeLogStoreConfig",
-    "HandlerConfig",
-    "Secret",
-    "SecretStr",
-    "UnknownChild",
-    "backends",
-]
+    return unknown_type("type", "backend", name, backends())

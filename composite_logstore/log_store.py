@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID, uuid5
 
 from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore, prepare_logs_uri
 from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
 from zenml.logger import get_logger
 from zenml.stack.stack_validator import StackValidator
 
-from composite_logstore import secret_references
-from composite_logstore.capture.record import note
-from composite_logstore.config import CompositeLogStoreConfig, UnknownChild
-from composite_logstore.delivery.account import ChildStats
+from composite_logstore import secret_references, zenml
+from composite_logstore.capture import zenml_handler
+from composite_logstore.capture.lines import hand_on, is_printing, settle, unsettled, watch_prints
+from composite_logstore.capture.open_streams import OpenStream, current, here
+from composite_logstore.capture.process import ProcessCapture
+from composite_logstore.capture.record import PRINTED, note
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.writer import Writer
 from composite_logstore.delivery.writers import writer_of
 from composite_logstore.event import Stream
 from composite_logstore.handler import RecordHandler
 from composite_logstore.reading import nesting
+from composite_logstore.reading.nothing import STEP_METADATA
 from composite_logstore.reading.pages import Pages
+from composite_logstore.service import tell
 from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 
 if TYPE_CHECKING:
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
-    from zenml.models import LogsEntriesFilter, LogsEntriesResponse, LogsResponse
+    from zenml.models import LogsResponse
     from zenml.stack import Stack
 
+    from composite_logstore.zenml import LogsEntriesFilter, LogsEntriesResponse
+
 logger = get_logger(__name__)
+
+_STREAMS = UUID("5d0f9a52-7c0d-4f0a-8a55-1f7c3f6b9e08")
 
 
 class CompositeLogStoreOrigin(BaseLogStoreOrigin):
@@ -47,6 +59,7 @@ class CompositeLogStoreOrigin(BaseLogStoreOrigin):
         # The attributes that ZenML's own log stores write, so that saved queries keep working.
         metadata.update(
             {
+                **zenml.named(metadata),
                 "zenml.log.id": str(log_model.id),
                 "zenml.log.source": log_model.source,
                 "zenml.log_store.id": str(log_store.id),
@@ -55,8 +68,21 @@ class CompositeLogStoreOrigin(BaseLogStoreOrigin):
         )
         super().__init__(name, log_store, log_model, metadata)
         assert isinstance(log_store, CompositeLogStore)
+        if log_store.config.join_lines:
+            watch_prints()
         artifact_store_id = log_model.artifact_store_id or _active_artifact_store_id()
         self.stream: Stream = log_store.writer.stream(log_model.id, metadata, artifact_store_id)
+
+
+@cache
+def _warn_without_gil() -> None:
+    """Warn, once in a process, if this Python runs without its global interpreter lock, which the journal relies on."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        tell(
+            logger.warning,
+            "composite-logstore does not support a Python that runs without its global interpreter lock: events may be "
+            "lost, and a child may stop. Set PYTHON_GIL=1, or use an ordinary build.",
+        )
 
 
 class CompositeLogStore(BaseLogStore):
@@ -67,7 +93,13 @@ class CompositeLogStore(BaseLogStore):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> CompositeLogStore:
         """Choose the class by the settings, since ZenML looks at a log store's class when it opens a stream."""
-        is_served = getattr(kwargs.get("config"), "serve_from_artifact_store", False)
+        zenml.warn_if_untested(partial(tell, logger.warning))
+        _warn_without_gil()
+        config = kwargs.get("config")
+        if isinstance(config, CompositeLogStoreConfig):
+            # Before ZenML builds further components, which may resolve secrets.
+            config.watch_secrets()
+        is_served = getattr(config, "serve_from_artifact_store", False)
         return super().__new__(ServedLogStore if is_served and cls is CompositeLogStore else cls)
 
     _writer: Writer | None = None
@@ -104,9 +136,41 @@ class CompositeLogStore(BaseLogStore):
         """
         try:
             writer = self._writer or self.writer
-            writer.append(origin.stream, note(record, metadata))  # type: ignore[attr-defined]
+            if is_printing():
+                writer.write(origin.stream, note(record, metadata))  # type: ignore[attr-defined]
+            else:
+                if unsettled:
+                    settle()
+                writer.append(origin.stream, note(record, metadata))  # type: ignore[attr-defined]
+            if record.name in PRINTED and not zenml_handler.has_warned:
+                self._watch_handler(origin)
         except Exception as error:
             logger.debug("A record could not be captured: %s", error)
+
+    def register_origin(self, name: str, log_model: LogsResponse, metadata: dict[str, Any]) -> BaseLogStoreOrigin:
+        """Register an origin, and tell the processes that this one starts which stream they may join.
+
+        Args:
+            name: The name of the origin.
+            log_model: The stream.
+            metadata: Attributes of all its records.
+        """
+        origin = cast(CompositeLogStoreOrigin, super().register_origin(name, log_model, metadata))
+        stream = origin.stream
+        _origins[stream.id] = origin
+        source = str(log_model.source)
+        here.opened(OpenStream(stream.id, source, stream.artifact_store_id, self.id, stream.metadata))
+        if self.config.adopt_threads:
+            adopting.attach()
+        return origin
+
+    def join_stream(self, stream: OpenStream) -> CompositeLogStoreOrigin:
+        """Return an origin of a stream that another process has opened.
+
+        Args:
+            stream: The stream. It has what an origin needs of ZenML's model.
+        """
+        return self.origin_class(str(stream.id), self, cast(Any, stream), dict(stream.metadata))
 
     def deregister_origin(self, origin: BaseLogStoreOrigin, blocking: bool = True) -> None:
         """Deregister an origin, and flush if it is the last one. The flush does not hold the store's lock.
@@ -115,6 +179,16 @@ class CompositeLogStore(BaseLogStore):
             origin: The origin.
             blocking: Whether to wait for the flush.
         """
+        # Nothing may have been printed since the handler was removed.
+        self._watch_handler(origin)
+        self._deregister(origin, blocking)
+
+    def _watch_handler(self, origin: BaseLogStoreOrigin) -> None:
+        """Warn in the logs themselves, too: there people miss the records of their loggers."""
+        if warning := zenml_handler.warn_if_gone(logger):
+            self.writer.append(cast(CompositeLogStoreOrigin, origin).stream, note(warning))
+
+    def _deregister(self, origin: BaseLogStoreOrigin, blocking: bool = True) -> None:
         with self._lock:
             if self._origins.get(origin.name) is not origin:
                 return
@@ -126,7 +200,10 @@ class CompositeLogStore(BaseLogStore):
             self._publish_summaries(blocking)
 
     def _release_origin(self, origin: BaseLogStoreOrigin) -> None:
-        self.writer.end_stream(cast(CompositeLogStoreOrigin, origin).stream)
+        stream = cast(CompositeLogStoreOrigin, origin).stream
+        here.closed(stream.id)
+        _origins.pop(stream.id, None)
+        self.writer.end_stream(stream)
 
     def flush(self, blocking: bool = True) -> None:
         """Deliver all events captured by now.
@@ -176,7 +253,7 @@ class CompositeLogStore(BaseLogStore):
             handler, origin = active
             handler.detach()
             handler.close()
-            self.deregister_origin(origin)
+            self._deregister(origin)
 
     def cleanup(self) -> None:
         """Flush. The store can be used afterwards."""
@@ -186,14 +263,12 @@ class CompositeLogStore(BaseLogStore):
         """Return the account of this process's events, for each enabled child's name.
 
         Returns:
-            `state`; the numbers of events that are `accepted`, `delivered`, `rejected`, `dropped`, `pending`,
-            `shortened`; `rejected_reasons` (a reason → a number); `last_error`. At every moment
-            `accepted = delivered + rejected + dropped + pending`.
+            `state`; the numbers of events that are `accepted`, `delivered`, `rejected`, `dropped`, `withheld`,
+            `pending`, `shortened`, `rejected_not_kept`; `rejected_reasons`, `withheld_reasons` and `redacted` (a reason
+            or name → a number); `last_error`. At every moment
+            `accepted = delivered + rejected + dropped + withheld + pending`.
         """
-        return {name: asdict(stats) for name, stats in self._stats().items()}
-
-    def _stats(self) -> dict[str, ChildStats]:
-        return self.writer.stats()
+        return {name: asdict(stats) for name, stats in self.writer.stats().items()}
 
     # Reading
 
@@ -209,6 +284,7 @@ class CompositeLogStore(BaseLogStore):
         """Return whether a stream belongs to this log store."""
         return logs.log_store_id == self.id
 
+    @zenml.paged
     def fetch(
         self,
         logs_model: LogsResponse,
@@ -239,7 +315,7 @@ class CompositeLogStore(BaseLogStore):
                 "logs_model.log_store_id does not match the id of the log store. These entries were collected by "
                 "another log store, which is the one that can read them back."
             )
-        pages = Pages(self.id, self.config, self.user, self.resolve_limit)
+        pages = Pages(self.id, self.config, self.user, self.updated, partial(zenml.resolve_limit, self))
         with nesting.page(self.id):
             return pages.fetch(logs_model, start, limit, before, after, filter_)
 
@@ -263,8 +339,6 @@ class CompositeLogStore(BaseLogStore):
                     if why_not:
                         return False, f"log store '{self.name}', child '{child.name}': {why_not}"
                 try:
-                    if isinstance(child, UnknownChild):
-                        child.create_exporter()
                     secret_references.check(child)
                     child.check()
                 except Exception as error:
@@ -289,7 +363,10 @@ class CompositeLogStore(BaseLogStore):
             info: The step.
         """
         self.writer.summaries.add(info.step_run_id)
-        return self._summary("the end of the step, before its last events are flushed")
+        return {
+            **self._summary("the end of the step, before its last events are flushed"),
+            STEP_METADATA: {"events": self.writer.events_of_step(info.step_run_id)},
+        }
 
     def _publish_summaries(self, is_flushed: bool) -> None:
         """Publish the delivery summary after the last flush. ZenML merges it into the step's metadata."""
@@ -310,8 +387,9 @@ class CompositeLogStore(BaseLogStore):
                 "pending": stats.pending,
                 "dropped": stats.dropped,
                 "rejected": stats.rejected,
+                "withheld": stats.withheld,
             }
-            for name, stats in self._stats().items()
+            for name, stats in self.writer.stats().items()
         }
 
 
@@ -339,6 +417,27 @@ class ServedLogStore(CompositeLogStore):
         return super().has(logs) or (logs.log_store_id is None and logs.artifact_store_id is not None)
 
 
+# The origins of this process. A forked process has its parent's.
+_origins: dict[UUID, CompositeLogStoreOrigin] = {}
+
+
+def _adopt(record: logging.LogRecord) -> None:
+    """Collect a record of a thread without a logging context for the one step that runs in this process."""
+    stream, _ = current(here.visible())
+    if stream is None or stream.source != "step":
+        return
+    store = inherited_store(stream.store_id)
+    if not isinstance(store, CompositeLogStore) or not store.config.adopt_threads:
+        return
+    if stream.id not in _origins:
+        # The step began after this process was forked.
+        _origins[stream.id] = store.join_stream(stream)
+    hand_on(record, store.emit, _origins[stream.id], record)
+
+
+adopting = ProcessCapture(_adopt)
+
+
 def pinned(requirements: Iterable[str]) -> set[str]:
     """Return the requirements, with this package pinned to the running version."""
     own = "composite-logstore"
@@ -350,34 +449,87 @@ def open_stream(
 ) -> tuple[LogsResponse, dict[str, Any]]:
     """Return a stream of a run or a step, created if need be, and its attributes as ZenML gives them.
 
+    Processes that ask for the same stream at once get the same one.
+
     Raises:
         KeyError: The run or the step does not exist.
         ValueError: The step belongs to another run.
     """
     from zenml.client import Client
-    from zenml.models import LogsRequest
-    from zenml.utils.logging_utils import get_run_log_metadata, get_step_log_metadata
 
     client = Client()
     run = client.get_pipeline_run(pipeline_run_id, allow_name_prefix_match=False)
-    metadata = get_run_log_metadata(run)
-    id = uuid4()
-    request = LogsRequest(id=id, project=run.project_id, source=source, **store.place(id))
-    collection = run.log_collection
-    if step_id is None:
-        request.pipeline_run_id = run.id
-    else:
+    metadata = zenml.run_attributes(run)
+    collection, step = run.log_collection, None
+    if step_id is not None:
         step = client.get_run_step(UUID(str(step_id)))
         if step.pipeline_run_id != run.id:
             raise ValueError(f"step '{step.name}' does not belong to run '{run.name}'; pass the id of its run")
-        metadata.update(get_step_log_metadata(step))
-        request.step_run_id = step.id
+        metadata.update(zenml.step_attributes(step, run))
         collection = step.log_collection
+    # Another process that looks for the stream now, and does not find it either, chooses the same id.
+    id = uuid5(_STREAMS, f"{store.id} {run.id} {step.id if step else None} {source}")
+    place = store.place(id)
     for logs in collection or []:
-        place = (request.source, request.log_store_id, request.artifact_store_id)
-        if (logs.source, logs.log_store_id, logs.artifact_store_id) == place:
+        wanted = (source, place.get("log_store_id"), place.get("artifact_store_id"))
+        if (logs.source, logs.log_store_id, logs.artifact_store_id) == wanted:
             return logs, metadata
-    return client.zen_store.create_logs(request), metadata
+    try:
+        return zenml.create_logs(client.zen_store, id, run, step, source, place), metadata
+    except Exception as error:
+        # How ZenML refuses an id that exists depends on its server.
+        try:
+            return client.zen_store.get_logs(id), metadata
+        except KeyError:
+            raise error from None
+
+
+def existing_stream(store_id: UUID, id: UUID) -> OpenStream:
+    """Return a stream of a log store as ZenML knows it, with its attributes.
+
+    Raises:
+        KeyError: The stream does not exist.
+    """
+    from zenml.client import Client
+
+    client = Client()
+    logs = client.zen_store.get_logs(id)
+    metadata: dict[str, Any] = {}
+    run_id, step = logs.pipeline_run_id, None
+    if logs.step_run_id is not None:
+        step = client.get_run_step(logs.step_run_id)
+        run_id = step.pipeline_run_id
+    if run_id is not None:
+        run = client.get_pipeline_run(run_id)
+        metadata = zenml.run_attributes(run) | (zenml.step_attributes(step, run) if step else {})
+    return OpenStream(logs.id, logs.source, logs.artifact_store_id, store_id, metadata)
+
+
+def inherited_store(id: UUID) -> BaseLogStore | None:
+    """Return the log store with this id if this process has it, as a forked one has its parent's."""
+    return next((origin.log_store for origin in list(_origins.values()) if origin.log_store.id == id), None)
+
+
+def opened_store(id: UUID) -> BaseLogStore:
+    """Return the log store with this id, as ZenML knows it, for a process that may be killed at any time.
+
+    Raises:
+        KeyError: The log store does not exist.
+    """
+    from zenml.client import Client
+    from zenml.stack import StackComponent
+    from zenml.utils import source_utils
+
+    try:
+        source_utils.get_source_root()
+    except RuntimeError:
+        # `python -c` has no main file, without which ZenML loads no component.
+        source_utils.set_custom_source_root(os.getcwd())
+    store = cast(BaseLogStore, StackComponent.from_model(Client().zen_store.get_stack_component(id)))
+    if isinstance(store, CompositeLogStore) and store.config.durability == "spill":
+        # A launcher or a pool may kill a process at any time, and the last words matter.
+        store._config = store.config.model_copy(update={"durability": "write_ahead"})
+    return store
 
 
 def _active_artifact_store_id() -> UUID | None:

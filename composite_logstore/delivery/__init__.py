@@ -12,6 +12,7 @@ This is the theory of operation. The modules, from the ground up:
     schedule, space    when events have to be on disk, and how many bytes they may take there
     spilling           writes the journal's events to disk
     journal            numbers events, and hands each out to the children that want it
+    rejections       keeps the events that a backend rejects, before they are acknowledged
     worker             the thread that does what a delivery says
     recovery           delivers the events of dead processes
     keeper             the threads that bring events to disk in time, and look after the folder
@@ -37,14 +38,18 @@ The way of an event
                                       │               ▲
                                       └─queue is full─┴─▶ on disk, and loaded from there; or dropped
 
+A batch is due when it is full or has waited long enough. Where that is more than a second, an urgent event makes it due
+at once, at most once a second: the journal wakes the workers for it if one of them waits for it (`Wait.urgent`). The
+tests are in `test_last_words.py`.
+
 Invariants
 ----------
 
 1. The numbers of a journal ascend without gaps, and so do the sequences of a writer's events in each stream. Only
    events that were lost on the way from a forked process leave a gap in the sequences, and count as dropped.
-2. `accepted = delivered + rejected + dropped + pending` for each child, at every moment. Accepted is counted in the
-   step that puts an event into the queues; dropped is not counted, but is the difference. So no event can leave
-   without a trace, and a queue that overflows needs no code of its own.
+2. `accepted = delivered + rejected + dropped + withheld + pending` for each child, at every moment. Accepted is
+   counted in the step that puts an event into the queues; dropped is not counted, but is the difference. So no event
+   can leave without a trace, and a queue that overflows needs no code of its own.
 3. A child gets its events in the order of their numbers. An export has the front of the first batch, and only one
    export is under way.
 4. An event leaves memory only when the child has acknowledged it, when it is on disk, or when it counts as dropped.

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 _MOST_REASONS = 20
 
 
 @dataclass(frozen=True)
 class ChildStats:
-    """The account of a child. At every moment `accepted = delivered + rejected + dropped + pending`.
+    """The account of a child. At every moment `accepted = delivered + rejected + dropped + withheld + pending`.
 
     Attributes:
         state: `healthy`, `retrying` or `unavailable`.
         accepted: Events meant for the child.
         delivered: Events that the backend has taken.
         rejected: Events that the backend refused for good.
+        rejected_not_kept: Those of them that are not kept on disk, so that they cannot be sent again.
         dropped: Events that were lost before the backend answered: a queue or the spool was full.
+        withheld: Events that the child's settings keep from its backend.
         pending: Events that wait in memory or on disk, or are being exported.
         shortened: Delivered events that the exporter had to shorten for the backend.
         rejected_reasons: A reason → how many events were rejected for it.
+        withheld_reasons: A reason → how many events were withheld for it.
+        redacted: The name of a redaction → how many delivered or rejected events it has changed.
         last_error: The last problem, None if there was none.
     """
 
@@ -29,33 +34,32 @@ class ChildStats:
     accepted: int
     delivered: int
     rejected: int
+    rejected_not_kept: int
     dropped: int
+    withheld: int
     pending: int
     shortened: int
     rejected_reasons: dict[str, int]
+    withheld_reasons: dict[str, int]
+    redacted: dict[str, int]
     last_error: str | None
 
     def plus(self, other: ChildStats) -> ChildStats:
         """Return the sum of two accounts of one child: of this process, and of a journal that it recovers."""
-        reasons = Counter(self.rejected_reasons) + Counter(other.rejected_reasons)
-        return ChildStats(
-            state=self.state,
-            accepted=self.accepted + other.accepted,
-            delivered=self.delivered + other.delivered,
-            rejected=self.rejected + other.rejected,
-            dropped=self.dropped + other.dropped,
-            pending=self.pending + other.pending,
-            shortened=self.shortened + other.shortened,
-            rejected_reasons=dict(reasons),
-            last_error=self.last_error or other.last_error,
-        )
+        sums: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, int):
+                sums[name] = value + getattr(other, name)
+            elif isinstance(value, dict):
+                sums[name] = dict(Counter(value) + Counter(getattr(other, name)))
+        return replace(self, **sums, last_error=self.last_error or other.last_error)
 
 
 def count_reason(reasons: MutableMapping[str, int], reason: str, number: int) -> None:
-    """Count rejected events by reason. Only the first 20 reasons are told apart: backends may put an ID into each.
+    """Count events by reason. Only the first 20 reasons are told apart: backends may put an ID into each.
 
     Args:
-        reasons: A reason → how many events were rejected for it.
+        reasons: A reason → how many events were rejected or withheld for it.
         reason: The reason.
         number: How many more.
     """

@@ -6,14 +6,16 @@ makes no sense (NaN, a negative number, text, a year) has the same meaning to al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from composite_logstore.backend import RejectedError, RetryableError, TooLargeError, UnavailableError
 from composite_logstore.bounds import Bounds
 from composite_logstore.delivery.batch_size import BatchSize
 from composite_logstore.delivery.states import Outcome
+from composite_logstore.event import LogEvent
 from composite_logstore.inert import described, message_of
+from composite_logstore.zenml import LogStoreRateLimitError, LogStoreUnavailableError
 
 LONGEST_RETRY_AFTER = Bounds.WAIT_SECONDS
 """The longest pause that a backend can ask for, in seconds. A backend that asks for a year has a defect."""
@@ -21,6 +23,12 @@ LONGEST_RETRY_AFTER = Bounds.WAIT_SECONDS
 MOST_REJECTED = 10
 """After so many rejections in a row, of one event each and with no event accepted in between, the backend is at fault
 and not the events."""
+
+READ_ATTEMPTS = 4
+"""How often a backfill or a comparison reads something before an error counts."""
+
+PASSING = (LogStoreRateLimitError, LogStoreUnavailableError)
+"""The errors of a reader after which the same may succeed."""
 
 _MOST_DOUBLINGS = 64
 
@@ -75,6 +83,22 @@ class Backoff(NamedTuple):
         return seconds * (0.5 + 0.5 * self.rand())
 
 
+_RATE_LIMITED = Backoff(first=2.0, longest=120.0)
+_UNAVAILABLE = Backoff(first=0.5, longest=120.0)
+
+
+def seconds_until_read(error: Exception, failures: int) -> float:
+    """Return how many seconds to wait before something is read again.
+
+    Args:
+        error: One of the errors in `PASSING`.
+        failures: How many errors in a row came before this one.
+    """
+    if isinstance(error, LogStoreRateLimitError):
+        return min(bounded_seconds(error.retry_after) or _RATE_LIMITED.wait(failures), _RATE_LIMITED.longest)
+    return _UNAVAILABLE.wait(failures)
+
+
 class Decision(NamedTuple):
     """What follows from a failed export.
 
@@ -100,6 +124,54 @@ class Decision(NamedTuple):
         if self.outcome is Outcome.REJECTED_ALL:
             return f"the last {self.rejected_in_a_row} events were rejected: {self.reason}"
         return self.reason
+
+
+class Rejection(NamedTuple):
+    """Which events of an export the backend rejects for good.
+
+    Attributes:
+        reason: Why.
+        number: How many it rejects.
+        events: These events. More than `number` if the backend does not say which: these are among them.
+    """
+
+    reason: str
+    number: int
+    events: Sequence[LogEvent]
+
+
+def rejection(error: BaseException, sent: Sequence[LogEvent]) -> Rejection | None:
+    """Return which events a failed export has lost for good; None if none, or if they will be sent again.
+
+    Args:
+        error: What the export raised.
+        sent: The events of the export.
+    """
+    if not isinstance(error, RejectedError | TooLargeError):
+        return None
+    count = _counted(error, len(sent))
+    if count is None:
+        # The batch will be split until the event at fault is alone.
+        count = 1 if len(sent) == 1 else 0
+    if not count:
+        return None
+    named = _named(error, sent)
+    return Rejection(message_of(error), count, named if len(named) == count else sent)
+
+
+def _counted(error: BaseException, sent: int) -> int | None:
+    """Return how many of the events the backend says that it rejects; None if it rejects the batch as a whole."""
+    count = getattr(error, "count", None) if isinstance(error, RejectedError) else None
+    return bounded_count(count, sent) if isinstance(count, int) else None
+
+
+def _named(error: BaseException, sent: Sequence[LogEvent]) -> list[LogEvent]:
+    """Return the events that an error names, as far as they were sent. A backend may have put anything there."""
+    try:
+        named = {(event.writer, event.number) for event in getattr(error, "events", None) or ()}
+        return [event for event in sent if (event.writer, event.number) in named]
+    except Exception:
+        return []
 
 
 class ExportPolicy:
@@ -144,32 +216,32 @@ class ExportPolicy:
         else:
             self._size.taken(size)
 
-    def failed(self, error: BaseException, size: int, was_late: bool = False) -> Decision:
+    def failed(self, error: BaseException, size: int, was_late: bool = False, sent: int | None = None) -> Decision:
         """Decide what to do after an export has raised.
 
         Args:
             error: What the export raised.
             size: How many events the batch had.
             was_late: Whether the export took longer than it may.
+            sent: How many of the events were sent, since the child's settings may withhold some; all if not given.
         """
         if isinstance(error, RejectedError | TooLargeError):
-            return self._rejected(error, size)
+            return self._rejected(error, size, size if sent is None else sent)
         if isinstance(error, UnavailableError):
             return Decision(Outcome.REFUSED, message_of(error), self.backoff.jittered(self.backoff.longest))
         return self._retry(error, size, was_late)
 
-    def _rejected(self, error: BaseException, size: int) -> Decision:
+    def _rejected(self, error: BaseException, size: int, sent: int) -> Decision:
         reason = message_of(error)
-        count = getattr(error, "count", None) if isinstance(error, RejectedError) else None
-        if isinstance(count, int):
+        rejected = _counted(error, sent)
+        if rejected is not None:
             # The backend has looked at each event, so it does not reject them all alike.
-            rejected = bounded_count(count, size)
-            if rejected < size:
+            if rejected < sent:
                 self._rejected_in_a_row = 0
                 self._size.taken(size)
             self._failures = 0
             return Decision(Outcome.ANSWERED, reason, rejected=rejected)
-        if size > 1:
+        if sent > 1:
             # The event at fault is in one of the halves.
             if isinstance(error, RejectedError):
                 return Decision(Outcome.ANSWERED, reason)

@@ -12,6 +12,7 @@ import random
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import accumulate, chain, islice
 from math import inf
 
@@ -23,6 +24,22 @@ from composite_logstore.delivery.progress_bars import ProgressBars
 from composite_logstore.delivery.states import TRANSITIONS, Action, EndStream, Export, Load, Outcome, State, Wait
 from composite_logstore.event import LogEvent, Stream, total_size
 from composite_logstore.inert import described
+from composite_logstore.processing.processor import Processed
+
+_MOST_LEVELS = 100
+"""Of how many levels a delivery remembers whether the child gets them: a program may use any number as a level."""
+
+
+URGENT_LEVEL = logging.WARNING
+"""The level from which events are urgent: of a killed process they matter most."""
+
+URGENT_SECONDS = 1.0
+"""If the events of a child wait for longer than this, urgent ones are exported at once, but no more often than this."""
+
+
+def is_urgent(event: LogEvent) -> bool:
+    """Return whether an event is exported without waiting for a fuller batch."""
+    return event.level >= URGENT_LEVEL and not event.progress
 
 
 class Delivery:
@@ -34,8 +51,10 @@ class Delivery:
         state: The state of the child.
         delay: How long an event may wait for a fuller batch, in seconds.
         batch_bytes: About how many bytes of events one export may have.
-        last_error: The last problem, None if there was none.
+        last_error: The last problem, None if there was none: of the backend, or of this process, such as a thread that
+            cannot start.
         lost_in_forks: How many of the dropped events were lost on the way from a forked process.
+        not_kept: How many of the rejected events are not kept on disk.
         progress_bars: The updates of progress bars, of which the child may want only the latest.
         taken: The number of the last event that left the queue, or was loaded from the spool.
     """
@@ -62,8 +81,10 @@ class Delivery:
         self.name = config.name
         self.queue: deque[LogEvent] = deque(maxlen=config.max_queue_size)
         self.state = State.HEALTHY
-        self.lost_in_forks = 0
+        self.lost_in_forks = self.not_kept = 0
         self._config = config
+        # Asked for every event that is read from the spool: the settings themselves take ten times as long to answer.
+        self._wants_level = lru_cache(maxsize=_MOST_LEVELS)(config.wants)
         self.progress_bars = ProgressBars(self.queue, config.is_thinned, spooled)
         self._accepted = accepted
         self._batch_size = config.batch_size
@@ -84,12 +105,18 @@ class Delivery:
         # How many events of the first batch the present export has, or the last one had.
         self._exporting = 0
         self._exporting_since: float | None = None
+        # When the last export began.
+        self._exported_at = -inf
+        # The last urgent event that was found in the queue, and up to which event the queue was searched.
+        self._urgent = self._searched = -1
         self._waiting_since: float | None = None
         self._retry_at = -inf
         self._due_before = 0
         self._ended: deque[tuple[int, Stream]] = deque()
-        self._delivered = self._rejected = self._shortened = 0
+        self._delivered = self._rejected = self._withheld = self._shortened = 0
         self._reasons: Counter[str] = Counter()
+        self._withheld_reasons: Counter[str] = Counter()
+        self._redacted: Counter[str] = Counter()
         self.last_error: str | None = None
 
     # The next action
@@ -116,7 +143,13 @@ class Delivery:
             is_full = len(self.queue) >= self._batch_size or self._queue_bytes >= self.batch_bytes
             is_due = now >= due_at or is_full
             if not is_due and self.queue[0].number >= self._due_before:
-                return Wait(due_at - now, events=self._batch_size - len(self.queue))
+                more = self._batch_size - len(self.queue)
+                if self.delay <= URGENT_SECONDS:
+                    return Wait(due_at - now, more)
+                if not self._has_urgent():
+                    return Wait(due_at - now, more, urgent=True)
+                if now < self._exported_at + URGENT_SECONDS:
+                    return Wait(min(self._exported_at + URGENT_SECONDS, due_at) - now, more)
             batch = self._take(now)
             if not batch:
                 return Wait(self.progress_bars.seen_at + 1 - now)
@@ -124,7 +157,7 @@ class Delivery:
             self._loaded_bytes = 0
             self.taken = batch[-1].number
             self._waiting_since = now
-        self._exporting_since = now
+        self._exporting_since = self._exported_at = now
         self._exporting = min(len(self._batches[0]), self._policy.limit)
         return Export(self._batches[0][: self._exporting])
 
@@ -211,8 +244,8 @@ class Delivery:
 
     def wants(self, event: LogEvent) -> LogEvent | None:
         """Return an event of the spool as the child gets it, None if the child does not get it."""
-        wanted = self.progress_bars.wants(event)
-        return wanted if wanted and self._config.wants(wanted.level) else None
+        wanted = self.progress_bars.wants(event) if event.progress else event
+        return wanted if wanted and self._wants_level(wanted.level) else None
 
     def flush(self, before: int) -> None:
         """Have all events with numbers below `before` exported without waiting for a fuller batch."""
@@ -242,34 +275,53 @@ class Delivery:
 
     # Results
 
-    def exported(self, shortened: int = 0, now: float = -inf) -> None:
+    def exported(self, shortened: int = 0, now: float = -inf, processed: Processed | None = None) -> None:
         """Note that the backend took the batch.
 
         Args:
             shortened: How many of its events had to be shortened.
             now: The time in seconds. Without it the export counts as in time.
+            processed: What was exported; without it the whole batch.
         """
         self._policy.succeeded(self._exporting, self._is_overdue(now))
         self._retry_at = -inf
-        self._acknowledge(0, shortened)
+        self._acknowledge(0, shortened, processed)
         self._over(Outcome.ANSWERED)
 
-    def failed(self, error: BaseException, now: float) -> None:
+    def withheld(self, processed: Processed) -> None:
+        """Note that nothing of the batch had to be exported. The backend was not asked, so the state stays."""
+        self._acknowledge(0, 0, processed)
+        self._exporting_since = None
+
+    def show_after_all(self, events: int, reason: str) -> None:
+        """Count events as delivered that were withheld for a reason, and were exported in the end."""
+        self._delivered += events
+        self._withheld -= events
+        # Without the reasons that are left with no event.
+        self._withheld_reasons = self._withheld_reasons - Counter({reason: events})
+
+    def failed(self, error: BaseException, now: float, processed: Processed | None = None) -> bool:
         """Note that the export raised.
 
         Args:
             error: The exception.
             now: The time in seconds.
+            processed: What was to be exported; without it the whole batch.
+
+        Returns:
+            Whether the backend has answered for good: it rejects events, and takes all others.
         """
-        decision = self._policy.failed(error, self._exporting, self._is_overdue(now))
+        sent = len(processed.events) if processed else self._exporting
+        decision = self._policy.failed(error, self._exporting, self._is_overdue(now), sent)
         self.last_error = decision.message
         self._retry_at = now + decision.wait
         if decision.rejected is not None:
             count_reason(self._reasons, decision.reason, decision.rejected)
-            self._acknowledge(decision.rejected, getattr(error, "shortened", 0))
+            self._acknowledge(decision.rejected, getattr(error, "shortened", 0), processed)
         elif decision.outcome is Outcome.ANSWERED:
             self._split()
         self._over(decision.outcome)
+        return decision.rejected is not None
 
     def watch(self, now: float) -> None:
         """Make the child unavailable if an export takes too long. The export cannot be interrupted."""
@@ -283,10 +335,6 @@ class Delivery:
         self.last_error = self.last_error or "no progress during a flush"
         if self.state is not State.UNAVAILABLE:
             self._enter(Outcome.GIVEN_UP)
-
-    def note_problem(self, why: str) -> None:
-        """Note a problem of this process, and not of the backend: a thread cannot start, or has failed."""
-        self.last_error = why
 
     def set_delay(self, millis: object) -> None:
         """Take over an exporter's `schedule_delay_millis`, an hour at most, unless it is not a number."""
@@ -328,9 +376,14 @@ class Delivery:
         return chain(*self._batches, self.queue)
 
     @property
+    def oldest_time(self) -> int | None:
+        """When the oldest event in memory that is not acknowledged was logged, in nanoseconds since the epoch."""
+        return next((event.time_unix_nano for event in self.in_memory()), None)
+
+    @property
     def acknowledged(self) -> int:
-        """How many events are delivered or rejected. It grows while the child makes progress."""
-        return self._delivered + self._rejected
+        """How many events are delivered, rejected or withheld. It grows while the child makes progress."""
+        return self._delivered + self._rejected + self._withheld
 
     @property
     def pending(self) -> int:
@@ -358,23 +411,44 @@ class Delivery:
             accepted=accepted,
             delivered=self._delivered,
             rejected=self._rejected,
+            rejected_not_kept=self.not_kept,
             # All other accepted events are lost: they left a full queue, the spool, or a forked process.
             dropped=accepted - self.acknowledged - pending,
+            withheld=self._withheld,
             pending=pending,
             shortened=self._shortened,
             rejected_reasons=dict(self._reasons),
+            withheld_reasons=dict(self._withheld_reasons),
+            redacted=dict(self._redacted),
             last_error=self.last_error,
         )
 
-    def _acknowledge(self, rejected: int, shortened: object) -> None:
-        """Count the events of the export as delivered or rejected, and forget them."""
-        delivered = self._exporting - rejected
+    def _acknowledge(self, rejected: int, shortened: object, processed: Processed | None) -> None:
+        """Count the events of the export as delivered, rejected or withheld, and forget them."""
+        sent = len(processed.events) if processed else self._exporting
+        self._withheld += self._exporting - sent
+        if processed:
+            for reason, number in processed.withheld.items():
+                count_reason(self._withheld_reasons, reason, number)
+            for name, number in processed.redacted.items():
+                count_reason(self._redacted, name, number)
+        delivered = sent - rejected
         self._delivered += delivered
         self._rejected += rejected
         self._shortened += bounded_count(shortened, delivered)
         rest = self._batches.popleft()[self._exporting :]
         if rest:
             self._batches.appendleft(rest)
+
+    def _has_urgent(self) -> bool:
+        """Return whether an urgent event waits. Each event is looked at once."""
+        for event in reversed(self.queue):
+            if event.number <= self._searched:
+                break
+            if event.number > self._urgent and is_urgent(event):
+                self._urgent = event.number
+        self._searched = self.queue[-1].number
+        return self._urgent >= self.queue[0].number
 
     def _split(self) -> None:
         """Split the batch of the export in halves, to find the event at fault."""

@@ -27,26 +27,25 @@ class Flush:
         self._before = before
         self._timeout = timeout
         self._end = now + limit
-        self._waiting = {delivery.name: delivery for delivery in deliveries}
-        self._progress = {delivery.name: (delivery.acknowledged, now) for delivery in deliveries}
+        # The deliveries that it waits for → how many events they had acknowledged, and since when.
+        self._waiting = {delivery: (delivery.acknowledged, now) for delivery in deliveries}
         for delivery in deliveries:
             delivery.flush(before)
 
     def wait(self, now: float) -> float:
         """Return how many seconds to wait at most before the next call; 0 when the flush is over."""
         seconds = inf
-        for name, delivery in list(self._waiting.items()):
+        for delivery, (acknowledged, since) in list(self._waiting.items()):
             delivery.watch(now)
-            acknowledged, since = self._progress[name]
             if delivery.acknowledged > acknowledged:
                 since = now
-                self._progress[name] = (delivery.acknowledged, now)
+                self._waiting[delivery] = (delivery.acknowledged, now)
             left = since + self._timeout - now
             if delivery.oldest >= self._before or delivery.state is State.UNAVAILABLE:
-                del self._waiting[name]
+                del self._waiting[delivery]
             elif left <= 0:
                 delivery.give_up()
-                del self._waiting[name]
+                del self._waiting[delivery]
             else:
                 seconds = min(seconds, left)
         if not self._waiting or now >= self._end:

@@ -14,7 +14,7 @@ from typing import Any
 from composite_logstore.capture.record import Note, numbered
 from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
-from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.delivery import URGENT_LEVEL, Delivery, is_urgent
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
 from composite_logstore.delivery.spilling import Spilling, next_batch
 from composite_logstore.delivery.states import Load
@@ -61,8 +61,8 @@ class _Route:
         self,
         wanted_by: list[Delivery],
         latest: list[tuple[Delivery, Held]],
-        held: Held | None = None,
-        unwritten: deque[LogEvent] | None = None,
+        held: Held | None,
+        unwritten: deque[LogEvent] | None,
     ) -> None:
         self.children = frozenset(delivery.name for delivery in wanted_by)
         queues = [delivery.queue for delivery in wanted_by]
@@ -107,9 +107,8 @@ class Journal:
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)
         self._children = children
-        # Level → route: of ordinary events, and of updates of progress bars.
-        self._routes: dict[int, _Route] = {}
-        self._update_routes: dict[int, _Route] = {}
+        # A level, and whether the events are updates of a progress bar → their route.
+        self._routes: dict[tuple[int, bool], _Route] = {}
         # Records that have no number yet. `append` adds to it without the lock.
         self._captured: deque[tuple[Stream, Note | LogEvent]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
@@ -119,6 +118,8 @@ class Journal:
         self._large = most_bytes // (8 * MOST_CAPTURED)
         self._memory = Memory(most_bytes - MOST_CAPTURED * self._large, self._deliveries)
         self._is_batch_full = False
+        # Whether a worker waits for an urgent event, and whether one has arrived.
+        self._awaits_urgent = self._is_urgent = False
         self._is_making_room = False
         self.spilling = spool and Spilling(spool, self.writer, self._deliveries, clock)
         # Without a spool nothing is ever added to it.
@@ -132,8 +133,8 @@ class Journal:
 
     def _delivery(self, child: ChildConfig, rand: Callable[[], float], spooled: bool) -> Delivery:
         def accepted() -> int:
-            routes = (*self._routes.values(), *self._update_routes.values())
-            as_they_are = sum(route.count[0] for route in routes if child.name in route.children)
+            routes = [route for route in list(self._routes.values()) if child.name in route.children]
+            as_they_are = sum(route.count[0] for route in routes)
             return as_they_are + delivery.progress_bars.accepted
 
         delivery = Delivery(child, accepted, rand, spooled, batch_bytes=self.batch_bytes)
@@ -169,8 +170,13 @@ class Journal:
             self._append_now(stream, record)
         else:
             self._captured.append((stream, record))
-            size = record.size - EVENT_BYTES if isinstance(record, LogEvent) else record[-1]
-            if size > self._large or len(self._captured) >= self._most_captured:
+            if isinstance(record, LogEvent):
+                size, level = record.size - EVENT_BYTES, record.level
+            else:
+                size, level = record[-1], record[1]
+            # A note's level may be anything, and may change when it is numbered.
+            may_be_urgent = self._awaits_urgent and type(level) is int and level >= URGENT_LEVEL
+            if size > self._large or len(self._captured) >= self._most_captured or may_be_urgent:
                 self.hand_out()
         return self.wakes_wanted > self.wakes_done
 
@@ -188,7 +194,7 @@ class Journal:
                 number = newest.number + 1 if newest else 0
                 sequence = before[0] + 1 if before else 0
                 event = numbered(record, stream, self.writer, number, sequence)
-                route = self._route(event.level, event.progress)
+                route = self._route(event.level, bool(event.progress))
                 queues = (last, *route.queues, before, route.count)
                 items = (*(event,) * (len(queues) - 2), sequence, route.count[0] + 1)
                 step = map(_append, queues, items)
@@ -217,11 +223,11 @@ class Journal:
             self._look_ahead(self._next_number)
 
     def _want_workers(self, newest: int) -> None:
-        """Have `append` ask for the workers, if a worker waits for this event, or a batch is full by its bytes."""
-        if newest >= self._wake_at or self._is_batch_full:
+        """Have `append` ask for the workers if one waits for this event, or for an urgent one, or a batch is full."""
+        if newest >= self._wake_at or self._is_batch_full or self._is_urgent:
             self.wakes_wanted += 1
             self._wake_at = inf
-            self._is_batch_full = False
+            self._is_batch_full = self._is_urgent = self._awaits_urgent = False
 
     def _hand_out(self) -> None:
         while self._captured:
@@ -235,7 +241,7 @@ class Journal:
         events = self._numbered(captured, last.number + 1 if last else 0)
         for group in (events,) if len(events) == 1 else [list(group) for _, group in groupby(events, _kind_of)]:
             newest = group[-1]
-            route = self._route(newest.level, newest.progress)
+            route = self._route(newest.level, bool(newest.progress))
             # The last number first: a signal handler that logs during the next lines must not use it again.
             appends = [(self._last, newest), (route.count, route.count[0] + len(group))]
             appends += [(stream.last, sequence) for stream, sequence in {e.stream: e.sequence for e in group}.items()]
@@ -256,6 +262,7 @@ class Journal:
 
     def _hold(self, route: _Route, events: list[LogEvent], sizes: list[int]) -> None:
         """Count events in memory, and hand them to the children that check each event by themselves."""
+        self._is_urgent |= self._awaits_urgent and is_urgent(events[0])
         for delivery, held in route.latest:
             for event in events:
                 # An update is counted only once no later one can replace it.
@@ -342,8 +349,8 @@ class Journal:
                     delivery.lost_in_forks += count
 
     def _route(self, level: int, progress: bool) -> _Route:
-        routes = self._update_routes if progress else self._routes
-        return routes.get(level) or routes.setdefault(level, self._new_route(level, progress))
+        kind = level, progress
+        return self._routes.get(kind) or self._routes.setdefault(kind, self._new_route(level, progress))
 
     def _new_route(self, level: int, progress: bool) -> _Route:
         wanted_by: list[Delivery] = []
@@ -363,8 +370,12 @@ class Journal:
         held = self._memory.held_by(holders) if holders else None
         return _Route(wanted_by, latest, held, self.spilling.unwritten if self.spilling else None)
 
-    def wake_after(self, events: int) -> bool:
+    def wake_after(self, events: int, urgent: bool = False) -> bool:
         """Have `append` ask for the workers once so many more events have arrived. Under the lock.
+
+        Args:
+            events: How many events.
+            urgent: Whether an urgent one suffices.
 
         Returns:
             Whether events have arrived that the caller has not seen, so that it has to look again instead of sleeping.
@@ -372,6 +383,7 @@ class Journal:
         seen = self._next_number
         self.hand_out()
         self._wake_at = min(self._wake_at, self._next_number + events - 1)
+        self._awaits_urgent |= urgent
         self._look_ahead(self._next_number)
         # Records that were captured before the last line wake no worker.
         return self._next_number > seen or bool(self._captured)

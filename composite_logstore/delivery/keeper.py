@@ -12,9 +12,10 @@ from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.schedule import TICK_SECONDS
 from composite_logstore.delivery.spilling import Spilling
+from composite_logstore.delivery.status import SECONDS
 from composite_logstore.service import Service, Wait, patiently
 from composite_logstore.spool.folder import Standing
-from composite_logstore.spool.settings import SpoolSettings, spool_problem
+from composite_logstore.spool.settings import spool_problem
 
 _LOOK_SECONDS = 1.0
 """How often the keeper looks after the spool's folder while nothing is logged, and events wait there."""
@@ -26,27 +27,31 @@ class Keeper:
     def __init__(
         self,
         journal: Journal,
-        spool: SpoolSettings | None,
         recovery: Recovery,
         clock: Clock,
         service: Callable[..., Service],
         warn: Callable[[str], None],
+        report: Callable[[], None],
     ) -> None:
         """Prepare; nothing is started.
 
         Args:
             journal: The journal.
-            spool: Where its spool is, None if it has none.
             recovery: Delivers the backlog of dead processes in the same folder. The keeper starts it.
             clock: Where time comes from.
             service: Makes a service of a thread's name and its step.
             warn: Tells the user that the spool cannot be used, and that it can again.
+            report: Writes how the children are, for `composite-logstore status`.
         """
         self._journal = journal
-        self._spool = spool
         self._recovery = recovery
         self._clock = clock
         self._warn = warn
+        self._report_status = report
+        # When the next report is due, and whether events were logged since the last one.
+        self._report_at: float | None = None
+        self._is_reported = True
+        self._must_report = False
         self._writing = service("composite-logstore spool", self._write, longest_pause=TICK_SECONDS)
         self._writing_due = clock.signal()
         self._housekeeping = service("composite-logstore housekeeping", self._keep_house)
@@ -94,9 +99,9 @@ class Keeper:
     def _write(self) -> Wait | None:
         """Write events to disk that have waited too long."""
         spilling = self._journal.spilling
-        if self._spool is None or spilling is None or self._has_ended:
+        if spilling is None or self._has_ended:
             return None
-        self._recovery.start(self._spool.component)
+        self._recovery.start()
         with patiently(self._journal.lock):
             spilling.try_again()
             number = self._journal.next_number
@@ -116,14 +121,28 @@ class Keeper:
             with patiently(self._journal.lock):
                 is_more = spilling.write_due()
         self._report(spilling)
-        if spilling.spool is not None:
+        self._is_reported = self._is_reported and is_idle
+        is_due = self._is_report_due()
+        if spilling.spool is not None or is_due:
             self._housekeeping_due.set()
             if not self._housekeeping.start():
                 self._keep_house()
         if is_idle:
-            return partial(self._writing_due.wait, _LOOK_SECONDS if is_needed else None)
+            may_sleep = self._is_reported and not is_needed and not self._recovery.journals
+            return partial(self._writing_due.wait, None if may_sleep else _LOOK_SECONDS)
         # Not the signal that each event gives: events must not make the ticks come faster.
         return partial(self._clock.signal().wait, seconds)
+
+    def _is_report_due(self) -> bool:
+        """Return whether to report the children's status now: once a second, but not in a process's first second."""
+        now = self._clock.now()
+        if self._report_at is None:
+            self._report_at = now + SECONDS
+        if now < self._report_at:
+            return False
+        self._report_at = now + SECONDS
+        self._must_report = self._is_reported = True
+        return True
 
     def _keep_house(self) -> Wait | None:
         """Do the work that may take the disk long, so that no event has to wait for it."""
@@ -132,6 +151,11 @@ class Keeper:
             with self._journal.lock:
                 spilling.release()
             return None
+        if self._must_report:
+            self._must_report = False
+            with suppress(OSError):
+                # Nobody's events depend on it.
+                self._report_status()
         if spilling is not None:
             spilling.maintain()
             if spilling.needs_room:
@@ -152,9 +176,8 @@ class Keeper:
             self._has_told_of_unstorable = True
             self._warn(f"an event cannot be written to disk, and waits in memory alone: {spilling.unstorable}.")
         error = spilling.error
-        if self._spool is not None and bool(error) != bool(self._error):
-            if error:
-                self._warn(f"{spool_problem(error, self._spool)}. Until then events wait in memory alone.")
-            else:
-                self._warn(f"the spool in {self._spool.component} can be used again.")
+        if error and not self._error:
+            self._warn(f"{spool_problem(error, spilling.settings)}. Until then events wait in memory alone.")
+        elif self._error and not error:
+            self._warn(f"the spool in {spilling.settings.component} can be used again.")
         self._error = error

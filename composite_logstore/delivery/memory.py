@@ -8,6 +8,7 @@ number, and a delivery does nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.event import LogEvent
@@ -26,6 +27,7 @@ def batch_bytes(most: int, children: int) -> int:
     return max(1, most // (2 * max(1, children)))
 
 
+@dataclass(slots=True)
 class _Interval:
     """Some events that were logged one after the other.
 
@@ -35,12 +37,9 @@ class _Interval:
         size: How many bytes they have.
     """
 
-    __slots__ = ("first", "last", "size")
-
-    def __init__(self, first: int, last: int, size: int) -> None:
-        self.first = first
-        self.last = last
-        self.size = size
+    first: int
+    last: int
+    size: int
 
     def add(self, first: int, last: int, size: int) -> None:
         """Add events."""

@@ -38,7 +38,7 @@ class Observed(NamedTuple):
 
 
 Measure = Callable[[Observed], dict[str, int]]
-"""Returns the numbers of a child by `error.type`, which is empty for success."""
+"""Returns the numbers of a child by an attribute's value, which is empty where there is no such attribute."""
 
 
 def _exported(child: Observed) -> dict[str, int]:
@@ -46,7 +46,8 @@ def _exported(child: Observed) -> dict[str, int]:
 
 
 def _processed(child: Observed) -> dict[str, int]:
-    return {"": child.stats.delivered + child.stats.rejected, "queue_full": child.stats.dropped}
+    processed = child.stats.delivered + child.stats.rejected
+    return {"": processed, "queue_full": child.stats.dropped, "withheld": child.stats.withheld}
 
 
 def _in_flight(child: Observed) -> dict[str, int]:
@@ -61,9 +62,17 @@ def _capacity(child: Observed) -> dict[str, int]:
     return {"": child.config.max_queue_size}
 
 
+def _redacted(child: Observed) -> dict[str, int]:
+    return child.stats.redacted
+
+
+REDACTED = "composite_logstore.redacted"
+"""The metric that tells its numbers apart by the name of a redaction; the others do by the type of an error."""
+
 COUNTERS: dict[str, tuple[Measure, str]] = {
     "otel.sdk.exporter.log.exported": (_exported, "Events whose export has finished."),
     "otel.sdk.processor.log.processed": (_processed, "Events that have left a child's queue."),
+    REDACTED: (_redacted, "Delivered and rejected events in which something was masked."),
 }
 LEVELS: dict[str, tuple[Measure, str]] = {
     "otel.sdk.exporter.log.inflight": (_in_flight, "Events that are being exported."),
@@ -89,7 +98,8 @@ def observe(children: Callable[[], Iterable[Observed]]) -> None:
     """
     meter = _meter()
     for name, (measure, description) in COUNTERS.items():
-        meter.create_observable_counter(name, [_callback(measure, children)], "{log_record}", description)
+        attribute = "composite_logstore.redaction" if name == REDACTED else "error.type"
+        meter.create_observable_counter(name, [_callback(measure, children, attribute)], "{log_record}", description)
     for name, (measure, description) in LEVELS.items():
         meter.create_observable_up_down_counter(name, [_callback(measure, children)], "{log_record}", description)
 
@@ -128,15 +138,15 @@ def _meter() -> Meter:
 
 
 def _callback(
-    measure: Measure, children: Callable[[], Iterable[Observed]]
+    measure: Measure, children: Callable[[], Iterable[Observed]], attribute: str = "error.type"
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observations(_: CallbackOptions) -> Iterable[Observation]:
         # Two writers of one component, before and after an update of it, are one component to users.
         sums: Counter[tuple[tuple[str, str], ...]] = Counter()
         for child in children():
-            for error_type, number in measure(child).items():
-                error = {"error.type": error_type} if error_type else {}
-                sums[tuple((attributes(child.log_store_id, child.config) | error).items())] += number
+            for value, number in measure(child).items():
+                kind = {attribute: value} if value else {}
+                sums[tuple((attributes(child.log_store_id, child.config) | kind).items())] += number
         return [Observation(number, dict(key)) for key, number in sums.items()]
 
     return observations

@@ -15,19 +15,21 @@ from uuid import UUID
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.delivery import Delivery
-from composite_logstore.delivery.progress_bars import second_of
+from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.delivery.space import drop_oldest_segment
 from composite_logstore.delivery.spilling import next_batch
 from composite_logstore.delivery.states import Load
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.inert import described
+from composite_logstore.inert import described, inert
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
-from composite_logstore.spool.private_folder import UntrustedError, shown
+from composite_logstore.spool.private_folder import UntrustedError
 from composite_logstore.spool.reader import ForwardReader
+from composite_logstore.spool.settings import SpoolSettings
 
 
 class RecoveredJournal:
@@ -83,18 +85,18 @@ class RecoveredJournal:
         acknowledged = {delivery.name: self.spool.acknowledged(delivery.name) for delivery in self.deliveries}
         streams: set[Stream] = set()
         # A progress bar → the second and the number of its last update, since only the last of each second counts.
-        latest: dict[tuple[UUID, str], tuple[int, int]] = {}
+        latest: dict[Bar, tuple[int, int]] = {}
         last = -1
         for place, item in enumerate(self.spool.reader.scan()):
             if place % _AT_A_TIME == 0:
                 # There may be many events to count: let other threads have the GIL.
                 time.sleep(0)
-            wanting = [delivery for delivery in self.deliveries if last + 1 >= acknowledged[delivery.name]]
             if isinstance(item, Damage):
-                for delivery in wanting:
-                    # It is not known which children wanted the events: count a loss too many rather than none.
-                    self._accepted[delivery.name] += item.lines
-                    lost[delivery.name] += item.lines
+                # It is not known which children wanted the events: count a loss too many rather than none.
+                for name, before in acknowledged.items():
+                    if last + 1 >= before:
+                        self._accepted[name] += item.lines
+                        lost[name] += item.lines
                 continue
             last = item.number
             streams.add(item.stream)
@@ -102,16 +104,16 @@ class RecoveredJournal:
                 if item.number >= acknowledged[delivery.name]:
                     self._accept(delivery, item, latest)
             if item.progress:
-                latest[item.stream.id, item.logger_name] = second_of(item), item.number
+                latest[bar_of(item)] = second_of(item), item.number
         for delivery in self.deliveries:
             delivery.drop_spooled(lost[delivery.name], delivery.taken)
             for stream in streams:
                 delivery.end_stream(stream, last + 1)
 
-    def _accept(self, delivery: Delivery, event: LogEvent, latest: Mapping[tuple[UUID, str], tuple[int, int]]) -> None:
+    def _accept(self, delivery: Delivery, event: LogEvent, latest: Mapping[Bar, tuple[int, int]]) -> None:
         """Count an event if the child gets it. A later update of the same second replaces an earlier one."""
         if event.progress:
-            second, number = latest.get((event.stream.id, event.logger_name), (None, None))
+            second, number = latest.get(bar_of(event), (None, None))
             if second == second_of(event) and number in delivery.progress_bars.in_spool:
                 delivery.progress_bars.in_spool.discard(number)
                 self._accepted[delivery.name] -= delivery.progress_bars.is_thinned
@@ -127,7 +129,7 @@ class RecoveredJournal:
     def hand_out(self) -> None:
         """Do nothing: no new events arrive."""
 
-    def wake_after(self, events: int) -> bool:
+    def wake_after(self, events: int, urgent: bool = False) -> bool:
         """Return False: no new events arrive."""
         return False
 
@@ -179,89 +181,139 @@ class Recovery:
         self,
         log_store_id: UUID,
         children: Sequence[ChildConfig],
+        spool: SpoolSettings | None,
         clock: Clock,
         warn: Callable[[str], None],
-        note_problem: Callable[[str], None] = lambda why: None,
-        batch_bytes: int | None = None,
+        note_problem: Callable[[str], None],
+        batch_bytes: int | None,
+        budgets: Budgets,
     ) -> None:
         """Prepare; nothing is started.
 
         Args:
             log_store_id: The log store's id.
             children: The enabled children.
+            spool: Where the log store's folder is; None if it has none, so that there is nothing to recover.
             clock: The source of time and threads.
             warn: Called with a warning for the user.
             note_problem: Called with the problem that keeps the thread from its work.
             batch_bytes: As for a `RecoveredJournal`.
+            budgets: The children's budgets.
         """
         self._batch_bytes = batch_bytes
+        self._budgets = budgets
         self.journals: list[RecoveredJournal] = []
         self._log_store_id = log_store_id
         self._children = {child.name: child for child in children}
         self._clock = clock
         self._warn = warn
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._workers: dict[str, tuple[RecoveredJournal, Worker]] = {}
         self._finished: dict[str, ChildStats] = {}
         self._warned_of: set[Path] = set()
         self._due = clock.signal()
-        self._service = Service("composite-logstore recovery", self._step, clock, warn, note_problem)
-        self._component = Path()
-        # The folders to look at, and when: first the component's folder, which lists the others.
-        self._waiting: deque[tuple[float, Path]] | None = None
+        self._new_service = partial(Service, "composite-logstore recovery", self._step, clock, warn, note_problem)
+        self._service = self._new_service()
+        self._spool = spool
+        component = spool.component if spool else None
+        self._component = component
+        self._has_started = False
+        # The folders to look at: the component's folder lists the others. And those to look at again, and when.
+        self._waiting: deque[Path] = deque()
+        self._retries: deque[tuple[float, Path]] = deque()
+        self._looking_at: Path | None = None
         self._is_stopping = self._is_giving_back = False
 
-    def start(self, component: Path) -> None:
-        """Start the thread that finds, recovers and delivers events until none is left. May be called again.
+    def start(self) -> None:
+        """Start the thread that finds, recovers and delivers events until none is left. May be called again."""
+        if not self._has_started and self._component is not None:
+            self._waiting.append(self._component)
+        self._has_started = True
+        self._service.start()
+
+    def look_again(self) -> None:
+        """Look for processes that have died since this one began to look, such as those that a step has started."""
+        if self._component is None or not self._has_started or self._is_stopping:
+            return
+        self.recover(self._component)
+
+    def recover(self, folder: Path) -> None:
+        """Deliver what is in the folder of a process that has died. The component's folder stands for all in it.
 
         Args:
-            component: The folder of the log store.
+            folder: The folder.
         """
-        self._component = component
-        if self._waiting is None:
-            self._waiting = deque([(-inf, component)])
-        self._service.start()
+        self._waiting.append(folder)
+        self.keep_going()
+        self._due.set()
+
+    def keep_going(self) -> None:
+        """Start the thread again if it has ended while a folder was handed to it."""
+        if self._waiting and self._service.has_ended:
+            self._service = self._new_service()
+        if self._waiting:
+            self._service.start()
+
+    def has(self, folder: Path) -> bool:
+        """Say whether it is about to recover a folder, delivers its events, or will try it again."""
+        with self._lock:
+            return (
+                folder == self._looking_at
+                or folder in self._waiting
+                or any(folder == other for _, other in self._retries)
+                or any(folder == journal.spool.folder for journal in self.journals)
+            )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was told to stop, and no export is under way and no folder locked any more."""
+        return self._is_stopping and not self.journals and not self._service.is_running
 
     def _step(self) -> Wait | None:
         """Recover the folders that are due, up to the limit. Returns how to wait for the next step."""
-        waiting = self._waiting or deque()
-        while waiting and self._has_room(waiting[0][0]):
-            _, folder = waiting[0]
+        while (folder := self._next_folder()) is not None:
             try:
                 if folder == self._component:
-                    found = process_folders(folder)
+                    self._waiting.extend(process_folders(folder))
                 else:
-                    found = []
                     self._recover(folder)
             except Exception as error:  # one folder must not keep others from being recovered
                 self._warn_of(folder, error)
-                waiting.append((self._clock.now() + _AGAIN_SECONDS, folder))
-            else:
-                waiting.extend((-inf, process_folder) for process_folder in found)
-            waiting.popleft()
+                self._retries.append((self._clock.now() + _AGAIN_SECONDS, folder))
+            except BaseException:
+                # The thread survives it, and looks at the folder again.
+                self._waiting.appendleft(folder)
+                raise
         if self._is_stopping:
             return self._close_when_idle() if self._is_giving_back else None
         self._assign_workers()
-        if not (waiting or self.journals):
+        if not (self._waiting or self._retries or self.journals):
             return None
-        is_full = not waiting or len(self.journals) >= _MOST_JOURNALS
-        return partial(self._due.wait, None if is_full else max(0.0, waiting[0][0] - self._clock.now()))
+        is_full = not self._retries or len(self.journals) >= _MOST_JOURNALS
+        return partial(self._due.wait, None if is_full else max(0.0, self._retries[0][0] - self._clock.now()))
 
-    def _has_room(self, earliest: float) -> bool:
-        return len(self.journals) < _MOST_JOURNALS and not self._is_stopping and self._clock.now() >= earliest
+    def _next_folder(self) -> Path | None:
+        """Return the folder to look at now, None if there is none. New ones come before those that are tried again."""
+        with self._lock:
+            self._looking_at = None
+            if self._is_stopping or len(self.journals) >= _MOST_JOURNALS:
+                return None
+            if self._waiting:
+                self._looking_at = self._waiting.popleft()
+            elif self._retries and self._clock.now() >= self._retries[0][0]:
+                _, self._looking_at = self._retries.popleft()
+            return self._looking_at
 
-    def stop(self) -> None:
-        """Start no more deliveries. The remaining events stay on disk for the next process."""
+    def stop(self, at_once: bool = False) -> None:
+        """Start no more deliveries. The remaining events stay on disk for the next process, or for another writer.
+
+        Args:
+            at_once: Whether to give the folders back as soon as the exports under way have returned.
+        """
+        self._is_giving_back = self._is_giving_back or at_once
         self._is_stopping = True
-        self._due.set()
         for _, worker in list(self._workers.values()):
-            worker.stop()
-
-    def give_back(self) -> None:
-        """End once the exports under way have returned, and leave the remaining events to another writer."""
-        self._is_giving_back = self._is_stopping = True
-        for _, worker in list(self._workers.values()):
-            worker.stop(at_once=True)
+            worker.stop(at_once)
         self._due.set()
 
     def _close_when_idle(self) -> Wait | None:
@@ -283,6 +335,20 @@ class Recovery:
             with journal.lock:
                 stats.append({delivery.name: delivery.stats() for delivery in journal.deliveries})
         return stats
+
+    @property
+    def folders(self) -> list[str]:
+        """The names of the folders that it delivers now."""
+        return [journal.spool.folder.name for journal in list(self.journals)]
+
+    def oldest_times(self) -> list[tuple[str, int]]:
+        """Return a child's name and when its oldest recovered event in memory was logged, for each that has one."""
+        found = []
+        for journal in list(self.journals):
+            with journal.lock:
+                times = [(delivery.name, delivery.oldest_time) for delivery in journal.deliveries]
+            found += [(name, time) for name, time in times if time is not None]
+        return found
 
     def _recover(self, folder: Path) -> None:
         spool = Spool.recover(folder)
@@ -307,7 +373,7 @@ class Recovery:
         self._warned_of.add(folder)
         why = getattr(error, "strerror", None) or described(error)
         fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-        self._warn(f"the spool {shown(folder)} cannot be read and stays as it is: {why}{fix}.")
+        self._warn(f"the spool {inert(str(folder), '')} cannot be read and stays as it is: {why}{fix}.")
 
     def _assign_workers(self) -> None:
         """Have each child's worker deliver its oldest backlog, and close the journals without a backlog."""
@@ -326,8 +392,12 @@ class Recovery:
             if busy and (not found or busy[0] is not found[0]):
                 self._workers.pop(name)[1].stop()
             if found and name not in self._workers:
-                worker = Worker(self._log_store_id, config, found[1], found[0], self._clock, tells_state=False)
-                self._workers[name] = (found[0], worker)
+                journal, delivery = found
+                budget = self._budgets.of(config)
+                worker = Worker(
+                    self._log_store_id, config, delivery, journal, self._clock, budget, self._spool, tells_state=False
+                )
+                self._workers[name] = (journal, worker)
                 worker.wake()
 
     def _backlog_of(self, child: str) -> tuple[RecoveredJournal, Delivery] | None:
@@ -347,10 +417,10 @@ def _in_words(found: Iterable[tuple[Damage, Path]]) -> str:
     parts = []
     for path, damages in list(files.items())[:_MOST_NAMED]:
         first, aside = damages[0]
-        kept = "" if aside == path else f", kept in {shown(aside)}"
+        kept = "" if aside == path else f", kept in {inert(str(aside), '')}"
         pieces = sum(damage.lines for damage, _ in damages)
         number = "" if first.length is None or not first.length else f"{pieces} pieces of "
-        parts.append(f"{number}the spool's file {shown(path)} cannot be read ({first.why}){kept}")
+        parts.append(f"{number}the spool's file {inert(str(path), '')} cannot be read ({first.why}){kept}")
     if len(files) > _MOST_NAMED:
         parts.append(f"{len(files) - _MOST_NAMED} more files beside it cannot be read")
     return "; ".join(parts) + "."

@@ -57,6 +57,7 @@ class Spilling:
     The journal's lock guards every call, except where a method says that it needs no lock.
 
     Attributes:
+        settings: Where and how to write.
         unwritten: The events that are not on disk, oldest first. The journal appends to it.
         most_unwritten: How many such events there may be.
         spool: The spool, None before the first event is written.
@@ -87,7 +88,7 @@ class Spilling:
         self.unstorable: Exception | None = None
         self.others: Sequence[MakesRoom] = ()
         self._deliveries = deliveries
-        self._component = settings.component
+        self.settings = settings
         self._writer = writer
         self._clock = clock
         self._space = Space(settings.component, settings.max_bytes, clock)
@@ -145,30 +146,27 @@ class Spilling:
             return False
         self._is_writing = True
         try:
-            return self._write(before, most)
+            # With `write_ahead` no child can have an event that was just logged.
+            acknowledged = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
+            unwritten = self.unwritten
+            while unwritten and (event := unwritten[0]).number < before:
+                if not most:
+                    return True
+                if event.number >= acknowledged:
+                    spool = self.spool
+                    if not self._append(event):
+                        if spool is not None and self.spool is None:
+                            # The folder was gone. Its events are unwritten again, and come first.
+                            continue
+                        # There may be room later for those that all queues still have.
+                        while len(unwritten) > self._most_waiting:
+                            unwritten.popleft()
+                        return False
+                    most -= 1
+                unwritten.popleft()
+            return False
         finally:
             self._is_writing = False
-
-    def _write(self, before: float, most: float) -> bool:
-        # With `write_ahead` no child can have an event that was just logged.
-        acknowledged = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
-        written = 0
-        while self.unwritten and self.unwritten[0].number < before:
-            if written >= most:
-                return True
-            if self.unwritten[0].number >= acknowledged:
-                spool = self.spool
-                if not self._append(self.unwritten[0]):
-                    if spool is not None and self.spool is None:
-                        # The folder was gone. Its events are unwritten again, and come first.
-                        continue
-                    # There may be room later for those that all queues still have.
-                    while len(self.unwritten) > self._most_waiting:
-                        self.unwritten.popleft()
-                    break
-                written += 1
-            self.unwritten.popleft()
-        return False
 
     @property
     def room(self) -> int:
@@ -184,21 +182,8 @@ class Spilling:
         """
         full = self.most_unwritten + 1
         most = len(self.unwritten) // full * full
-        if not most:
-            return
-        before = self.unwritten[most - 1].number + 1
-        # The usual case with `write_ahead`, without the steps that it does not need.
-        if most == 1 and self.error is None and self.spool is not None and not self._is_writing:
-            self._is_writing = True
-            try:
-                self._store(self.spool, self.unwritten[0])
-                self.unwritten.popleft()
-            except Exception as error:
-                self._failed(error)
-            finally:
-                self._is_writing = False
-        if self.unwritten:
-            self.write(before)
+        if most:
+            self.write(self.unwritten[most - 1].number + 1)
 
     def evict(self, last: int) -> tuple[float, float] | None:
         """Write the events up to number `last`, since memory has no room for them.
@@ -220,26 +205,23 @@ class Spilling:
         return self.spool.segments.first if self.spool is not None else inf, before
 
     def _append(self, event: LogEvent) -> bool:
+        """Write an event, shortened if no line can hold it. Returns whether the next one can be written, too."""
         # After an error the next attempt follows the next tick: a full disk must not delay each `emit`.
         if self.error is not None and not self._may_try:
             return False
         try:
-            self._store(self._folder(), event)
-            self.error = None
-        except Exception as error:
-            self._failed(error)
-        return self.error is None
-
-    def _store(self, spool: Spool, event: LogEvent) -> None:
-        """Write an event, shortened if no line can hold it. One that cannot be written at all does not stop others."""
-        try:
+            spool = self.spool or self._new_folder()
             try:
                 spool.segments.append(event, self._has_room)
             except EventTooLongError:
                 spool.segments.append(abridged(event, LINE_BYTES // 64), self._has_room)
+            self.error = None
         except UnstorableEventError as error:
-            # It stays in memory only.
-            self.unstorable = error
+            # The event stays in memory only.
+            self.unstorable, self.error = error, None
+        except Exception as error:
+            self._failed(error)
+        return self.error is None
 
     def _failed(self, error: Exception) -> None:
         self.error = error
@@ -295,9 +277,9 @@ class Spilling:
         """Write missing files again, or begin a new folder if this one is gone.
 
         Args:
-            standing: The result of `standing`.
+            standing: The result of `standing`, other than `IN_PLACE`.
         """
-        if self.spool is None or standing is Standing.IN_PLACE:
+        if self.spool is None:
             return
         is_ours = standing is Standing.CHANGED
         # After an error the next look leads here again.
@@ -363,9 +345,8 @@ class Spilling:
         self.write()
         self.most_unwritten = 0
         self.acknowledge_all()
-        if self.spool is not None and all(delivery.oldest == inf for delivery in self._deliveries):
-            self.spool.close()
-            self.spool = None
+        if not self.is_needed:
+            self.release()
 
     def release(self) -> None:
         """Release the folder, for the next process or another writer of this one."""
@@ -373,11 +354,10 @@ class Spilling:
         if spool is not None:
             spool.close()
 
-    def _folder(self) -> Spool:
-        if self.spool is None:
-            names = [delivery.name for delivery in self._deliveries]
-            self.spool = Spool.create(self._component, self._writer, names)
-            self.acknowledge_all()
+    def _new_folder(self) -> Spool:
+        names = [delivery.name for delivery in self._deliveries]
+        self.spool = Spool.create(self.settings.component, self._writer, names)
+        self.acknowledge_all()
         return self.spool
 
     def _has_room(self, size: int) -> bool:

@@ -31,34 +31,21 @@ class Outcome(Enum):
     GIVEN_UP = "a flush saw no progress for flush_timeout_millis"
 
 
-TRANSITIONS: dict[tuple[State, Outcome], State] = {
-    (State.HEALTHY, Outcome.ANSWERED): State.HEALTHY,
-    (State.HEALTHY, Outcome.TOO_LARGE): State.HEALTHY,
-    (State.HEALTHY, Outcome.REJECTED_ALL): State.UNAVAILABLE,
-    (State.HEALTHY, Outcome.FAILED): State.RETRYING,
-    (State.HEALTHY, Outcome.BROKEN_OFF): State.RETRYING,
-    (State.HEALTHY, Outcome.FAILED_LONG): State.UNAVAILABLE,
-    (State.HEALTHY, Outcome.REFUSED): State.UNAVAILABLE,
-    (State.HEALTHY, Outcome.OVERDUE): State.UNAVAILABLE,
-    (State.HEALTHY, Outcome.GIVEN_UP): State.UNAVAILABLE,
-    (State.RETRYING, Outcome.ANSWERED): State.HEALTHY,
-    (State.RETRYING, Outcome.TOO_LARGE): State.HEALTHY,
-    (State.RETRYING, Outcome.REJECTED_ALL): State.UNAVAILABLE,
-    (State.RETRYING, Outcome.FAILED): State.RETRYING,
-    (State.RETRYING, Outcome.BROKEN_OFF): State.RETRYING,
-    (State.RETRYING, Outcome.FAILED_LONG): State.UNAVAILABLE,
-    (State.RETRYING, Outcome.REFUSED): State.UNAVAILABLE,
-    (State.RETRYING, Outcome.OVERDUE): State.UNAVAILABLE,
-    (State.RETRYING, Outcome.GIVEN_UP): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.ANSWERED): State.HEALTHY,
-    (State.UNAVAILABLE, Outcome.TOO_LARGE): State.HEALTHY,
-    (State.UNAVAILABLE, Outcome.REJECTED_ALL): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.FAILED): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.BROKEN_OFF): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.FAILED_LONG): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.REFUSED): State.UNAVAILABLE,
-    (State.UNAVAILABLE, Outcome.OVERDUE): State.UNAVAILABLE,
+_NEXT = {
+    # An outcome → the next state of a child that is healthy, retrying, and unavailable.
+    Outcome.ANSWERED: (State.HEALTHY, State.HEALTHY, State.HEALTHY),
+    Outcome.TOO_LARGE: (State.HEALTHY, State.HEALTHY, State.HEALTHY),
+    Outcome.REJECTED_ALL: (State.UNAVAILABLE, State.UNAVAILABLE, State.UNAVAILABLE),
+    Outcome.FAILED: (State.RETRYING, State.RETRYING, State.UNAVAILABLE),
+    Outcome.BROKEN_OFF: (State.RETRYING, State.RETRYING, State.UNAVAILABLE),
+    Outcome.FAILED_LONG: (State.UNAVAILABLE, State.UNAVAILABLE, State.UNAVAILABLE),
+    Outcome.REFUSED: (State.UNAVAILABLE, State.UNAVAILABLE, State.UNAVAILABLE),
+    Outcome.OVERDUE: (State.UNAVAILABLE, State.UNAVAILABLE, State.UNAVAILABLE),
     # A flush does not wait for an unavailable child, so it cannot give up on it.
+    Outcome.GIVEN_UP: (State.UNAVAILABLE, State.UNAVAILABLE, None),
+}
+TRANSITIONS: dict[tuple[State, Outcome], State] = {
+    (state, outcome): new for outcome, row in _NEXT.items() for state, new in zip(State, row, strict=True) if new
 }
 
 
@@ -98,10 +85,12 @@ class Wait:
     Attributes:
         seconds: For how long at most; None for no limit.
         events: End the wait once so many more events have arrived; None if events do not end it.
+        urgent: Whether an event of level WARNING or above ends the wait, too.
     """
 
     seconds: float | None
     events: int | None = None
+    urgent: bool = False
 
 
 Action: TypeAlias = Export | Load | EndStream | Wait

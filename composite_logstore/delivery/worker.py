@@ -14,17 +14,21 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore import secret_references
-from composite_logstore.backend import Exporter
+from composite_logstore.backend import Exporter, RetryableError
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import metrics
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.rejections import Rejections
 from composite_logstore.delivery.states import Action, EndStream, Export, Load, State, Wait
-from composite_logstore.event import LogEvent
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
 from composite_logstore.loading import loading
+from composite_logstore.processing.processor import Processed, Processor, Step
+from composite_logstore.processing.repeats import REASON as REPEATS
 from composite_logstore.service import Service, patiently, tell
+from composite_logstore.spool.settings import SpoolSettings
 
 logger = get_logger(__name__)
 
@@ -51,8 +55,8 @@ class Feed(Protocol):
     def hand_out(self) -> None:
         """Put all events captured so far into the queues. Under the lock."""
 
-    def wake_after(self, events: int) -> bool:
-        """Have the workers woken once so many more events have arrived. Under the lock.
+    def wake_after(self, events: int, urgent: bool = False) -> bool:
+        """Have the workers woken once so many more events have arrived, or an urgent one. Under the lock.
 
         Returns:
             Whether events have arrived meanwhile that wake no worker, so that the worker has to look again.
@@ -81,6 +85,8 @@ class Worker:
         delivery: Delivery,
         feed: Feed,
         clock: Clock,
+        budget: Step | None = None,
+        spool: SpoolSettings | None = None,
         tells_state: bool = True,
     ):
         """Prepare; nothing is started.
@@ -91,6 +97,8 @@ class Worker:
             delivery: The child's delivery.
             feed: The journal that feeds the delivery.
             clock: The source of time and threads.
+            budget: Withholds what exceeds the child's budget; None if the child has none.
+            spool: Where rejected events are kept, None if nowhere.
             tells_state: Whether to warn when a problem with the backend begins, and when it ends.
         """
         self._tells_state = tells_state
@@ -108,6 +116,9 @@ class Worker:
             note_problem=self._note_problem,
         )
         self._exporter: Exporter | None = None
+        self._processor = Processor()
+        self._budget = budget
+        self._rejections = Rejections(config.name, spool)
         self._report_result: Callable[[], None] = _nothing
         self._stopping = False
         self._is_cut_short = False
@@ -172,7 +183,7 @@ class Worker:
 
     def _note_problem(self, why: str) -> None:
         with self._feed.lock:
-            self._delivery.note_problem(why)
+            self._delivery.last_error = why
 
     def _news(self, stats: ChildStats) -> list[str]:
         """Return the warnings that are due, and remember that they have been given. Under the lock."""
@@ -185,10 +196,12 @@ class Worker:
             news.append("backend available again.")
         self._has_problem = has_problem
         news += self._news_of_dropped(stats)
-        losses = {reason: f"backend rejects events: {reason}" for reason in stats.rejected_reasons}
+        fate = self._rejections.fate
+        losses = {reason: f"backend rejects events: {reason}; {fate}." for reason in stats.rejected_reasons}
         if self._delivery.lost_in_forks:
-            losses["forks"] = "events of forked processes are lost on their way to this process"
-        news += [f"{losses[loss]}; stats() counts them." for loss in losses.keys() - self._reported]
+            losses["forks"] = "events of forked processes are lost on their way to this process; stats() counts them."
+        losses |= self._rejections.losses
+        news += [losses[loss] for loss in losses.keys() - self._reported]
         self._reported |= losses.keys()
         return news
 
@@ -223,7 +236,7 @@ class Worker:
         elif isinstance(action, Load):
             self._report_result = self._load(action)
         elif isinstance(action, EndStream):
-            self._end_stream(action)
+            self._report_result = self._end_stream(action.stream)
         elif action is None or self._stopping:
             self._close()
             return None
@@ -236,7 +249,7 @@ class Worker:
         while True:
             self._feed.hand_out()
             action = self._delivery.next(self._clock.now())
-            if isinstance(action, Wait) and action.events and self._feed.wake_after(action.events):
+            if isinstance(action, Wait) and action.events and self._feed.wake_after(action.events, action.urgent):
                 # Events have arrived meanwhile that wake no worker.
                 continue
             return action
@@ -246,8 +259,7 @@ class Worker:
         try:
             events = self._feed.load(self._delivery, action)
         except Exception as error:
-            reason = error
-            return lambda: self._delivery.not_loaded(reason, self._clock.now())
+            return partial(self._delivery.not_loaded, error, self._clock.now())
 
         def report() -> None:
             self._delivery.loaded(events, action.expected)
@@ -256,57 +268,97 @@ class Worker:
         return report
 
     def _export(self, action: Export) -> Callable[[], None]:
-        """Export a batch. Returns what reports the result, under the lock."""
+        """Process a batch and export it. Returns what reports the result, under the lock."""
         error: BaseException | None = None
+        processed: Processed | None = None
         shortened = 0
         delay_millis: object = None
         begin = self._clock.now()
         try:
             # The first export may import further modules.
             with loading() if self._exporter is None else nullcontext():
-                if self._exporter is None:
-                    self._exporter = self._create_exporter()
-                shortened = self._exporter.export(action.batch)
+                exporter = self._exporter or self._create_exporter()
+                processed = self._processed(action.batch)
+                if processed.events:
+                    shortened = exporter.export(processed.events)
         except BaseException as raised:  # a backend may raise anything, and no other code would see it
             error = raised
         with suppress(BaseException):
             delay_millis = getattr(self._exporter, "schedule_delay_millis", None)
         end = self._clock.now()
         failure = {"error.type": type(error).__name__} if error else {}
-        metrics.exported(end - begin, self._attributes | failure)
+        if processed is None or processed.events:
+            metrics.exported(end - begin, self._attributes | failure)
+
+        # Before they are acknowledged: if the process dies in between, they come again from the spool.
+        not_kept = self._rejections.keep(error, processed.events, action.batch) if error and processed else 0
 
         def report() -> None:
-            if error is None:
-                self._delivery.exported(shortened, end)
-                self._delivery.set_delay(delay_millis)
+            is_over = True
+            if error is not None:
+                self._delivery.not_kept += not_kept
+                is_over = self._delivery.failed(error, end, processed)
+            elif processed is not None and not processed.events:
+                self._delivery.withheld(processed)
             else:
-                self._delivery.failed(error, end)
+                self._delivery.exported(shortened, end, processed)
+                self._delivery.set_delay(delay_millis)
+            if is_over and processed is not None:
+                self._processor.commit(processed)
             self._feed.progress.notify_all()
             self._feed.acknowledge(self._delivery)
 
         return report
 
+    def _processed(self, batch: list[LogEvent]) -> Processed:
+        """Return a batch as the child gets it.
+
+        Raises:
+            RetryableError: A step failed. Nothing may leave then, and the backend is not the cause.
+        """
+        try:
+            return self._processor.process(batch)
+        except Exception as error:
+            text = f"the child's rules, redaction or budget cannot be applied: {described(error)}"
+            raise RetryableError(text, smaller_may_pass=True) from error
+
+    def _end_stream(self, stream: Stream) -> Callable[[], None]:
+        """End a stream, after the last of its repeats. Returns what reports the result, under the lock."""
+        shown: list[LogEvent] = []
+
+        def end(exporter: Exporter) -> None:
+            exporter.end_stream(stream)
+            if last := self._processor.last_of(stream):
+                # The exporter has forgotten the stream: it would take them for events that it has written. They are
+                # tried once: of a backend that fails now, only the number of repeats is missing.
+                exporter.export(last)
+                shown.extend(last)
+                exporter.end_stream(stream)
+
+        self._quietly(end, "child '%s': ending a stream failed: %s")
+        return partial(self._delivery.show_after_all, len(shown), REPEATS)
+
     def _create_exporter(self) -> Exporter:
         try:
-            return secret_references.resolve(self._config).create_exporter()
+            config = secret_references.resolve(self._config)
+            self._processor = config.create_processor().then(self._budget)
+            self._exporter = config.create_exporter()
+            return self._exporter
         except BaseException:
             # Without a free file descriptor Python remembers a module as missing: have it look again.
             importlib.invalidate_caches()
             raise
 
-    def _end_stream(self, action: EndStream) -> None:
+    def _quietly(self, do: Callable[[Exporter], None], complaint: str) -> None:
+        """Call a method of the exporter, if there is one, whose failure costs no event."""
         try:
             if self._exporter is not None:
-                self._exporter.end_stream(action.stream)
+                do(self._exporter)
         except BaseException as error:
-            tell(logger.debug, "child '%s': ending a stream failed: %s", self._config.name, described(error))
+            tell(logger.debug, complaint, self._config.name, described(error))
 
     def _close(self) -> None:
-        try:
-            if self._exporter is not None:
-                self._exporter.close()
-        except BaseException as error:
-            tell(logger.debug, "child '%s': closing its exporter failed: %s", self._config.name, described(error))
+        self._quietly(lambda exporter: exporter.close(), "child '%s': closing its exporter failed: %s")
         with self._feed.lock:
             self.has_ended = True
             self._feed.progress.notify_all()

@@ -8,26 +8,36 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from zenml.enums import LoggingLevels
 from zenml.logger import get_logger
 
 from composite_logstore import clock
+from composite_logstore.ansi import without_escapes
 from composite_logstore.capture.forked import ForkedProcesses, Parent
-from composite_logstore.capture.record import Note
+from composite_logstore.capture.lines import Lines
+from composite_logstore.capture.open_streams import here
+from composite_logstore.capture.record import Note, of_this_process, text_in
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.keeper import Keeper
 from composite_logstore.delivery.metrics import Observed
 from composite_logstore.delivery.recovery import Recovery
+from composite_logstore.delivery.status import Status
 from composite_logstore.delivery.step_metadata import Summaries
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described
-from composite_logstore.service import Service, tell
+from composite_logstore.processing import known_secrets
+from composite_logstore.service import Service, patiently, tell
 from composite_logstore.spool.settings import spool_settings
 
 logger = get_logger(__name__)
+
+STEP_ID = "zenml.step.run.id"
+"""The attribute by which ZenML names the step of a stream."""
 
 _LONGEST_WAIT_SECONDS = 3600.0
 
@@ -46,6 +56,7 @@ class Writer:
             component_id: The log store's id.
             config: Its settings.
         """
+        config.watch_secrets()
         self._component_id = component_id
         self._config = config
         self._clock = clock.current
@@ -58,25 +69,30 @@ class Writer:
         service = partial(Service, clock=self._clock, warn=_warn, note_problem=self._note_problem)
         children = self._config.enabled_children
         self._journal = Journal(children, self._clock, self._spool, self._config.max_queue_bytes)
+        batch_bytes = self._journal.batch_bytes
+        budgets = Budgets(self._component_id, children, self._spool and self._spool.component, self._clock)
         self._recovery = Recovery(
-            self._component_id, children, self._clock, _warn, self._note_problem, self._journal.batch_bytes
+            self._component_id, children, self._spool, self._clock, _warn, self._note_problem, batch_bytes, budgets
         )
         if self._journal.spilling:
             self._journal.spilling.others = self._recovery.journals
-        self._keeper = Keeper(self._journal, self._spool, self._recovery, self._clock, service, _warn)
+        self._status = Status(self._spool.component, self._journal.writer, self._clock) if self._spool else None
+        self._keeper = Keeper(self._journal, self._recovery, self._clock, service, _warn, self._report_status)
         self._workers = [
-            Worker(self._component_id, child, delivery, self._journal, self._clock)
+            Worker(self._component_id, child, delivery, self._journal, self._clock, budgets.of(child), self._spool)
             for child, delivery in zip(children, self._journal.deliveries, strict=True)
         ]
         self._forked = ForkedProcesses(self, self._journal, service)
         # Only in a forked process.
         self._parent: Parent | None = None
+        # A forked process starts no thread.
+        self.lines = Lines(self.append, self._clock, service, lambda: self._parent is None or not self._parent.is_alive)
 
     def _note_problem(self, why: str) -> None:
         """Put into all accounts why a thread cannot do its work: all children depend on it."""
         with self._journal.lock:
             for delivery in self._journal.deliveries:
-                delivery.note_problem(why)
+                delivery.last_error = why
 
     @property
     def writer_id(self) -> str:
@@ -91,8 +107,11 @@ class Writer:
             metadata: The origin's metadata, which ZenML fills later.
             artifact_store_id: The artifact store of the active stack, None if unknown.
         """
+        known_secrets.known_secrets.own(id)
         with self._journal.lock:
-            stream = self._streams.setdefault(id, Stream(id, metadata, artifact_store_id))
+            level = self._config.stderr_level
+            new = Stream(id, metadata, artifact_store_id, level if level == "detect" else LoggingLevels[level].value)
+            stream = self._streams.setdefault(id, new)
             stream.metadata = metadata
             return stream
 
@@ -101,18 +120,52 @@ class Writer:
         with self._journal.lock:
             return self._streams.get(id)
 
+    def events_of_step(self, step_run_id: UUID) -> dict[str, int]:
+        """Return how many events this process has captured for a step: the id of each of its streams → their number."""
+        with self._journal.lock:
+            self._journal.hand_out()
+            streams = [one for one in self._streams.values() if one.metadata.get(STEP_ID) == str(step_run_id)]
+            return {str(stream.id): stream.last[0] + 1 if stream.last else 0 for stream in streams}
+
     def append(self, stream: Stream, said: Note | LogEvent) -> None:
         """Hand an event to every child that wants it. Never waits for I/O of a backend."""
-        if self._parent is not None and self._parent.send(stream, said):
-            return
+        if self._parent is not None:
+            begun, stream, said = stream, self._stream_of_now(stream), of_this_process(said)
+            if stream is not begun and "step" in said.attributes:
+                # ZenML names the step that was running when this process was forked.
+                step = str(stream.metadata.get("zenml.step.run.name", ""))
+                said = said._replace(attributes={**said.attributes, "step": step})
+            if self._parent.send(stream, said):
+                return
         if self._journal.append(stream, said):
             self._wake()
 
+    def _stream_of_now(self, stream: Stream) -> Stream:
+        """Return, in a forked process that outlives its step, the stream of the step that runs now."""
+        found = here.follow(stream.id, self._component_id)
+        if found is None:
+            return stream
+        return self.known_stream(found.id) or self.stream(found.id, found.metadata, found.artifact_store_id)
+
+    def write(self, stream: Stream, said: Note) -> None:
+        """Take in what a thread has printed. A line becomes an event when it is complete, or a second later.
+
+        Args:
+            stream: The stream that it belongs to.
+            said: The text, noted as a record of the logger `stdout` or `stderr`. Its newline counts.
+        """
+        if self._config.join_lines:
+            self.lines.write(stream, said)
+        elif without_escapes(text_in(said)).strip():
+            self.append(stream, said)
+
     def end_stream(self, stream: Stream) -> None:
         """Announce that the stream gets no more events, unless it is registered again."""
+        self.lines.flush(stream)
         if self._parent is not None and self._parent.end_stream(stream):
             return
         self._journal.end_stream(stream)
+        self._recovery.look_again()
         with self._journal.lock:
             # A process that serves for months has many streams: it remembers the latest ones.
             for id in [id for id in self._streams if id != stream.id][: max(0, len(self._streams) - 10_000)]:
@@ -126,11 +179,7 @@ class Writer:
             limit: How long to wait in all, in seconds.
             blocking: Whether to wait.
         """
-        if self._parent is not None:
-            self._parent.look()
-        # The listener's thread warns of an error.
-        with suppress(Exception):
-            self._forked.receive()
+        self._collect()
         if not self._journal.next_number:
             return
         with self._journal.lock:
@@ -146,6 +195,19 @@ class Writer:
         for worker in self._workers:
             worker.report()
 
+    def _collect(self) -> None:
+        """Journal incomplete lines, events that a dead parent has not journaled, and those that forked processes sent.
+
+        Each source is asked even if another one raises. The listener's thread warns of errors of forked processes.
+        """
+        with suppress(Exception):
+            self.lines.flush()
+        with suppress(Exception):
+            if self._parent is not None:
+                self._parent.look()
+        with suppress(Exception):
+            self._forked.receive()
+
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
         with self._journal.lock:
@@ -156,6 +218,25 @@ class Writer:
             for name, account in recovered.items():
                 stats[name] = stats[name].plus(account)
         return stats
+
+    def _report_status(self) -> None:
+        """Tell `composite-logstore status` how the children are.
+
+        Raises:
+            OSError: That is not possible now.
+        """
+        if self._status is None:
+            return
+        with patiently(self._journal.lock):
+            deliveries = self._journal.deliveries
+            for delivery in deliveries:
+                delivery.watch(self._clock.now())
+            accounts = {delivery.name: delivery.stats() for delivery in deliveries}
+            oldest = [(delivery.name, time) for delivery in deliveries if (time := delivery.oldest_time) is not None]
+        for recovered in self._recovery.stats():
+            for name, account in recovered.items():
+                accounts[name] = accounts[name].plus(account)
+        self._status.report(accounts, oldest + self._recovery.oldest_times(), self._recovery.folders)
 
     def observed(self) -> list[Observed]:
         """Return the state of each child, for the metrics."""
@@ -171,12 +252,7 @@ class Writer:
         Args:
             seconds: How long to wait at most, in seconds.
         """
-        # Deliver what a parent that is gone has not journaled.
-        with suppress(Exception):
-            if self._parent is not None:
-                self._parent.look()
-        with suppress(Exception):
-            self._forked.receive()
+        self._collect()
         if not self._journal.next_number:
             # Forked processes may still have sent something.
             with suppress(Exception):
@@ -188,6 +264,8 @@ class Writer:
         finally:
             # After a Ctrl-C, too, undelivered events go to disk.
             is_on_disk = self._keeper.write_rest()
+            if self._status is not None:
+                self._status.end()
         with self._journal.lock:
             left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
         if left:
@@ -215,11 +293,13 @@ class Writer:
         if is_left and not self._keeper.write_rest():
             return False
         self._keeper.stop()
-        self._recovery.give_back()
+        self._recovery.stop(at_once=True)
         for worker in self._workers:
             # Another writer may soon deliver the events on disk.
             worker.stop(at_once=is_left)
         self._keeper.let_go()
+        if self._status is not None:
+            self._status.end()
         return True
 
     def _deliver_last(self, seconds: float) -> None:

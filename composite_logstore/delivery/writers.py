@@ -51,7 +51,7 @@ def writer_of(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
 
 # How many handlers use each writer; and the writers that no handler uses any more, but that have not ended.
 _users: Counter[Writer] = Counter()
-_unneeded: list[Writer] = []
+_unneeded: set[Writer] = set()
 
 
 def use(component_id: UUID, config: CompositeLogStoreConfig) -> Writer:
@@ -76,19 +76,16 @@ def release(writer: Writer) -> None:
         for component_id, settings in _forget(writer):
             # Under another key: the next `use` makes a new writer, and the process's exit still closes this one.
             _writers[component_id, f"{settings} {writer.writer_id}"] = writer
-        _unneeded.append(writer)
+        _unneeded.add(writer)
         unneeded = list(_unneeded)
     for writer in unneeded:
         try:
-            has_ended = writer.end()
+            if writer.end():
+                with _writers_lock:
+                    _forget(writer)
+                    _unneeded.discard(writer)
         except Exception as error:
             tell(logger.debug, "A writer could not be ended: %s", described(error))
-            continue
-        if has_ended:
-            with _writers_lock:
-                _forget(writer)
-                if writer in _unneeded:
-                    _unneeded.remove(writer)
 
 
 def _forget(writer: Writer) -> list[tuple[UUID, str]]:
@@ -127,14 +124,6 @@ def _close_all() -> None:
     _each(lambda writer: writer.close(max(0.0, end - clock.current.now())))
 
 
-def _before_fork() -> None:
-    _each(Writer.before_fork)
-
-
-def _after_fork_in_parent() -> None:
-    _each(Writer.after_fork_in_parent)
-
-
 def _after_fork_in_child() -> None:
     global _writers_lock
     _writers_lock = threading.RLock()
@@ -165,4 +154,8 @@ with suppress(AttributeError, RuntimeError):
 # 3. `loading` and `spool.lock` register on import, so earlier. Handlers before a fork run in the reverse order: first
 #    the inbox is made, then the fork waits for backends that are being loaded. Handlers in the forked process run in
 #    this order: it lets go of the locks of its parent's spools, then its writers begin anew.
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=lambda: _each(Writer.before_fork),
+    after_in_parent=lambda: _each(Writer.after_fork_in_parent),
+    after_in_child=_after_fork_in_child,
+)

@@ -14,11 +14,12 @@ lie.
 
 1. Each child is scanned once, one after the other. Its `Holding` keeps the numbers, and for each block of 1,024 numbers
    of a writer the sum of the contents' hashes.
-2. An event is *missing* in a child if the child's settings expect it (`ChildConfig.expects`) and another child has it,
-   or if no child has it although later events of its writer arrived. The latter counts only for children that get
-   every event: for others, nothing tells whether they should have had it. Where a stream is being written, events after
-   a child's last one are *arriving*. The stream may grow while the other children are scanned, so a child that seems
-   to be missing the newest events is scanned again, from where its scan ended.
+2. An event is *missing* in a child if the child's settings expect it (`ChildConfig.expects`, and `Expectation` for
+   rules and sampling) and another child has it, or if no child has it although later events of its writer arrived. The
+   latter counts only for children that get every event: for others, nothing tells whether they should have had it.
+   Where a stream is being written, events after a child's last one are *arriving*. The stream may grow while the other
+   children are scanned, so a child that seems to be missing the newest events is scanned again, from where its scan
+   ended. Repeats of what a child has are found last, since only the other children together with it tell them.
 3. Where the sums of a block differ, and only there, the children are read again, and the events are compared one by
    one. `Holding` remembers which numbers lie between which two tokens, so that not the whole stream is read again.
 4. Events in which children differ are looked up once more for the report, at most `NAMED` of each kind.

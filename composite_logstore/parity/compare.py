@@ -5,76 +5,82 @@ See the theory of operation at the head of the package.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from zenml.exceptions import DoesNotExistException, LogStoreError
+from zenml.exceptions import DoesNotExistException
 
-from composite_logstore.backend import BACKFILLED, UnavailableError
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore import clock
+from composite_logstore.backend import BACKFILLED, PAGES
+from composite_logstore.event import LogEvent, Stream, stripped
 from composite_logstore.intervals import Intervals
 from composite_logstore.parity.holding import BLOCK, BLOCK_BITS, MASK, Holding, shown
-from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, ChildParity, Difference, StreamParity, Tell
-from composite_logstore.parity.scan import PAGES, Source, foreign_writer
+from composite_logstore.parity.result import NAMED, ChildParity, Difference, StreamParity, Tell
+from composite_logstore.parity.scan import Source, foreign_writer, is_foreseen
+from composite_logstore.processing.redaction import is_redacted
+from composite_logstore.processing.repeats import MOST_REMEMBERED, REPEATED, Repeats
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
 
-_MOST_BLOCKS = 4_096
+_MOST_BLOCKS = 2_048
 _ROUNDS = 3
+
+_STRIPPED = (
+    ": they come without 'zenml.log.writer' or 'zenml.log.sequence'. Let no processor of the collector remove them"
+)
 
 
 _SHOWN = ("sequence", "message", "level", "logger", "time", "file", "line")
 
 
-def _whole(event: LogEvent | None) -> tuple[Any, ...]:
+def _whole(event: LogEvent) -> tuple[Any, ...]:
     """Return all fields of an event, for children that share a format."""
-    if event is None:
-        return ()
+    plain = stripped(event)
     attributes = {**event.attributes, **event.metadata}
-    attributes.pop(BACKFILLED, None)
+    for own in (BACKFILLED, REPEATED):
+        attributes.pop(own, None)
     return (
         *shown(event),
         event.time_unix_nano,
         event.level,
         event.level_name,
-        event.message,
+        plain.message,
         event.function,
-        event.exception,
+        plain.exception,
         event.trace,
         repr(sorted(attributes.items())),
     )
 
 
+def _bare(event: LogEvent) -> tuple[Any, ...]:
+    """Return the fields of an event that no redaction masks, for children of which some mask the others."""
+    return event.sequence, max(0, min(event.level // 10 * 10, 50)), event.time_unix_nano // 1000
+
+
+_BARE = ("sequence", "level", "time")
 _WHOLE = (*_SHOWN, "time", "level", "level", "message", "function", "exception", "trace", "attributes")
 
 
-class Comparison:
-    """Compares one stream between several children."""
+class _Comparison:
+    """Compares one stream between several children. The arguments are those of `compare`."""
 
     def __init__(
         self,
         logs: LogsResponse,
         label: str,
         sources: Sequence[Source],
-        is_in_progress: bool = False,
-        tell: Tell = lambda number: None,
+        is_in_progress: bool,
+        tell: Tell,
+        stream: Stream | None,
     ) -> None:
-        """Prepare the comparison; nothing is read yet.
-
-        Args:
-            logs: The stream, as ZenML knows it.
-            label: The stream's name in reports.
-            sources: The children, at least one.
-            is_in_progress: Whether the stream may still grow.
-            tell: Is told how many more records were read.
-        """
         self._logs = logs
-        self._stream = Stream(logs.id, {})
+        self._stream = stream or Stream(logs.id, {})
         self._tell = tell
         self._is_in_progress = is_in_progress
         formats = {source.scanner.scan_format for source in sources}
@@ -82,13 +88,13 @@ class Comparison:
         self._fields = _whole if self._is_raw else shown
         self._names = _WHOLE if self._is_raw else _SHOWN
         self._is_thinned = any(source.config.is_thinned for source in sources)
-        self.result = StreamParity(str(logs.id), label, {source.name: ChildParity() for source in sources})
-        self._holdings = {
-            source.name: Holding(
-                source, self._stream, [other for other in sources if other is not source], self._is_raw
-            )
-            for source in sources
-        }
+        self._sources = sources
+        self._holdings = {source.name: self._holding_of(source) for source in sources}
+        children = {name: holding.child for name, holding in self._holdings.items()}
+        self.result = StreamParity(str(logs.id), label, children)
+
+    def _holding_of(self, source: Source) -> Holding:
+        return Holding(source, self._stream, [other for other in self._sources if other is not source], self._is_raw)
 
     def run(self) -> StreamParity:
         """Read the children, and return the result."""
@@ -106,10 +112,36 @@ class Comparison:
             if before == {name: holding.events for name, holding in self._holdings.items()}:
                 break
             missing = self._missing()
+        missing = self._without_repeats(missing)
+        if self._waited(missing):
+            missing = self._without_repeats(self._missing())
         self._count(missing)
         self._compare_contents()
         self._describe()
         return self.result
+
+    def _waited(self, missing: dict[str, dict[str, Intervals]]) -> bool:
+        """Wait until the children have had the time that they usually need to show events, and scan them anew.
+
+        What appears late may lie before what was scanned already, so a scan cannot just continue.
+
+        Returns:
+            Whether a child that is missing events has been scanned again.
+        """
+        delayed = [self._holdings[name] for name in missing if self._holdings[name].source.config.delay_seconds]
+        newest = max((holding.newest for holding in self._holdings.values()), default=0)
+        now = time.time()
+        waits = [holding.source.config.delay_seconds - max(0.0, now - newest / 1e9) for holding in delayed]
+        if max(waits, default=0.0) <= 0:
+            return False
+        clock.current.signal().wait(max(waits))
+        for holding, wait in zip(delayed, waits, strict=True):
+            if wait > 0:
+                name = holding.source.name
+                self._holdings[name] = self._holding_of(holding.source)
+                self.result.children[name] = self._holdings[name].child
+                self._scan(name, self._holdings[name])
+        return True
 
     def _scan(self, name: str, holding: Holding) -> None:
         try:
@@ -117,12 +149,15 @@ class Comparison:
         except DoesNotExistException:
             pass
         except Exception as error:
+            # Only a part of the stream was counted.
+            self.result.children[name] = ChildParity()
             self._give_up(name, error)
 
     def _give_up(self, name: str, error: Exception) -> None:
         """Leave out a child that cannot be read."""
-        is_known = isinstance(error, LogStoreError | UnavailableError | ValueError)
-        self.result.children[name].error = str(error) if is_known else f"its reader raised {type(error).__name__}"
+        self.result.children[name].error = (
+            str(error) if is_foreseen(error) else f"its reader raised {type(error).__name__}"
+        )
         self._holdings.pop(name, None)
 
     def _excuse(self) -> None:
@@ -133,9 +168,10 @@ class Comparison:
         copied = any(foreign in holdings[name].numbers for name in known)
         for name, holding in list(holdings.items()):
             if holding.events and name not in known and known and not copied:
-                child = self.result.children[name]
-                child.events = holding.events
-                child.excuse = "its entries do not say which events they are"
+                excuse = "its entries do not say which events they are"
+                if holding.stripped & {writer for other in known for writer in holdings[other].numbers}:
+                    excuse += _STRIPPED
+                self.result.children[name] = ChildParity(events=holding.events, excuse=excuse)
                 del holdings[name]
 
     def _missing(self) -> dict[str, dict[str, Intervals]]:
@@ -153,21 +189,47 @@ class Comparison:
                     exempt = other.exempt.get(name, {}).get(writer)
                     expected = expected - exempt if exempt else expected
                 absent = expected - holding.numbers.get(writer, Intervals())
-                # No child has these events, so their level is unknown: a child with `min_level` need not have them.
+                # No child has these events, so nothing tells whether a child that does not get all should have them.
                 if gaps and holding.source.config.wants_all:
                     absent |= gaps
                 if absent:
                     missing.setdefault(name, {})[writer] = absent
         return missing
 
+    def _without_repeats(self, missing: dict[str, dict[str, Intervals]]) -> dict[str, dict[str, Intervals]]:
+        """Return which events are missing that are no repeats of others which the child has, or should have.
+
+        Only children that collapse repeats need that, and only events that are missing. The others are read once more.
+        """
+        found = False
+        for name, of_child in missing.items():
+            if name not in self._holdings or not (settings := self._holdings[name].source.config.collapse_repeats):
+                continue
+            # What precedes the missing events says whether they are repeats.
+            wanted = {writer: Intervals([(0, absent.last)]) for writer, absent in of_child.items()}
+            held = self._holdings[name].numbers
+            for other, holding in list(self._holdings.items()):
+                if other == name or not any(holding.numbers.get(w, Intervals()) for w in wanted):
+                    continue
+                repeats = Repeats(settings, MOST_REMEMBERED)
+                seen: dict[str, Intervals] = {writer: Intervals() for writer in wanted}
+                for event in self._again(other, wanted):
+                    writer, sequence = event.writer, event.sequence
+                    if sequence in seen[writer]:
+                        continue
+                    seen[writer].add(sequence, sequence)
+                    if sequence in held.get(writer, Intervals()):
+                        repeats.note_held(event)
+                    elif sequence in of_child[writer] and not repeats.expects(event):
+                        holding.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
+                        found = True
+        return self._missing() if found else missing
+
     def _count(self, missing: dict[str, dict[str, Intervals]]) -> None:
         for name, holding in self._holdings.items():
             child = self.result.children[name]
             child.events = holding.events
-            child.duplicated = holding.duplicated
-            child.out_of_order = holding.out_of_order
-            child.minutes = dict(holding.minutes)
-            child.delays = [holding.delays[place] for place in range(len(DELAYS_SECONDS) + 1)] if holding.delays else []
+            child.excluded = self._excluded(name)
             named: list[tuple[str, int]] = []
             for writer, absent in missing.get(name, {}).items():
                 last = holding.numbers.get(writer, Intervals()).last
@@ -179,6 +241,16 @@ class Comparison:
             self._name("missing", name, named)
             self._name("duplicated", name, holding.duplicates)
             self._name("out of order", name, holding.late)
+
+    def _excluded(self, name: str) -> int:
+        """Return how many events a child need not have by its settings, and does not have."""
+        excluded = 0
+        for writer in {writer for holding in self._holdings.values() for writer in holding.numbers}:
+            exempt = Intervals()
+            for holding in self._holdings.values():
+                exempt |= holding.exempt.get(name, {}).get(writer, Intervals())
+            excluded += len(exempt - self._holdings[name].numbers.get(writer, Intervals()))
+        return excluded
 
     def _name(self, kind: str, child: str, events: Iterable[tuple[str, int]]) -> None:
         self.result.differences += [Difference(kind, child, writer, sequence) for writer, sequence in events]
@@ -201,24 +273,32 @@ class Comparison:
         for writer, block in blocks:
             wanted.setdefault(writer, Intervals()).add(block << BLOCK_BITS, (block << BLOCK_BITS) + BLOCK - 1)
         for name in list(self._holdings):
-            found[name] = {key: array("Q", bytes(8 * BLOCK)) for key in blocks}
+            # For each event two numbers: of all its fields, and of those that no redaction masks.
+            found[name] = {key: array("Q", bytes(16 * BLOCK)) for key in blocks}
+            redact = self._holdings[name].source.config.redact
             for event in self._again(name, wanted):
                 if event.progress and self._is_thinned:
                     continue
                 of_block = found[name][event.writer, event.sequence >> BLOCK_BITS]
-                place = event.sequence & (BLOCK - 1)
-                # Of duplicates the first counts. 0 stands for an event that the child does not hold.
-                of_block[place] = of_block[place] or (hash(self._fields(event)) & MASK or 1)
+                place = 2 * (event.sequence & (BLOCK - 1))
+                # Of duplicates the first counts. 0 stands for an event that the child does not hold, and for all fields
+                # of one that it holds redacted.
+                if not of_block[place + 1]:
+                    of_block[place] = 0 if is_redacted(event, redact) else hash(self._fields(event)) & MASK or 1
+                    of_block[place + 1] = hash(_bare(event)) & MASK or 1
         names = list(self._holdings)
         for writer, block in blocks:
             for place in range(BLOCK):
-                said = [(name, value) for name in names if (value := found[name][writer, block][place])]
-                for name, value in said[1:]:
-                    if value != said[0][1]:
-                        child = self.result.children[name]
+                arrays = ((name, found[name][writer, block]) for name in names)
+                said = [(name, of[2 * place], bare) for name, of in arrays if (bare := of[2 * place + 1])]
+                # What is compared with others should be whole.
+                said.sort(key=lambda one: not one[1])
+                for other, whole, bare in said[1:]:
+                    if (whole != said[0][1]) if whole else (bare != said[0][2]):
+                        child = self.result.children[other]
                         child.different += 1
                         if child.different <= NAMED:
-                            self._name("different", name, [(writer, (block << BLOCK_BITS) + place)])
+                            self._name("different", other, [(writer, (block << BLOCK_BITS) + place)])
 
     def _again(self, name: str, wanted: dict[str, Intervals]) -> Generator[LogEvent]:
         """Read a child again, and yield these events. A child that fails now is left out of the comparison."""
@@ -231,38 +311,55 @@ class Comparison:
 
     def _describe(self) -> None:
         """Read the events that are named in the result again, to say what they contain and what differs in them."""
-        wanted = {(named.writer, named.sequence) for named in self.result.differences}
+        wanted: dict[str, Intervals] = {}
+        for named in self.result.differences:
+            wanted.setdefault(named.writer, Intervals()).add(named.sequence, named.sequence)
         said: dict[tuple[str, int], dict[str, LogEvent]] = {}
-        for name in list(self._holdings):
-            held = self._holdings[name].numbers
-            here = {(writer, number) for writer, number in wanted if writer in held and number in held[writer]}
-            if not here:
-                continue
-            of_writers: dict[str, Intervals] = {}
-            for writer, number in sorted(here):
-                of_writers.setdefault(writer, Intervals()).add(number, number)
-            with closing(self._again(name, of_writers)) as events:
+        for name, holding in list(self._holdings.items()):
+            held = holding.numbers
+            here = {writer: numbers - (numbers - held[writer]) for writer, numbers in wanted.items() if writer in held}
+            left = sum(map(len, here.values()))
+            with closing(self._again(name, here)) as events:
                 for event in events:
-                    key = (event.writer, event.sequence)
-                    said.setdefault(key, {}).setdefault(name, event)
-                    here.discard(key)
-                    if not here:
+                    by_child = said.setdefault((event.writer, event.sequence), {})
+                    if name not in by_child:
+                        by_child[name] = event
+                        left -= 1
+                    if not left:
                         break
         for named in self.result.differences:
-            by_child = said.get((named.writer, named.sequence))
+            by_child = said.get((named.writer, named.sequence), {})
             if not by_child:
                 named.detail = "no child has it, although later events of its writer arrived"
                 continue
             event = next(iter(by_child.values()))
             named.uid, named.time_unix_nano, named.message = event.uid, event.time_unix_nano, event.message[:500]
+            lacking = self._holdings.get(named.child)
+            if named.kind == "missing" and lacking is not None and named.writer in lacking.stripped:
+                named.detail = f"the child has records of this writer that do not say which events they are{_STRIPPED}"
+            elif named.kind == "missing":
+                named.detail = self._doubt(named.child, by_child)
             if named.kind == "different" and named.child in by_child:
-                reference = next(name for name in self.result.children if name in by_child)
-                other = by_child[named.child]
+                # What is compared with others is whole, if a child holds it so.
+                reference = min(
+                    (name for name in self.result.children if name in by_child),
+                    key=lambda name: is_redacted(by_child[name], None),
+                )
+                event, other = by_child[reference], by_child[named.child]
                 pairs = zip(self._names, self._fields(event), self._fields(other), strict=True)
                 differ = list(dict.fromkeys(field for field, one, another in pairs if one != another))
+                if is_redacted(other, None):
+                    differ = [field for field in differ if field in _BARE]
                 named.detail = f"{', '.join(differ)}: not as in '{reference}'"
                 if "[shortened by " in other.text[-40:] and "message" in differ:
                     named.detail += " (its backend had to shorten it)"
+
+    def _doubt(self, child: str, holders: Iterable[str]) -> str:
+        """Return why an event may rightly be missing, in words; an empty text if nothing says so."""
+        if child in self._holdings and self._holdings[child].source.config.budget is not None:
+            return "it may have been over the child's 'budget'"
+        doubts = (self._holdings[name].doubt(child) for name in holders if name in self._holdings)
+        return next((doubt for doubt in doubts if doubt), "")
 
 
 def _numbers(intervals: Intervals) -> Iterator[int]:
@@ -276,6 +373,16 @@ def compare(
     sources: Sequence[Source],
     is_in_progress: bool = False,
     tell: Tell = lambda number: None,
+    stream: Stream | None = None,
 ) -> StreamParity:
-    """Compare a stream between children. The arguments are those of `Comparison`."""
-    return Comparison(logs, label, sources, is_in_progress, tell).run()
+    """Compare a stream between children.
+
+    Args:
+        logs: The stream, as ZenML knows it.
+        label: The stream's name in reports.
+        sources: The children, at least one.
+        is_in_progress: Whether the stream may still grow.
+        tell: Is told how many more records were read.
+        stream: The stream, with the attributes that its events get: children may have rules about them.
+    """
+    return _Comparison(logs, label, sources, is_in_progress, tell, stream).run()

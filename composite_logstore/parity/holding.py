@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from composite_logstore.backend import BACKFILLED, Scanned
+from composite_logstore.ansi import without_escapes
+from composite_logstore.backend import BACKFILLED, PAGES, Scanned
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.intervals import Intervals
-from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, Tell
-from composite_logstore.parity.scan import PAGES, Source, as_event, foreign_writer
+from composite_logstore.parity.expected import Expectation
+from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, ChildParity, Tell
+from composite_logstore.parity.scan import Source, as_event, numbered
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -30,6 +31,8 @@ _MINUTE = 60_000_000_000
 _HIGHEST = 1 << 62
 # How many records at least lie between two places at which a scan can begin again.
 _STRETCH = 16_384
+_LOOKED_AT = 20
+"""So many records without a writer are looked at in each chunk."""
 _MOST_KINDS = 1000
 """So many levels are remembered: an archive may name any number as a level."""
 
@@ -76,13 +79,12 @@ class Holding:
         numbers: A writer → the numbers of its events that the child holds.
         sums: A writer → a block of `BLOCK` numbers → the checksum of the contents of these events.
         foreign: How many records other programs have written. They are numbered in the order in which they lie.
+        stripped: Writers of this package that records without a writer seem to come from.
         token: Where the next scan begins.
-        duplicated: How many records repeat an event.
-        duplicates: The first of these: a writer and a number each.
-        out_of_order: How many events lie behind later ones of their writer, where the child keeps the order.
-        late: The first of these.
-        minutes: A minute since the epoch → how many events are of that minute.
-        delays: The place of a class in `DELAYS_SECONDS` → how many events took that long to arrive.
+        newest: The time of the newest event, in nanoseconds since the epoch; 0 if there is none.
+        child: Counts duplicates, events that are out of order, minutes and delays.
+        duplicates: The first duplicates: a writer and a number each.
+        late: The first events that are out of order.
         exempt: A child's name → a writer → which of its events that child need not have.
     """
 
@@ -99,21 +101,24 @@ class Holding:
         self.numbers: dict[str, Intervals] = {}
         self.sums: dict[str, dict[int, int]] = {}
         self.foreign = 0
+        self.stripped: set[str] = set()
         self.token: str | None = None
-        self.duplicated = 0
+        self.newest = 0
+        self.child = ChildParity()
         self.duplicates: list[tuple[str, int]] = []
-        self.out_of_order = 0
         self.late: list[tuple[str, int]] = []
-        self.minutes: Counter[int] = Counter()
-        self.delays: Counter[int] = Counter()
         self.exempt: dict[str, dict[str, Intervals]] = {}
         self._stretches = [_Stretch(None, 0)]
         self._stream = stream
-        # The children that do not get every event. A thinned child is one of them even for its own events: progress
-        # updates have another level there than elsewhere, so their contents are not compared.
-        self._selective = [other for other in others if not other.config.wants_all]
+        # The children of which an event itself tells whether they get it. A thinned child is one of them even for its
+        # own events: progress updates have another level there than elsewhere, so their contents are not compared.
+        by_itself = {"collapse_repeats", "budget"}
+        self._selective = [other for other in others if not by_itself.issuperset(other.config.excluded_by)]
         if source.config.is_thinned:
             self._selective.append(source)
+        # A child's name → its rules and sampling, if it has any.
+        judges = {other.name: Expectation(other.config, source, stream) for other in others}
+        self._judges = {name: judge for name, judge in judges.items() if not judge.is_certain}
         # A level, and whether an event is a progress update → the children that need not have such an event.
         self._exempt_from: dict[tuple[int, bool], list[str]] = {}
         self._is_raw = is_raw and source.scanner.scan_format != PAGES
@@ -136,9 +141,10 @@ class Holding:
     def add(self, chunk: Scanned) -> None:
         """Add records that lie one after the other."""
         ordinal, size = self.foreign, len(chunk.contents)
-        writer, sequences = self._numbered(chunk, ordinal)
+        writer, sequences = numbered(chunk, self._stream.id, ordinal)
         if not chunk.writer:
             self.foreign += size
+            self._look_for_ours(chunk.contents)
         self._remember_place(chunk, writer, sequences)
         held = self.numbers.setdefault(writer, Intervals())
         self.sums.setdefault(writer, {})
@@ -150,9 +156,13 @@ class Holding:
             and last < _HIGHEST
             and (isinstance(sequences, range) or sequences == list(range(first, last + 1)))
         )
-        if is_plain and not self._selective and self._is_raw:
+        if is_plain and not self._selective:
+            contents = chunk.contents
+            if not self._is_raw:
+                scanner, stream = self.source.scanner, self._stream
+                contents = [shown(as_event(scanner, one, stream, ordinal + n)) for n, one in enumerate(contents)]
             held.add(first, last)
-            self._sum(self.sums[writer], first, last, chunk.contents)
+            self._sum(self.sums[writer], first, last, contents)
             self._note_times(chunk.times, chunk.arrived)
             return
         times = [
@@ -170,6 +180,14 @@ class Holding:
             if stretch.records >= _STRETCH:
                 self._stretches.append(_Stretch(chunk.token, self.foreign))
 
+    def _look_for_ours(self, contents: Sequence[Any]) -> None:
+        """Note of a few records without a writer whether their id names one: on the way they lost the rest."""
+        for content in contents[:_LOOKED_AT]:
+            entry = self.source.scanner.entry_of(content)
+            if entry is not None and entry.id.version == 8 and len(self.stripped) < _LOOKED_AT:
+                # The form that `LogEvent.uid` gives it.
+                self.stripped.add(entry.id.hex[:12] + entry.id.hex[13:16])
+
     @staticmethod
     def _sum(sums: dict[int, int], first: int, last: int, contents: Sequence[Any]) -> None:
         """Add the contents of consecutive events to the checksums of their blocks."""
@@ -183,36 +201,45 @@ class Holding:
         event: LogEvent | None = None
         if sequence <= held.last:
             if sequence in held:
-                self.duplicated += 1
+                self.child.duplicated += 1
                 if len(self.duplicates) < NAMED:
                     self.duplicates.append((writer, sequence))
                 return False
             if self.source.in_order:
                 event = as_event(self.source.scanner, content, self._stream, ordinal)
                 if event is None or BACKFILLED not in {**event.attributes, **event.metadata}:
-                    self.out_of_order += 1
+                    self.child.out_of_order += 1
                     if len(self.late) < NAMED:
                         self.late.append((writer, sequence))
         held.add(sequence, sequence)
         if self._selective or not self._is_raw:
             event = event or as_event(self.source.scanner, content, self._stream, ordinal)
-        if event is None or not self._is_exempt(writer, sequence, event):
+        if event is None or not self._is_exempt(writer, sequence, event, content):
             summand = hash(content) if self._is_raw else hash(shown(event))
             sums, block = self.sums[writer], sequence >> BLOCK_BITS
             sums[block] = (sums.get(block, 0) + summand) & MASK
         return True
 
-    def _is_exempt(self, writer: str, sequence: int, event: LogEvent) -> bool:
+    def _is_exempt(self, writer: str, sequence: int, event: LogEvent, content: Any) -> bool:
         """Note which children need not have an event, and return whether there is one."""
-        kind = event.level, event.progress
+        kind = event.level, bool(event.progress)
         exempt = self._exempt_from.get(kind)
         if exempt is None:
             exempt = [child.name for child in self._selective if not child.config.expects(*kind)]
             if len(self._exempt_from) < _MOST_KINDS:
                 self._exempt_from[kind] = exempt
+        if self._judges:
+            judges = self._judges.items()
+            exempt = exempt + [
+                name for name, judge in judges if name not in exempt and not judge.expects(event, content)
+            ]
         for name in exempt:
             self.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
         return bool(exempt)
+
+    def doubt(self, child: str) -> str:
+        """Return why some events were expected of another child that it may rightly be missing, in words."""
+        return self._judges[child].doubt if child in self._judges else ""
 
     def again(self, logs: LogsResponse, wanted: dict[str, Intervals]) -> Generator[LogEvent]:
         """Scan again the pieces of the stream that may contain some events, and yield these events.
@@ -230,7 +257,7 @@ class Holding:
             stretches = list(group)
             ordinal, left = stretches[0].ordinal, sum(stretch.records for stretch in stretches)
             for chunk in self.source.scanner.scan(logs, stretches[0].token):
-                writer, sequences = self._numbered(chunk, ordinal)
+                writer, sequences = numbered(chunk, self._stream.id, ordinal)
                 if writer in wanted and wanted[writer].touches(*_bounds(sequences)):
                     for place, sequence in enumerate(sequences):
                         if sequence in wanted[writer]:
@@ -243,16 +270,15 @@ class Holding:
                 if left <= 0:
                     break
 
-    def _numbered(self, chunk: Scanned, ordinal: int) -> tuple[str, Sequence[int]]:
-        """Return the writer and the numbers of records; those of another program get a writer and numbers here."""
-        if chunk.writer:
-            return chunk.writer, chunk.sequences
-        return foreign_writer(self._stream.id), range(ordinal, ordinal + len(chunk.contents))
-
     def _note_times(self, times: Sequence[int], arrived: int | None) -> None:
         if not times:
             return
+        # They ascend, mostly.
+        self.newest = max(self.newest, times[0], times[-1])
+        minutes, delays = self.child.minutes, self.child.delays
         bounds = [bound * 1e9 for bound in DELAYS_SECONDS]
+        if arrived is not None and not delays:
+            delays += [0] * (len(bounds) + 1)
 
         def classes(place: int) -> tuple[int, int]:
             delay = bisect_left(bounds, arrived - times[place]) if arrived is not None else 0
@@ -265,18 +291,18 @@ class Holding:
             first, of_first, last, of_last = pieces.pop()
             if of_first == of_last:
                 minute, delay = of_first
-                self.minutes[minute] += last - first + 1
+                minutes[minute] = minutes.get(minute, 0) + last - first + 1
                 if arrived is not None:
-                    self.delays[delay] += last - first + 1
+                    delays[delay] += last - first + 1
             else:
                 middle = (first + last) // 2
                 pieces += [(first, of_first, middle, classes(middle)), (middle + 1, classes(middle + 1), last, of_last)]
 
 
 def shown(event: LogEvent | None) -> tuple[Any, ...]:
-    """Return the fields of an event that every reader shows."""
+    """Return the fields of an event that every reader shows. Escape sequences do not count: a child may do without."""
     if event is None:
         return ()
     level = max(0, min(event.level // 10 * 10, 50))
     place = (event.file, event.line) if event.file else ("", 0)
-    return (event.sequence, event.text, level, event.logger_name, event.time_unix_nano // 1000, *place)
+    return (event.sequence, without_escapes(event.text), level, event.logger_name, event.time_unix_nano // 1000, *place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -31,27 +31,24 @@ class Ledger:
         finished: The streams that the earlier backfill had finished.
     """
 
-    def __init__(self, path: Path, since: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, since: float, *, dry_run: bool = False) -> None:
         """Read the file.
 
         Args:
             path: The file.
             since: Events that were sent before this time do not count, in seconds since the epoch.
-            clock: Returns the time in seconds since the epoch.
+            dry_run: Whether to leave the file as it is.
         """
-        self._path = path
-        self._clock = clock
         self._sent: dict[str, dict[str, Intervals]] = {}
         self.finished: set[str] = set()
         self.is_resumed = False
-        self._read(since)
-        self._file = open(path, "ab")  # noqa: SIM115
+        content = path.read_bytes() if path.exists() else b""
+        self._read(content, since)
+        self._file = open(os.devnull if dry_run else path, "ab")  # noqa: SIM115
+        if content and not content.endswith(b"\n"):
+            self._file.write(b"\n")
 
-    def _read(self, since: float) -> None:
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
-            return
+    def _read(self, content: bytes, since: float) -> None:
         for text in content.splitlines():
             try:
                 line = orjson.loads(text)
@@ -69,9 +66,6 @@ class Ledger:
             except (ValueError, KeyError, TypeError):
                 # A process was killed while it wrote this line.
                 continue
-        if content and not content.endswith(b"\n"):
-            with open(self._path, "ab") as file:
-                file.write(b"\n")
 
     def sent(self, logs_id: str, writer: str) -> Intervals:
         """Return the numbers of a writer's events of a stream that were sent."""
@@ -84,9 +78,8 @@ class Ledger:
     def note(self, logs_id: str, writer: str, sequences: Sequence[int]) -> None:
         """Note that these events of one writer were sent."""
         sent = Intervals()
-        for sequence in sequences:
-            sent.add(sequence, sequence)
-        self._write({"time": self._clock(), "stream": logs_id, "writer": writer, "runs": list(sent)})
+        sent.update(sequences)
+        self._write({"time": time.time(), "stream": logs_id, "writer": writer, "runs": list(sent)})
 
     def finish(self, logs_id: str) -> None:
         """Note that a stream was copied to its end."""
@@ -94,7 +87,7 @@ class Ledger:
 
     def complete(self) -> None:
         """Note that the backfill is complete: there is nothing to resume."""
-        self._write({"complete": self._clock()})
+        self._write({"complete": time.time()})
 
     def _write(self, line: dict[str, object]) -> None:
         self._file.write(orjson.dumps(line) + b"\n")
@@ -106,7 +99,9 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew: bool = False) -> Iterator[Ledger]:
+def open_ledger(
+    folder: Path, store_id: UUID, child: str, since: float, is_anew: bool = False, dry_run: bool = False
+) -> Iterator[Ledger]:
     """Open a child's ledger, and keep other processes on this machine from opening it.
 
     Args:
@@ -115,6 +110,7 @@ def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew:
         child: The child to copy to.
         since: Events that were sent before this time do not count, in seconds since the epoch.
         is_anew: Whether to discard the ledger and start over.
+        dry_run: Whether to leave the file as it is, and to forget what is noted in the ledger when it is closed.
 
     Raises:
         BackfillRunsError: Another process has opened the ledger.
@@ -132,9 +128,11 @@ def open_ledger(folder: Path, store_id: UUID, child: str, since: float, is_anew:
         lock.write(str(os.getpid()).encode())
         lock.flush()
         path = folder / f"{name}.jsonl"
-        if is_anew:
+        if is_anew and dry_run:
+            path = Path(os.devnull)
+        elif is_anew:
             path.unlink(missing_ok=True)
-        ledger = Ledger(path, since)
+        ledger = Ledger(path, since, dry_run=dry_run)
         try:
             yield ledger
         finally:

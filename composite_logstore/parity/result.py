@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
 
 from composite_logstore.delivery.account import count_reason
 from composite_logstore.inert import InertError
@@ -44,6 +44,13 @@ class Difference:
     detail: str = ""
 
 
+def _add_numbers(total: Counts | Copied, other: Counts | Copied) -> None:
+    """Add all numbers of a result to those of another."""
+    for counted in fields(other):
+        if isinstance(number := getattr(other, counted.name), int):
+            setattr(total, counted.name, getattr(total, counted.name) + number)
+
+
 @dataclass
 class Counts:
     """How many events a child holds, and how many differ from those of other children.
@@ -53,6 +60,7 @@ class Counts:
         missing: The events that it is missing although another child holds them, or although later events of their
             writer arrived.
         arriving: The events that it is missing at the end of a stream that is still being written.
+        excluded: The events that another child holds and that this one does not get, by its settings.
         duplicated: How often it holds an event once more.
         out_of_order: The events that lie behind later ones of their writer, in a child that keeps the order.
         different: The events whose content differs from that in the first child that holds them.
@@ -61,6 +69,7 @@ class Counts:
     events: int = 0
     missing: int = 0
     arriving: int = 0
+    excluded: int = 0
     duplicated: int = 0
     out_of_order: int = 0
     different: int = 0
@@ -72,8 +81,7 @@ class Counts:
 
     def count(self, other: Counts) -> None:
         """Add the counts of another stream."""
-        for counted in fields(Counts):
-            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+        _add_numbers(self, other)
 
 
 @dataclass
@@ -115,20 +123,6 @@ class StreamParity:
         """Whether all children could be read and compared."""
         return not any(child.error or child.excuse for child in self.children.values())
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> StreamParity:
-        """Return the result that `as_dict` returned as plain values."""
-        children = {name: ChildParity(**child) for name, child in values["children"].items()}
-        for child in children.values():
-            child.minutes = {int(minute): number for minute, number in child.minutes.items()}
-        return cls(
-            values["logs_id"], values["label"], children, [Difference(**named) for named in values["differences"]]
-        )
-
 
 class BackfillStoppedError(InertError):
     """A backfill cannot continue. The message says why, and how to mend it."""
@@ -158,12 +152,7 @@ class Copied:
     absent: int = 0
 
     def add(self, other: Copied) -> None:
-        """Add the events of another stream."""
-        self.copied += other.copied
-        self.there += other.there
-        self.unwanted += other.unwanted
-        self.unidentified += other.unidentified
-        self.too_old += other.too_old
-        self.absent += other.absent
+        """Add the events of another stream, or of others."""
+        _add_numbers(self, other)
         for reason, number in other.rejected.items():
             count_reason(self.rejected, reason, number)

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from zenml.enums import LoggingLevels
-from zenml.exceptions import LogStoreRateLimitError, LogStoreUnavailableError
-from zenml.models import LogEntry, LogsEntriesFilter
+from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import secret_references
-from composite_logstore.backend import Page, PageRequest, ReadEntry, Reader, Scanned, Scanner, checked_entry
-from composite_logstore.delivery.backoff import Backoff, bounded_seconds
+from composite_logstore.backend import (
+    PAGES,
+    Page,
+    PageRequest,
+    ReadEntry,
+    Reader,
+    Scanned,
+    Scanner,
+    UnavailableError,
+    checked_entry,
+)
+from composite_logstore.bounds import Bounds
+from composite_logstore.delivery.backoff import PASSING, READ_ATTEMPTS, seconds_until_read
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
     from composite_logstore.config import ChildConfig
 
-PAGES = "pages"
-"""The scan format of every reader that reads page by page: their entries can be compared, but only as events."""
-
-_ATTEMPTS = 4
-_RATE_LIMITED = Backoff(first=2.0, longest=120.0)
-_UNAVAILABLE = Backoff(first=0.5, longest=120.0)
 _NUMBER = (1 << 62) - 1
 _INT64 = 1 << 63
 
@@ -78,12 +84,14 @@ class PageScanner:
     def scan(self, logs: LogsResponse, token: str | None = None) -> Iterator[Scanned]:
         """Read a whole stream. Raises what `Reader.read` raises."""
         while True:
-            page = self._read(PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter()))
+            page = self._read(
+                PageRequest(logs, "newer", token, self._reader.max_page_size, LogsEntriesFilter(), Bounds.ENTRIES_BYTES)
+            )
             before, token = token, page.newer
             groups = [list(group) for _, group in groupby(map(checked_entry, page.entries), _writer_of)]
             for place, group in enumerate(groups, start=1):
                 events = [read.event for read in group if read.event]
-                times = [unix_nano(read.entry) for read in group]
+                times = [unix_nano(read.entry.timestamp) for read in group]
                 yield Scanned(
                     events[0].writer if events else "",
                     [event.sequence for event in events],
@@ -110,38 +118,29 @@ class PageScanner:
         return content.entry
 
     def _read(self, request: PageRequest) -> Page:
-        failures = 0
-        while True:
+        for failures in range(READ_ATTEMPTS - 1):
             try:
                 return self._reader.read(request)
-            except LogStoreRateLimitError as error:
-                asked_for = bounded_seconds(error.retry_after)
-                seconds = min(asked_for or _RATE_LIMITED.wait(failures), _RATE_LIMITED.longest)
-                failures += 1
-                if failures == _ATTEMPTS:
-                    raise
-            except LogStoreUnavailableError:
-                seconds = _UNAVAILABLE.wait(failures)
-                failures += 1
-                if failures == _ATTEMPTS:
-                    raise
-            self._sleep(seconds)
+            except PASSING as error:
+                self._sleep(seconds_until_read(error, failures))
+        return self._reader.read(request)
 
 
 def _writer_of(read: ReadEntry) -> str:
     return read.event.writer if read.event else ""
 
 
-def unix_nano(entry: LogEntry) -> int:
-    """Return an entry's time in nanoseconds since the epoch; 0 if it has none, or one beyond 64 bits."""
-    if entry.timestamp is None:
+def is_foreseen(error: Exception) -> bool:
+    """Return whether a reader is meant to raise such an error. The text of any other may contain a secret."""
+    return isinstance(error, LogStoreError | UnavailableError | ValueError)
+
+
+def unix_nano(moment: datetime | None) -> int:
+    """Return a time in nanoseconds since the epoch; 0 if there is none, or if it is beyond 64 bits."""
+    if moment is None:
         return 0
-    from datetime import datetime, timedelta, timezone
-
-    from zenml.utils.time_utils import to_utc_timezone
-
     try:
-        since = to_utc_timezone(entry.timestamp) - datetime(1970, 1, 1, tzinfo=timezone.utc)
+        since = to_utc_timezone(moment) - datetime(1970, 1, 1, tzinfo=timezone.utc)
     except OverflowError:
         return 0
     nanos = since // timedelta(microseconds=1) * 1000
@@ -151,6 +150,19 @@ def unix_nano(entry: LogEntry) -> int:
 def foreign_writer(logs_id: UUID) -> str:
     """Return the writer of a stream's events that have none, always the same: 15 hexadecimal digits."""
     return hashlib.sha256(b"composite-logstore foreign " + logs_id.bytes).hexdigest()[:15]
+
+
+def numbered(chunk: Scanned, logs_id: UUID, ordinal: int) -> tuple[str, Sequence[int]]:
+    """Return the writer and the numbers of scanned records.
+
+    Args:
+        chunk: The records. Those of another program get a writer and numbers here.
+        logs_id: Their stream.
+        ordinal: How many records of other programs precede them in the stream.
+    """
+    if chunk.writer:
+        return chunk.writer, chunk.sequences
+    return foreign_writer(logs_id), range(ordinal, ordinal + len(chunk.contents))
 
 
 def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: Stream) -> LogEvent:
@@ -164,7 +176,7 @@ def rebuilt(entry: LogEntry, writer: str, number: int, sequence: int, stream: St
         writer,
         number,
         sequence,
-        unix_nano(entry),
+        unix_nano(entry.timestamp),
         level.value,
         {"WARN": "WARNING"}.get(level.name, level.name),
         entry.message,

@@ -6,21 +6,14 @@ events are read. As soon as one batch fails for good, none that follows is expor
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from composite_logstore import secret_references
-from composite_logstore.backend import (
-    Copier,
-    RejectedError,
-    RetryableError,
-    Scanned,
-    TooLargeError,
-    UnavailableError,
-)
+from composite_logstore.backend import Copier, ExportError, Scanned
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
 from composite_logstore.delivery.states import Outcome
 from composite_logstore.event import LogEvent, Stream
@@ -62,47 +55,45 @@ class _Batch:
     def halves(self) -> tuple[_Batch, _Batch]:
         """Return the batch in two halves."""
         middle = len(self.records) // 2
-        one, other = (
-            _Batch(self.writer, self.is_scanned, self.sequences[part], self.records[part])
-            for part in (slice(middle), slice(middle, None))
-        )
-        return one, other
+        first = _Batch(self.writer, self.is_scanned, self.sequences[:middle], self.records[:middle])
+        return first, _Batch(self.writer, self.is_scanned, self.sequences[middle:], self.records[middle:])
 
 
+@dataclass
 class Sender:
-    """Exports events to one child. One thread uses it, for one stream after the other."""
+    """Exports events to one child. One thread uses it, for one stream after the other.
 
-    def __init__(
-        self,
-        target: ChildConfig,
-        ledger: Ledger,
-        rate: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    Attributes:
+        target: The settings of the child.
+        ledger: Where to note what was sent.
+        rate: The most events in a second; as many as the child takes if not given.
+        clock: The time in seconds, from a clock that never goes back.
+        sleep: Waits for so many seconds.
+        dry_run: Whether to count events as sent without sending them.
+    """
+
+    target: ChildConfig
+    ledger: Ledger
+    rate: float | None
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    dry_run: bool
+
+    def __post_init__(self) -> None:
         """Create the exporter.
-
-        Args:
-            target: The settings of the child.
-            ledger: Where to note what was sent.
-            rate: The most events in a second; as many as the child takes if not given.
-            clock: The time in seconds, from a clock that never goes back.
-            sleep: Waits for so many seconds.
 
         Raises:
             UnavailableError: Something is missing that the user can provide, such as a secret.
             ImportError: A package that the exporter needs is not installed.
         """
-        self._target = target
-        self._ledger = ledger
-        self._rate = rate
-        self._clock = clock
-        self._sleep = sleep
-        self._free_at = clock()
-        self._exporter = secret_references.resolve(target).create_exporter()
+        target = self.target
+        self._free_at = self.clock()
+        config = secret_references.resolve(target)
+        self._processor = config.create_processor()
+        self._exporter = config.create_exporter()
         batch_size = target.max_export_batch_size or min(target.max_batch_size, _LARGER * target.default_batch_size)
-        if rate:
-            batch_size = max(1, min(batch_size, int(rate)))
+        if self.rate:
+            batch_size = max(1, min(batch_size, int(self.rate)))
         first, longest = target.retry_initial_interval_millis / 1000, target.retry_max_interval_millis / 1000
         # A batch is tried for a minute: one that may be retried at once would be sent a hundred times.
         backoff = Backoff(first, longest, may_shorten=False)
@@ -111,7 +102,8 @@ class Sender:
         self._waiting: dict[str, _Batch] = {}
         self._waiting_size = 0
         self._pool = ThreadPoolExecutor(1, "backfill")
-        self._exports: set[Future[None]] = set()
+        # The exports under way, in their order: the pool has one thread.
+        self._exports: deque[Future[None]] = deque()
         self._has_stopped = False
 
     def close(self) -> None:
@@ -121,7 +113,11 @@ class Sender:
 
     def takes_scanned(self, scan_format: str) -> bool:
         """Return whether records of this format can be exported as they were scanned, without being decoded."""
-        return isinstance(self._exporter, Copier) and self._exporter.scan_format == scan_format
+        return (
+            self._processor.changes_nothing
+            and isinstance(self._exporter, Copier)
+            and self._exporter.scan_format == scan_format
+        )
 
     def begin(self, stream: Stream, result: Copied) -> None:
         """Begin with a stream; the one before was ended or dropped.
@@ -134,13 +130,27 @@ class Sender:
         self._result = result
 
     def add(self, writer: str, sequence: int, event: LogEvent) -> None:
-        """Add an event to its writer's batch.
+        """Add an event to its writer's batch, as the child gets it, unless the child's settings withhold it.
 
         Raises:
             BackfillStoppedError: The child does not take an earlier batch.
         """
-        size = _EVENT_BYTES + len(event.message)
-        self._put(writer, False, [sequence], [event], size)
+        processed = self._processor.process([event])
+        # Batches are retried as they are, so what was processed is processed for good.
+        self._processor.commit(processed)
+        if not processed.events:
+            self._result.unwanted += 1
+            return
+        self._put_event(writer, sequence, processed.events[0])
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what becomes of an event depends on the events before, also on those that the child has already."""
+        return self._processor.remembers
+
+    def note_held(self, event: LogEvent) -> None:
+        """Note an event that the child has already."""
+        self._processor.note_held(event)
 
     def add_scanned(self, chunk: Scanned) -> None:
         """Add records as they were scanned.
@@ -149,10 +159,24 @@ class Sender:
             BackfillStoppedError: The child does not take an earlier batch.
         """
         count, size = len(chunk.contents), sum(map(len, chunk.contents))
-        most = max(1, min(self._policy.limit, count * self._target.max_batch_bytes // max(1, size)))
+        most = max(1, min(self._policy.limit, count * self.target.max_batch_bytes // max(1, size)))
         for begin in range(0, count, most):
             contents = chunk.contents[begin : begin + most]
             self._put(chunk.writer, True, chunk.sequences[begin : begin + most], contents, sum(map(len, contents)))
+
+    def end(self) -> None:
+        """End the stream: export all that was added, and the events that stand for repeats not told of yet.
+
+        Raises:
+            BackfillStoppedError: The child does not take a batch.
+        """
+        self.finish()
+        last = self._processor.last_of(self._stream)
+        for event in last:
+            self._put_event(event.writer, event.sequence, event)
+        self._result.unwanted -= len(last)
+        if last:
+            self.finish()
 
     def finish(self) -> None:
         """Export all that was added, and let the exporter forget which events of the stream it has written.
@@ -163,22 +187,30 @@ class Sender:
         for writer in list(self._waiting):
             self._send(writer)
         while self._exports:
-            self._join()
-        self._exporter.end_stream(self._stream)
+            self._exports.popleft().result()
+        self._end_stream()
 
     def drop(self) -> None:
         """Export no more of the stream, after an error."""
+        self._processor.last_of(self._stream)
         self._waiting.clear()
         self._waiting_size = 0
         for export in self._exports:
             export.cancel()
         wait(self._exports)
         self._exports.clear()
-        self._exporter.end_stream(self._stream)
+        self._end_stream()
+
+    def _end_stream(self) -> None:
+        if not self.dry_run:
+            self._exporter.end_stream(self._stream)
+
+    def _put_event(self, writer: str, sequence: int, event: LogEvent) -> None:
+        self._put(writer, False, [sequence], [event], _EVENT_BYTES + len(event.message))
 
     def _put(self, writer: str, is_scanned: bool, sequences: Any, records: Any, size: int) -> None:
         """Add records to their writer's batch; first export a batch that leaves no room for them."""
-        most = self._target.max_batch_bytes
+        most = self.target.max_batch_bytes
         if self._waiting_size > _LARGER * most:
             self._send(max(self._waiting, key=lambda name: self._waiting[name].size))
         batch = self._waiting.get(writer)
@@ -199,19 +231,13 @@ class Sender:
         batch = self._waiting.pop(writer)
         self._waiting_size -= batch.size
         while len(self._exports) >= _QUEUED:
-            self._join()
-        if self._rate:
-            now = self._clock()
+            self._exports.popleft().result()
+        if self.rate and not self.dry_run:
+            now = self.clock()
             if self._free_at > now:
-                self._sleep(self._free_at - now)
-            self._free_at = max(self._free_at, now) + len(batch.records) / self._rate
-        self._exports.add(self._pool.submit(self._export_in_turn, batch))
-
-    def _join(self) -> None:
-        """Wait for an export to end, and raise its error if it failed for good."""
-        done, self._exports = wait(self._exports, return_when=FIRST_COMPLETED)
-        for export in done:
-            export.result()
+                self.sleep(self._free_at - now)
+            self._free_at = max(self._free_at, now) + len(batch.records) / self.rate
+        self._exports.append(self._pool.submit(self._export_in_turn, batch))
 
     def _export_in_turn(self, batch: _Batch) -> None:
         if self._has_stopped:
@@ -230,7 +256,7 @@ class Sender:
         """
         count = len(batch.records)
         self._policy.start_again()
-        give_up_at = self._clock() + GIVE_UP_SECONDS
+        give_up_at = self.clock() + GIVE_UP_SECONDS
         while count <= self._policy.limit:
             try:
                 self._deliver(batch)
@@ -240,14 +266,14 @@ class Sender:
                     self._count_rejected(batch, decision)
                 if self._is_over(decision, count, give_up_at):
                     # The text of an unknown exception may contain anything, such as a key.
-                    is_known = isinstance(error, RejectedError | RetryableError | TooLargeError | UnavailableError)
+                    is_known = isinstance(error, ExportError)
                     why = decision.message if is_known else f"its exporter raised {type(error).__name__}"
-                    raise BackfillStoppedError(f"child '{self._target.name}' takes no events: {why}") from error
+                    raise BackfillStoppedError(f"child '{self.target.name}' takes no events: {why}") from error
                 if decision.rejected is not None:
                     return
                 if not decision.wait:
                     break
-                self._sleep(decision.wait)
+                self.sleep(decision.wait)
             else:
                 self._policy.succeeded(count)
                 self._result.copied += count
@@ -269,12 +295,14 @@ class Sender:
             return True
         # A rejected batch of several events is not retried at its size, but in halves.
         is_retried = decision.wait > 0 and decision.rejected is None and count <= self._policy.limit
-        return is_retried and self._clock() + decision.wait > give_up_at
+        return is_retried and self.clock() + decision.wait > give_up_at
 
     def _note(self, batch: _Batch) -> None:
-        self._ledger.note(str(self._stream.id), batch.writer, batch.sequences)
+        self.ledger.note(str(self._stream.id), batch.writer, batch.sequences)
 
     def _deliver(self, batch: _Batch) -> None:
+        if self.dry_run:
+            return
         if batch.is_scanned and isinstance(self._exporter, Copier):
             scanned = Scanned(batch.writer, batch.sequences, (), batch.records, None, None)
             self._exporter.export_scanned(self._stream, scanned)

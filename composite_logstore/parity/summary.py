@@ -49,6 +49,7 @@ class ParitySummary:
         worst: The streams with the most differences: the number of differences, the stream's label, the child's name.
         not_compared: A stream's label, a child's name, and why the child could not be compared.
         seconds: How long the comparison took.
+        hints: Why children may be missing events: known limits of their backends.
     """
 
     def __init__(self, log_store: str = "", children: Iterable[str] = ()) -> None:
@@ -59,6 +60,7 @@ class ParitySummary:
         self.worst: list[tuple[int, str, str]] = []
         self.not_compared: list[tuple[str, str, str]] = []
         self.seconds = 0.0
+        self.hints: list[str] = []
 
     def begin(self, log_store: str, children: Iterable[str]) -> None:
         """Name the log store and the children that are compared."""
@@ -117,4 +119,5 @@ class ParitySummary:
             },
             "events": [{"stream": label, **asdict(named), "child": named.child} for label, named in self.named],
             "not_compared": [{"stream": label, "child": name, "why": why} for label, name, why in self.not_compared],
+            "hints": self.hints,
         }

@@ -9,6 +9,14 @@
         <writer>-2/                              a later folder of the same process, if the first was taken away
         .hidden-.../                             a folder that is being made or removed
         damaged/                                 pieces that could not be read
+        rejected/                                events that a backend has rejected for good
+            <child>.<time>.log                   lines of such events, oldest first
+            <child>.discarded                    how many older ones had to make room
+            lock, manage.lock                    locked while a file is changed, and while somebody works on all of them
+        status/<writer>                          what a living process says of its children
+        budgets/<child>.<period>                 what all processes have charged to a child's budget
+
+Beside the components' folders, `agent/owner.lock` is locked by the machine's agent.
 
 This is the theory of operation. The modules:
 
@@ -18,6 +26,9 @@ This is the theory of operation. The modules:
     segments         writes events
     reader           reads events
     damage           keeps damaged pieces
+    rejected         keeps rejected events
+    status_files     what processes say of themselves
+    charges          budgets that processes share
     folder           makes a folder, recovers it, looks after it and removes it
     settings         where the spool of a log store is, and how large it may be
     private_folder   opens folders and files, and trusts none unseen

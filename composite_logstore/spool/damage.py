@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from composite_logstore.spool.private_folder import PrivateFolder
+from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder
 
 _DAMAGED = "damaged"
 
@@ -32,39 +32,36 @@ class Damage(NamedTuple):
 
     def continued_by(self, other: Damage) -> Damage | None:
         """Return both as one if the other one is that of the next line, otherwise None."""
-        if self.path != other.path or self.why != other.why or not self.length or not other.length:
+        if not self.length or not other.length:
             return None
-        if self.offset + self.length != other.offset:
+        if (self.path, self.why, self.offset + self.length) != (other.path, other.why, other.offset):
             return None
         return self._replace(length=self.length + other.length, lines=self.lines + other.lines)
 
 
-def set_aside(folder: PrivateFolder, damages: Sequence[Damage]) -> list[Path]:
+def set_aside(process: KnownFolder, damages: Sequence[Damage]) -> list[tuple[Damage, Path]]:
     """Move damaged pieces out of a folder, so that they are not met again.
 
     Args:
-        folder: The folder of the process.
+        process: The folder of the process.
         damages: The damaged pieces.
 
     Returns:
-        Where each of them is kept: its own file if it could not be moved.
+        Each of them, and the file that keeps it: its own one if it could not be moved.
     """
-    kept = [damage.path for damage in damages]
-    pieces = [place for place, damage in enumerate(damages) if damage.length != 0]
-    if pieces:
-        with contextlib.suppress(OSError), _opened(folder.path.parent) as aside:
-            for place in pieces:
-                with contextlib.suppress(OSError):
-                    kept[place] = aside.path / _moved(folder, damages[place], aside)
+    kept = [(damage, damage.path) for damage in damages]
+    if any(damage.length != 0 for damage in damages):
+        with contextlib.suppress(OSError), process.open() as folder, _opened(folder.path.parent) as aside:
+            for place, damage in enumerate(damages):
+                if damage.length != 0:
+                    with contextlib.suppress(OSError):
+                        kept[place] = damage, aside.path / _moved(folder, damage, aside)
     return kept
 
 
 def _opened(component: Path) -> PrivateFolder:
     with PrivateFolder.open(component) as home:
-        if home.status(_DAMAGED) is None:
-            with contextlib.suppress(FileExistsError):
-                return home.make_folder(_DAMAGED)
-        return home.open_folder(_DAMAGED)
+        return home.open_or_make_folder(_DAMAGED)
 
 
 def _moved(folder: PrivateFolder, damage: Damage, aside: PrivateFolder) -> str:

@@ -15,9 +15,9 @@ from itertools import zip_longest
 from math import inf
 from pathlib import Path
 
-from composite_logstore.event import LogEvent
+from composite_logstore.event import WRITER, LogEvent
 from composite_logstore.spool.damage import Damage, set_aside
-from composite_logstore.spool.format import POSITION, WRITER, position_name, positions_in_header
+from composite_logstore.spool.format import POSITION, position_name, positions_in_header
 from composite_logstore.spool.lock import LOCK, FolderLock, made_at
 from composite_logstore.spool.mapped import NEW
 from composite_logstore.spool.positions import Positions, read_position
@@ -113,7 +113,7 @@ class Spool:
             os.utime(lock.file, ns=(now, now))
             home.rename(folder.path.name, spool.folder.name)
         except BaseException:
-            spool._release()
+            spool.abandon()
             raise
         return spool
 
@@ -141,15 +141,15 @@ class Spool:
         lock = FolderLock.acquire(folder)
         if lock is None:
             return None
+        spool = None
         try:
             # It may have been removed between being opened and being locked.
             if home.has(folder.path.name, folder.identity):
-                return cls._found(folder, lock)
-        except BaseException:
-            lock.release()
-            raise
-        lock.release()
-        return None
+                spool = cls._found(folder, lock)
+        finally:
+            if spool is None:
+                lock.release()
+        return spool
 
     @classmethod
     def look(cls, folder: Path) -> Spool:
@@ -182,9 +182,8 @@ class Spool:
                 damage.append(Damage(folder.path / name, 0, 0, f"{why}, so all events are delivered again"))
                 if lock is not None:
                     spool.reset(child)
-        for name in folder.names():
-            if not (name in _NO_EVENTS or SEGMENT.fullmatch(name) or POSITION.fullmatch(name)):
-                damage.append(Damage(folder.path / name, 0, None, "it is not a file of a spool"))
+        for name in sorted(set(names) - set(files) - positions):
+            damage.append(Damage(folder.path / name, 0, None, "it is not a file of a spool"))
         return spool
 
     # How far the children are
@@ -256,9 +255,6 @@ class Spool:
     def abandon(self) -> None:
         """Release the folder as it is."""
         self.segments.close()
-        self._release()
-
-    def _release(self) -> None:
         self._positions.close()
         if self.lock is not None:
             self.lock.release()
@@ -270,14 +266,12 @@ class Spool:
         Returns:
             Each of them, and the file that keeps it: its own one if it could not be moved.
         """
-        damages, self.reader.damage = self.reader.damage, []
-        kept = [damage.path for damage in damages]
-        with contextlib.suppress(OSError), self._known.open() as folder:
-            kept = set_aside(folder, damages)
-        for damage, path in zip(damages, kept, strict=True):
+        kept = set_aside(self._known, self.reader.damage)
+        self.reader.damage = []
+        for damage, path in kept:
             if damage.length is None and path != damage.path:
                 self.segments.remove(damage.path)
-        return list(zip(damages, kept, strict=True))
+        return kept
 
     # Restoring
 
@@ -363,15 +357,14 @@ def process_folders(component: Path) -> list[Path]:
     found = []
     with home:
         for name in home.names():
-            if _PROCESS.fullmatch(name) and (status := home.status(name)):
-                if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                    found.append((made_at(home, name, status), component / name))
-            elif (
-                name.startswith(_HIDDEN)
-                and (status := home.status(name))
-                and time.time() - made_at(home, name, status) > _ABANDONED_SECONDS
-            ):
+            status = home.status(name)
+            if status is None:
+                continue
+            made = made_at(home, name, status)
+            if name.startswith(_HIDDEN) and time.time() - made > _ABANDONED_SECONDS:
                 _clear(home, name)
+            if _PROCESS.fullmatch(name) and (stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                found.append((made, component / name))
     return [folder for _, folder in sorted(found)]
 
 
@@ -419,8 +412,7 @@ def _noted_positions(folder: PrivateFolder, segments: Iterable[str]) -> list[str
     for name in segments:
         with contextlib.suppress(OSError):
             with os.fdopen(folder.open_file(name, os.O_RDONLY), "rb") as file:
-                line = file.readline(_HEADER_BYTES)
-            names = positions_in_header(line)
+                names = positions_in_header(file.readline(_HEADER_BYTES))
             if names is not None:
                 return names
     return []

@@ -9,6 +9,10 @@ A line is a checksum (CRC-32, 8 hexadecimal digits), a space, a JSON value and a
 Each line has its own checksum, so a damaged line hides no other. A checksum proves nothing about who wrote a line, so
 `decode_event` also checks the type and the range of each field.
 
+A line of a file of rejected events has everything that is known of one of them:
+
+    {"rejected": time, "reason": text, "number": k, "among": n, "stream": {...}, "event": [...]}
+
 A position is the lowest number that a child has not acknowledged, as 20 digits and a checksum.
 """
 
@@ -17,28 +21,25 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore.event import HIGHEST, WRITER, ExceptionInfo, LogEvent, Stream, TraceContext
 from composite_logstore.inert import described
 from composite_logstore.plain import plain_mapping
+from composite_logstore.spool.streams import Streams
 
 FORMAT = 1
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line. An event that needs more is shortened."""
-HIGHEST = (1 << 62) - 1
-"""The highest number of an event: its UUID has 62 bits for it."""
-WRITER = re.compile(r"[0-9a-f]{15}")
 POSITION = re.compile(r"[a-z0-9_-]+\.settled")
 POSITION_BYTES = 30
 _PIECE_BYTES = 1 << 16
 _NUMBERED = re.compile(rb'[0-9a-f]{8} \["[^"]*","[^"]*",([0-9]{1,20}),')
 _HEX = re.compile(r"[0-9a-f]{1,32}"), re.compile(r"[0-9a-f]{1,16}")
-_EXCEPTION, _TRACE = LogEvent._fields.index("exception"), LogEvent._fields.index("trace")
-_ATTRIBUTES, _METADATA = LogEvent._fields.index("attributes"), LogEvent._fields.index("metadata")
-_LINE = LogEvent._fields.index("line")
+_INT64 = 1 << 63
+_EXCEPTION = LogEvent._fields.index("exception")
 # The types of the fields before the exception. Compared by `type`, since `isinstance(True, int)` holds.
 _TYPES = [str, str, int, int, int, int, str, str, str, str, int, str]
 
@@ -107,12 +108,15 @@ def positions_in_header(line: bytes) -> list[str] | None:
 
 def encode_stream(stream: Stream) -> bytes:
     """Return a stream as a line."""
-    value = {
+    return encode_line(orjson.dumps(_as_value(stream)))
+
+
+def _as_value(stream: Stream) -> dict[str, Any]:
+    return {
         "stream": str(stream.id),
         "artifact_store_id": str(stream.artifact_store_id) if stream.artifact_store_id else None,
         "attributes": stream.attributes,
     }
-    return encode_line(orjson.dumps(value))
 
 
 # Events
@@ -150,45 +154,107 @@ def decode_event(value: list[Any], stream_of: Callable[[Any], Stream | None]) ->
     """Return the event in a line's value, None if a field has a type or a value that no event has.
 
     Args:
-        value: The value. Its items are replaced.
+        value: The value.
         stream_of: Returns the stream with an id, None if the id is not valid.
     """
     if len(value) != len(LogEvent._fields) or [*map(type, value[:_EXCEPTION])] != _TYPES:
         return None
-    _, writer, number, sequence, time_unix_nano, level, *_ = value
-    *_, attributes, metadata, progress = value
+    id, writer, number, sequence, time_unix_nano, level, *_ = value
+    *_, line, _, error, trace, attributes, metadata, progress = value
     is_valid = (
         WRITER.fullmatch(writer)
         and 0 <= number <= HIGHEST
         and 0 <= sequence <= HIGHEST
-        and all(_is_int64(one) for one in (time_unix_nano, level, value[_LINE]))
+        and -_INT64 <= min(time_unix_nano, level, line) <= max(time_unix_nano, level, line) < _INT64
+        and _is_exception(error)
+        and _is_trace(trace)
         and type(attributes) is dict
         and type(metadata) is dict
-        and type(progress) is bool
+        and (type(progress) is bool or (type(progress) is int and 1 < progress <= HIGHEST))
     )
-    stream = stream_of(value[0]) if is_valid else None
-    error, trace = value[_EXCEPTION], value[_TRACE]
-    if stream is None or not _is_exception(error) or not _is_trace(trace):
+    stream = stream_of(id) if is_valid else None
+    if stream is None:
         return None
-    value[0] = stream
     if error is not None:
-        value[_EXCEPTION] = ExceptionInfo(*error)
+        error = ExceptionInfo(*error)
     if trace is not None:
-        value[_TRACE] = TraceContext(int(trace[0], 16), int(trace[1], 16), trace[2])
+        trace = TraceContext(int(trace[0], 16), int(trace[1], 16), trace[2])
     if attributes or metadata:
         # Bounds the depth, as capture does.
-        value[_ATTRIBUTES], value[_METADATA] = plain_mapping(attributes), plain_mapping(metadata)
-    return LogEvent._make(value)
+        attributes, metadata = plain_mapping(attributes), plain_mapping(metadata)
+    return LogEvent._make((stream, *value[1:_EXCEPTION], error, trace, attributes, metadata, progress))
+
+
+class RejectedEvent(NamedTuple):
+    """An event that a backend has rejected for good.
+
+    Attributes:
+        event: The event as it was logged.
+        reason: Why the backend rejected it.
+        time_unix_nano: When, in nanoseconds since the epoch.
+        number: How many events of its export the backend rejected.
+        among: Among how many they are: more than `number` if the backend did not say which ones it rejected.
+    """
+
+    event: LogEvent
+    reason: str
+    time_unix_nano: int
+    number: int = 1
+    among: int = 1
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether this very event was rejected, rather than one of several."""
+        return self.number >= self.among
+
+
+def encode_rejected(rejected: RejectedEvent) -> bytes:
+    """Return a rejected event as a line.
+
+    Raises:
+        UnstorableEventError: JSON cannot express a value of the event.
+    """
+    event = rejected.event
+    value = {
+        "rejected": rejected.time_unix_nano,
+        "reason": rejected.reason,
+        "number": rejected.number,
+        "among": rejected.among,
+        "stream": _as_value(event.stream),
+    }
+    try:
+        known = orjson.dumps(value)
+        return encode_line(b'%b,"event":%b}' % (known[:-1], _as_json(event, str(event.stream.id))))
+    except Exception as error:
+        raise UnstorableEventError(described(error)) from error
+
+
+def decode_rejected(line: bytes, streams: Streams) -> RejectedEvent | None:
+    """Return the rejected event of a line, None if the line is damaged, or has a value that no such line has.
+
+    Args:
+        line: The line.
+        streams: The streams that other lines name. It learns that of this line.
+    """
+    value = decode_line(line)
+    if not isinstance(value, dict):
+        return None
+    reason, stream, fields = (value.get(name) for name in ("reason", "stream", "event"))
+    numbers: list[Any] = [value.get(name) for name in ("rejected", "number", "among")]
+    if type(reason) is not str or type(stream) is not dict or type(fields) is not list or not fields:
+        return None
+    if any(type(number) is not int or not 0 <= number <= _INT64 for number in numbers):
+        return None
+    if stream.get("stream") != fields[0] or not streams.has_learned(stream, is_scan=True):
+        return None
+    event = decode_event(fields, streams.of)
+    return RejectedEvent(event, reason, *numbers) if event else None
 
 
 def number_in(line: bytes) -> int | None:
     """Return the number of the event in a line without decoding the line, None if it does not look like an event."""
     found = _NUMBERED.match(line)
     return int(found[1]) if found else None
-
-
-def _is_int64(value: int) -> bool:
-    return -(1 << 63) <= value < 1 << 63
 
 
 def _is_exception(value: Any) -> bool:

@@ -18,15 +18,18 @@ The lock of the folder counts where somebody has deleted `owner.lock`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from composite_logstore.spool.private_folder import PrivateFolder, identity_of
 
 LOCK = "owner.lock"
+_POLL_SECONDS = 0.01
 # Descriptor → the identity of the file that it had when it was locked.
 _held: dict[int, tuple[int, int]] = {}
 
@@ -45,6 +48,57 @@ def lock_file(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def locked(folder: PrivateFolder, name: str, seconds: float) -> Iterator[int]:
+    """Hold the lock of a file for a while, against other threads and processes. The file is made if it is missing.
+
+    Args:
+        folder: The folder of the file.
+        name: The name of the file.
+        seconds: How long to wait for the lock, about.
+
+    Yields:
+        The file's descriptor, for reading and writing.
+
+    Raises:
+        BlockingIOError: Another process or thread holds the lock for longer.
+        OSError: The file cannot be made, opened or locked.
+    """
+    for _ in range(1 + int(seconds / _POLL_SECONDS)):
+        descriptor = _opened_lock(folder, name)
+        try:
+            # The file may have been exchanged before it was locked.
+            if lock_file(descriptor):
+                if folder.has(name, identity_of(os.fstat(descriptor))):
+                    yield descriptor
+                    return
+            else:
+                time.sleep(_POLL_SECONDS)
+        finally:
+            # A process that was forked meanwhile has a copy of the descriptor, and closing this one would not do.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+    raise BlockingIOError(errno.EAGAIN, "another process holds its lock", str(folder.path / name))
+
+
+def _opened_lock(folder: PrivateFolder, name: str) -> int:
+    try:
+        return folder.create_file(name)
+    except FileExistsError:
+        return folder.open_file(name, os.O_RDWR)
+
+
+def hold(descriptor: int) -> None:
+    """Have a locked file closed in forked processes, whose copies would keep it locked, and by `release_all`."""
+    _held[descriptor] = identity_of(os.fstat(descriptor))
+
+
+def let_go(descriptor: int) -> None:
+    """Close a file that `hold` was called for, unless the descriptor belongs to another file by now."""
+    _release(descriptor)
 
 
 def release_all() -> None:
@@ -94,12 +148,11 @@ class FolderLock:
         guard = os.dup(folder.fd)
         try:
             try:
-                is_guarded = lock_file(guard)
-                is_taken = not is_guarded
+                is_guarded: bool | None = lock_file(guard)
             except OSError:
                 # NFS locks only what is open for writing.
-                is_guarded = is_taken = False
-            file = _opened(folder, is_own, is_guarded, is_taken)
+                is_guarded = None
+            file = _opened(folder, is_own, is_guarded)
             # The file may have been exchanged before it was locked.
             if file is None or not lock_file(file) or not folder.has(LOCK, identity_of(os.fstat(file))):
                 return None
@@ -162,15 +215,24 @@ class FolderLock:
             yield self.guard
 
 
-def _opened(folder: PrivateFolder, is_own: bool, is_guarded: bool, is_taken: bool) -> int | None:
-    """Open `owner.lock`. Make a missing one again if the folder itself is locked, or is this process's own."""
+def _opened(folder: PrivateFolder, is_own: bool, is_guarded: bool | None) -> int | None:
+    """Open `owner.lock`. Make a missing one again if the folder itself is locked, or is this process's own.
+
+    Args:
+        folder: The folder.
+        is_own: Whether it is this process's own.
+        is_guarded: Whether this process has locked the folder itself, None if the file system cannot do that.
+
+    Returns:
+        The descriptor, None if another process has locked the folder itself.
+    """
     try:
         return folder.open_file(LOCK, os.O_RDWR)
     except (FileNotFoundError, PermissionError):
-        if not is_own and is_taken:
-            return None
-        if not is_own and not is_guarded:
+        if not is_own and is_guarded is None:
             raise
+        if not is_own and not is_guarded:
+            return None
     if folder.status(LOCK) is not None:
         # Not a file that a spool makes. It is renamed now, and set aside later.
         folder.rename(LOCK, f"{LOCK}-{secrets.token_hex(4)}")
@@ -188,6 +250,38 @@ def is_alive(folder: Path) -> bool:
     if lock is not None:
         lock.release()
     return lock is None
+
+
+class Watch:
+    """Notices that the process of a folder has died: its lock is free.
+
+    The file stays open, so that each look is one or two calls of the system. A look holds the lock for that moment,
+    and does not say for certain that the folder can be taken over: somebody may have exchanged the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder's lock.
+
+        Raises:
+            OSError: It cannot be opened, or is not to be trusted.
+        """
+        with PrivateFolder.open(folder.parent) as home, home.open_folder(folder.name) as opened:
+            self._file = opened.open_file(LOCK, os.O_RDWR)
+
+    def has_died(self) -> bool:
+        """Say whether no process holds the lock now.
+
+        Raises:
+            OSError: The file system cannot tell now.
+        """
+        if not lock_file(self._file):
+            return False
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
 
 
 def made_at(home: PrivateFolder, name: str, status: os.stat_result) -> float:

@@ -47,6 +47,19 @@ class Mapped(NamedTuple):
         finally:
             os.close(file)
 
+    def restored(self, folder: PrivateFolder, name: str) -> Mapped:
+        """Return the file, or another one with its bytes and its name if somebody has moved or removed it.
+
+        Raises:
+            OSError: There is no room on the disk, or the file cannot be made.
+        """
+        if folder.has(name, self.identity):
+            return self
+        new = Mapped.create(folder, NEW, len(self.memory))
+        new.memory[:] = self.memory[:]
+        folder.put(NEW, name)
+        return new
+
 
 def _allocate(file: int, size: int) -> None:
     """Have the disk reserve all bytes: a full disk would otherwise kill the process (SIGBUS) when it writes to one."""

@@ -106,10 +106,7 @@ class Positions:
             OSError: A file cannot be made now.
         """
         for child, position in list(self._mapped.items()):
-            if not folder.has(position_name(child), position.identity):
-                self._mapped[child] = _created(folder, NEW, self.of(child))
-                folder.put(NEW, position_name(child))
-                position.memory.close()
+            self._mapped[child] = position.restored(folder, position_name(child))
 
     def close(self) -> None:
         """Unmap all."""

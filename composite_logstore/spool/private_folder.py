@@ -14,8 +14,9 @@ import os
 import pwd
 import secrets
 import stat
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a pipe would wait for its other end.
@@ -76,16 +77,10 @@ class PrivateFolder:
         try:
             return cls.open(path)
         except FileNotFoundError:
-            missing = path.parent
-            above = []
-            while not missing.exists():
-                above.append(missing)
-                missing = missing.parent
-            for folder in reversed(above):
+            missing = takewhile(lambda parent: not parent.exists(), path.parents)
+            for folder in reversed([path, *missing]):
                 with contextlib.suppress(FileExistsError):
                     os.close(_made(folder, None))
-            with contextlib.suppress(FileExistsError):
-                os.close(_made(path, None))
             return cls.open(path)
 
     @classmethod
@@ -142,6 +137,17 @@ class PrivateFolder:
             OSError: It cannot be made, or the name is taken.
         """
         return PrivateFolder(self.path / name, _made(name, self.fd))
+
+    def open_or_make_folder(self, name: str) -> PrivateFolder:
+        """Open a folder in it. Make it if it does not exist.
+
+        Raises:
+            UntrustedError: It belongs to another user, or others can write in it.
+            OSError: It cannot be made or opened.
+        """
+        with contextlib.suppress(FileExistsError):
+            return self.make_folder(name)
+        return self.open_folder(name)
 
     def open_file(self, name: str, flags: int) -> int:
         """Open a file in it.
@@ -252,8 +258,7 @@ class PrivateFolder:
 
     def remove(self, name: str) -> None:
         """Remove a folder with all its contents, as far as that is possible."""
-        status = self.status(name)
-        if status is None or not stat.S_ISDIR(status.st_mode):
+        if not self.is_folder(name):
             # `os.fwalk` would wait for a pipe to be opened.
             return
         with contextlib.suppress(OSError, RecursionError):
@@ -270,7 +275,7 @@ class PrivateFolder:
             os.rmdir(name, dir_fd=self.fd)
 
 
-class KnownFolder:
+class KnownFolder(NamedTuple):
     """A folder that was open before. Its identity tells it from another folder at the same path.
 
     Attributes:
@@ -278,15 +283,8 @@ class KnownFolder:
         identity: Its device, and its number there.
     """
 
-    def __init__(self, path: Path, identity: tuple[int, int]) -> None:
-        """Remember a folder.
-
-        Args:
-            path: Its path.
-            identity: Its device, and its number there.
-        """
-        self.path = path
-        self.identity = identity
+    path: Path
+    identity: tuple[int, int]
 
     def open(self) -> PrivateFolder:
         """Open it.
@@ -296,22 +294,14 @@ class KnownFolder:
             OSError: It cannot be opened.
         """
         folder = PrivateFolder.open(self.path)
-        try:
-            if folder.identity != self.identity:
-                raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed", str(self.path))
-        except BaseException:
-            os.close(folder.fd)
-            raise
-        return folder
+        if folder.identity == self.identity:
+            return folder
+        os.close(folder.fd)
+        raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed", str(self.path))
 
 
 _NO_FILE = "it is not a regular file"
 _ELSEWHERE = "set 'spool_directory' to another folder"
-
-
-def shown(path: str | Path) -> str:
-    """Return a path without control characters: another user may have chosen any name."""
-    return str(path) if str(path).isprintable() else ascii(str(path))[1:-1]
 
 
 def identity_of(status: os.stat_result) -> tuple[int, int]:

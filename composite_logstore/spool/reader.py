@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
 
-from composite_logstore.event import LogEvent
+from composite_logstore.event import HIGHEST, LogEvent
 from composite_logstore.spool import segments
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.format import (
     FORMAT,
-    HIGHEST,
     LINE_BYTES,
     decode_event,
     decode_line,
@@ -70,28 +69,23 @@ class SegmentReader:
         last = -1
         for segment in list(self.segments.all):
             segment.last = segment.first - 1
-            damage: Damage | None = None
             for item, _ in self.items(segment, 0, is_scan=True):
                 if isinstance(item, Damage):
-                    both = damage and damage.continued_by(item)
-                    if damage is not None and both is None:
-                        yield self._noted(damage)
-                    damage = both or item
-                    continue
-                if damage is not None:
-                    yield self._noted(damage)
-                    damage = None
-                # A Ctrl-C may have interrupted the writing of an event, which was then written again.
-                if item.number > last:
-                    last = segment.last = item.number
-                    segment.kinds[item.level, item.progress] += 1
+                    self._note(item)
                     yield item
-            if damage is not None:
-                yield self._noted(damage)
+                # A Ctrl-C may have interrupted the writing of an event, which was then written again.
+                elif item.number > last:
+                    last = segment.last = item.number
+                    segment.kinds[item.level, bool(item.progress)] += 1
+                    yield item
 
-    def _noted(self, damage: Damage) -> Damage:
-        self.damage.append(damage)
-        return damage
+    def _note(self, damage: Damage) -> None:
+        """Note a damaged piece. If the line before is damaged in the same way, both become one piece."""
+        both = self.damage[-1].continued_by(damage) if self.damage else None
+        if both is not None:
+            self.damage[-1] = both
+        else:
+            self.damage.append(damage)
 
     def read(self, after: int, before: float) -> Iterator[LogEvent]:
         """Yield the events with numbers above `after` and below `before`, in order.
@@ -103,15 +97,14 @@ class SegmentReader:
 
     def in_use(self) -> list[LogEvent]:
         """Return the events of the segment in use, from memory: its file may be gone."""
-        in_use = self.segments.in_use
-        if in_use is None:
-            return []
-        segment, data = in_use
-        items = self._lines(io.BytesIO(data), segment, 0, is_scan=False)
+        data = self.segments.in_use
+        items = self._lines(io.BytesIO(data), self.segments.all[-1], 0, is_scan=False) if data else ()
         return [item for item, _ in items if isinstance(item, LogEvent)]
 
     def items(self, segment: Segment, offset: int, is_scan: bool = False) -> Iterator[tuple[LogEvent | Damage, int]]:
-        """Yield what a segment has from an offset on, and the offset after it; nothing if its file is gone.
+        """Yield the events and damaged pieces of a segment from an offset on, each with the offset of the next line.
+
+        There are none if the file is gone.
 
         Args:
             segment: The segment.
@@ -121,21 +114,16 @@ class SegmentReader:
         Raises:
             OSError: The folder cannot be read now.
         """
-        try:
-            folder = self._folder.open()
-        except FileNotFoundError:
-            return
-        with folder:
+        descriptor = None
+        # The segment may have been dropped.
+        with contextlib.suppress(FileNotFoundError), self._folder.open() as folder:
             try:
                 descriptor = folder.open_file(segment.path.name, os.O_RDONLY)
-            except FileNotFoundError:
-                # It was given up.
-                return
             except PermissionError as error:
                 yield Damage(segment.path, 0, None, error.strerror or "unreadable"), 0
-                return
-        with os.fdopen(descriptor, "rb") as file:
-            yield from self._lines(file, segment, offset, is_scan)
+        if descriptor is not None:
+            with os.fdopen(descriptor, "rb") as file:
+                yield from self._lines(file, segment, offset, is_scan)
 
     def _lines(
         self, file: BinaryIO, segment: Segment, offset: int, is_scan: bool
@@ -180,9 +168,8 @@ class SegmentReader:
         """Return the event in a line's value, None for a line without an event, or what is wrong with the line."""
         if isinstance(value, list):
             event = decode_event(value, self._streams.of)
-            if event is None:
-                return "damaged"
-            return "out of order" if event.number < segment.first or begin in segment.strays else event
+            if event is not None:
+                return "out of order" if event.number < segment.first or begin in segment.strays else event
         if isinstance(value, dict):
             if "stream" in value:
                 return None if self._streams.has_learned(value, is_scan) else "damaged"
@@ -215,13 +202,24 @@ class SegmentReader:
         for segment in self.segments.all:
             segment.strays = frozenset()
             begins.append(len(numbers))
-            with (
-                contextlib.suppress(OSError),
-                self._folder.open() as folder,
-                os.fdopen(folder.open_file(segment.path.name, os.O_RDONLY), "rb") as file,
-            ):
-                _note_numbers(file, segment.first, numbers, offsets, counts)
+            with contextlib.suppress(OSError):
+                for offset, line in self._raw_lines(segment):
+                    number = number_in(line)
+                    if number is not None and segment.first <= number <= HIGHEST and counts(line):
+                        numbers.append(number)
+                        offsets.append(offset)
         return numbers, offsets, begins
+
+    def _raw_lines(self, segment: Segment) -> Iterator[tuple[int, bytes]]:
+        """Yield the offset and the bytes of each line of a segment, damaged or not."""
+        offset = 0
+        with self._folder.open() as folder, os.fdopen(folder.open_file(segment.path.name, os.O_RDONLY), "rb") as file:
+            while offset <= segments.SEGMENT_BYTES + LINE_BYTES:
+                zeros, line = read_line(file, segments.SEGMENT_BYTES)
+                if not line:
+                    return
+                yield offset, line
+                offset += zeros + len(line)
 
     def _is_event(self, line: bytes) -> bool:
         value = decode_line(line)
@@ -265,22 +263,6 @@ class ForwardReader:
                     if item.number > after:
                         after = item.number
                         yield item
-
-
-def _note_numbers(
-    file: BinaryIO, first: int, numbers: array[int], offsets: array[int], counts: Callable[[bytes], bool]
-) -> None:
-    """Note the numbers of a segment's events and the offsets of their lines, without decoding the lines."""
-    offset = 0
-    while offset <= segments.SEGMENT_BYTES + LINE_BYTES:
-        zeros, line = read_line(file, segments.SEGMENT_BYTES)
-        if not line:
-            return
-        number = number_in(line)
-        if number is not None and first <= number <= HIGHEST and counts(line):
-            numbers.append(number)
-            offsets.append(offset)
-        offset += zeros + len(line)
 
 
 def _ascending(numbers: Sequence[int]) -> bytearray:

@@ -11,16 +11,13 @@ import contextlib
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
-
-import orjson
+from typing import Any, TypeVar
 
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.plain import plain_mapping
 from composite_logstore.spool.format import (
     LINE_BYTES,
     EventTooLongError,
@@ -36,6 +33,7 @@ from composite_logstore.spool.streams import Streams
 SEGMENT_BYTES = 4 * 1024 * 1024
 SEGMENT = re.compile(r"[0-9]{20}\.log")
 SPARE = "spare"
+_Item = TypeVar("_Item")
 _STREAMS = 10_000
 """How many streams a process remembers: one that serves for months has many."""
 
@@ -93,9 +91,9 @@ class Segments:
         self._streams = streams
         # The attributes that each stream was written with last.
         self._written: dict[Stream, dict[str, Any]] = {}
-        # The segment in use: its memory, where its next line goes, where it ends, and the ids of the streams in it.
+        # The segment in use: its memory, where its next line goes, and the ids of the streams in it.
         self._in_use: Mapped | None = None
-        self._end = self._room = 0
+        self._end = 0
         self._ids: dict[Stream, str] = {}
         self._spare: Mapped | None = None
         self._is_closed = False
@@ -140,21 +138,11 @@ class Segments:
             EventTooLongError: No line can hold the event.
             UnstorableEventError: No line can express the event.
         """
-        stream = event.stream
-        id = self._ids.get(stream)
-        if id is None:
-            id = self._streams.add(stream)
-            self._write_stream(stream, event.number, has_room)
-        line = encode_event(event, id)
-        end = self._end + len(line)
-        if self._in_use is None or end > self._room:
-            self._write(line, event.number, has_room)
-        else:
-            self._in_use.memory[self._end : end] = line
-            self._end = end
+        id = self._ids.get(event.stream) or self._write_stream(event.stream, event.number, has_room)
+        self._write(encode_event(event, id), event.number, has_room)
         segment = self.all[-1]
         segment.last = event.number
-        segment.kinds[event.level, event.progress] += 1
+        segment.kinds[event.level, bool(event.progress)] += 1
 
     def refresh(self, has_room: Callable[[int], bool]) -> None:
         """Write those streams again whose attributes ZenML has added to since.
@@ -168,21 +156,25 @@ class Segments:
         for stream in [stream for stream, written in self._written.items() if _differs(written, stream.metadata)]:
             self._write_stream(stream, int(self.last), has_room)
 
-    def _write_stream(self, stream: Stream, number: int, has_room: Callable[[int], bool]) -> None:
+    def _write_stream(self, stream: Stream, number: int, has_room: Callable[[int], bool]) -> str:
+        """Write the line of a stream, and return the id that the lines of its events have."""
+        id = self._streams.add(stream)
         metadata = dict(stream.metadata)
         self._write(encode_stream(stream), number, has_room)
-        self._ids[stream] = str(stream.id)
+        self._ids[stream] = id
         self._written[stream] = metadata
         for old in [*self._written][:-_STREAMS]:
             del self._written[old]
             self._streams.forget(old)
             self._ids.pop(old, None)
+        return id
 
     def _write(self, line: bytes, number: int, has_room: Callable[[int], bool]) -> None:
         segment = self._in_use
-        if segment is None or self._end + len(line) > self._room:
-            segment = self._in_use = self._begin_segment(number, len(line), has_room)
         end = self._end + len(line)
+        if segment is None or end > len(segment.memory):
+            segment = self._in_use = self._begin_segment(number, len(line), has_room)
+            end = self._end + len(line)
         segment.memory[self._end : end] = line
         self._end = end
 
@@ -199,16 +191,14 @@ class Segments:
             self._mend_in_use(folder)
             new = self._named_spare(folder, path.name, size)
             if new is None:
-                if not has_room(size):
-                    raise SpoolFullError("'spool_max_bytes' is reached")
-                new = Mapped.create(folder, NEW, size)
-                if not has_room(0):
+                new = Mapped.create(folder, NEW, size) if has_room(size) else None
+                if new is None or not has_room(0):
                     folder.unlink(NEW)
                     raise SpoolFullError("'spool_max_bytes' is reached")
                 folder.put(NEW, path.name)
         self._close_in_use()
         new.memory[: len(header)] = header
-        self._end, self._room = len(header), len(new.memory)
+        self._end = len(header)
         self.all.append(Segment(path, first, first - 1))
         return new
 
@@ -231,9 +221,9 @@ class Segments:
             self._ids = {}
 
     @property
-    def in_use(self) -> tuple[Segment, bytes] | None:
-        """The segment in use and its bytes, which are in memory even if its file is gone."""
-        return (self.all[-1], self._in_use.memory[: self._end]) if self._in_use else None
+    def in_use(self) -> bytes:
+        """The bytes of the segment in use, even if its file is gone; none without such a segment."""
+        return self._in_use.memory[: self._end] if self._in_use else b""
 
     # Removing
 
@@ -280,27 +270,19 @@ class Segments:
         """Close and cut full segments, and remove freed ones. Needs no lock, for the same reason as `prepare`."""
         if not (self._full or self._freed):
             return
-        try:
-            folder = self._folder.open()
-        except OSError:
-            # The folder is gone, or cannot be opened now. The memory can be released all the same.
-            with contextlib.suppress(IndexError):
-                while True:
-                    self._full.popleft()[0].memory.close()
-            return
-        with folder:
-            with contextlib.suppress(IndexError):
-                while True:
-                    full, name, end = self._full.popleft()
-                    full.memory.close()
-                    with contextlib.suppress(OSError):
-                        if folder.has(name, full.identity):
-                            _cut(folder, name, end)
-            with contextlib.suppress(IndexError):
-                while True:
-                    freed = self._freed.popleft()
-                    with contextlib.suppress(OSError):
-                        folder.unlink(freed)
+        # The memory can be released even if the folder is gone.
+        full = list(_taken_from(self._full))
+        for segment, _, _ in full:
+            segment.memory.close()
+        with contextlib.suppress(OSError), self._folder.open() as folder:
+            for segment, name, end in full:
+                with contextlib.suppress(OSError):
+                    if folder.has(name, segment.identity):
+                        with os.fdopen(folder.open_file(name, os.O_WRONLY), "wb") as file:
+                            file.truncate(end)
+            for freed in _taken_from(self._freed):
+                with contextlib.suppress(OSError):
+                    folder.unlink(freed)
 
     def close(self) -> None:
         """Leave the files as they are to the next process."""
@@ -340,14 +322,8 @@ class Segments:
                 self.all[place : place + 1] = self._written_again(folder, segment, in_memory)
 
     def _mend_in_use(self, folder: PrivateFolder) -> None:
-        old = self._in_use
-        if old is None or folder.has(self.all[-1].path.name, old.identity):
-            return
-        new = Mapped.create(folder, NEW, len(old.memory))
-        new.memory[: self._end] = old.memory[: self._end]
-        folder.put(NEW, self.all[-1].path.name)
-        old.memory.close()
-        self._in_use = new
+        if self._in_use is not None:
+            self._in_use = self._in_use.restored(folder, self.all[-1].path.name)
 
     def _written_again(
         self, folder: PrivateFolder, lost: Segment, in_memory: Callable[[int, float], Sequence[LogEvent]]
@@ -360,7 +336,7 @@ class Segments:
         lines += [encode_stream(stream) for stream in dict.fromkeys(event.stream for event in events)]
         for event in events:
             lines.append(encode_event(event, str(event.stream.id)))
-            again.kinds[event.level, event.progress] += 1
+            again.kinds[event.level, bool(event.progress)] += 1
         folder.make_way(NEW)
         with os.fdopen(folder.create_file(NEW), "wb") as file:
             file.write(b"".join(lines))
@@ -368,17 +344,16 @@ class Segments:
         return [again]
 
 
-def _cut(folder: PrivateFolder, name: str, size: int) -> None:
-    file = folder.open_file(name, os.O_WRONLY)
-    try:
-        os.ftruncate(file, size)
-    finally:
-        os.close(file)
+def _taken_from(queue: deque[_Item]) -> Iterator[_Item]:
+    """Remove and yield the items of a queue. Two threads may do so at once: `popleft` is one C call."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield queue.popleft()
 
 
 def _differs(written: dict[str, Any], metadata: dict[str, Any]) -> bool:
     try:
         return bool(written != metadata)
     except Exception:
-        # An array, for example, whose comparison has no truth value.
-        return orjson.dumps(plain_mapping(written)) != orjson.dumps(plain_mapping(metadata))
+        # One of two different arrays, for example, whose comparison has no truth value.
+        return True

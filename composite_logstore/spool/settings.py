@@ -22,11 +22,13 @@ class SpoolSettings(NamedTuple):
         component: The folder of the log store.
         write_ahead: Whether each event is written before `emit` returns.
         max_bytes: How many bytes all processes of the log store may have on this machine.
+        rejected_max_bytes: How many bytes of rejected events are kept there, besides.
     """
 
     component: Path
     write_ahead: bool
     max_bytes: int
+    rejected_max_bytes: int = 0
 
 
 def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
@@ -48,7 +50,8 @@ def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> Spool
     if config.durability == "memory":
         return None
     folder = spool_folder(component_id, config)
-    return SpoolSettings(folder, config.durability == "write_ahead", config.spool_max_bytes)
+    is_write_ahead = config.durability == "write_ahead"
+    return SpoolSettings(folder, is_write_ahead, config.spool_max_bytes, config.rejected_max_bytes)
 
 
 def check_spool(settings: SpoolSettings) -> None:

@@ -53,7 +53,7 @@ class Streams:
         Returns:
             False if the line does not describe a stream.
         """
-        id, store_id, attributes = line["stream"], line.get("artifact_store_id"), line.get("attributes")
+        id, store_id, attributes = line.get("stream"), line.get("artifact_store_id"), line.get("attributes")
         is_known = isinstance(id, str) and id in self._by_id
         stream = self.of(id)
         artifact_store_id = None if store_id is None else _uuid(store_id)

@@ -13,6 +13,7 @@ from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.spilling import Spilling
 from composite_logstore.delivery.states import State, Wait
+from composite_logstore.processing.rules import Rules
 from composite_logstore.spool.folder import Spool
 
 NOTE = Spool.acknowledge
@@ -26,20 +27,30 @@ def acknowledges_one_too_many(delivery: Delivery, *arguments: Any) -> None:
         delivery._delivered += 1
 
 
-def loses_a_retry(delivery: Delivery, error: BaseException, now: float) -> None:
-    FAILED(delivery, error, now)
+def loses_a_retry(delivery: Delivery, error: BaseException, now: float, processed: Any = None) -> bool:
+    is_over = FAILED(delivery, error, now, processed)
     if isinstance(error, RetryableError) and delivery._batches:
         delivery._batches.popleft()
+    return is_over
+
+
+def withholds_again(delivery: Delivery, error: BaseException, now: float, processed: Any = None) -> bool:
+    is_over = FAILED(delivery, error, now, processed)
+    if not is_over and processed:
+        delivery._withheld += processed.withheld.total()
+        delivery._withheld_reasons.update(processed.withheld)
+    return is_over
 
 
 def never_comes_back(delivery: Delivery, now: float) -> Any:
     return Wait(60) if delivery.state is State.UNAVAILABLE else NEXT(delivery, now)
 
 
-def takes_a_refusal_for_size(delivery: Delivery, error: BaseException, now: float) -> None:
-    FAILED(delivery, error, now)
+def takes_a_refusal_for_size(delivery: Delivery, error: BaseException, now: float, processed: Any = None) -> bool:
+    is_over = FAILED(delivery, error, now, processed)
     if isinstance(error, RetryableError):
         delivery._policy._size.too_large(delivery._exporting)
+    return is_over
 
 
 def notes_one_too_many(spool: Spool, child: str, before: float) -> None:
@@ -89,4 +100,9 @@ DURABILITY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "what one child has is freed": lambda patch: patch.setattr(Spool, "_free", frees_what_one_child_has),
     "events are spilled too late": spills_late,
     "nothing is brought to disk": lambda patch: patch.setattr(Spilling, "write", lambda *_, **__: False),
+}
+
+RULE_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "a retry counts as withheld once more": lambda patch: patch.setattr(Delivery, "failed", withholds_again),
+    "rules are forgotten": lambda patch: patch.setattr(Rules, "reason", lambda *_: None),
 }

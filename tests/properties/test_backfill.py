@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zenml.artifact_stores import BaseArtifactStore
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
-from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import PageRequest, Stream
 from composite_logstore.parity.backfill import Backfill
@@ -27,6 +26,7 @@ from composite_logstore.parity.result import Copied
 from composite_logstore.parity.scan import open_source
 from composite_logstore.reading.cursor import without_duplicates
 from composite_logstore.testing import make_logs, make_stream
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.encoding import encode

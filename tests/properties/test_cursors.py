@@ -13,12 +13,13 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zenml.models import LogsEntriesFilter, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import CompositeLogStore, Stream
 from composite_logstore.intervals import Intervals
 from composite_logstore.reading.cursor import LARGEST_SEEN, Cursor, within_bounds
 from composite_logstore.testing import SimulatedBackend
+from composite_logstore.zenml import LogsEntriesFilter
 from tests.artifact_stores import FolderArchive
 from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store

@@ -7,6 +7,7 @@ import logging
 from datetime import date
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import orjson
 from datadog_api_client import ApiClient, Configuration
@@ -30,6 +31,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 names = st.one_of(
     texts,
     st.sampled_from(["message", "status", "timestamp", "service", "host", "ddtags", "otel.timestamp"]),
+    st.sampled_from(["service.name", "service.version"]),
     st.sampled_from(["a", "a.b", "a.b.c", "zenml.run.name", "log.record.uid", "exception.type"]),
 )
 leaves = st.one_of(st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), st.floats(allow_nan=True), texts)
@@ -92,6 +94,18 @@ def finite(value: Any) -> Any:
     return orjson.loads(orjson.dumps(value))
 
 
+def is_as_read(read: Any, sent: Any) -> bool:
+    """Return whether Datadog's model has read what was sent: it makes a date of a text such as 15 digits.
+
+    Its version 2.30 also makes UUIDs, and up to 2.52 it rounds large integers.
+    """
+    if isinstance(read, date | UUID):
+        return isinstance(sent, str)
+    if isinstance(read, float) and type(sent) is int and abs(sent) > 1 << 53:
+        return read == float(sent)
+    return bool(read == sent)
+
+
 @given(batches())
 def test_entries_pass_through_datadogs_model_and_say_what_the_events_say(batch: list[LogEvent]) -> None:
     body, shortened = send(batch)
@@ -104,9 +118,9 @@ def test_entries_pass_through_datadogs_model_and_say_what_the_events_say(batch: 
     for event, item, entry in zip(batch, items, entries, strict=True):
         assert len(orjson.dumps(entry)) <= MAX_ENTRY_BYTES
         assert (item.message, item.service, item.ddsource) == (event.message, "zenml", "zenml")
-        # The model makes a date of any text that looks like one to it, such as 15 digits.
         parsed = item.to_dict()
-        assert {**parsed, **{name: entry[name] for name in parsed if isinstance(parsed[name], date)}} == entry
+        assert parsed.keys() == entry.keys()
+        assert [(name, value) for name, value in entry.items() if not is_as_read(parsed[name], value)] == []
         assert entry["timestamp"] == event.time_unix_nano // 1_000_000
         assert int(entry["otel.timestamp"]) == event.time_unix_nano
         assert entry["logger.name"] == event.logger_name
@@ -127,7 +141,8 @@ def test_entries_pass_through_datadogs_model_and_say_what_the_events_say(batch: 
             if name in _fields(event) or (name, value) == ("hostname", None):
                 continue
             if name in entry:
-                assert entry[name] == finite(value) or name == "service"
+                # What the child says of the service is the service's.
+                assert entry[name] == finite(value) or name in ("service", "service.name", "service.version")
 
 
 @given(st.data())

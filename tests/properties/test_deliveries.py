@@ -18,6 +18,7 @@ from composite_logstore.backend import RejectedError, RetryableError, TooLargeEr
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.memory import batch_bytes
 from composite_logstore.delivery.states import TRANSITIONS, EndStream, Export, State
 from composite_logstore.event import LogEvent, Stream
 from tests.events import make_capture, make_stream
@@ -40,6 +41,7 @@ CHILDREN: dict[str, dict[str, Any]] = {
 }
 # An eighth is for what has no number yet. A batch may have a sixth of half of them.
 MOST_BYTES = 64_000
+SHARE = batch_bytes(MOST_BYTES, 3)
 FAULTS = [
     "refuse",
     "busy",
@@ -53,6 +55,7 @@ FAULTS = [
     "break off",
     "hang",
 ]
+MOST_ROUNDS = 4
 names = st.sampled_from(sorted(CHILDREN))
 
 
@@ -320,7 +323,11 @@ class Deliveries(RuleBasedStateMachine):
             assert self.deliveries[name].pending <= bound
         held = {event.number: event.size for delivery in self.deliveries.values() for event in waiting(delivery)}
         newest = held.get(self.journal.next_number - 1, 0)
-        assert sum(held.values()) - newest <= MOST_BYTES
+        # An event that is larger than a child's share is exported alone, and a batch cannot be dropped.
+        in_batches = {event.number: event.size for delivery in self.deliveries.values() for event in batched(delivery)}
+        assert sum(held.values()) - newest <= max(MOST_BYTES, sum(in_batches.values()))
+        for delivery in self.deliveries.values():
+            assert all(len(batch) == 1 or bytes_in(batch) <= SHARE for batch in delivery._batches)
 
     @invariant()
     def each_child_has_its_events_in_order_and_every_gap_is_counted(self) -> None:
@@ -380,7 +387,15 @@ class Deliveries(RuleBasedStateMachine):
 
 
 def waiting(delivery: Delivery) -> list[LogEvent]:
-    return [event for batch in delivery._batches for event in batch] + list(delivery.queue)
+    return batched(delivery) + list(delivery.queue)
+
+
+def batched(delivery: Delivery) -> list[LogEvent]:
+    return [event for batch in delivery._batches for event in batch]
+
+
+def bytes_in(batch: list[LogEvent]) -> int:
+    return sum(event.size for event in batch)
 
 
 def unsettled(delivery: Delivery, backend: Simulated) -> int:
@@ -392,8 +407,12 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
 def test_deliveries_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(Deliveries, 450, steps=60)
-    missed = TRANSITIONS.keys() - transitions.taken.keys()
+    # The rarest transition is in a few examples of a round, and once in many rounds in none.
+    for _ in range(MOST_ROUNDS):
+        run(Deliveries, 450, steps=60)
+        missed = TRANSITIONS.keys() - transitions.taken.keys()
+        if not missed:
+            break
     transitions.report(record_property)
     assert not missed
 

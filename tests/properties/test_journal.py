@@ -53,15 +53,20 @@ class JournalMachine(RuleBasedStateMachine):
     def emit(self, stream: int, levels: list[int]) -> None:
         self._append(self.streams[stream], levels, progress=False)
 
-    @rule(stream=st.integers(0, 1), updates=st.integers(1, 6), on=st.sampled_from(["stdout", "stderr"]))
-    def draw_a_progress_bar(self, stream: int, updates: int, on: str) -> None:
+    @rule(
+        stream=st.integers(0, 1),
+        updates=st.integers(1, 6),
+        on=st.sampled_from(["stdout", "stderr"]),
+        bar=st.sampled_from([True, 2, 3]),
+    )
+    def draw_a_progress_bar(self, stream: int, updates: int, on: str, bar: int) -> None:
         level = logging.ERROR if on == "stderr" else logging.INFO
-        self._append(self.streams[stream], [level] * updates, progress=True, logger_name=on)
+        self._append(self.streams[stream], [level] * updates, progress=bar, logger_name=on)
 
-    def _append(self, stream: Stream, levels: list[int], progress: bool, logger_name: str = "train") -> None:
+    def _append(self, stream: Stream, levels: list[int], progress: int, logger_name: str = "train") -> None:
         """Log several events, that are handed out together."""
         for level in levels:
-            self.now += 0.25 * progress
+            self.now += 0.25 * bool(progress)
             capture = make_capture(level=level, progress=progress, logger_name=logger_name)
             self.journal.append(stream, capture._replace(time_unix_nano=NOON + int(self.now * SECOND)))
         assert self.journal.next_number == len(self.events) + len(levels)
@@ -100,7 +105,7 @@ class JournalMachine(RuleBasedStateMachine):
     # What is always true
 
     @staticmethod
-    def _wants(name: str, level: int, progress: bool) -> bool:
+    def _wants(name: str, level: int, progress: int) -> bool:
         if progress and "latest" in name:
             level = logging.INFO
         return level >= {"errors": logging.ERROR, "small latest": logging.INFO}.get(name, 0)
@@ -138,9 +143,11 @@ class JournalMachine(RuleBasedStateMachine):
         ordinary = [e.number for e in self.events if not e.progress and self._wants(name, e.level, False)]
         if name == "latest":
             assert [number for number in here if not self.events[number].progress] == ordinary
+            last = {(e.stream.id, e.logger_name, e.progress): e.number for e in self.events if e.progress}
+            assert set(last.values()) <= set(here)
         waiting = [event for event in delivery.queue if event.progress]
         assert all(event.level == logging.INFO for event in waiting)
-        seconds = [(e.stream.id, e.logger_name, e.time_unix_nano // SECOND) for e in waiting]
+        seconds = [(e.stream.id, e.logger_name, e.progress, e.time_unix_nano // SECOND) for e in waiting]
         assert len(set(seconds)) == len(seconds)
 
     @invariant()
@@ -152,7 +159,7 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 def test_the_journal_under_anything_that_is_logged() -> None:
-    run(JournalMachine, 700, steps=40)
+    run(JournalMachine, 500, steps=40)
 
 
 @pytest.mark.deep

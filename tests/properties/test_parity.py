@@ -18,6 +18,9 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.holding import Holding
 from composite_logstore.parity.result import NAMED, StreamParity
 from composite_logstore.parity.scan import Source, open_source
+from composite_logstore.processing.processor import Processed
+from composite_logstore.processing.redaction import Redact
+from composite_logstore.processing.settings import RedactSettings
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
 from composite_logstore_artifact.config import ArtifactChildConfig
@@ -172,3 +175,35 @@ def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path, m
     assert list(holding.numbers[WRITERS[0]]) == [(0, 999_999)]
     assert len(holding.sums[WRITERS[0]]) == 977
     assert len(holding._stretches) == 51
+
+
+@pytest.mark.parametrize("are_archives", [True, False])
+def test_redacted_events_are_compared_by_everything_but_their_texts(are_archives: bool, tmp_path: Path) -> None:
+    stream = make_stream()
+    messages = [f"said {number}" for number in range(20)]
+    whole = make_events(messages, stream)
+    step = Redact(RedactSettings.model_validate({"patterns": [{"name": "own", "pattern": "said [5-9]$"}]}))
+    batch = Processed(list(whole))
+    step.process(batch)
+    masked = batch.events
+    # Neither a change beside what is masked, nor one of a masked event in other fields, is overlooked.
+    masked[2] = masked[2]._replace(message="changed")
+    masked[6] = masked[6]._replace(time_unix_nano=masked[6].time_unix_nano + 5_000_000)
+    children = {"live": masked, "archive": whole, "other": [*whole[:7], whole[7]._replace(message="odd"), *whole[8:]]}
+    if are_archives:
+        sources = [archived(name, events, stream, tmp_path) for name, events in children.items()]
+    else:
+        sources = [simulated(name, events) for name, events in children.items()]
+    result = compare(make_logs(stream), "", sources)
+    assert {name: (child.missing, child.different) for name, child in result.children.items()} == {
+        "live": (0, 1),
+        "archive": (0, 1),
+        "other": (0, 2),
+    }
+    details = {(one.child, one.sequence): one.detail for one in result.differences}
+    assert {key: detail.partition(":")[0] for key, detail in details.items()} == {
+        ("live", 6): "time",
+        ("archive", 2): "message",
+        ("other", 2): "message",
+        ("other", 7): "message",
+    }

@@ -6,29 +6,41 @@ What is done to a store is a script of commands, so that it can be played again 
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from zenml.exceptions import LogStoreError
 
 from composite_logstore import CompositeLogStore
 from composite_logstore.capture.outbox import Outbox
-from composite_logstore.delivery import writer
+from composite_logstore.delivery import budgets, writer
+from composite_logstore.processing.budget import NOTICE, Spent
+from composite_logstore.spool.rejected import RejectedFolder
 from composite_logstore.testing import FAULTS, SimulatedBackend, SimulatedChildConfig, SimulatedClock
+from composite_logstore.zenml import LogStoreError
 from tests.events import capture
 from tests.properties.machines import assert_found, run
-from tests.properties.planted import BUGS, DURABILITY_BUGS
+from tests.properties.planted import BUGS, DURABILITY_BUGS, RULE_BUGS
 from tests.properties.transitions import Watched
 from tests.simulation import assert_accounts_add_up, make_logs, make_store, process_dies
 
+DROPPED = re.compile("[37]$")
+"""Each event says its number. The collector does not get these."""
+
 CHILDREN: dict[str, dict[str, Any]] = {
     "archive": {"max_export_batch_size": 4, "max_queue_size": 60, "schedule_delay_millis": 1000},
-    "collector": {"max_export_batch_size": 3, "max_queue_size": 1000, "schedule_delay_millis": 500},
+    "collector": {
+        "max_export_batch_size": 3,
+        "max_queue_size": 1000,
+        "schedule_delay_millis": 500,
+        "drop": [{"message": DROPPED.pattern}],
+    },
     "live": {
         "max_export_batch_size": 5,
         "max_queue_size": 8,
@@ -52,6 +64,8 @@ class World:
         """Build the store; the children in `healthy` never get a fault."""
         self.clock = SimulatedClock(seed)
         self.clock.__enter__()
+        self.began = self.clock.time()
+        self.processes = 1
         self.durability = durability
         self.disk = tempfile.TemporaryDirectory(prefix="composite-logstore-tests-")
         self.emitted_at: dict[tuple[str, int], float] = {}
@@ -208,6 +222,8 @@ class World:
                 self._note_what_is_left(store.writer, name, set(numbers))
             _close_inbox(store)
         process_dies(self.clock)
+        budgets._accounts.clear()
+        self.processes += 1
         self.stores.clear()
         self.origins.clear()
         self.ended.clear()
@@ -219,9 +235,14 @@ class World:
         settled = {event.number for event in (*backend.received, *backend.rejected) if event.writer == dead.writer_id}
         may = meant - settled if self.durability != "memory" else set()
         must = may
-        if self.durability == "spill":
+        if "budget" in CHILDREN[name]:
+            # They may be withheld.
+            must = set()
+        elif self.durability == "spill":
             # At most the last second is lost.
             must = {number for number in may if self.emitted_at[dead.writer_id, number] < self.clock.now() - 1}
+        if "drop" in CHILDREN[name]:
+            must = {number for number in must if not DROPPED.search(str(number))}
         self.left.setdefault(dead.writer_id, {})[name] = must, may | settled
 
     def note_history(self) -> None:
@@ -236,6 +257,17 @@ class World:
         self.check_accounts()
         for name, backend in self.backends.items():
             self.check_what_a_child_holds(name, backend)
+            self.check_what_was_rejected(name, backend)
+            if "drop" in CHILDREN[name]:
+                assert not any(DROPPED.search(event.message) for event in (*backend.received, *backend.rejected))
+            if "budget" in CHILDREN[name]:
+                self.check_budget(CHILDREN[name]["budget"]["events"], backend)
+
+    def check_budget(self, most: int, backend: SimulatedBackend) -> None:
+        """In each minute all processes together have sent no more than the budget. In memory each has one."""
+        sent = {event.uid for event in backend.received if NOTICE not in event.attributes}
+        minutes = int(self.clock.time() // 60 - self.began // 60) + 1
+        assert len(sent) <= most * minutes * (self.processes if self.durability == "memory" else 1)
 
     def check_accounts(self) -> None:
         for store in self.stores:
@@ -271,10 +303,13 @@ class World:
             stats = delivery.stats()
             rejected = {event.number for event in backend.rejected if event.writer == writer_id}
             assert stats.rejected == len(rejected)
+            if "budget" not in CHILDREN[name]:
+                may_be_withheld = {number for number in meant if DROPPED.search(str(number))}
+                assert stats.withheld <= (len(may_be_withheld) if "drop" in CHILDREN[name] else 0)
             waiting = {event.number for batch in delivery._batches for event in batch}
             waiting |= {event.number for event in delivery.queue}
             missing = meant - set(first) - rejected - waiting
-            assert len(missing) == stats.dropped + delivery._in_spool, "a gap that is not counted"
+            assert len(missing) == stats.dropped + stats.withheld + delivery._in_spool, "a gap that is not counted"
         for writer_id, left in self.left.items():
             numbers = held.get(writer_id, [])
             first = list(dict.fromkeys(numbers))
@@ -282,6 +317,19 @@ class World:
             assert all(one < other for one, other in pairwise(first)), "out of order after a crash"
             if name not in self.copies_allowed:
                 assert len(first) == len(numbers), "delivered twice without a lost answer, after a crash"
+
+    def check_what_was_rejected(self, name: str, backend: SimulatedBackend) -> None:
+        """Each rejected event is kept on disk, after a crash, too, or is counted as not kept."""
+        folder = RejectedFolder(Path(self.disk.name) / str(self.id))
+        kept = {line.rejected.event.uid for line in folder.read(name) if line.rejected}
+        if self.durability == "memory":
+            assert not folder.path.exists()
+        else:
+            assert {event.uid for event in backend.rejected} <= kept, "a rejected event is lost"
+        for store in self.stores:
+            stats = store.stats().get(name)
+            if stats is not None:
+                assert stats["rejected_not_kept"] == (stats["rejected"] if self.durability == "memory" else 0)
 
     def check_reading(self) -> None:
         """What the primary has of each stream comes back, once and in order."""
@@ -508,8 +556,30 @@ def test_what_is_on_disk_at_a_sudden_death_does_not_depend_on_another_childs_fau
 def test_the_whole_store_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(WholeStore, 120, steps=30)
+    run(WholeStore, 80, steps=30)
     transitions.report(record_property)
+
+
+@pytest.mark.timeout(900)
+def test_the_whole_store_with_a_budget_under_any_sequence_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = {"events": 20, "per": "minute", "then": "stop"}
+    monkeypatch.setitem(CHILDREN, "collector", {**CHILDREN["collector"], "budget": budget})
+    run(WholeStore, 10, steps=30)
+
+
+def test_a_budget_that_processes_do_not_share_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = {"events": 20, "per": "minute", "then": "stop"}
+    monkeypatch.setitem(CHILDREN, "collector", {**CHILDREN["collector"], "budget": budget})
+    monkeypatch.setattr("composite_logstore.spool.charges._decoded", lambda data: Spent())
+    script = [*crash("archive", None, 2, [20] * 12, again=False), (World.advance, 2)]
+    world = World(0, "write_ahead")
+    try:
+        for command, *arguments in script:
+            command(world, *arguments)
+        with pytest.raises(AssertionError):
+            world.check()
+    finally:
+        world.close()
 
 
 @pytest.mark.deep
@@ -519,6 +589,6 @@ def test_the_whole_store_under_very_many_sequences_of_faults() -> None:
 
 # Found among the first few as a rule; many more are tried before it counts as not found.
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("bug", [*BUGS, *DURABILITY_BUGS])
+@pytest.mark.parametrize("bug", [*BUGS, *DURABILITY_BUGS, *RULE_BUGS])
 def test_planted_bugs_are_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     assert_found(bug, monkeypatch, WholeStore, 1_000, steps=30)

@@ -1,0 +1,236 @@
+"""Children that do not get every event: what a comparison and a backfill make of their rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from composite_logstore import ChildConfig, LogEvent, Stream
+from composite_logstore.event import ExceptionInfo
+from composite_logstore.parity.compare import compare
+from composite_logstore.parity.result import ChildParity, StreamParity
+from composite_logstore.parity.scan import Source, open_source
+from composite_logstore.processing.repeats import REPEATED
+from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_logs
+from tests.artifact_stores import FolderArchive
+from tests.copying import copy
+from tests.events import SECOND, make_events, make_stream
+from tests.simulation import make_child, make_store
+from tests.unit.test_log_store import log, register
+
+MINUTE = {"collapse_repeats": {"window_millis": 60_000}}
+
+
+def archive(name: str, root: Path, **settings: Any) -> FolderArchive:
+    return FolderArchive.model_validate(
+        {"name": name, "type": "artifact", "root": str(root / name), "is_file": True, **settings}
+    )
+
+
+def write(child: ChildConfig, events: Sequence[LogEvent]) -> None:
+    exporter = child.create_exporter()
+    exporter.export(events)
+    exporter.close()
+
+
+def deliver(child: ChildConfig, events: Sequence[LogEvent], batch_size: int = 3) -> list[LogEvent]:
+    """Return what the child's worker would export of some events of one stream."""
+    processor = child.create_processor()
+    delivered: list[LogEvent] = []
+    for begin in range(0, len(events), batch_size):
+        batch = processor.process(list(events[begin : begin + batch_size]))
+        processor.commit(batch)
+        delivered += batch.events
+    return delivered + processor.last_of(events[0].stream)
+
+
+def compared(stream: Stream, *children: ChildConfig | Source) -> StreamParity:
+    sources = [child if isinstance(child, Source) else open_source(child) for child in children]
+    return compare(make_logs(stream), "", sources, stream=stream)
+
+
+def counts(child: ChildParity) -> dict[str, int]:
+    return {name: getattr(child, name) for name in ("missing", "excluded", "different", "out_of_order", "duplicated")}
+
+
+CLEAN = {"missing": 0, "different": 0, "out_of_order": 0, "duplicated": 0}
+
+
+def different_events(stream: Stream) -> list[LogEvent]:
+    events = make_events([f"step {number % 7}" for number in range(60)], stream, levels=(10, 20, 30, 40))
+    for place in range(0, 60, 5):
+        events[place] = events[place]._replace(logger_name="urllib3.pool", attributes={"tenant": "a"})
+    for place in range(0, 60, 9):
+        error = ExceptionInfo("ValueError", "no", "Traceback")
+        events[place] = events[place]._replace(exception=error, message="\x1b[31mfailed\x1b[0m")
+    return events
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "drop by logger": {"drop": [{"logger": "urllib3.*"}]},
+    "drop by level and message": {"drop": [{"level": "INFO", "message": "step [12]$"}]},
+    "drop by the exception": {"drop": [{"message": "ValueError"}]},
+    "drop by an attribute": {"drop": [{"attributes": {"tenant": "a"}}]},
+    "drop by an attribute of the stream": {"drop": [{"step": "train*", "level": "DEBUG"}]},
+    "keep by level": {"keep": [{"level": "ERROR"}, {"logger": "urllib3.*"}]},
+    "keep by an attribute": {"keep": [{"attributes": {"tenant": "*"}}]},
+    "sample": {"sample": {"ratio": 0.3, "below": "WARNING"}},
+    "repeats": MINUTE,
+    "without escapes": {"ansi": "strip", **MINUTE},
+    "all": {
+        "min_level": "INFO",
+        "drop": [{"logger": "urllib3.*"}],
+        "keep": [{"step": "train*"}],
+        "sample": {"ratio": 0.6, "below": "ERROR"},
+        **MINUTE,
+    },
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_what_rules_exclude_is_not_missing_and_what_they_let_pass_is(rules: str, tmp_path: Path) -> None:
+    stream = make_stream(**{"zenml.step.run.name": "trainer"})
+    events = different_events(stream)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, **RULES[rules])
+    write(every, events)
+    got = deliver(some, [event for event in events if some.wants(event.level)])
+    assert 0 < len(got) < len(events)
+    lost = next(event for event in got[1:] if REPEATED not in event.metadata)
+
+    for others in ([every], [every, archive("third", tmp_path / "third", **RULES[rules])]):
+        place = tmp_path / str(len(others))
+        child = archive("some", place, **RULES[rules])
+        for other in others[1:]:
+            write_in_pieces(other, got)
+        write_in_pieces(child, [event for event in got if event is not lost])
+        found = compared(stream, *others, child).children
+        assert counts(found["all"]) == {**CLEAN, "excluded": 0}
+        assert counts(found["some"]) == {**CLEAN, "missing": 1, "excluded": len(events) - len(got)}
+        write_in_pieces(child, [lost._replace(metadata={"zenml.log.backfilled": True})])
+        assert counts(compared(stream, *others, child).children["some"])["missing"] == 0
+
+
+def write_in_pieces(child: ChildConfig, events: Sequence[LogEvent]) -> None:
+    """Write events that need not be in order."""
+    for event in events:
+        write(child, [event])
+
+
+def test_a_repeat_whose_first_is_not_there_is_one_event_that_is_missing(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["retrying"] * 10, stream, step_nanos=SECOND)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, **MINUTE)
+    write(every, events)
+    result = compared(stream, every, some)
+    assert counts(result.children["some"]) == {**CLEAN, "missing": 1, "excluded": 9}
+    assert [named.sequence for named in result.differences] == [0]
+
+
+def test_an_equal_event_after_the_window_is_missing(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["retrying"] * 10, stream, step_nanos=20 * SECOND)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, **MINUTE)
+    write(every, events)
+    write(some, events[:1])
+    # Shown are those of second 0, 60, 120 and 180.
+    assert [named.sequence for named in compared(stream, every, some).differences] == [3, 6, 9]
+
+
+def test_where_a_child_does_not_show_ids_a_sampled_event_is_missing_and_says_why(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events([f"event {number}" for number in range(20)], stream)
+    # The numbers of the journal are others than those of the stream.
+    events = [event._replace(number=event.number + 1_000) for event in events]
+    sampled = archive("some", tmp_path, sample={"ratio": 0.5})
+    write(sampled, deliver(sampled, events))
+    held = compared(stream, sampled).children["some"].events
+    backend = SimulatedBackend()
+    backend.received += events
+    source = open_source(make_child("pages", backend))
+
+    found = compared(stream, source, sampled).children["some"]
+    assert (found.missing, found.excluded) == (0, 20 - held)
+
+    source.scanner.entry_of = lambda content: content.entry.model_copy(update={"id": stream.id})  # type: ignore[method-assign]
+    result = compared(stream, source, sampled)
+    assert (result.children["some"].missing, result.children["some"].excluded) == (20 - held, 0)
+    assert all("'sample'" in named.detail for named in result.differences if named.kind == "missing")
+
+
+def test_pages_do_not_show_attributes_so_what_is_kept_by_them_is_expected(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["a", "b"], stream)
+    backend = SimulatedBackend()
+    backend.received += events
+    some = archive("some", tmp_path, keep=[{"attributes": {"tenant": "*"}}, {"message": "c"}])
+    assert compared(stream, open_source(make_child("pages", backend)), some).children["some"].missing == 2
+
+
+def test_what_may_have_been_over_a_budget_is_missing_and_says_so(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["a", "b"], stream)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, budget={"events": 1})
+    write(every, events)
+    write(some, events[:1])
+    result = compared(stream, every, some)
+    assert counts(result.children["some"]) == {**CLEAN, "missing": 1, "excluded": 0}
+    assert ["budget" in named.detail for named in result.differences] == [True]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_a_backfill_copies_what_the_rules_let_pass_and_once(rules: str, tmp_path: Path) -> None:
+    stream = make_stream(**{"zenml.step.run.name": "trainer"})
+    events = different_events(stream)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, **RULES[rules])
+    write(every, events)
+    shown = len(deliver(some, [event for event in events if some.wants(event.level)], batch_size=1))
+
+    done = copy(every, some, stream, tmp_path)
+    assert (done.copied, done.unwanted) == (shown, len(events) - shown)
+    again = copy(every, some, stream, tmp_path / "again")
+    assert (again.copied, again.there, again.unwanted) == (0, shown, len(events) - shown)
+    assert counts(compared(stream, every, some).children["some"]) == {**CLEAN, "excluded": len(events) - shown}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_a_backfill_fills_what_a_delivery_has_lost_and_no_more(rules: str, tmp_path: Path) -> None:
+    stream = make_stream(**{"zenml.step.run.name": "trainer"})
+    events = different_events(stream)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, **RULES[rules])
+    write(every, events)
+    got = deliver(some, [event for event in events if some.wants(event.level)])
+    write_in_pieces(some, [event for place, event in enumerate(got) if place % 3])
+    assert 0 < copy(every, some, stream, tmp_path).copied <= -(-len(got) // 3)
+    assert compared(stream, every, some).children["some"].differences == 0
+    assert copy(every, some, stream, tmp_path / "again").copied == 0
+
+
+def test_a_copied_event_says_for_how_many_it_stands(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["retrying", *["other"] * 3, *["retrying"] * 5], stream, step_nanos=SECOND)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, **MINUTE)
+    write(every, events)
+    copy(every, some, stream, tmp_path)
+    source = open_source(some)
+    contents = [content for chunk in source.scanner.scan(make_logs(stream)) for content in chunk.contents]
+    held = [event for content in contents if (event := source.scanner.event_of(content, stream))]
+    told = [(event.sequence, {**event.attributes, **event.metadata}.get(REPEATED, 1)) for event in held]
+    assert told == [(0, 1), (1, 1), (3, 2), (8, 5)]
+
+
+def test_a_stream_s_last_repeats_reach_an_archive_although_later_events_did(tmp_path: Path) -> None:
+    child = archive("some", tmp_path, **MINUTE, schedule_delay_millis=10)
+    with SimulatedClock() as clock:
+        store = make_store(child)
+        origin = register(store)
+        for message in ("retrying", "retrying", "done"):
+            log(store, origin, message)
+            clock.advance(1)
+        store.deregister_origin(origin)
+        clock.advance(1)
+        assert store.stats()["some"]["delivered"] == 3
+        written = b"".join(path.read_bytes() for path in (tmp_path / "some").rglob("*.log"))
+        assert written.count(b'"retrying"') == 2
