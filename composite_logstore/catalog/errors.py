@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from composite_logstore.catalog.reach import check_server, why_unreached
 from composite_logstore.inert import InertError
 from composite_logstore.names import did_you_mean
 
@@ -38,7 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def asking_zenml() -> Iterator[None]:
-    """Turn any failure to ask ZenML into a message for people.
+    """Turn any failure to ask ZenML into a message for people; fail within seconds if its server does not answer.
 
     Raises:
         NoAnswerError: ZenML gave no answer.
@@ -46,11 +47,11 @@ def asking_zenml() -> Iterator[None]:
     from zenml.exceptions import AuthorizationException
 
     try:
+        check_server()
         yield
     except OperationError:
         raise
     except AuthorizationException:
         raise NoAnswerError("ZenML refuses your login, or it has expired: log in with `zenml login`.") from None
     except Exception as error:
-        # Only the error's class: its message may contain a URL with a secret.
-        raise NoAnswerError(f"ZenML cannot be reached ({type(error).__name__}); `zenml status` says more.") from error
+        raise NoAnswerError(f"ZenML cannot be reached ({why_unreached(error)}); `zenml status` says more.") from error

@@ -120,6 +120,17 @@ class RegisteredStore:
             except ValueError as error:
                 raise NoAnswerError(f"cannot update log store '{self.name}': {explain(error)}") from None
 
+    def check_update(self, settings: dict[str, Any]) -> None:
+        """Check whether ZenML would accept a change of some settings, as far as that can be known without making it.
+
+        Raises:
+            NoAnswerError: It would not.
+        """
+        try:
+            CompositeLogStoreConfig(**{**dict(self.config), **settings}).check_registration(is_client=True)
+        except ValueError as error:
+            raise NoAnswerError(f"cannot update log store '{self.name}': {explain(error)}") from None
+
 
 def find_store(name_or_id: str) -> RegisteredStore:
     """Return a composite log store that ZenML's active configuration knows.

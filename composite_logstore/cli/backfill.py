@@ -5,20 +5,37 @@ from __future__ import annotations
 import sys
 import time
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import Command, output_option, say, say_json, warn
+from composite_logstore.cli.console import (
+    NOTHING_CHANGED,
+    Command,
+    dry_run_option,
+    output_option,
+    resume,
+    say,
+    say_json,
+    warn,
+)
 from composite_logstore.cli.options import selected, selection_options
 from composite_logstore.cli.progress import Bars
-from composite_logstore.operations.copying import Totals
-from composite_logstore.operations.pipeline_launch import MOST_SLICES
-from composite_logstore.parity.result import BackfillStoppedError
+
+if TYPE_CHECKING:
+    from composite_logstore.operations import Totals
 
 
-@click.command(cls=Command, short_help="Copy missing events from one child to another.")
+@click.command(
+    cls=Command,
+    short_help="Copy missing events from one child to another.",
+    examples=[
+        "backfill logs --from archive --to live --since 7d",
+        "backfill logs --from archive --to bucket --all --dry-run",
+        "backfill logs --from archive --to bucket --all --pipeline",
+    ],
+)
 @click.argument("store")
 @click.option("--from", "source", metavar="CHILD", required=True, help="The child to copy from.")
 @click.option("--to", "target", metavar="CHILD", required=True, help="The child to copy to.")
@@ -26,7 +43,8 @@ from composite_logstore.parity.result import BackfillStoppedError
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="The most events per second.")
 @click.option("--anew", is_flag=True, help="Forget what earlier backfills have sent.")
 @click.option("--pipeline", is_flag=True, help="Run as a ZenML pipeline on the active stack.")
-@click.option("--slices", type=click.IntRange(1, MOST_SLICES), help="How many steps of the pipeline share the work.")
+@click.option("--slices", type=click.IntRange(min=1), help="How many steps of the pipeline share the work.")
+@dry_run_option
 @output_option
 def backfill(
     store: str,
@@ -40,6 +58,7 @@ def backfill(
     anew: bool,
     pipeline: bool,
     slices: int | None,
+    dry_run: bool,
     output: str,
 ) -> None:
     """Copy missing events from one child to another, keeping IDs and timestamps.
@@ -47,18 +66,18 @@ def backfill(
     Skips runs in progress: their events are still on the way. If interrupted, the same command resumes; no event is
     copied twice.
 
-    Exit code: 0 if no event is missing any more, 1 if something could not be copied, 2 for wrong usage, 3 if the
-    backfill was stopped early.
+    Exit code: 0 if no event is missing any more, or would be after '--dry-run', 1 if something could not be copied, 2
+    for wrong usage, 3 if the backfill was stopped early.
     """
     selection = selected(run, since, until, everything)
     if slices and not pipeline:
         raise click.UsageError("'--slices' needs '--pipeline'.")
-    totals = Totals()
+    totals = operations.Totals()
     began = time.monotonic()
     stopped = ""
     try:
         # ZenML prints while its pipeline runs.
-        with Bars("backfill", is_shown=not pipeline) as bars:
+        with Bars("backfill", is_shown=dry_run or not pipeline) as bars:
             operations.backfill(
                 store,
                 source,
@@ -68,6 +87,7 @@ def backfill(
                 anew=anew,
                 pipeline=pipeline,
                 slices=slices,
+                dry_run=dry_run,
                 progress=bars.show,
                 totals=totals,
             )
@@ -76,29 +96,32 @@ def backfill(
             # Nothing has been copied: the log store was still looked up.
             raise
         stopped = "Interrupted"
-    except BackfillStoppedError as error:
+    except operations.BackfillStoppedError as error:
         stopped = f"Stopped: {error.message}"
     seconds = time.monotonic() - began
     if output == "json":
         values: dict[str, Any] = {**totals.as_dict(), "seconds": round(seconds, 3), "stopped": stopped}
-        say_json({"log_store": totals.log_store, "from": source, "to": target, **values})
+        say_json({"log_store": totals.log_store, "from": source, "to": target, "dry_run": dry_run, **values})
     else:
-        _show(totals, seconds, target)
+        _show(totals, seconds, target, dry_run)
     if stopped:
-        warn(f"{stopped.rstrip('.')}. Run the same command again to resume.")
+        warn(f"{stopped.rstrip('.')}. {resume(anew)}")
         sys.exit(3)
     if totals.left_out:
         sys.exit(1)
 
 
-def _show(result: Totals, seconds: float, target: str) -> None:
-    rate = result.copied / seconds if seconds else 0
-    say(
-        f"{result.copied:,} events of {result.streams:,} streams copied to '{target}' in {seconds:.1f} s "
-        f"({rate:,.0f}/s); {result.there:,} were already there."
-    )
+def _show(result: Totals, seconds: float, target: str, dry_run: bool) -> None:
+    copied = f"{result.copied:,} events of {result.streams:,} streams"
+    there = f"{result.there:,} {'are' if dry_run else 'were'} already there"
+    if dry_run:
+        say(f"{copied} would be copied to '{target}'; {there}.")
+        say(NOTHING_CHANGED)
+    else:
+        rate = result.copied / seconds if seconds else 0
+        say(f"{copied} copied to '{target}' in {seconds:.1f} s ({rate:,.0f}/s); {there}.")
     if result.unwanted:
-        say(f"{result.unwanted:,} events are filtered out by 'min_level' or 'progress'.")
+        say(f"{result.unwanted:,} events are excluded by the settings of child '{target}'.")
     if result.unidentified:
         say(f"{result.unidentified:,} events without an ID were skipped, since the child may already hold them.")
     if result.absent:

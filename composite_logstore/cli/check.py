@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import Command, console, output_option, say, say_json, show_table
-from composite_logstore.operations.check import STEPS, Finding, StoreCheck
+from composite_logstore.cli.console import Command, output_option, say, say_json, show_table, status
+
+if TYPE_CHECKING:
+    from composite_logstore.operations.check import Finding, StoreCheck
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=["check logs", "check logs --child live --output json", "check logs --fix"])
 @click.argument("store")
 @click.option(
     "--child", "children", metavar="NAME", multiple=True, help="Only this child, even if disabled. Can be repeated."
 )
+@click.option("--fix", is_flag=True, help="Create what is missing in a backend, such as an index template.")
 @output_option
-def check(store: str, children: tuple[str, ...], output: str) -> None:
+def check(store: str, children: tuple[str, ...], fix: bool, output: str) -> None:
     """Check that the children of a log store work.
 
     For each child: its settings and secrets, whether a test event can be written and read back, how far the backend's
@@ -27,8 +30,8 @@ def check(store: str, children: tuple[str, ...], output: str) -> None:
 
     Exit code: 0 if all children work, 1 if one does not, 2 for wrong usage, 3 if ZenML cannot be reached.
     """
-    with console(stderr=True).status("Checking the children ..."):
-        result = operations.check(store, children)
+    with status("Checking the children ..."):
+        result = operations.check(store, children, fix)
     if output == "json":
         say_json(_as_json(result))
     else:
@@ -58,6 +61,8 @@ def _as_json(result: StoreCheck) -> dict[str, Any]:
 
 
 def _show(result: StoreCheck) -> None:
+    from composite_logstore.operations.check import STEPS
+
     found, checks = result.store, result.children
     rows = []
     for one in checks:
@@ -78,6 +83,8 @@ def _show(result: StoreCheck) -> None:
 
 
 def _show_trouble(where: str, finding: Finding) -> None:
+    if finding.result == "fixed":
+        say(f"{where}: {finding.message}.")
     if finding.result in ("problem", "warning"):
         style = "error" if finding.result == "problem" else "warning"
         say(f"{where}: {finding.message}.", style)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from composite_logstore.operations.selection import Selection
+from composite_logstore.inert import paragraph
+
+if TYPE_CHECKING:
+    from composite_logstore.operations import Selection
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -34,6 +39,21 @@ class Moment(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             self.fail("give a time such as '2026-05-01T12:30', or how long ago it was: '30s', '90m', '2h', '7d'")
 
 
+class NewFile(click.Path):
+    """A file to write, in a folder that exists, so that nobody finds out at the end of long work that it does not."""
+
+    def __init__(self) -> None:
+        """Create the type."""
+        super().__init__(dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of the file."""
+        folder = Path(value).absolute().parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            self.fail(paragraph(f"a file in '{folder}' cannot be written; name a folder that exists"), param, ctx)
+        return str(super().convert(value, param, ctx))
+
+
 class Level(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A log level, by name or number."""
 
@@ -41,7 +61,7 @@ class Level(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
         """Return the value unchanged if it is a level."""
-        from zenml.models import LogsEntriesFilter
+        from composite_logstore.zenml import LogsEntriesFilter
 
         try:
             LogsEntriesFilter(level=value)  # type: ignore[arg-type]  # it accepts names
@@ -72,4 +92,6 @@ def selected(run: str | None, since: datetime | None, until: datetime | None, ev
     """
     if sum([bool(run), bool(since or until), everything]) != 1:
         raise click.UsageError("Select streams with '--run', with '--since' and '--until', or with '--all'.")
+    from composite_logstore.operations import Selection
+
     return Selection(run, since, until)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from composite_logstore.cli.console import ask, console, warn
+from composite_logstore.cli.console import ask, console, is_quiet, warn
 from composite_logstore.inert import inert
-from composite_logstore.operations.progress import Progress
+
+if TYPE_CHECKING:
+    from composite_logstore.operations import Progress
 
 
 class Bars(RichProgress):
@@ -31,7 +34,9 @@ class Bars(RichProgress):
             _Events(),
             TimeRemainingColumn(),
         )
-        super().__init__(*columns, console=out, transient=True, disable=not (is_shown and out.is_terminal))
+        super().__init__(
+            *columns, console=out, transient=True, disable=not (is_shown and out.is_terminal) or is_quiet()
+        )
         self._operation = operation
         self._say = say
         self._bar = self.add_task(operation, total=None, events=0)

@@ -39,7 +39,7 @@ def _page(summary: ParitySummary) -> str:
 <h1>Parity of <q>{_inert(summary.log_store)}</q></h1>
 <p class="{kind}">{verdict}</p>
 <p>{summary.streams:,} streams, compared on {now} in {summary.seconds:.1f} s.</p>
-{_table(_COUNTED, _counts(summary))}
+{_table(["Child", *COUNTS], counts(summary))}
 <h2>Completeness over time</h2>
 <p>For each period: the events that the child holds, as a share of those that the most complete child holds.</p>
 {_completeness(summary)}
@@ -55,7 +55,17 @@ def _page(summary: ParitySummary) -> str:
 """
 
 
-_COUNTED = ("Child", "Streams", "Events", "Missing", "Arriving", "Duplicated", "Out of order", "Different")
+COUNTS = {
+    "Streams": "streams",
+    "Events": "events",
+    "Missing": "missing",
+    "Arriving": "arriving",
+    "Excluded by rule": "excluded",
+    "Duplicated": "duplicated",
+    "Out of order": "out_of_order",
+    "Different": "different",
+}
+"""The columns of numbers in a comparison's table → the attributes of `ChildSummary`."""
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1e293b;background:#fff}
@@ -80,24 +90,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "<table><tr>" + "".join(f"<th>{_inert(name)}</th>" for name in columns) + f"</tr>\n{body}</table>"
 
 
-def _counts(summary: ParitySummary) -> list[tuple[str, ...]]:
+def counts(summary: ParitySummary) -> list[list[str]]:
+    """Return the rows of a comparison's table: each child's name, and its numbers."""
     return [
-        (
-            name,
-            *(
-                f"{number:,}"
-                for number in (
-                    child.streams,
-                    child.events,
-                    child.missing,
-                    child.arriving,
-                    child.duplicated,
-                    child.out_of_order,
-                    child.different,
-                )
-            ),
-        )
-        for name, child in summary.children.items()
+        [name, *(f"{getattr(child, count):,}" for count in COUNTS.values())] for name, child in summary.children.items()
     ]
 
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import Command, output_option, say, say_json, show_table, warn
-from composite_logstore.cli.options import selected, selection_options
+from composite_logstore.cli.console import Command, output_option, resume, say, say_json, show_table, warn
+from composite_logstore.cli.options import NewFile, selected, selection_options
 from composite_logstore.cli.progress import Bars
-from composite_logstore.cli.report import write_report
-from composite_logstore.parity.summary import ParitySummary
+
+if TYPE_CHECKING:
+    from composite_logstore.operations import ParitySummary
 
 _SHOWN = 20
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=["verify logs --run train-1", "verify logs --since 7d --html report.html"])
 @click.argument("store")
 @selection_options
 @click.option("--child", "children", metavar="NAME", multiple=True, help="Only this child. Can be repeated.")
 @click.option("--strict", is_flag=True, help="Treat events that a child holds more than once as differences.")
 @click.option("--anew", is_flag=True, help="Discard saved progress and start over.")
-@click.option("--html", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write an HTML report.")
+@click.option("--html", metavar="FILE", type=NewFile(), help="Write an HTML report.")
 @output_option
 def verify(
     store: str,
@@ -39,7 +40,7 @@ def verify(
     html: str | None,
     output: str,
 ) -> None:
-    """Verify that the children of a log store hold the same events.
+    """Verify that all children hold the same events.
 
     Compares the IDs of the events of each stream, in every enabled child that can be read. If interrupted, the same
     command resumes.
@@ -48,7 +49,7 @@ def verify(
     could not be compared.
     """
     selection = selected(run, since, until, everything)
-    summary = ParitySummary()
+    summary = operations.ParitySummary()
     is_interrupted = False
     try:
         with Bars("verify") as bars:
@@ -59,7 +60,14 @@ def verify(
             raise
         is_interrupted = True
     if html:
-        write_report(Path(html), summary)
+        from composite_logstore.cli.report import write_report
+
+        try:
+            write_report(Path(html), summary)
+        except OSError as error:
+            # The result is worth more than the report.
+            warn(f"The report cannot be written to '{html}': {error.strerror or error}")
+            html = None
     if output == "json":
         say_json({**summary.as_dict(), "interrupted": is_interrupted})
     else:
@@ -67,7 +75,7 @@ def verify(
         if html:
             say(f"Report: {html}", style="info")
     if is_interrupted:
-        warn("Interrupted. Run the same command again to resume.")
+        warn(f"Interrupted. {resume(anew)}")
         sys.exit(3)
     if summary.differences or (strict and summary.duplicated):
         sys.exit(1)
@@ -76,12 +84,9 @@ def verify(
 
 
 def _show(summary: ParitySummary, strict: bool) -> None:
-    numbers = ["Streams", "Events", "Missing", "Arriving", "Duplicated", "Out of order", "Different"]
-    rows: list[list[str]] = []
-    for name, child in summary.children.items():
-        counts = (child.missing, child.arriving, child.duplicated, child.out_of_order, child.different)
-        rows.append([name, f"{child.streams:,}", f"{child.events:,}", *(f"{count:,}" for count in counts)])
-    show_table(["Child", *numbers], rows, numbers)
+    from composite_logstore.cli.report import COUNTS, counts
+
+    show_table(["Child", *COUNTS], counts(summary), list(COUNTS))
     if summary.named:
         say("")
         shown = summary.named[:_SHOWN]
@@ -98,6 +103,8 @@ def _show(summary: ParitySummary, strict: bool) -> None:
         warn(f"{label}: child '{child_name}' could not be compared: {why}")
     if len(summary.not_compared) > _SHOWN:
         warn(f"{len(summary.not_compared) - _SHOWN:,} more could not be compared.")
+    for hint in summary.hints:
+        warn(f"{hint}.")
     if summary.arriving:
         say(f"{summary.arriving:,} events at the end of streams in progress may still arrive.")
     is_different = summary.differences or (strict and summary.duplicated)

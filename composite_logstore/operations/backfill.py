@@ -8,8 +8,9 @@ from datetime import datetime, timezone
 from composite_logstore.catalog.errors import ArgumentError
 from composite_logstore.catalog.stores import collectors, find_store
 from composite_logstore.config import ChildConfig
+from composite_logstore.names import quoted
 from composite_logstore.operations.copying import Totals, copy_streams, ended, ledger_of
-from composite_logstore.operations.pipeline_launch import MOST_SLICES, copy_as_pipeline, refuse_second
+from composite_logstore.operations.pipeline_launch import MOST_SLICES, copy_as_pipeline, refuse_second, suitable_stack
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.selection import Selection
 
@@ -24,6 +25,7 @@ def backfill(
     anew: bool = False,
     pipeline: bool = False,
     slices: int | None = None,
+    dry_run: bool = False,
     progress: ProgressCallback | None = None,
     totals: Totals | None = None,
 ) -> Totals:
@@ -46,6 +48,7 @@ def backfill(
         anew: Whether to forget what earlier backfills have sent.
         pipeline: Whether to run as a ZenML pipeline on the active stack, rather than in this process.
         slices: How many steps of the pipeline share the work, 10 if not given.
+        dry_run: Whether to make all checks and count what would be copied, here even with `pipeline`, and copy nothing.
         progress: Is told how far the backfill is.
         totals: Receives the result, and holds the result so far if the call is interrupted.
 
@@ -72,14 +75,16 @@ def backfill(
     _warn_before(from_, to, pipeline, report)
     totals = Totals() if totals is None else totals
     totals.log_store = found.name
-    if pipeline:
+    if pipeline and dry_run:
+        suitable_stack()
+    elif pipeline:
         # The ledger keeps other backfills on this machine away from the child.
         with ledger_of(found, to, False):
             copy_as_pipeline(found, from_, to, selection, totals, report, slices=slices, rate=rate, anew=anew)
-    else:
+    if dry_run or not pipeline:
         ids = collectors(found, [from_])
         streams = ended(selection.streams(ids, report), ids, from_, totals)
-        copy_streams(found, from_, to, streams, totals, report, rate, anew)
+        copy_streams(found, from_, to, streams, totals, report, rate, anew, dry_run)
     return totals
 
 
@@ -91,6 +96,8 @@ def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool, re
             f"The backend of child '{target.name}' accepts nothing older than {target.oldest_seconds / 3600:g} h: "
             f"events from before {oldest:%Y-%m-%d %H:%M} UTC are skipped and counted."
         )
+    if target.known_losses:
+        report.notice(f"{target.known_losses}. Run 'verify' afterwards to see what child '{target.name}' has.")
     if target.unreadable:
         known = "as a pipeline" if as_pipeline else "on this machine"
         report.notice(
@@ -99,4 +106,8 @@ def _warn_before(source: ChildConfig, target: ChildConfig, as_pipeline: bool, re
             f"arrive again with the same log.record.uid."
         )
     if not target.wants_all:
-        report.notice(f"Events that 'min_level' or 'progress' of child '{target.name}' filters out are not copied.")
+        excluding = [name for name in target.excluded_by if name != "budget"]
+        if excluding:
+            report.notice(f"Events that {quoted(excluding)} of child '{target.name}' excludes are not copied.")
+        if target.budget is not None:
+            report.notice(f"What is copied is not charged to 'budget' of child '{target.name}'.")

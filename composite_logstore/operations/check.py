@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID, uuid5
 
-from composite_logstore import clock, secret_references
+from composite_logstore import clock, secret_references, zenml
 from composite_logstore.backend import (
     Exporter,
     PageRequest,
+    ReadEntry,
     RejectedError,
     RetryableError,
     TooLargeError,
@@ -22,7 +23,7 @@ from composite_logstore.backend import (
 )
 from composite_logstore.catalog.errors import asking_zenml
 from composite_logstore.catalog.stores import RegisteredStore, find_store
-from composite_logstore.config import ChildConfig, UnknownChild
+from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 STEPS = ("settings", "secrets", "write", "read", "clock")
 """The steps of a check, in order."""
 
-Result = Literal["ok", "warning", "problem", "unknown"]
+Result = Literal["ok", "fixed", "warning", "problem", "unknown"]
 
 FIND_SECONDS = 60.0
 """How long to look for the test event: Datadog takes a while until it finds an event."""
@@ -50,7 +51,8 @@ class Finding:
 
     Attributes:
         what: The name of the step.
-        result: The result; only a `problem` means that the child does not work.
+        result: The result; only a `problem` means that the child does not work. `fixed`: something was created that
+            was missing in the backend.
         message: A description, without a full stop.
         advice: What people can do about it.
         seconds: How long the step took.
@@ -74,19 +76,23 @@ class ChildCheck:
         doing: The name of the present step.
     """
 
-    def __init__(self, store: RegisteredStore, child: ChildConfig, artifact_store_id: UUID | None) -> None:
+    def __init__(
+        self, store: RegisteredStore, child: ChildConfig, artifact_store_id: UUID | None, fix: bool = False
+    ) -> None:
         """Prepare the check.
 
         Args:
             store: The log store.
             child: The child's settings, with references to secrets.
             artifact_store_id: The artifact store of the active stack, for a child that names none.
+            fix: Whether to create what is missing in the backend, before the test event is written.
         """
         self.child = child
         self.findings: list[Finding] = []
         self.is_over = False
         self.ends_by = 0.0
         self.doing = ""
+        self._fix = fix
         self._store = store
         self._clock = clock.current
         self._changed = self._clock.condition(threading.RLock())
@@ -122,7 +128,7 @@ class ChildCheck:
         steps: Sequence[tuple[str, float, Callable[[], Iterator[Finding]]]] = (
             ("settings", _STEP_SECONDS, self._settings),
             ("secrets", _STEP_SECONDS, self._secrets),
-            ("write", _STEP_SECONDS + export_seconds, self._write),
+            ("write", _STEP_SECONDS + 3 * export_seconds, self._prepare_and_write),
             ("read", _STEP_SECONDS + FIND_SECONDS, self._read),
             ("clock", _STEP_SECONDS, self._clocks),
         )
@@ -149,8 +155,6 @@ class ChildCheck:
 
     def _settings(self) -> Iterator[Finding]:
         try:
-            if isinstance(self.child, UnknownChild):
-                self.child.create_exporter()
             secret_references.check(self.child)
             self.child.check_registration()
             self.child.check()
@@ -172,6 +176,18 @@ class ChildCheck:
             return
         has_any = any(True for _ in secret_references.references(self.child))
         yield Finding("secrets", "ok" if has_any else "unknown", "" if has_any else "the child refers to no secret")
+
+    def _prepare_and_write(self) -> Iterator[Finding]:
+        try:
+            if (missing := self._config.unprepared()) and self._fix:
+                yield Finding("write", "fixed", self._config.prepare())
+            elif missing:
+                yield Finding("write", "warning", missing, "run this command with --fix")
+        except UnavailableError as error:
+            # Whether the backend can be reached is found out by the test event.
+            if self._fix:
+                yield Finding("write", "warning", *_cut(error))
+        yield from self._write()
 
     def _write(self) -> Iterator[Finding]:
         exporter: Exporter | None = None
@@ -195,7 +211,10 @@ class ChildCheck:
                 exporter.close()
 
     def _read(self) -> Iterator[Finding]:
-        from zenml.exceptions import DoesNotExistException, LogStoreError, LogStoreRateLimitError
+        from zenml.exceptions import DoesNotExistException
+
+        from composite_logstore.reading.keyset import KeysetReader
+        from composite_logstore.zenml import LogStoreError, LogStoreRateLimitError
 
         if self._config.unreadable:
             yield Finding("read", "unknown", self._config.unreadable)
@@ -209,7 +228,12 @@ class ChildCheck:
             reader = self._config.create_reader()
             while self._clock.now() < end:
                 try:
-                    if self._is_in(reader.read(_newest(logs)).entries):
+                    found = self._found(reader.read(_newest(logs)).entries)
+                    if found is not None and found.event is None and isinstance(reader, KeysetReader):
+                        lost = "it came back without 'zenml.log.writer' and 'zenml.log.sequence', or with other values"
+                        yield Finding("read", "problem", lost, "let no processor of the collector change attributes")
+                        return
+                    if found is not None:
                         yield Finding("read", "ok")
                         return
                 except DoesNotExistException:
@@ -223,13 +247,13 @@ class ChildCheck:
         finally:
             if reader is not None:
                 reader.close()
-        advice = "check that the backend does not drop, filter or delay events, and is read where it is written"
-        yield Finding("read", "problem", excuse, advice)
+        yield Finding("read", "problem", excuse, self._config.absence)
 
-    def _is_in(self, entries: Sequence[Any]) -> bool:
+    def _found(self, entries: Sequence[ReadEntry]) -> ReadEntry | None:
         # A log store behind a `component` child may give entries ids of its own.
         uid = self._event.uid
-        return any(str(read.entry.id) == uid or read.entry.message.endswith(uid) for read in entries)
+        found = (read for read in entries if str(read.entry.id) == uid or read.entry.message.endswith(uid))
+        return next(found, None)
 
     def _clocks(self) -> Iterator[Finding]:
         begin = time.time()
@@ -288,24 +312,15 @@ def _stream_id(store_id: UUID) -> UUID:
 
 def logs_of_checks(store_id: UUID, artifact_store_id: UUID | None = None) -> LogsResponse:
     """Return the stream of a log store's checks in ZenML's form."""
-    from zenml.models import LogsResponse
-    from zenml.models.v2.core.logs import LogsResponseBody
-
     # Some log stores only look for events after the stream was created.
-    now = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(hours=1)
-    body = LogsResponseBody(
-        created=now,
-        updated=now,
-        project_id=UUID(int=0),
-        source=_SOURCE,
-        log_store_id=store_id,
-        artifact_store_id=artifact_store_id,
+    created = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(hours=1)
+    return zenml.make_logs(
+        _stream_id(store_id), _SOURCE, created, log_store_id=store_id, artifact_store_id=artifact_store_id
     )
-    return LogsResponse(id=_stream_id(store_id), body=body)
 
 
 def _newest(logs: LogsResponse) -> PageRequest:
-    from zenml.models import LogsEntriesFilter
+    from composite_logstore.zenml import LogsEntriesFilter
 
     return PageRequest(logs, "older", None, _NEWEST, LogsEntriesFilter())
 
@@ -333,7 +348,7 @@ class StoreCheck:
         return all(one.is_healthy for one in self.children) and (self.spool is None or self.spool.result != "problem")
 
 
-def check(store: str, children: Sequence[str] = ()) -> StoreCheck:
+def check(store: str, children: Sequence[str] = (), fix: bool = False) -> StoreCheck:
     """Check each child of a log store: settings, secrets, a test event written and read back, and the clock.
 
     The test events go to a stream of their own, which belongs to no run. Takes about a minute if a backend does not
@@ -347,6 +362,7 @@ def check(store: str, children: Sequence[str] = ()) -> StoreCheck:
     Args:
         store: The log store's name or id.
         children: The names of the children to check, disabled ones too; all enabled children if empty.
+        fix: Whether to create what is missing in a backend, such as an index template.
 
     Raises:
         ArgumentError: There is no such log store or child.
@@ -358,11 +374,11 @@ def check(store: str, children: Sequence[str] = ()) -> StoreCheck:
         from zenml.client import Client
 
         artifact_store_id = Client().active_stack_model.components["artifact_store"][0].id  # type: ignore[index]
-    return StoreCheck(found, check_children(found, chosen, artifact_store_id), _check_spool(found))
+    return StoreCheck(found, check_children(found, chosen, artifact_store_id, fix), _check_spool(found))
 
 
 def check_children(
-    found: RegisteredStore, children: Sequence[ChildConfig], artifact_store_id: UUID
+    found: RegisteredStore, children: Sequence[ChildConfig], artifact_store_id: UUID, fix: bool = False
 ) -> list[ChildCheck]:
     """Check children of a log store at the same time, and return what was found when all checks have ended.
 
@@ -370,8 +386,9 @@ def check_children(
         found: The log store.
         children: The children.
         artifact_store_id: The artifact store of the stack that the children are to work for.
+        fix: Whether to create what is missing in a backend.
     """
-    checks = [ChildCheck(found, child, artifact_store_id) for child in children]
+    checks = [ChildCheck(found, child, artifact_store_id, fix) for child in children]
     for one in checks:
         one.start()
     for one in checks:

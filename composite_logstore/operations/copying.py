@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from composite_logstore import zenml
 from composite_logstore.backend import UnavailableError
 from composite_logstore.catalog.errors import NoAnswerError, asking_zenml
 from composite_logstore.catalog.runs import RunStream
@@ -42,13 +43,6 @@ class Totals(Copied):
         """The number of events and streams that are still missing from the child, as far as it is known."""
         nowhere = self.absent if self.absent == self.streams else 0
         return self.too_old + sum(self.rejected.values()) + self.in_progress + nowhere
-
-    def add(self, other: Copied) -> None:
-        """Add the result of a stream or of other streams."""
-        super().add(other)
-        if isinstance(other, Totals):
-            self.streams += other.streams
-            self.in_progress += other.in_progress
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as plain values."""
@@ -85,6 +79,7 @@ def copy_streams(
     report: Reporter,
     rate: float | None = None,
     is_anew: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Copy the events of some streams that are missing from a child, in this process.
 
@@ -97,20 +92,23 @@ def copy_streams(
         report: Is told how far it is.
         rate: The most events per second.
         is_anew: Whether to forget what earlier backfills have sent.
+        dry_run: Whether to count events as copied without copying them.
 
     Raises:
         BackfillStoppedError: A child became unavailable.
         NoAnswerError: ZenML or a child cannot be reached, or another backfill copies to the same child.
     """
-    with ledger_of(registered, target, is_anew) as ledger:
+    with ledger_of(registered, target, is_anew, dry_run) as ledger:
         if ledger.is_resumed:
             report.notice("Resuming an interrupted backfill.")
-        copy_with(ledger, registered, source, target, streams, result, rate, report.count)
+        copy_with(ledger, registered, source, target, streams, result, rate, report.count, dry_run=dry_run)
         ledger.complete()
 
 
 @contextmanager
-def ledger_of(registered: RegisteredStore, target: ChildConfig, is_anew: bool) -> Iterator[Ledger]:
+def ledger_of(
+    registered: RegisteredStore, target: ChildConfig, is_anew: bool, dry_run: bool = False
+) -> Iterator[Ledger]:
     """Give the ledger of a child, locked against other processes on this machine.
 
     Raises:
@@ -118,7 +116,7 @@ def ledger_of(registered: RegisteredStore, target: ChildConfig, is_anew: bool) -
     """
     since = 0.0 if target.unreadable else time.time() - REMEMBERED_SECONDS
     try:
-        with open_ledger(state_folder("backfill"), registered.id, target.name, since, is_anew) as ledger:
+        with open_ledger(state_folder("backfill"), registered.id, target.name, since, is_anew, dry_run) as ledger:
             yield ledger
     except BackfillRunsError as error:
         raise NoAnswerError(str(error)) from None
@@ -134,6 +132,7 @@ def copy_with(
     rate: float | None,
     tell: Callable[[int], None],
     sleep: Callable[[float], None] = time.sleep,
+    dry_run: bool = False,
 ) -> None:
     """Copy as `copy_streams` does, with a ledger that is open.
 
@@ -147,6 +146,7 @@ def copy_with(
         rate: The most events per second.
         tell: Is told how many more events were read.
         sleep: Waits for so many seconds.
+        dry_run: Whether to count events as copied without copying them.
 
     Raises:
         BackfillStoppedError: A child became unavailable.
@@ -156,7 +156,7 @@ def copy_with(
         reading = opened.enter_context(closing(open_child(source)))
         there = None if target.unreadable else opened.enter_context(closing(open_child(target)))
         try:
-            copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep)
+            copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep, dry_run)
         except (UnavailableError, ImportError) as error:
             raise NoAnswerError(f"child '{target.name}' cannot be written to: {error}") from error
         opened.enter_context(closing(copying))
@@ -185,8 +185,7 @@ def _attributes_of_run(run_id: UUID) -> tuple[dict[str, Any], UUID | None]:
     with asking_zenml():
         from zenml.client import Client
         from zenml.enums import StackComponentType
-        from zenml.utils.logging_utils import get_run_log_metadata
 
         run = Client().get_pipeline_run(run_id)
         found = run.stack.components.get(StackComponentType.ARTIFACT_STORE) if run.stack else None
-        return get_run_log_metadata(run), found[0].id if found else None
+        return zenml.run_attributes(run), found[0].id if found else None

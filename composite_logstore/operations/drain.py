@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import TypeAlias
+from uuid import UUID
 
-from composite_logstore import clock
+from composite_logstore import clock, secret_references
+from composite_logstore.backend import UnavailableError
 from composite_logstore.catalog.errors import ArgumentError, OperationError, nearest
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.recovery import RecoveredJournal
@@ -18,6 +22,7 @@ from composite_logstore.delivery.worker import Worker
 from composite_logstore.names import quoted
 from composite_logstore.operations.inventory import (
     Backlog,
+    ChildBacklog,
     LogStore,
     backlogs,
     children_in,
@@ -25,8 +30,10 @@ from composite_logstore.operations.inventory import (
     inventory,
     processes_in,
     reason_of,
+    why_unusable,
 )
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.settings import spool_settings
 
 GIVE_UP_SECONDS = 30.0
 """How long to wait for a child that makes no progress."""
@@ -38,16 +45,35 @@ Tell: TypeAlias = Callable[[LogStore, dict[str, ChildStats]], None]
 """Is told how the children of a log store stand, several times a second; without children when a folder begins."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a drain would do with the events that wait for one child in one folder.
+
+    Attributes:
+        backlog: The folder.
+        part: What waits there for the child.
+        taker: The name of the child that would take them, empty if none would.
+        obstacle: Why they would stay, empty if they would be delivered.
+    """
+
+    backlog: Backlog
+    part: ChildBacklog
+    taker: str = ""
+    obstacle: str = ""
+
+
 class Drained:
     """The result of draining.
 
     Attributes:
         folders: The folders that were drained, and their log stores.
+        plans: After a dry run, what would be done.
     """
 
     def __init__(self) -> None:
         """Create an empty result."""
         self.folders: dict[Path, LogStore] = {}
+        self.plans: list[Plan] = []
         self._children: Sequence[str] = ()
         self._drains: dict[Path, _Drain] = {}
 
@@ -76,6 +102,7 @@ def drain(
     children: Sequence[str] = (),
     to: str | None = None,
     *,
+    dry_run: bool = False,
     progress: Tell | None = None,
     notice: Callable[[str], None] | None = None,
     result: Drained | None = None,
@@ -96,6 +123,7 @@ def drain(
         stores: The names or ids of the log stores; all if empty.
         children: Only what waits for these children, which may have been renamed or removed; for all if empty.
         to: Deliver through this child of the same log store instead.
+        dry_run: Whether to make all checks, deliver nothing, and say in `plans` what would be done.
         progress: Is told how the children stand.
         notice: Is told sentences for people, such as which events `to` filters out.
         result: Receives the result, and holds the result so far if the call is interrupted.
@@ -120,12 +148,15 @@ def drain(
         taker = next(iter(takers[id].values()), None)
         if to and taker and not taker.wants_all and notice:
             notice(
-                f"{store.label}: events that 'min_level' or 'progress' of child '{to}' filters out are not delivered, "
+                f"{store.label}: events that {quoted(taker.excluded_by)} of child '{to}' excludes are not delivered, "
                 f"and are lost for {quoted(takers[id])}."
             )
     drains = {id: _Drain(store, takers[id]) for id, store in by_id.items()}
     result = Drained() if result is None else result
     result.begin(folders, children, {home: drains[store.id] for home, store in folders.items()})
+    if dry_run:
+        result.plans += _plans(folders, children, takers)
+        return result
     for home, store in folders.items():
         for folder in processes_in(home):
             drains[store.id].deliver(folder, progress)
@@ -152,6 +183,49 @@ def _takers(
     if not known[to].enabled:
         raise ArgumentError("to", f"child '{to}' of log store '{store.label}' is disabled; enable it, or name another")
     return dict.fromkeys(sorted(names), known[to])
+
+
+def _plans(
+    folders: dict[Path, LogStore], children: Sequence[str], takers: Mapping[UUID, Mapping[str, ChildConfig]]
+) -> Iterator[Plan]:
+    """Yield what would be done, folder by folder.
+
+    Args:
+        folders: The folders.
+        children: Only what waits for these children; for all if empty.
+        takers: A log store's id → which child takes the events of which.
+    """
+    obstacles: dict[tuple[UUID, str], str] = {}
+    for backlog in backlogs(folders, children):
+        barred = backlog.barred or _why_unusable(backlog.folder)
+        for part in backlog.parts:
+            taker = takers[backlog.store.id].get(part.child)
+            if barred or taker is None:
+                yield Plan(backlog, part, obstacle=barred or part.why)
+                continue
+            key = backlog.store.id, taker.name
+            if key not in obstacles:
+                obstacles[key] = why_not_delivered(taker)
+            yield Plan(backlog, part, taker.name, obstacles[key])
+
+
+def _why_unusable(folder: Path) -> str:
+    try:
+        return why_unusable(folder)
+    except Exception as error:  # a folder that cannot be used must not hide the others
+        return f"the folder cannot be used: {reason_of(error)}"
+
+
+def why_not_delivered(child: ChildConfig) -> str:
+    """Return why a child could not even begin to deliver, empty if it could."""
+    try:
+        secret_references.resolve(child).create_exporter().close()
+    except (UnavailableError, ImportError) as error:
+        return str(error)
+    except Exception as error:
+        # The text of an unknown exception may contain anything, such as a key.
+        return f"its exporter raised {type(error).__name__}"
+    return ""
 
 
 class _Worker(Worker):
@@ -214,9 +288,13 @@ class _Drain:
         followers = _followers(spool, {n: config for n, config in wanted.items() if config.name not in self._given_up})
         journal = RecoveredJournal(spool, {name: wanted[name] for name in followers}, self._clock)
         spool.set_aside()
+        children = [child for child in self.store.children.values() if child.enabled]
+        budgets = Budgets(self.store.id, children, spool.folder.parent, self._clock)
+        settings = spool_settings(self.store.id, self.store.config) if self.store.config else None
         workers = [
-            _Worker(self.store.id, wanted[delivery.name], delivery, journal, self._clock)
+            _Worker(self.store.id, config, delivery, journal, self._clock, budgets.of(config), settings)
             for delivery in journal.deliveries
+            for config in (wanted[delivery.name],)
         ]
         try:
             self._wait(journal, workers, tell)

@@ -11,7 +11,9 @@ from pathlib import Path
 from uuid import UUID
 
 from composite_logstore.catalog.errors import ArgumentError, nearest
+from composite_logstore.catalog.reach import check_server, why_unreached
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
+from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
@@ -19,6 +21,7 @@ from composite_logstore.spool.lock import is_alive
 from composite_logstore.spool.private_folder import UntrustedError
 from composite_logstore.spool.settings import spool_folder, spool_root
 
+IN_USE = "in use by a running process"
 _NOT_DELIVERED = "not delivered yet"
 
 
@@ -55,7 +58,8 @@ class Inventory:
 
     Attributes:
         folders: A folder → its log store, whether the folder contains anything or not.
-        zenml_error: The class of the error if ZenML could not be reached: then log stores have no names.
+        zenml_error: Why ZenML could not be reached, empty if it could. Without it log stores have no names, and
+            folders of those with a `spool_directory` of their own are not found.
     """
 
     folders: dict[Path, LogStore]
@@ -97,9 +101,10 @@ def inventory() -> Inventory:
         ['logs']
     """
     try:
+        check_server()
         stores = registered()
     except Exception as error:
-        return Inventory(_folders([], "ZenML cannot be reached"), type(error).__name__)
+        return Inventory(_folders([], "ZenML cannot be reached"), why_unreached(error))
     return Inventory(_folders(stores, "the log store is no longer registered"))
 
 
@@ -146,13 +151,14 @@ def _folders(stores: list[LogStore], why_unknown: str) -> dict[Path, LogStore]:
         except OSError:
             continue
         for folder in others:
-            id = _uuid(folder.name)
+            id = uuid_of(folder.name)
             if id and folder not in found:
                 found[folder] = by_id.get(id) or LogStore(id, why=why_unknown)
     return found
 
 
-def _uuid(text: str) -> UUID | None:
+def uuid_of(text: str) -> UUID | None:
+    """Return the id that a text is, None if it is none."""
     try:
         return UUID(text)
     except ValueError:
@@ -187,16 +193,16 @@ class ChildBacklog:
         self._acknowledged_before = acknowledged_before
         self._config = config
         # A progress bar → the second of its last update: of a thinned bar one update a second counts.
-        self._seconds: dict[tuple[UUID, str], int] = {}
+        self._seconds: dict[Bar, int] = {}
 
     def count(self, event: LogEvent) -> None:
         """Count an event if it waits for the child."""
         if event.number < self._acknowledged_before:
             return
-        if self._config and not self._config.wants(event.level, event.progress):
+        if self._config and not self._config.wants(event.level, bool(event.progress)):
             return
         if event.progress and self._config and self._config.is_thinned:
-            key, second = (event.stream.id, event.logger_name), event.time_unix_nano // 1_000_000_000
+            key, second = bar_of(event), second_of(event)
             if self._seconds.get(key) == second:
                 return
             self._seconds[key] = second
@@ -268,16 +274,27 @@ def _backlogs_in(home: Path, store: LogStore) -> Iterator[Backlog]:
         yield Backlog(store, home, barred=_unreadable(error), is_readable=False)
         return
     for folder in found:
-        backlog = Backlog(store, home, folder.name, unattended=_unattended(store, home))
-        try:
-            _look(backlog)
-        except Exception as error:  # a folder that cannot be read must not hide the others
-            if not os.path.lexists(folder):
-                # Another process has delivered its events and deleted it.
-                continue
-            backlog.barred = _unreadable(error)
-            backlog.is_readable = False
-        yield backlog
+        if (backlog := backlog_in(home, store, folder)) is not None:
+            yield backlog
+
+
+def backlog_in(home: Path, store: LogStore, folder: Path) -> Backlog | None:
+    """Return what waits in the folder of one process; None if another process has delivered it and removed the folder.
+
+    Args:
+        home: The log store's folder.
+        store: The log store.
+        folder: The process's folder.
+    """
+    backlog = Backlog(store, home, folder.name, unattended=_unattended(store, home))
+    try:
+        _look(backlog)
+    except Exception as error:  # a folder that cannot be read must not hide the others
+        if not os.path.lexists(folder):
+            return None
+        backlog.barred = _unreadable(error)
+        backlog.is_readable = False
+    return backlog
 
 
 def processes_in(home: Path) -> list[Path]:
@@ -302,7 +319,7 @@ def children_of(spool: Spool, store: LogStore) -> list[str]:
     return spool.children or sorted(child.name for child in store.children.values() if child.enabled)
 
 
-def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, str]:
+def purge(found: Iterable[Backlog], children: Sequence[str] = (), *, dry_run: bool = False) -> dict[Path, str]:
     """Delete events without delivering them. Leaves barred folders alone, such as those of running processes.
 
     Examples:
@@ -314,6 +331,7 @@ def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, 
     Args:
         found: The backlogs.
         children: Only the events that wait for these children; all events if empty.
+        dry_run: Whether to delete nothing, and only find out whether the folders can be used.
 
     Returns:
         A folder → why its events could not be deleted.
@@ -326,10 +344,27 @@ def purge(found: Iterable[Backlog], children: Sequence[str] = ()) -> dict[Path, 
         if children and not any(part.child in children for part in backlog.parts):
             continue
         try:
-            _purge(backlog, children)
+            if dry_run:
+                if why := why_unusable(backlog.folder):
+                    errors[backlog.folder] = why
+            else:
+                _purge(backlog, children)
         except Exception as error:  # a folder that cannot be used must not stop the others
             errors[backlog.folder] = f"cannot be purged: {reason_of(error)}"
     return errors
+
+
+def why_unusable(folder: Path) -> str:
+    """Return why this process cannot take over the folder of a dead one now, empty if it can; it stays as it is.
+
+    Raises:
+        Exception: The folder cannot be used, for any reason.
+    """
+    process = Spool.recover(folder)
+    if process is None:
+        return IN_USE
+    process.abandon()
+    return ""
 
 
 def _purge(backlog: Backlog, children: Sequence[str]) -> None:
@@ -353,10 +388,10 @@ def _look(backlog: Backlog) -> None:
     is_in_use = is_alive(backlog.folder)
     spool = Spool.look(backlog.folder)
     if is_in_use:
-        backlog.barred = "in use by a running process"
+        backlog.barred = IN_USE
     configs = backlog.store.children
     for name in children_of(spool, backlog.store):
-        why = _why(backlog.store, name)
+        why = obstacle(backlog.store, name) or _NOT_DELIVERED
         backlog.parts.append(ChildBacklog(name, configs.get(name), why, spool.acknowledged(name)))
     for item in spool.reader.scan():
         if not isinstance(item, Damage):
@@ -377,7 +412,8 @@ def _unattended(store: LogStore, folder: Path) -> str:
     return ""
 
 
-def _why(store: LogStore, child: str) -> str:
+def obstacle(store: LogStore, child: str) -> str:
+    """Return why a child's events cannot be delivered with the present settings, empty if they can."""
     config = store.children.get(child)
     if config is None:
         return "the child is no longer configured" if store.config else store.why
@@ -385,7 +421,7 @@ def _why(store: LogStore, child: str) -> str:
         return "the child is disabled"
     if isinstance(config, UnknownChild):
         return "the child's backend is not installed here"
-    return _NOT_DELIVERED
+    return ""
 
 
 def reason_of(error: Exception) -> str:

@@ -16,6 +16,7 @@ from composite_logstore.catalog.errors import ArgumentError, OperationError, ask
 from composite_logstore.catalog.runs import RunStream, count_runs, streams_of_project
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, explain, load_store
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.names import command
 from composite_logstore.operations.progress import Reporter
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Move:
         since: Runs that ended before this time are not moved; None moves all runs.
         found: The log store, None until it is registered.
         was_checked: Whether the children have been checked.
+        is_rehearsed: Whether `found` is not registered like this, as during a dry run.
         facts: Results of stages, for programs.
     """
 
@@ -55,6 +57,7 @@ class Move:
     since: datetime | None
     found: RegisteredStore | None = None
     was_checked: bool = False
+    is_rehearsed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -126,6 +129,17 @@ class Move:
         found = component_of(self.stack, "artifact_store")
         assert found is not None
         return found
+
+    def command(self, *options: str, to: str | None = None) -> str:
+        """Return a command that continues this move, as somebody types it.
+
+        Args:
+            options: Further options.
+            to: How to name the child to move to, if its name is not enough: the log store does not have it yet.
+        """
+        name = () if self.is_switched or self.name == default_name(self.stack) else ("--name", self.name)
+        since = ("--since", self.since.isoformat()) if self.since else ()
+        return command("migrate", self.stack.name, "--to", to or self.to, *name, *since, *options)
 
     def refresh(self) -> None:
         """Ask ZenML again for the stack and the log store."""
@@ -222,6 +236,11 @@ class Move:
         return self.is_live(stream) and stream.logs.created.replace(tzinfo=timezone.utc) >= self.both_since
 
 
+def default_name(stack: StackResponse) -> str:
+    """Return the name of the log store that a stack gets, if no other is given."""
+    return f"{stack.name}-logs"
+
+
 def component_of(stack: StackResponse, kind: str) -> ComponentResponse | None:
     """Return a stack's first component of a type, `log_store` or `artifact_store`."""
     from zenml.enums import StackComponentType
@@ -287,7 +306,7 @@ def find_move(stack: str, to: str | dict[str, Any], *, name: str | None = None, 
         raise ArgumentError(
             "name", f"stack '{stack}' already has log store '{own}' of flavor '{FLAVOR}'; leave the name out"
         )
-    move = Move(model, name or own or f"{model.name}-logs", child, settings, since)
+    move = Move(model, name or own or default_name(model), child, settings, since)
     move.refresh()
     if move.found is None:
         if settings is None:

@@ -25,6 +25,7 @@ from composite_logstore.parity.result import BackfillStoppedError
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
+    from zenml.stack import Stack
 
 SLICES = 10
 """As many steps as ZenML runs at once in one process."""
@@ -65,20 +66,12 @@ def copy_as_pipeline(
         BackfillStoppedError: Not all slices have succeeded.
         KeyboardInterrupt: It was interrupted, and no slice is still running.
     """
+    from zenml.config import DockerSettings
+
     from composite_logstore.log_store import pinned
     from composite_logstore.operations import backfill_pipeline
 
-    with asking_zenml():
-        from zenml.client import Client
-        from zenml.config import DockerSettings
-
-        stack = Client().active_stack
-    if not stack.orchestrator.supports_dynamic_pipelines:
-        raise ArgumentError(
-            "pipeline",
-            f"orchestrator '{stack.orchestrator.name}' of the active stack '{stack.name}' cannot run dynamic "
-            f"pipelines; set another stack, or copy without a pipeline",
-        )
+    stack = suitable_stack()
     values: dict[str, Any] = {
         "store": str(registered.id),
         "source": source.name,
@@ -119,6 +112,26 @@ def copy_as_pipeline(
             raise KeyboardInterrupt
         raise NoAnswerError(f"the pipeline did not start ({failure}); see ZenML's output above.")
     _gather(run, totals, was_interrupted)
+
+
+def suitable_stack() -> Stack:
+    """Return the active stack, if it can run the pipeline.
+
+    Raises:
+        ArgumentError: It cannot.
+        NoAnswerError: ZenML cannot be reached.
+    """
+    with asking_zenml():
+        from zenml.client import Client
+
+        stack = Client().active_stack
+    if not stack.orchestrator.supports_dynamic_pipelines:
+        raise ArgumentError(
+            "pipeline",
+            f"orchestrator '{stack.orchestrator.name}' of the active stack '{stack.name}' cannot run dynamic "
+            f"pipelines; set another stack, or copy without a pipeline",
+        )
+    return stack
 
 
 def refuse_second(registered: RegisteredStore, target: ChildConfig) -> None:

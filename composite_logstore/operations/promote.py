@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.catalog.stores import RegisteredStore, find_store
+from composite_logstore.config import ChildConfig
+from composite_logstore.names import command, quoted
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.verify import compare_with_primary
 
@@ -33,19 +35,21 @@ class Promotion:
 
     Attributes:
         store: The log store.
-        primary: The primary's name now, as ZenML has it.
+        primary: The primary's name now, as ZenML has it; after a dry run the name that it would be.
         before: The primary's name before.
         verdict: The result of the comparison, None if there was none.
+        dry_run: Whether nothing was changed, since it was only asked what would be.
     """
 
     store: RegisteredStore
     primary: str
     before: str
     verdict: Verdict | None = None
+    dry_run: bool = False
 
 
 class PromotionRefusedError(OperationError):
-    """Events are missing from the child, or the answer was no.
+    """Events are missing from the child, something could not be compared, or the answer was no.
 
     Attributes:
         promotion: How things stand: nothing has changed.
@@ -62,6 +66,7 @@ def promote(
     child: str,
     *,
     force: bool = False,
+    dry_run: bool = False,
     confirm: Confirm | None = None,
     progress: ProgressCallback | None = None,
 ) -> Promotion:
@@ -78,18 +83,19 @@ def promote(
         store: The log store's name or id.
         child: The child's name.
         force: Whether to promote the child without comparing it with the primary.
+        dry_run: Whether to make all checks, ask nothing and change nothing.
         confirm: Is asked before anything changes.
         progress: Is told how far the comparison is.
 
     Raises:
         ArgumentError: There is no such log store or child, or the child is disabled or cannot be read.
         NoAnswerError: ZenML or a child cannot be reached.
-        PromotionRefusedError: Events are missing from the child, or the answer was no.
+        PromotionRefusedError: Events would no longer be visible, something could not be compared, or the answer was no.
     """
     found = find_store(store)
     before = found.config.primary
     if child == before:
-        return Promotion(found, before, before)
+        return Promotion(found, before, before, dry_run=dry_run)
     if not found.child(child).enabled:
         raise ArgumentError(
             "child", f"child '{child}' of log store '{found.name}' is disabled; enable it, or name another"
@@ -97,16 +103,20 @@ def promote(
     config = found.readable_child(child)
     report = Reporter(progress)
     verdict = None if force else judge(found, child, report)
-    unchanged = Promotion(found, before, before, verdict)
+    unchanged = Promotion(found, before, before, verdict, dry_run)
     if verdict is not None and not verdict.may:
         raise PromotionRefusedError(
-            f"child '{child}' was not made the primary: {verdict.reason}. Set 'force' to promote it anyway", unchanged
+            f"child '{child}' was not made the primary: {verdict.reason}. 'force' promotes it anyway", unchanged
         )
     if not config.wants_all:
-        report.notice(f"Events that 'min_level' or 'progress' of child '{child}' filters out will no longer be shown.")
+        report.notice(f"Events that {quoted(config.excluded_by)} of child '{child}' excludes will no longer be shown.")
+    settings = settings_to_promote(found, child)
+    if dry_run:
+        found.check_update(settings)
+        return Promotion(found, child, before, verdict, dry_run)
     if confirm and not confirm(f"Read the logs of log store '{found.name}' from '{child}' instead of '{before}'?"):
         raise PromotionRefusedError("The answer was no; nothing has changed.", unchanged)
-    found.update(settings_to_promote(found, child))
+    found.update(settings)
     now = find_store(str(found.id))
     return Promotion(now, now.config.primary, before, verdict)
 
@@ -118,13 +128,25 @@ def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:
     result = summary.children[child]
     if summary.not_compared:
         return Verdict(False, summary.why_not_compared())
+    reasons = []
+    if result.excluded:
+        reasons.append(excluded(found.child(child), result.excluded, summary.children[primary].events))
     if result.differences:
-        return Verdict(
-            False,
+        over = ". Those over 'budget' are among the missing ones" if found.child(child).budget is not None else ""
+        reasons.append(
             f"compared with '{primary}', {result.missing:,} events are missing, {result.out_of_order:,} out of order, "
-            f"{result.different:,} different; `composite-logstore verify` names them",
+            f"{result.different:,} different; `{command('verify', found.name, '--all')}` names them{over}"
         )
+    if reasons:
+        return Verdict(False, "; ".join(reasons))
     return Verdict(True, f"it holds all events of '{primary}': {result.events:,} events of {summary.streams:,} streams")
+
+
+def excluded(child: ChildConfig, events: int, of: int) -> str:
+    """Return how many of the primary's events nobody sees any more once a child is the primary, and by which rule."""
+    # Events over a budget count as missing: nothing tells afterwards which ones they were.
+    named = quoted(rule for rule in child.excluded_by if rule != "budget")
+    return f"{events:,} of {of:,} events will not be visible: {named} of child '{child.name}' excludes them"
 
 
 def settings_to_promote(found: RegisteredStore, child: str) -> dict[str, Any]:

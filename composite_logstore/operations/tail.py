@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from typing import TYPE_CHECKING, cast
@@ -16,10 +17,13 @@ from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml, nearest
 from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, find_store, load_store
+from composite_logstore.operations.asking import ANSWER_SECONDS, ask
+from composite_logstore.zenml import answers_pages, fetch_page, moved
 
 if TYPE_CHECKING:
     from zenml.log_stores import BaseLogStore
-    from zenml.models import LogEntry, LogsEntriesFilter
+
+    from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 
 POLL_SECONDS = 2.0
 """How often to ask for new entries while following."""
@@ -32,6 +36,11 @@ _MOST_ENTRIES = 20_000
 _LARGEST_PAGE = 2_000
 _SMALLEST_PAGE = 20
 
+# About so many streams the other children are asked, if there are no entries.
+_MOST_ASKED = 20
+NOTICES = "composite_logstore"
+"""The logger of entries by which the log store itself says something, such as that others are missing."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -43,6 +52,7 @@ def tail(
     child: str | None = None,
     store: str | None = None,
     wanted: LogsEntriesFilter | None = None,
+    ranks: Collection[int] = (),
     notice: Callable[[str], None] | None = None,
 ) -> Tail:
     """Find the log streams of a run, to read them by time.
@@ -58,16 +68,36 @@ def tail(
         child: Read from this child instead of the primary.
         store: Read from this log store, which may hold copies, no matter which log store collected the logs.
         wanted: Only these entries.
+        ranks: Only the entries of the processes of a distributed training with these ranks; all if empty.
         notice: Is told sentences for people, such as that a log store is unavailable and reading is tried again.
 
     Raises:
         ArgumentError: There is no such run, step, source, log store or child.
         NoAnswerError: ZenML cannot be reached, or a log store cannot be loaded here.
     """
-    from zenml.models import LogsEntriesFilter
+    from composite_logstore.zenml import LogsEntriesFilter
 
     readers = Readers(child, find_store(store) if store else None)
-    return Tail(run, step, source, readers, wanted or LogsEntriesFilter(), notice or (lambda text: None))
+    return Tail(run, step, source, readers, wanted or LogsEntriesFilter(), ranks, notice or (lambda text: None))
+
+
+@dataclass
+class Whereabouts:
+    """Where logs are that were not found.
+
+    Attributes:
+        asked: What was asked for them: `child 'live' of log store 'logs'`.
+        holders: The children, by name, that hold some of them.
+        without: The children that hold none of them.
+        troubles: A child's name → why it could not be read.
+        is_filtered: Whether the child that was asked holds some, but none that was wanted.
+    """
+
+    asked: str = ""
+    holders: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    troubles: dict[str, str] = field(default_factory=dict)
+    is_filtered: bool = False
 
 
 class Tail:
@@ -76,6 +106,7 @@ class Tail:
     Attributes:
         run: The run, as ZenML knew it when it was last asked.
         unread: The labels of streams that cannot be read, and why.
+        shown: The number of entries so far, without those by which the log store itself says something.
     """
 
     def __init__(
@@ -85,15 +116,18 @@ class Tail:
         source: str | None,
         readers: Readers,
         wanted: LogsEntriesFilter,
+        ranks: Collection[int],
         notice: Callable[[str], None],
     ) -> None:
         """Find the streams; the arguments are those of `tail`."""
         self.run = find_run(run)
         self.unread: dict[str, str] = {}
+        self.shown = 0
         self._step = step
         self._source = source
         self._readers = readers
         self._wanted = wanted
+        self._ranks = frozenset(ranks)
         self._notice = notice
         self._streams: dict[UUID, TailedStream] = {}
         self._ended: set[UUID] = set()
@@ -121,7 +155,7 @@ class Tail:
         Raises:
             NoAnswerError: ZenML or a log store cannot be reached; while following, for `GIVE_UP_SECONDS`.
         """
-        from zenml.exceptions import LogStoreError
+        from composite_logstore.zenml import LogStoreError
 
         if follow and not self._is_long_over():
             yield from self._follow()
@@ -133,10 +167,44 @@ class Tail:
 
     def _read(self, streams: Iterable[TailedStream]) -> Iterator[tuple[RunStream, LogEntry]]:
         for stream, entry in merged(streams):
+            self.shown += entry.name != NOTICES
             yield stream.of, entry
 
+    def whereabouts(self) -> Whereabouts:
+        """Find out where the logs are, if nothing was found or some streams are `missing`.
+
+        Asks the other children that can be read, each for one entry, about some of the streams: for a few seconds.
+        """
+        from composite_logstore.zenml import LogsEntriesFilter
+
+        found = Whereabouts()
+        streams = list(self._streams.values())
+        if self.shown:
+            streams = [stream for stream in streams if stream.missing]
+        ends = time.monotonic() + ANSWER_SECONDS
+        holds: dict[str, bool] = {}
+        for stream in streams[:_MOST_ASKED]:
+            store, asked = self._readers.asked(stream.of)
+            found.asked = found.asked or asked
+            if store is None or (seconds := ends - time.monotonic()) <= 0:
+                continue
+            first = self._readers.child_of(store)
+            others = [one for one in store.config.children if not one.unreadable and one.name != first]
+            is_filtered = bool(self._ranks) or self._wanted != LogsEntriesFilter()
+            children = [store.config.child(first), *others] if is_filtered else others
+            for name, answer in ask(children, stream.of.logs, seconds).items():
+                if answer.trouble:
+                    found.troubles.setdefault(name, answer.trouble)
+                elif name == first:
+                    found.is_filtered |= answer.holds
+                else:
+                    holds[name] = holds.get(name, False) or answer.holds
+        found.holders = [name for name, does in holds.items() if does]
+        found.without = [name for name, does in holds.items() if not does]
+        return found
+
     def _follow(self) -> Iterator[tuple[RunStream, LogEntry]]:
-        from zenml.exceptions import LogStoreError
+        from composite_logstore.zenml import LogStoreError
 
         if not self._streams:
             self._notice("No such logs yet; waiting ...")
@@ -201,7 +269,7 @@ class Tail:
             if isinstance(store, str):
                 self.unread[stream.label] = store
             else:
-                self._streams[stream.logs.id] = TailedStream(stream, store, self._wanted, limit)
+                self._streams[stream.logs.id] = TailedStream(stream, store, self._wanted, limit, self._ranks)
 
     def _explain_nothing(self) -> None:
         """Say why the run has no stream that can be read, if an argument is to blame.
@@ -230,7 +298,14 @@ class TailedStream:
         quiet_since: The time of the last new entry, in seconds of the monotonic clock.
     """
 
-    def __init__(self, of: RunStream, store: BaseLogStore, wanted: LogsEntriesFilter, limit: int) -> None:
+    def __init__(
+        self,
+        of: RunStream,
+        store: BaseLogStore,
+        wanted: LogsEntriesFilter,
+        limit: int,
+        ranks: Collection[int] = (),
+    ) -> None:
         """Prepare to read.
 
         Args:
@@ -238,6 +313,7 @@ class TailedStream:
             store: The log store to read it from.
             wanted: Which entries to read.
             limit: The most entries of a page.
+            ranks: The ranks of the processes to read the entries of; all if empty.
         """
         from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
 
@@ -247,8 +323,9 @@ class TailedStream:
         self._store = store
         self._wanted = wanted
         self._limit = limit
+        self._ranks = ranks
         # ZenML's own log store of artifact stores supports neither filters nor cursors.
-        self._is_filtered_here = isinstance(store, ArtifactLogStore)
+        self._is_filtered_here = isinstance(store, ArtifactLogStore) or not answers_pages(store)
         self._buffer: deque[LogEntry] = deque()
         self._after: str | None = None
         self._without_cursor = 0
@@ -291,9 +368,9 @@ class TailedStream:
         wanted = None if self._is_filtered_here else self._wanted
         try:
             if self._after is None:
-                page = self._store.fetch(self.of.logs, start="oldest", limit=self._limit, filter_=wanted)
+                page = fetch_page(self._store, self.of.logs, start="oldest", limit=self._limit, filter_=wanted)
             else:
-                page = self._store.fetch(self.of.logs, after=self._after)
+                page = fetch_page(self._store, self.of.logs, after=self._after)
         except DoesNotExistException as error:
             self.missing, self._is_at_end = str(error), True
             return
@@ -310,7 +387,25 @@ class TailedStream:
             self._after = page.after
         if items:
             self.quiet_since = clock.current.now()
-        self._buffer.extend(entry for entry in items if not self._is_filtered_here or _is_wanted(entry, self._wanted))
+        self._buffer.extend(entry for entry in items if self._is_wanted(entry))
+
+    def _is_wanted(self, entry: LogEntry) -> bool:
+        if self._ranks and rank_of(entry) not in self._ranks and entry.name != NOTICES:
+            return False
+        return not self._is_filtered_here or _is_wanted(entry, self._wanted)
+
+
+def rank_of(entry: LogEntry) -> int | None:
+    """Return the rank of the process that wrote an entry; None if it has none, or the backend does not tell it.
+
+    ZenML's entries have no place for it: a backend's reader returns entries of a class of its own, with a `rank`.
+
+    Examples:
+        >>> [rank_of(entry) for stream, entry in tail("train-1", step="fit").entries()]
+        [None, None, None]
+    """
+    rank = getattr(entry, "rank", None)
+    return rank if type(rank) is int else None
 
 
 def _is_wanted(entry: LogEntry, wanted: LogsEntriesFilter) -> bool:
@@ -365,14 +460,13 @@ class Readers:
         self._child = child
         self._store = store
         self._stores: dict[UUID | None, BaseLogStore | str] = {}
+        self._composites: dict[UUID | None, RegisteredStore] = {}
 
     def claim(self, stream: RunStream) -> RunStream:
         """Return the stream as if the log store had collected it that it is read from."""
         if self._store is None:
             return stream
-        logs = stream.logs.model_copy(deep=True)
-        logs.get_body().log_store_id = self._store.store.id
-        return replace(stream, logs=logs)
+        return replace(stream, logs=moved(stream.logs, log_store_id=self._store.store.id))
 
     def of(self, stream: RunStream) -> BaseLogStore | str:
         """Return the log store to read a stream from, or the reason why there is none.
@@ -403,7 +497,8 @@ class Readers:
             return ArtifactLogStore.from_artifact_store(artifact_store=open_artifact_store(model))
         model = zen_store.get_stack_component(stream.logs.log_store_id)
         if model.flavor_name == FLAVOR:
-            return self._part_of(load_store(model))
+            self._composites[stream.collector] = found = load_store(model)
+            return self._part_of(found)
         if self._child:
             return (
                 f"log store '{model.name}' of flavor '{model.flavor_name}' collected these logs, and it has no children"
@@ -412,6 +507,17 @@ class Readers:
             return cast(BaseLogStore, StackComponent.from_model(model))
         except Exception as error:
             raise NoAnswerError(f"log store '{model.name}' cannot be loaded here ({type(error).__name__})") from error
+
+    def asked(self, stream: RunStream) -> tuple[RegisteredStore | None, str]:
+        """Return the composite log store that a stream was read from, if it was one, and what was asked, in words."""
+        found = self._store or self._composites.get(stream.collector)
+        if found is None:
+            return None, "the log store that collected them"
+        return found, f"child '{self.child_of(found)}' of log store '{found.name}'"
+
+    def child_of(self, found: RegisteredStore) -> str:
+        """Return the name of the child that a composite log store is read from."""
+        return self._child or found.config.primary
 
     def _part_of(self, found: RegisteredStore) -> BaseLogStore | str:
         if self._child is None:

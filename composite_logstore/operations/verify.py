@@ -6,14 +6,18 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from typing import IO
 
 import orjson
+from pydantic import TypeAdapter
 
 from composite_logstore.catalog.errors import NoAnswerError
 from composite_logstore.catalog.runs import RunStream
 from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, may_hold, open_child
 from composite_logstore.config import ChildConfig
+from composite_logstore.operations.asking import ask
+from composite_logstore.operations.copying import stream_of
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.selection import Selection, state_folder
 from composite_logstore.parity.compare import compare
@@ -21,6 +25,8 @@ from composite_logstore.parity.result import StreamParity
 from composite_logstore.parity.scan import Source
 from composite_logstore.parity.summary import ParitySummary
 from composite_logstore.spool.lock import lock_file
+
+_SAVED = TypeAdapter(StreamParity)
 
 
 def verify(
@@ -70,26 +76,46 @@ def verify(
                 if result is None:
                     result = comparison.compare(stream)
                     if result.was_compared and not stream.run_in_progress:
-                        file.write(orjson.dumps(result.as_dict(), option=orjson.OPT_NON_STR_KEYS) + b"\n")
+                        file.write(orjson.dumps(result, option=orjson.OPT_NON_STR_KEYS) + b"\n")
                         file.flush()
                 summary.add(result)
         finally:
             summary.seconds = time.monotonic() - began
+    for child in chosen:
+        if summary.children[child.name].missing:
+            hints = [hint for hint in (child.known_losses, _unknowable(child)) if hint]
+            summary.hints += [f"child '{child.name}' is missing events. {hint}" for hint in hints]
     return summary
 
 
 def compare_with_primary(found: RegisteredStore, child: str, report: Reporter) -> ParitySummary:
     """Compare a child with the primary, in all runs of the active project.
 
+    Ends as soon as one of them cannot be read, and says so in `not_compared`: then the rest proves nothing.
+
     Raises:
-        ArgumentError: One of them cannot be read.
-        NoAnswerError: ZenML or one of them cannot be reached.
+        ArgumentError: One of them cannot be read, whatever its backend does.
+        NoAnswerError: ZenML cannot be reached.
     """
     chosen = _choose(found, (found.config.primary, child))
     summary = ParitySummary(found.name, [one.name for one in chosen])
-    with Comparison(found, chosen, report) as comparison:
-        for stream in Selection().streams(comparison.collectors, report):
-            summary.add(comparison.compare(stream))
+    comparison = Comparison(found, chosen, report)
+    streams = Selection().streams(comparison.collectors, report)
+    first = next(streams, None)
+    if first is None:
+        return summary
+    holders = [one for one in chosen if may_hold(one, first.collector, comparison.collectors)]
+    for name, answer in ask(holders, first.logs).items():
+        if answer.trouble:
+            summary.not_compared.append((f"{first.run_name} {first.label}", name, answer.trouble))
+    if summary.not_compared:
+        return summary
+    with comparison:
+        for stream in chain([first], streams):
+            result = comparison.compare(stream)
+            summary.add(result)
+            if any(one.error for one in result.children.values()):
+                break
     return summary
 
 
@@ -103,6 +129,7 @@ class Comparison:
     def __init__(self, found: RegisteredStore, children: Sequence[ChildConfig], report: Reporter) -> None:
         """Prepare to compare these children, and to report how many events are read."""
         self.collectors = collectors(found, list(children))
+        self._found = found
         self._children = children
         self._report = report
         self._sources: list[Source] = []
@@ -126,8 +153,15 @@ class Comparison:
     def compare(self, stream: RunStream) -> StreamParity:
         """Compare the events that the children hold of a stream."""
         sources = [one for one in self._sources if may_hold(one.config, stream.collector, self.collectors)]
+        # Rules may ask for what the stream says of itself, which ZenML is asked for.
+        has_rules = any(one.config.drop or one.config.keep for one in sources)
         return compare(
-            stream.logs, f"{stream.run_name} {stream.label}", sources, stream.run_in_progress, self._report.count
+            stream.logs,
+            f"{stream.run_name} {stream.label}",
+            sources,
+            stream.run_in_progress,
+            self._report.count,
+            stream_of(stream, self._found) if has_rules else None,
         )
 
 
@@ -143,6 +177,16 @@ def _choose(found: RegisteredStore, names: Sequence[str]) -> list[ChildConfig]:
     if not chosen:
         raise NoAnswerError(f"log store '{found.name}' has no enabled child that can be read.")
     return chosen
+
+
+def _unknowable(child: ChildConfig) -> str | None:
+    """Return why a child may lack events by its settings although a comparison cannot tell; without a full stop."""
+    if child.budget is not None:
+        return (
+            "Those over its 'budget' are among them: afterwards nothing tells which events that were. "
+            "`withheld_reasons` in the account of the run says how many"
+        )
+    return None
 
 
 def _key(found: RegisteredStore, selection: Selection, children: Sequence[ChildConfig]) -> str:
@@ -174,8 +218,8 @@ def _saved_progress(name: str, is_anew: bool) -> Iterator[tuple[dict[str, Stream
         before = {}
         for line in file.read().splitlines():
             try:
-                result = StreamParity.from_dict(orjson.loads(line))
-            except (ValueError, KeyError, TypeError):
+                result = _SAVED.validate_json(line)
+            except ValueError:
                 # A process that was killed left half a line.
                 continue
             before[result.logs_id] = result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -14,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from composite_logstore import CompositeLogStoreConfig
+from composite_logstore import CompositeLogStoreConfig, UnavailableError
 from composite_logstore.cli import spool as commands
 from composite_logstore.cli.main import main
 from composite_logstore.delivery.account import ChildStats
@@ -303,12 +305,10 @@ def test_the_owner_of_another_user_s_folder_is_named(machine: Machine, monkeypat
     monkeypatch.setattr(os, "listdir", look)
     monkeypatch.setattr(INVENTORY, "is_alive", look)
     why = "cannot be read: Permission denied; it belongs to user '"
-    result = machine.run("list")
-    assert [(row[0], row[-1][: len(why)]) for row in rows(result)] == [("logs", why), ("other", why)]
-    for command in ("drain", "purge"):
+    for command, code in (("list", 0), ("drain", 1), ("purge", 1)):
         result = machine.run(command)
-        assert result.exit_code == 1
-        assert result.output.count(why) == 2
+        assert result.exit_code == code
+        assert [(row[0], row[-1][: len(why)]) for row in rows(result)] == [("logs", why), ("other", why)]
 
 
 @pytest.mark.parametrize("command", ["list", "drain", "purge"])
@@ -455,6 +455,13 @@ def test_drain_reports_rejected_events_and_deletes_them(machine: Machine) -> Non
     assert "2 events of child 'a' delivered, 1 rejected (too old)." in result.output
 
 
+def test_drain_reports_withheld_events(machine: Machine) -> None:
+    machine.leave(machine.register(make_child("a", budget={"events": 1, "then": "stop"})), "vwxyz")
+    result = machine.run("drain")
+    assert result.exit_code == 0
+    assert "2 events of child 'a' delivered, 3 withheld (over budget)." in result.output
+
+
 def test_drain_keeps_damaged_pieces_aside_and_delivers_the_rest(machine: Machine) -> None:
     folder = machine.leave(machine.register(make_child("a")), "abc")
     damage(folder)
@@ -555,7 +562,7 @@ def test_a_child_that_is_further_behind_keeps_its_own_events(machine: Machine) -
 def test_drain_warns_that_the_child_that_takes_the_events_filters_some_out(machine: Machine) -> None:
     machine.leave(machine.register(make_child("a", min_level="ERROR")), "xyz", ["old"], levels=[20, 40])
     result = machine.run("drain", "--child", "old", "--to", "a")
-    assert result.stderr.count("'min_level' or 'progress' of child 'a'") == 1
+    assert result.stderr.count("of child 'a' excludes") == 1
     assert backend("a").messages == ["y"]
 
 
@@ -780,6 +787,102 @@ def test_purging_one_child_keeps_pieces_kept_aside(machine: Machine) -> None:
     assert backend("b").messages == ["a", "c"]
 
 
+# --dry-run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder, apart from locks."""
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_a_dry_run_of_drain_shows_what_would_be_delivered_and_delivers_nothing(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("off", enabled=False), make_child("gone"))
+    machine.leave(store, "xyz", ["a", "off"])
+    machine.leave(store, "uv", ["removed"])
+    machine.leave(store, "w", ["gone"])
+    machine.leave(store, "t", ["a"], is_running=True)
+    before = content(machine.disk)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def create(config: Any) -> Any:
+            if config.name == "gone":
+                raise UnavailableError("secret 'dd' does not exist; create it")
+            return backend(config.name)
+
+        patch.setattr(SimulatedChildConfig, "create_exporter", create)
+        result = machine.run("drain", "--dry-run")
+        assert result.exit_code == 1
+        why = {row[-1] for row in rows(result)}
+        assert why == {
+            "would be delivered",
+            "the child is disabled",
+            "the child is no longer configured",
+            "secret 'dd' does not exist; create it",
+            "in use by a running process",
+        }
+        assert "nothing has changed" in result.output
+        would = machine.run("drain", "--child", "off", "--child", "removed", "--to", "a", "--dry-run")
+        assert (would.exit_code, would.output.count("would be delivered through 'a'")) == (0, 2)
+    assert content(machine.disk) == before
+    assert [backend(name).messages for name in ("a", "off", "gone")] == [[], [], []]
+    # The real run does what the dry run said.
+    assert machine.run("drain", "--child", "off", "--child", "removed", "--to", "a").exit_code == 0
+    assert sorted(backend("a").messages) == list("uvxyz")
+
+
+def test_a_dry_run_of_drain_finds_folders_that_cannot_be_used(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.leave(machine.register(make_child("a")), "xyz")
+
+    def refuse(folder: Path) -> Spool | None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Spool, "recover", refuse)
+    for command, words in (("drain", "the folder cannot be used"), ("purge", "cannot be purged")):
+        result = machine.run(command, "--dry-run")
+        assert result.exit_code == 1
+        assert rows(result)[-1][-1] == f"{words}: Read-only file system"
+
+
+@pytest.mark.parametrize("command", ["drain", "purge"])
+def test_a_dry_run_refuses_what_a_real_run_refuses(machine: Machine, command: str) -> None:
+    machine.register(make_child("a"))
+    assert machine.run(command, "--child", "b", "--dry-run").exit_code == 2
+    assert machine.run(command, "--component", "b", "--dry-run").exit_code == 2
+
+
+def test_a_dry_run_of_drain_without_events_says_so(machine: Machine) -> None:
+    machine.register(make_child("a"))
+    assert machine.run("drain", "--dry-run").output == "No undelivered events.\n"
+
+
+def test_a_dry_run_of_purge_shows_the_loss_asks_nothing_and_deletes_nothing(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    damage(machine.leave(store, "abc"))
+    machine.leave(store, "xyz", "ab")
+    before = content(machine.disk)
+    result = machine.run("purge", "--child", "a", "--dry-run")
+    assert result.exit_code == 0
+    assert "Would be lost for good: 5 events of 2 streams for child 'a'" in result.output
+    assert "nothing has changed" in result.output
+    assert content(machine.disk) == before
+    machine.leave(store, "w", is_running=True)
+    before = content(machine.disk)
+    result = machine.run("purge", "--dry-run")
+    assert (result.exit_code, rows(result)[-1][-1]) == (1, "in use by a running process")
+    assert content(machine.disk) == before
+
+
+def test_a_question_that_nobody_can_answer_names_the_option(machine: Machine) -> None:
+    folder = machine.leave(machine.register(make_child("a")), "xyz")
+    result = machine.run("purge", input="")
+    assert result.exit_code == 1
+    assert "Purge it?" in result.stderr
+    assert "there is no terminal. '--yes'" in result.stderr
+    assert folder.exists()
+
+
 # Wrong usage
 
 
@@ -849,10 +952,15 @@ def section(command: str) -> str:
     return PAGE.split(f"\n## composite-logstore {command}\n")[1].split("\n## ")[0]
 
 
-COMMANDS = {
-    **{name: command for name, command in main.commands.items() if name != "spool"},
-    **{f"spool {name}": command for name, command in commands.spool.commands.items()},
-}
+def flattened(group: click.Group, *words: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from flattened(command, *words, name)
+        else:
+            yield " ".join((*words, name)), command
+
+
+COMMANDS = dict(flattened(main))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -875,3 +983,76 @@ def test_every_reason_is_on_the_page() -> None:
 def test_the_time_limits_are_on_the_page() -> None:
     assert f"given up after {GIVE_UP_SECONDS:.0f} s" in section("spool drain")
     assert f"waits up to {_END_SECONDS:.0f} s" in section("spool drain")
+
+
+# As JSON, and with log stores as arguments
+
+
+def values(machine: Machine, *arguments: str, code: int = 0, input: str | None = None) -> dict[str, Any]:
+    done = machine.run(*arguments, "--output", "json", input=input)
+    assert done.exit_code == code, done.output
+    # Before 8.3, click's test runner echoes what is typed there.
+    found = json.loads(done.stdout.removeprefix(f" {input}"))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_spool_prints_json(machine: Machine) -> None:
+    store = machine.register(make_child("a"), make_child("b"))
+    folder = machine.leave(store, ["x"] * 3, "ab", start_unix_nano=1_500_000_000_000_000_000)
+    listed = values(machine, "list")
+    (backlog,) = listed["backlogs"]
+    assert backlog["log_store"] == {"id": str(store.id), "name": "logs"}
+    assert (backlog["folder"], backlog["process"]) == (str(folder), folder.name)
+    assert [(one["name"], one["events"], one["why"]) for one in backlog["children"]] == [
+        ("a", 3, "not delivered yet"),
+        ("b", 3, "not delivered yet"),
+    ]
+    assert backlog["children"][0]["oldest"] == 1_500_000_000
+    assert values(machine, "drain", "--dry-run")["backlogs"][0]["children"][0]["why"] == "would be delivered"
+    assert values(machine, "purge", "--dry-run")["purged"] == listed["backlogs"]
+    drained = values(machine, "drain")
+    assert [(one["child"], one["delivered"]) for one in drained["accounts"]] == [("a", 3), ("b", 3)]
+    assert (drained["backlogs"], drained["interrupted"]) == ([], False)
+    assert values(machine, "list")["backlogs"] == []
+
+
+def test_purge_asks_on_stderr_when_it_prints_json(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    folder = machine.leave(store, ["x"] * 3)
+    refused = machine.run("purge", "--output", "json", input="n\n")
+    assert refused.exit_code == 1
+    assert "3 events" in refused.stderr
+    assert folder.exists()
+    purged = values(machine, "purge", input="y\n")
+    assert [one["process"] for one in purged["purged"]] == [folder.name]
+    assert purged["backlogs"] == []
+
+
+def test_what_remains_is_an_exit_code_of_1_in_json_too(machine: Machine) -> None:
+    store = machine.register(make_child("a"))
+    machine.leave(store, "x", is_running=True)
+    for arguments in (["drain"], ["drain", "--dry-run"], ["purge", "-y"], ["purge", "--dry-run"]):
+        assert values(machine, *arguments, code=1)["dry_run" if "--dry-run" in arguments else "backlogs"]
+
+
+def test_without_zenml_json_claims_nothing(machine: Machine) -> None:
+    machine.trouble = ConnectionError()
+    listed = values(machine, "list", code=3)
+    assert listed["backlogs"] == []
+    assert listed["zenml_error"]
+    assert values(machine, "purge", "--yes", code=3)["purged"] == []
+
+
+@pytest.mark.parametrize("how", [["one"], ["--component", "one"]])
+@pytest.mark.parametrize("command", [["list"], ["drain"], ["purge", "--yes"]])
+def test_a_log_store_is_an_argument(machine: Machine, command: list[str], how: list[str]) -> None:
+    kept = machine.leave(machine.register(make_child("b"), name="two"), "y", "b")
+    machine.leave(machine.register(make_child("a"), name="one"), "x")
+    done = machine.run(*command, *how)
+    assert done.exit_code == 0, done.output
+    assert kept.name not in done.output
+    assert kept.exists()
+    unknown = machine.run(*command, "tow")
+    assert unknown.exit_code == 2
+    assert "(did you mean 'two'?)" in unknown.stderr

@@ -158,6 +158,49 @@ def test_a_child_without_a_reader_is_only_written_to(zenml: SimulatedZenML, monk
     assert "cannot be read" in findings(result, "a")["read"]["message"]
 
 
+@pytest.mark.parametrize("fix", [False, True])
+def test_what_a_backend_lacks_is_named_and_made_if_wanted(
+    zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch, fix: bool
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(SimulatedChildConfig, "unprepared", lambda self: "the template is missing")
+    monkeypatch.setattr(SimulatedChildConfig, "prepare", lambda self: made.append(self.name) or "made the template")
+    zenml.register(make_child("a"))
+    options = ["--fix"] if fix else []
+    result = zenml.run_command("check", "logs", *options)
+    assert result.exit_code == 0
+    assert ("made the template" if fix else "the template is missing") in result.stdout
+    assert ("--fix" in result.stdout) is not fix
+    assert made == ["a"] * fix
+    assert len(backend("a").received) == 1
+
+
+def test_what_cannot_be_made_is_no_problem_as_long_as_events_arrive(
+    zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(self: Any) -> str:
+        raise UnavailableError("it may not be made; ask an administrator")
+
+    monkeypatch.setattr(SimulatedChildConfig, "unprepared", lambda self: "the template is missing")
+    monkeypatch.setattr(SimulatedChildConfig, "prepare", prepare)
+    zenml.register(make_child("a"))
+    result = zenml.run_command("check", "logs", "--fix")
+    assert result.exit_code == 0
+    assert "ask an administrator" in result.stdout
+
+
+def test_a_backend_that_cannot_be_asked_what_it_lacks_is_written_to(
+    zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(self: Any) -> str:
+        raise UnavailableError("no answer; check 'url'")
+
+    monkeypatch.setattr(SimulatedChildConfig, "unprepared", ask)
+    zenml.register(make_child("a"))
+    assert zenml.run_command("check", "logs").exit_code == 0
+    assert len(backend("a").received) == 1
+
+
 @pytest.mark.parametrize(
     ("seconds", "result", "words"),
     [

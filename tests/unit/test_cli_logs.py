@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from zenml.enums import ExecutionStatus
-from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
-from zenml.models import LogEntry, LogsEntriesResponse, LogsResponse
+from zenml.exceptions import DoesNotExistException
+from zenml.models import LogsResponse
 
 from composite_logstore.catalog.runs import RunStream
 from composite_logstore.cli.main import main
@@ -22,6 +23,7 @@ from composite_logstore.cli.options import Moment
 from composite_logstore.event import Stream as EventStream
 from composite_logstore.operations.tail import GIVE_UP_SECONDS, POLL_SECONDS, QUIET_SECONDS, TailedStream, merged
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
+from composite_logstore.zenml import LogEntry, LogsEntriesResponse, LogStoreUnavailableError
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
 
@@ -260,10 +262,8 @@ def test_a_backend_that_cannot_be_read_gives_no_answer(world: World) -> None:
     assert world.run("run").exit_code == 3
 
 
-def test_a_stream_that_is_missing_from_a_child_is_named(world: World) -> None:
-    run = world.zenml.begin_run("run")
-    world.log(world.stream(run, "client"), ["hello"])
-    gone = world.stream(run, "orchestrator")
+def lose(world: World, gone: LogsResponse) -> None:
+    """Let the primary say that it does not have a stream."""
     fetch = world.store.fetch
 
     def refuse(logs: LogsResponse, **how: Any) -> LogsEntriesResponse:
@@ -272,6 +272,13 @@ def test_a_stream_that_is_missing_from_a_child_is_named(world: World) -> None:
         return fetch(logs, **how)
 
     world.store.fetch = refuse  # type: ignore[method-assign, assignment]
+
+
+def test_a_stream_that_is_missing_from_a_child_is_named(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    world.log(world.stream(run, "client"), ["hello"])
+    gone = world.stream(run, "orchestrator")
+    lose(world, gone)
     result = world.run("run")
     assert (result.exit_code, "hello" in result.stdout) == (0, True)
     assert "orchestrator: nothing was archived" in result.stderr
@@ -299,6 +306,80 @@ def test_times_are_local_or_relative() -> None:
     assert Moment().convert("2026-05-01T12:30Z", None, None) == datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
     ago = datetime.now(timezone.utc) - Moment().convert("90m", None, None)
     assert abs(ago - timedelta(minutes=90)) < timedelta(minutes=1)
+
+
+# Nothing found
+
+
+def test_a_run_that_the_primary_never_had_is_looked_for_in_the_other_children(world: World) -> None:
+    run = world.zenml.begin_run("my run")
+    train = world.stream(world.zenml.begin_step(run, "train"), "step")
+    world.log(train, ["epoch 1"], child="b")
+    for options in ([], ["--output", "json"], ["--step", "train"]):
+        result = world.run("my run", *options)
+        assert (result.exit_code, result.stdout) == (1, ""), options
+        assert "Child 'a' of log store 'logs' was asked, and has no such logs of run 'my run'." in result.stderr
+        again = shlex.split(result.stderr.splitlines()[-1])
+        assert again[:3] == ["composite-logstore", "logs", "my run"]
+        assert again[-2:] == ["--from", "b"]
+        assert ("--step" in again) == ("--step" in options)
+    found = world.zenml.run_command(*again[1:])
+    assert (found.exit_code, "epoch 1" in found.stdout) == (0, True)
+
+
+def test_the_child_that_was_named_is_the_one_that_was_asked(world: World) -> None:
+    logs = world.stream(world.zenml.begin_run("run"), "client")
+    world.log(logs, ["hello"])
+    result = world.run("run", "--from", "b")
+    assert result.exit_code == 1
+    assert "Child 'b' of log store 'logs' was asked" in result.stderr
+    assert result.stderr.splitlines()[-1].split() == ["composite-logstore", "logs", "run", "--from", "a"]
+    other = world.run("run", "logs", "--from", "b")
+    assert other.stderr.splitlines()[-1].split()[-4:] == ["run", "logs", "--from", "a"]
+
+
+def test_without_logs_anywhere_each_child_is_named(world: World) -> None:
+    world.zenml.register(make_child("a"), make_child("b"), make_child("c"), name="other", id=world.store.id)
+    world.zenml.models.pop(0)
+    world.stream(world.zenml.begin_run("run"), "client")
+    backend("c").fault = "refused"
+    result = world.run("run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Child 'a' of log store 'logs' was asked" in result.stderr
+    assert "Nor has child 'b'." in result.stderr
+    assert "Child 'c' cannot be read: the backend cannot be reached: refused." in result.stderr
+    assert "logs run STORE" in result.stderr
+
+
+def test_logs_that_a_filter_excludes_are_not_called_missing(world: World) -> None:
+    logs = world.stream(world.zenml.begin_run("run"), "client")
+    world.log(logs, ["hello"])
+    world.log(logs, ["hello"], child="b")
+    result = world.run("run", "--search", "farewell")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "has logs of run 'run', but none that you asked for" in result.stderr
+    assert "--from" not in result.stderr
+
+
+def test_what_the_log_store_itself_says_is_no_log(world: World) -> None:
+    notice = LogEntry(message="Nothing is left here.", name="composite_logstore")
+    other = world.zenml.register_other("stock", "datadog", Stock([notice]))
+    world.zenml.open_stream(world.zenml.begin_run("run"), "client", other)
+    result = world.run("run")
+    assert (result.exit_code, "Nothing is left here." in result.stdout) == (1, True)
+    assert "The log store that collected them was asked" in result.stderr
+
+
+def test_a_stream_that_is_missing_although_others_are_shown_is_looked_for(world: World) -> None:
+    run = world.zenml.begin_run("run")
+    world.log(world.stream(run, "client"), ["hello"])
+    gone = world.stream(run, "orchestrator")
+    world.log(gone, ["moved"], child="b")
+    lose(world, gone)
+    result = world.run("run")
+    assert (result.exit_code, "hello" in result.stdout) == (0, True)
+    assert "has not all logs of run 'run'" in result.stderr
+    assert "composite-logstore logs run --from b" in result.stderr
 
 
 # --follow
@@ -434,3 +515,23 @@ def test_ctrl_c_ends_it_cleanly(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 130
     assert "begin" in result.stdout
     assert result.stderr == ""
+
+
+def test_a_rank_selects_the_processes_of_a_distributed_training(world: World) -> None:
+    run = world.zenml.begin_run("train")
+    logs = world.stream(run, "step")
+    world.log(logs, ["the step itself", "rank 0", "rank 1", "rank 2", "rank 1 again"])
+    received = backend("a").received
+    for place, rank in ((1, 0), (2, 1), (3, 2), (4, 1)):
+        received[place] = received[place]._replace(metadata={"zenml.log.rank": rank})
+    assert world.said("train") == ["the step itself", "rank 0", "rank 1", "rank 2", "rank 1 again"]
+    assert world.said("train", "--rank", "1") == ["rank 1", "rank 1 again"]
+    assert world.said("train", "--rank", "0", "--rank", "2") == ["rank 0", "rank 2"]
+    assert world.said("train", "--rank", "1", "--search", "again") == ["rank 1 again"]
+    shown = [line.split(" [")[-1] for line in world.run("train").stdout.splitlines()]
+    assert [line.partition("] ")[0] for line in shown[1:]] == ["rank 0", "rank 1", "rank 2", "rank 1"]
+    ranks = [json.loads(line)["rank"] for line in world.run("train", "--output", "json").stdout.splitlines()]
+    assert ranks == [None, 0, 1, 2, 1]
+    nothing = world.run("train", "--rank", "7")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert world.run("train", "--rank", "-1").exit_code == 2

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -15,10 +16,12 @@ from rich.console import Console
 from zenml.exceptions import AuthorizationException
 from zenml.models import LogsResponse
 
-from composite_logstore import LogEvent, RetryableError, Scanned, Stream, operations
+from composite_logstore import LogEvent, RetryableError, Scanned, Stream, UnavailableError, operations
 from composite_logstore.cli import progress
 from composite_logstore.inert import inert
 from composite_logstore.operations.progress import Reporter
+from composite_logstore.operations.selection import state_folder
+from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.testing import SimulatedBackend, make_stream
 from composite_logstore_artifact.reader import ArtifactReader
@@ -174,6 +177,121 @@ def test_ctrl_c_before_verify_has_begun_keeps_the_earlier_report(place: Place, t
     place.zenml.trouble = KeyboardInterrupt()
     assert place.zenml.run_command("verify", "logs", "--all", "--html", str(report)).exit_code == 1
     assert report.read_text() == "the earlier report"
+
+
+def test_a_report_in_no_folder_is_refused_before_the_work(place: Place, tmp_path: Path) -> None:
+    done = place.zenml.run_command("verify", "logs", "--all", "--html", str(tmp_path / "nowhere" / "report.html"))
+    assert done.exit_code == 2
+    assert "nowhere" in done.stderr
+    assert place.zenml.asked == []
+
+
+def test_a_report_that_cannot_be_written_costs_no_result(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.run("run", 5, 4)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("composite_logstore.cli.report.write_report", fail)
+    done = place.zenml.run_command("verify", "logs", "--all", "--html", str(tmp_path / "report.html"))
+    assert done.exit_code == 1
+    assert "Differences were found." in done.stdout
+    assert "No space left on device" in done.stderr
+    assert "Report:" not in done.stdout
+
+
+def test_an_interrupted_command_with_anew_is_resumed_without_it(place: Place) -> None:
+    for command in (VERIFY, BACKFILL):
+        LATER[place.run("run", 5, 5).id] = interrupt
+        done = place.zenml.run_command(*command, "--anew")
+        assert done.exit_code == 3
+        assert "Run the same command without --anew to resume." in done.stderr
+
+
+# --dry-run
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_a_dry_run_of_backfill_counts_what_would_be_copied_and_copies_nothing(place: Place, tmp_path: Path) -> None:
+    place.run("one", 10, 7)
+    place.run("two", 5, 0)
+    place.run("running", 3, 0, in_progress=True)
+    before = files(tmp_path)
+    would = place.zenml.run_command(*BACKFILL, "--dry-run")
+    assert would.exit_code == 1
+    values = json.loads(would.stdout)
+    assert (values["dry_run"], values["copied"], values["there"], values["in_progress"]) == (True, 8, 7, 1)
+    assert files(tmp_path) == before
+    shown = place.zenml.run_command(*BACKFILL[:-2], "--dry-run")
+    assert "8 events of 2 streams would be copied to 'b'; 7 are already there." in shown.stdout
+    assert "nothing has changed" in shown.stdout
+    # The real run does what the dry run said.
+    done = json.loads(place.zenml.run_command(*BACKFILL).stdout)
+    assert {**done, "seconds": 0, "dry_run": True} == {**values, "seconds": 0}
+    again = place.zenml.run_command(*BACKFILL, "--dry-run")
+    assert json.loads(again.stdout)["copied"] == 0
+
+
+def test_a_dry_run_of_backfill_leaves_the_notes_of_an_interrupted_one(place: Place) -> None:
+    streams = [place.run(f"run-{number}", 5, 0) for number in range(7)]
+    LATER[streams[3].id] = interrupt
+    assert place.zenml.run_command(*BACKFILL).exit_code == 3
+    for options in ([], ["--anew"]):
+        would = json.loads(place.zenml.run_command(*BACKFILL, "--dry-run", *options).stdout)
+        # Three streams are copied already: what is in an archive counts as there.
+        assert would["copied"] == 20
+    rest = place.zenml.run_command(*BACKFILL)
+    assert "Resuming an interrupted" in rest.stderr
+    assert json.loads(rest.stdout)["copied"] == 20
+
+
+def test_a_dry_run_of_backfill_counts_what_a_child_that_cannot_be_read_would_get(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = WriteOnly(name="c", type="write-only", min_level="ERROR")
+    sent = BACKENDS["c"] = SimulatedBackend()
+    place.zenml.register(place.a, target, name="other", id=place.store.id)
+    place.zenml.models.pop(0)
+    stream = Stream(place.zenml.open_stream(place.zenml.begin_run("run"), "client", place.store.id).id, {}, None)
+    events = make_events(["x"] * 10, stream)
+    write(place.a, [event._replace(level=40) if event.sequence % 2 else event for event in events])
+    command = ("backfill", "other", "--from", "a", "--to", "c", "--all", "--output", "json")
+    would = json.loads(place.zenml.run_command(*command, "--dry-run").stdout)
+    assert (would["copied"], would["unwanted"], sent.received) == (5, 5, [])
+    assert json.loads(place.zenml.run_command(*command).stdout)["copied"] == len(sent.received) == 5
+
+
+def test_a_dry_run_of_backfill_checks_what_a_real_run_checks(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.run("run", 5, 0)
+
+    def dry_run(*options: str) -> Any:
+        return place.zenml.run_command(*BACKFILL[:-2], *options, "--dry-run")
+
+    assert dry_run("--to", "x").exit_code == dry_run("--to", "a").exit_code == 2
+    with open_ledger(state_folder("backfill"), place.store.id, "b", 0.0):
+        refused = dry_run()
+        assert (refused.exit_code, "another backfill to child 'b'" in refused.stderr) == (3, True)
+
+    def refuse(self: Any) -> None:
+        raise UnavailableError("secret 'dd' does not exist; create it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GrowingArchive, "create_exporter", refuse)
+        refused = dry_run()
+        assert (refused.exit_code, "secret 'dd' does not exist" in refused.stderr) == (3, True)
+    stack = SimpleNamespace(name="prod", orchestrator=SimpleNamespace(name="old", supports_dynamic_pipelines=False))
+    place.zenml.active_stack = stack  # type: ignore[attr-defined]
+    refused = dry_run("--pipeline")
+    assert (refused.exit_code, "orchestrator 'old'" in refused.stderr) == (2, True)
+    stack.orchestrator.supports_dynamic_pipelines = True
+    assert "5 events of 1 streams would be copied" in dry_run("--pipeline").stdout
 
 
 @pytest.mark.parametrize("command", [VERIFY, BACKFILL])

@@ -18,9 +18,12 @@ from composite_logstore.event import Stream
 from composite_logstore.operations.inventory import LogStore
 from composite_logstore.operations.selection import Selection
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.format import RejectedEvent
 from composite_logstore.spool.lock import release_all
+from composite_logstore.spool.rejected import RejectedFolder
 from composite_logstore.spool.settings import spool_folder
 from composite_logstore.testing import make_events
+from tests.events import NOON
 from tests.simulated_zenml import SimulatedZenML
 from tests.unit.test_backfilling import archive, write
 
@@ -32,11 +35,21 @@ PUBLIC = {name: value for name in operations.__all__ if inspect.isfunction(value
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the log store of the examples, whose child `live` is empty, the run, and a dead process."""
+    """Make the log store of the examples, whose child `live` is empty, the run, a dead process and rejected events."""
     monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
     zenml = SimulatedZenML.take_place(monkeypatch)
     first, second = archive("archive", tmp_path), archive("live", tmp_path)
     store = zenml.register(first, second)
+    children = [
+        {"name": "archive", "type": "artifact"},
+        {
+            "name": "live",
+            "type": "otlp",
+            "endpoint": "https://otlp.example",
+            "headers": {"authorization": "Bearer {{collector.token}}"},
+        },
+    ]
+    zenml.register_settings({"primary": "archive", "children": children}, name="production")
     step = zenml.begin_step(zenml.begin_run("train-1"), "fit")
     stream = Stream(zenml.open_stream(step, "step", store.id).id, {}, None)
     write(first, make_events([f"epoch {number}" for number in (1, 2, 3)], stream))
@@ -45,6 +58,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for event in make_events("xyz", Stream(uuid4(), {}), writer=writer):
         dead.segments.append(event, lambda _: True)
     dead.abandon()
+    rejected = [RejectedEvent(event, "too old", NOON) for event in make_events(["one", "two"], Stream(uuid4(), {}))]
+    RejectedFolder(spool_folder(store.id, store.config)).keep("live", rejected)
     inventory = import_module("composite_logstore.operations.inventory")
     monkeypatch.setattr(inventory, "registered", lambda: [LogStore(store.id, "logs", store.config)])
     yield
@@ -121,6 +136,10 @@ def test_a_child_with_missing_events_is_not_promoted() -> None:
         (lambda: operations.tail("train-1", store="x"), "store"),
         (lambda: operations.drain(["x"]), "stores"),
         (lambda: operations.drain(to="live"), "to"),
+        (lambda: operations.list_rejected("x"), "store"),
+        (lambda: operations.retry_rejected("logs", "x"), "child"),
+        (lambda: operations.retry_rejected("logs", to="live"), "to"),
+        (lambda: operations.retry_rejected("logs", "live", "x"), "to"),
         (lambda: operations.backfill("logs", "archive", "live", slices=3), "slices"),
         (lambda: operations.backfill("logs", "archive", "live", slices=0, pipeline=True), "slices"),
         (lambda: operations.backfill("logs", "archive", "live", slices=1001, pipeline=True), "slices"),
@@ -134,3 +153,17 @@ def test_the_error_of_a_wrong_argument_names_the_parameter(operation: Callable[[
     with pytest.raises(operations.ArgumentError) as refusal:
         operation()
     assert refusal.value.argument == argument
+
+
+def test_each_public_name_exists() -> None:
+    assert operations.__all__ == sorted(operations._HOMES)
+    for name in operations.__all__:
+        # An alias of a type has no name of its own.
+        assert getattr(operations, name).__name__ in (name, "Callable")
+
+
+def test_the_command_line_offers_all_stages_of_a_move() -> None:
+    from composite_logstore.cli.migrate import _STAGES
+    from composite_logstore.operations.migrate import STAGES
+
+    assert [stage.name for stage in STAGES] == list(_STAGES)
