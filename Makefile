@@ -6,6 +6,10 @@ PYTEST_ARGS ?=
 # The number of processes that share the tests, which often wait. The tests of a file stay in one process.
 PYTEST_PROCESSES ?= 3
 
+# ClickHouse's engine, for tests. It has wheels for Linux on two machines and says that it needs pandas, but only its data
+# frames do.
+ENGINE := "chdb-core==26.9.0; sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')"
+
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DOCS_VENV := $(VENV)-docs
@@ -16,7 +20,7 @@ export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs guides bench test coverage test-unit test-versions test-deep torture soak check lint types imports format clean
+.PHONY: help install demo docs guides bench test coverage test-unit test-versions test-releases test-resolutions release-check test-deep torture soak check lint types imports format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-deps $(ENGINE)
 	@touch $@
 
 install: $(STAMP) ## make the virtual environment, with the package and its dependencies
@@ -47,8 +52,8 @@ docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
 guides: $(STAMP) ## follow the guides of docs/, and write the output of their commands into the pages
 	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py --timeout=0 $(PYTEST_ARGS)
 
-demo: $(STAMP) ## see it work, with real servers on this machine
-	@$(PY) -m examples.demo
+demo: $(STAMP) ## see it work, with real servers on this machine, which STAY=1 leaves running until Ctrl-C
+	@STAY=$(STAY) $(PY) -m examples.demo
 
 bench: $(STAMP) ## measure everything beside the competitors, and draw the plots of docs/benchmarks.md
 	@$(PY) -m benchmarks
@@ -68,8 +73,20 @@ test-unit: $(STAMP) ## the fast tests only: unit and properties
 test-versions: $(STAMP) ## unit, property and process tests on every other Python of this machine
 	@$(PY) -m tests.versions $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
+test-resolutions: $(STAMP) ## unit and property tests on the lowest and the newest dependencies
+	@$(PY) -m tests.resolutions $(PYTEST_PROCESSES) $(PYTEST_ARGS)
+
+release-check: $(STAMP) ## build what is released, install it elsewhere, and run the demo from it
+	@$(PY) -m tests.released
+
+# RELEASES="0.93.0 0.98.0" runs some of them, and RELEASES=turn the one whose turn it is today.
+test-releases: $(STAMP) ## tests on releases of ZenML, in RELEASES or all; writes docs/compatibility.md
+	@$(PY) -m tests.releases "$(RELEASES)" $(PYTEST_PROCESSES) $(PYTEST_ARGS)
+
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
+	@$(PY) -m tests.releases "" $(PYTEST_PROCESSES)
+	@$(PY) -m tests.resolutions $(PYTEST_PROCESSES)
 
 # The same SEED draws the same faults; without one, each run draws others.
 torture: $(STAMP) ## everything at once for SECONDS seconds (300): kills, forks, failing backends, damaged folders
@@ -96,6 +113,7 @@ format: $(STAMP) ## let ruff fix the code
 	@$(PY) -m ruff format .
 
 clean: ## remove the virtual environment, caches and reports
-	rm -rf $(VENV) $(DOCS_VENV) .venv-3.* build dist site htmlcov .coverage .coverage.* coverage.xml \
+	rm -rf .venv-lowest .venv-newest .venv-messages
+	rm -rf $(VENV) $(DOCS_VENV) .venv-3.* .venv-zenml-* build dist site htmlcov .coverage .coverage.* coverage.xml \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,14 +10,20 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 from uuid import uuid4
 
 import orjson
 
 from composite_logstore import LogEvent, Stream
 from composite_logstore_artifact.encoding import encode
+from composite_logstore_cloudwatch.batches import Line
+from composite_logstore_cloudwatch.config import CloudwatchChildConfig
+from composite_logstore_cloudwatch.exporter import CloudwatchExporter
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import DatadogExporter
+from composite_logstore_elasticsearch.config import ElasticsearchChildConfig
+from composite_logstore_elasticsearch.exporter import ElasticsearchExporter
 from composite_logstore_otlp.encoding import encode_request, encode_resource
 
 ROUNDS = 25
@@ -31,6 +37,23 @@ class UnsentExporter(DatadogExporter):
 
     def _send(self, entries: list[bytes]) -> None:
         self.sent = b"[" + b",".join(entries) + b"]"
+
+
+class UnsentElasticsearchExporter(ElasticsearchExporter):
+    """Encodes a batch and keeps it."""
+
+    sent: bytes = b""
+
+    def _send(self, operations: Sequence[bytes], deadline: float) -> dict[int, Any]:
+        self.sent = b"".join(operations)
+        return {}
+
+
+class UnsentCloudwatchExporter(CloudwatchExporter):
+    """Encodes a batch as the requests that it would send."""
+
+    def _put(self, stream: Stream, request: Sequence[Line], end: float, refused: Any) -> None:
+        self.sent = orjson.dumps([{"timestamp": line.millis, "message": line.message.decode()} for line in request])
 
 
 def make_events() -> list[LogEvent]:
@@ -73,11 +96,21 @@ def measure(work: Callable[[Sequence[LogEvent]], object], events: Sequence[LogEv
 def main() -> None:
     resource = encode_resource({"service.name": "zenml"})
     datadog = UnsentExporter(DatadogChildConfig(name="live", type="datadog", api_key="test-key"))  # type: ignore[arg-type]
+    elasticsearch = UnsentElasticsearchExporter(
+        ElasticsearchChildConfig(name="search", type="elasticsearch", url="https://search.example")
+    )
+    cloudwatch = UnsentCloudwatchExporter(CloudwatchChildConfig(name="aws", type="cloudwatch"))
     works: dict[str, Callable[[Sequence[LogEvent]], object]] = {
         "artifact": lambda events: [encode(event) for event in events],
         "otlp": lambda events: encode_request(events, resource, 20_000_000),
         "datadog": datadog.export,
+        "elasticsearch": elasticsearch.export,
+        "cloudwatch": cloudwatch.export,
         "datadog, with gzip": lambda events: (datadog.export(events), gzip.compress(datadog.sent, compresslevel=1)),
+        "elasticsearch, with gzip": lambda events: (
+            elasticsearch.export(events),
+            gzip.compress(elasticsearch.sent, compresslevel=1),
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(ROUNDS):
@@ -86,7 +119,7 @@ def main() -> None:
             times[name].append(measure(work, events))
     print(f"Python {platform.python_version()}, orjson {orjson.__version__}, {ROUNDS} rounds of {RECORDS} events")
     for name in works:
-        print(f"{name:20} {median(times[name]):5.1f} µs an event")
+        print(f"{name:24} {median(times[name]):5.1f} µs an event")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ class StuckLogRecordExporter(LogRecordExporter):
     def shutdown(self) -> None:
         pass
 
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
 
 class StuckOtelLogStore(OtelLogStore):
     """ZenML's own log store with it."""

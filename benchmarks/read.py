@@ -29,10 +29,11 @@ from zenml.constants import LOGS_OTEL_SCHEDULE_DELAY_MILLIS
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_exporter import ArtifactLogExporter
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
-from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import Page, PageRequest, Stream, log_store
 from composite_logstore.testing import SimulatedClock, make_events, make_logs, make_stream
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact import exporter as exporter_module
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from typing import Any
 from uuid import uuid4
 
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from zenml.enums import StackComponentType
 from zenml.log_stores import OtelLogStore
 from zenml.log_stores.base_log_store import BaseLogStore
@@ -16,6 +15,7 @@ from zenml.models import LogsResponse
 from zenml.models.v2.core.logs import LogsResponseBody
 
 from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig, LogEvent, Stream
+from tests.otel_sdk import LogRecordExporter, LogRecordExportResult
 
 NOW = datetime.now(timezone.utc)
 ENDPOINT = "http://127.0.0.1:4318/v1/logs"
@@ -53,6 +53,9 @@ class NullLogRecordExporter(LogRecordExporter):
 
     def shutdown(self) -> None:
         pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
 
 
 class NullOtelLogStore(OtelLogStore):

@@ -1,8 +1,8 @@
 """What a training loop loses to logging, and how many records of threads that share a ZenML context get through.
 
-    python -m benchmarks.training loop|threads NAME PLACES ITERATIONS
+    python -m benchmarks.training loop|threads|torch NAME PLACES ITERATIONS
 
-prints it as JSON.
+prints it as JSON. `torch` is a loop of PyTorch that logs ten lines a step, on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -117,6 +117,48 @@ def loop(name: str, places: dict[str, str], iterations: int) -> dict[str, float]
     return {"slowdown": sorted(ratios)[1] - 1}
 
 
+LINES = 10
+"""Lines a step of the loop of PyTorch."""
+
+
+def torch_seconds(torch: Any, device: str, iterations: int, is_logging: bool) -> float:
+    """Return how long a loop takes that launches many small kernels and waits for them once a step."""
+    log = logging.getLogger("train").info
+    weights = torch.randn(512, 512, device=device) / 512**0.5
+    found = torch.randn(512, 512, device=device)
+    begin = time.perf_counter()
+    for number in range(iterations):
+        for _ in range(32):
+            found = torch.tanh(found @ weights)
+        loss = found.mean().item()
+        if is_logging:
+            for line in range(LINES):
+                log("epoch %d, line %d, loss %.3f", number, line, loss)
+    return time.perf_counter() - begin
+
+
+def torch_loop(name: str, places: dict[str, str], iterations: int) -> dict[str, float | str]:
+    """Do the same as `loop` with PyTorch, if it is installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return {"skipped": "PyTorch is not installed"}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    store = make(Forwarding, None)
+    assert isinstance(store, Forwarding)
+    if name in CONTENDERS:
+        store.contender = CONTENDERS[name](places)
+    with zenml_context(store):
+        torch_seconds(torch, device, iterations // 10, is_logging=True)
+        ratios = []
+        for _ in range(3):
+            alone = torch_seconds(torch, device, iterations // 3, is_logging=False)
+            ratios.append(torch_seconds(torch, device, iterations // 3, is_logging=name != NOWHERE) / alone)
+            if store.contender:
+                store.contender.flush()
+    return {"slowdown": sorted(ratios)[1] - 1, "device": torch.cuda.get_device_name() if device == "cuda" else device}
+
+
 THREADED = {
     NULL: lambda disk: make(NullLogStore, None),
     "composite log store, three children": lambda disk: composite(disk, *null_children(3)),
@@ -188,7 +230,11 @@ def main() -> None:
     # What is logged and printed goes nowhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     quiet_console()
-    result = loop(name, places, iterations) if kind == "loop" else threads(name, iterations)
+    result: dict[str, Any]
+    if kind == "threads":
+        result = threads(name, iterations)
+    else:
+        result = (torch_loop if kind == "torch" else loop)(name, places, iterations)
     os.write(answer, b"\n" + json.dumps(result).encode() + b"\n")
     os._exit(0)
 

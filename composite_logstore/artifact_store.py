@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, cast
 
-from zenml.artifacts.utils import instantiate_artifact_store
 from zenml.client import Client
 from zenml.enums import StackComponentType
 from zenml.io.filesystem_registry import default_filesystem_registry
@@ -14,6 +13,7 @@ from zenml.stack import Flavor, StackComponent
 
 from composite_logstore.secret_references import check_component
 from composite_logstore.server import is_server
+from composite_logstore.zenml import instantiate_artifact_store
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig

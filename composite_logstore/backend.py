@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
 from composite_logstore.bounds import Bounds
+from composite_logstore.event import HIGHEST
 
 if TYPE_CHECKING:
-    from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse
+    from zenml.models import LogsResponse
 
     from composite_logstore.event import LogEvent, Stream
+    from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 
 
 class ExportError(Exception):
@@ -48,7 +51,13 @@ class RetryableError(ExportError):
 class RejectedError(ExportError):
     """The backend will never take some of these events, and has taken the others."""
 
-    def __init__(self, message: str, count: int | None = None, shortened: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        count: int | None = None,
+        shortened: int = 0,
+        events: Sequence[LogEvent] | None = None,
+    ) -> None:
         """Say why.
 
         Args:
@@ -56,10 +65,14 @@ class RejectedError(ExportError):
             count: How many events were rejected. Leave it out if the backend rejected the batch as a whole: it is
                 then split until the invalid events are alone.
             shortened: How many events of the batch had to be shortened.
+            events: Which events of the batch were rejected, if the backend says it; `count` is then their number, and
+                need not be given. They are kept, and can be sent again. If a backend says how many events it rejects
+                but not which, all events of the batch are kept, as events that it may have taken.
         """
         super().__init__(message)
-        self.count = count
+        self.count = len(events) if count is None and events is not None else count
         self.shortened = shortened
+        self.events = events
 
 
 class TooLargeError(ExportError):
@@ -110,7 +123,6 @@ class Exporter(Protocol):
         """Release connections and files. The last call, made once."""
 
 
-_MOST_NUMBERS = 1 << 62
 _LONGEST_WRITER = 64
 
 
@@ -128,7 +140,7 @@ class Event(NamedTuple):
             writer: The value of `zenml.log.writer`, of any type. This package's writers have 15 hexadecimal digits.
             sequence: The value of `zenml.log.sequence`, of any type.
         """
-        if type(writer) is str and type(sequence) is int and 0 <= sequence < _MOST_NUMBERS:
+        if type(writer) is str and type(sequence) is int and 0 <= sequence <= HIGHEST:
             return cls(writer, sequence) if 0 < len(writer) <= _LONGEST_WRITER and writer.isascii() else None
         return None
 
@@ -143,6 +155,14 @@ class ReadEntry(NamedTuple):
 
     entry: LogEntry
     event: Event | None
+
+    @property
+    def size(self) -> int:
+        """How many bytes its message takes, with about those of the names around it."""
+        entry = self.entry
+        message = entry.message
+        names = len(entry.name or "") + len(entry.filename or "") + len(entry.module or "")
+        return names + (len(message) if message.isascii() else len(message.encode("utf-8", "replace")))
 
 
 def checked_entry(read: ReadEntry) -> ReadEntry:
@@ -161,6 +181,8 @@ class PageRequest:
             entry (`newer`) or at the newest (`older`).
         limit: The most entries to return.
         filter: Which entries to return. A reader that cannot apply the filter raises `ValueError`.
+        most_bytes: The most bytes of all entries together, None for any number. An entry that is larger is a page by
+            itself.
     """
 
     logs: LogsResponse
@@ -168,6 +190,26 @@ class PageRequest:
     token: str | None
     limit: int
     filter: LogsEntriesFilter
+    most_bytes: int | None = None
+
+    def is_too_large(self, size: int) -> bool:
+        """Return whether so many bytes are too many for the page."""
+        return self.most_bytes is not None and size > self.most_bytes
+
+    def fitting(self, entries: Sequence[ReadEntry]) -> Sequence[ReadEntry]:
+        """Return those entries with which the page is full: `limit` ones, or as many as `most_bytes` allow.
+
+        Args:
+            entries: What follows the token in the direction, oldest first.
+        """
+        is_newer = self.direction == "newer"
+        size, number = 0, 0
+        for read in islice(entries if is_newer else reversed(entries), self.limit):
+            size += read.size
+            if self.is_too_large(size) and number:
+                break
+            number += 1
+        return entries[:number] if is_newer else entries[len(entries) - number :]
 
 
 @dataclass(frozen=True)
@@ -182,7 +224,7 @@ class Page:
             cannot read in that direction.
 
     A page may have fewer entries than requested, or none, and still have a token in its direction: a reader searches a
-    limited amount of data for each page.
+    limited amount of data for each page, and the request bounds its bytes.
     """
 
     entries: Sequence[ReadEntry] = field(default_factory=list)
@@ -216,6 +258,9 @@ class Reader(Protocol):
     def close(self) -> None:
         """Release connections, but not objects that ZenML's server shares between requests."""
 
+
+PAGES = "pages"
+"""The scan format of readers whose records can be compared, but only as events."""
 
 BACKFILLED = "zenml.log.backfilled"
 """The attribute of an event that was copied to a child after later events of its writer: it is not a duplicate."""
@@ -311,21 +356,24 @@ def quote(text: str, hidden: object = None, most: int = Bounds.TEXT_CHARACTERS) 
         # The last word may be the beginning of a key.
         words = words[:-1]
     line = " ".join(words)
-    keys = {key for part in _texts(hidden) for key in (part, *part.split()) if len(key) >= _SHORTEST_KEY}
+    secrets = [revealed(secret) for _, secret in texts_in([hidden])]
+    keys = {key for secret in secrets for key in (secret, *secret.split()) if len(key) >= _SHORTEST_KEY}
     # The longest first, since a key may be a part of another.
     for key in sorted(keys, key=len, reverse=True):
         line = line.replace(key, "***")
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+def revealed(value: str | SecretStr) -> str:
+    """Return a text that may be a secret."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def texts_in(values: Mapping[str, Any] | Sequence[Any]) -> Iterator[tuple[str, str | SecretStr]]:
+    """Yield all texts in settings, each after its place there, such as `headers.Authorization`."""
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        if isinstance(value, str | SecretStr):
+            yield str(key), value
+        elif isinstance(value, Mapping | list | tuple):
+            for place, text in texts_in(value):
+                yield f"{key}.{place}", text

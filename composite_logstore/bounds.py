@@ -14,6 +14,7 @@ class Bounds:
         HEAD_BYTES: The most bytes of an HTTP answer before its body, informational responses included.
         EXPORT_BYTES: The most bytes of the body of an answer to an export; over gRPC, of the message.
         PAGE_BYTES: The most bytes of the body of an answer to a search. Parsed, it takes up to 45 times as much memory.
+        ENTRIES_BYTES: The most bytes of all entries of one page together. An entry that is larger is a page by itself.
         SEARCH_BYTES: The most bytes of all answers for one page.
         SEARCHES: The most searches for one page.
         SEARCH_SECONDS: The longest time that all searches for one page may take, in seconds.
@@ -28,6 +29,7 @@ class Bounds:
     HEAD_BYTES: ClassVar[int] = 64 * 1024
     EXPORT_BYTES: ClassVar[int] = 64 * 1024
     PAGE_BYTES: ClassVar[int] = 4 * _MIB
+    ENTRIES_BYTES: ClassVar[int] = 8 * _MIB
     SEARCH_BYTES: ClassVar[int] = 32 * _MIB
     SEARCHES: ClassVar[int] = 100
     SEARCH_SECONDS: ClassVar[float] = 30.0

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Ended(BaseException):
-    """Ends a simulated thread. The real clock never raises it."""
+    """Ends a thread: a simulated one, or one that the process's end cannot wait for."""
 
 
 class Signal:
@@ -58,6 +58,10 @@ class Clock:
     def now(self) -> float:
         """Return a time in seconds that never goes back, even if the user's code replaces Python's clocks."""
         return self._clock_gettime(time.CLOCK_MONOTONIC)
+
+    def time(self) -> float:
+        """Return the seconds since the epoch, by the system's clock, which may step back or ahead."""
+        return self._clock_gettime(time.CLOCK_REALTIME)
 
     def signal(self) -> Signal:
         """Return a signal that one thread can wait for."""

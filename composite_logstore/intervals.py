@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 Interval: TypeAlias = tuple[int, int]
@@ -43,6 +43,14 @@ class Intervals:
         firsts[begin:end] = array("q", [first])
         lasts[begin:end] = array("q", [last])
 
+    def update(self, numbers: Sequence[int]) -> None:
+        """Add numbers, in any order, at least one. The numbers of a range follow each other."""
+        if isinstance(numbers, range):
+            self.add(numbers[0], numbers[-1])
+        else:
+            for number in numbers:
+                self.add(number, number)
+
     def has(self, first: int, last: int) -> bool:
         """Return whether the set contains all numbers from `first` to `last`."""
         place = bisect_right(self._firsts, first) - 1
@@ -79,19 +87,15 @@ class Intervals:
         return Intervals(sorted([*self, *other]))
 
     def __sub__(self, other: Intervals) -> Intervals:
-        left = Intervals()
-        firsts, lasts = other._firsts, other._lasts
-        place = 0
-        for first, last in self:
-            while place < len(lasts) and lasts[place] < first:
-                place += 1
-            at = place
-            while first <= last:
-                if at == len(firsts) or firsts[at] > last:
-                    left.add(first, last)
-                    break
-                if firsts[at] > first:
-                    left.add(first, firsts[at] - 1)
-                first = lasts[at] + 1
-                at += 1
-        return left
+        return Intervals(gap for first, last in self for gap in other._gaps(first, last))
+
+    def _gaps(self, first: int, last: int) -> Iterator[Interval]:
+        """Yield the intervals of numbers from `first` to `last` that the set does not contain."""
+        place = bisect_left(self._lasts, first)
+        while place < len(self._firsts) and self._firsts[place] <= last:
+            if first < self._firsts[place]:
+                yield first, self._firsts[place] - 1
+            first = self._lasts[place] + 1
+            place += 1
+        if first <= last:
+            yield first, last

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from composite_logstore.clock import Clock
 
@@ -20,55 +20,50 @@ LONGEST_SECONDS = 2.0
 _CLOCK = Clock()
 
 
-class _Loading:
-    """The threads that are loading a backend, and since when. They do not wait for each other."""
-
-    def __init__(self) -> None:
-        # Held during a fork, so that no thread begins to load. Reentrant, since a signal handler may fork.
-        self.changed = threading.Condition(threading.RLock())
-        self.began: dict[int, float] = {}
-        self.fork = threading.local()
-
-    def seconds_left(self) -> float:
-        """Return how long a fork still has to wait, in seconds."""
-        # The module that this thread loads may itself fork.
-        began = max((at for thread, at in self.began.items() if thread != threading.get_ident()), default=None)
-        return 0.0 if began is None else began + LONGEST_SECONDS - _CLOCK.now()
-
-
-_now = _Loading()
+# The threads that are loading a backend, and since when. They do not wait for each other.
+_began: dict[int, float] = {}
+# Held during a fork, so that no thread begins to load. Reentrant, since a signal handler may fork.
+_changed = threading.Condition(threading.RLock())
 
 
 @contextmanager
 def loading() -> Iterator[None]:
     """Make forks of this process wait while the calling thread imports a backend's modules."""
-    here, thread = _now, threading.get_ident()
-    with here.changed:
-        here.began[thread] = _CLOCK.now()
+    thread = threading.get_ident()
+    with _changed:
+        _began[thread] = _CLOCK.now()
     try:
         yield
     finally:
-        with here.changed:
-            del here.began[thread]
-            here.changed.notify_all()
+        with _changed:
+            # A process that the backend has forked meanwhile has no such entry.
+            _began.pop(thread, None)
+            _changed.notify_all()
+
+
+def _seconds_left() -> float:
+    """Return how long a fork still has to wait, in seconds."""
+    # The module that this thread loads may itself fork.
+    began = max((at for thread, at in _began.items() if thread != threading.get_ident()), default=None)
+    return 0.0 if began is None else began + LONGEST_SECONDS - _CLOCK.now()
 
 
 def _before_fork() -> None:
-    _now.changed.acquire()
-    _now.fork.is_under_way = True
-    while (seconds := _now.seconds_left()) > 0:
-        _now.changed.wait(seconds)
+    _changed.acquire()
+    while (seconds := _seconds_left()) > 0:
+        _changed.wait(seconds)
 
 
 def _after_fork_in_parent() -> None:
-    if getattr(_now.fork, "is_under_way", False):
-        _now.fork.is_under_way = False
-        _now.changed.release()
+    # The lock is not held if a Ctrl-C has interrupted `_before_fork`, or if this module was imported during the fork.
+    with suppress(RuntimeError):
+        _changed.release()
 
 
 def _after_fork_in_child() -> None:
-    global _now
-    _now = _Loading()
+    global _changed
+    _changed = threading.Condition(threading.RLock())
+    _began.clear()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

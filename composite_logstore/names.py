@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -15,3 +16,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def quoted(names: Iterable[str]) -> str:
     """Return names as a list in a sentence: `'a', 'b'`."""
     return ", ".join(f"'{name}'" for name in names)
+
+
+def command(*arguments: str) -> str:
+    """Return a command of `composite-logstore` as somebody types it, with names quoted where a shell needs that."""
+    return shlex.join(("composite-logstore", *arguments))

@@ -6,12 +6,16 @@ logging handler, a full disk, or a mistake in this package.
 
 from __future__ import annotations
 
+import atexit
 import contextvars
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
+from types import FrameType
 from typing import TypeAlias
 
 from composite_logstore.clock import Clock, Ended
@@ -28,9 +32,13 @@ costs `emit` some microseconds."""
 _CALM_SECONDS = 60.0
 """If a thread fails again within this time, its pauses stay long, and it does not warn again."""
 
-_PATIENCE = 100
 _PATIENCE_SECONDS = 0.1
-"""How often, a millisecond apart, and for how long to ask for a lock that is not free, before blocking on it."""
+"""For how long to ask for a lock that is not free, once every millisecond, before blocking on it."""
+
+_END_SECONDS = 0.5
+"""How long the process's end waits for threads in the middle of what the interpreter could not end."""
+# Parts of the names of files: Rust code is below some of the frames whose code is in them.
+_NOT_TO_BE_UNWOUND = ("<frozen importlib", f"{os.sep}pydantic{os.sep}", f"{os.sep}sqlmodel{os.sep}")
 
 Wait: TypeAlias = Callable[[], object]
 """Waits until the next step may have something to do."""
@@ -59,13 +67,9 @@ def patiently(lock: threading.RLock) -> Iterator[None]:
     5 ms beside a thread that computes. Meanwhile the next `emit` waits for both (a lock convoy). So this asks for the
     lock once every millisecond, and blocks on it only if it is never free. `benchmarks.scale` would show a mistake.
     """
-    is_held = lock.acquire(blocking=False)
     end = time.monotonic() + _PATIENCE_SECONDS
-    for _ in range(_PATIENCE):
-        if is_held or time.monotonic() > end:
-            break
+    while not (is_held := lock.acquire(blocking=False)) and time.monotonic() < end:
         time.sleep(0.001)
-        is_held = lock.acquire(blocking=False)
     if not is_held:
         lock.acquire()
     try:
@@ -78,6 +82,10 @@ class Service:
     """A thread that does a step, waits until there is more to do, and does the next step.
 
     After a step that raises, the thread pauses and does the next one. Creating a service starts nothing.
+
+    Attributes:
+        is_running: Whether the thread runs.
+        has_ended: Whether it has ended for good.
     """
 
     def __init__(
@@ -106,16 +114,11 @@ class Service:
         self._note_problem = note_problem
         self._longest_pause = longest_pause
         self._entering = threading.Lock()
-        self._is_running = self._has_ended = False
+        self.is_running = self.has_ended = False
         self._start_at = -inf
         self._failures = 0
         self._is_failing = self._has_warned = False
         self._failed_at = self._warned_at = -inf
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the thread runs."""
-        return self._is_running
 
     def start(self) -> bool:
         """Start the thread unless it runs. Never raises and logs nothing, since this is part of `emit`.
@@ -123,16 +126,10 @@ class Service:
         Returns:
             False if no thread can be started; a later call tries again. True if it runs, is about to, or has ended.
         """
-        why = None if self._is_running or self._has_ended else self._why_not_started()
-        if why:
-            with suppress(Exception):
-                self._note_problem(f"no thread can be started ({why})")
-        return why is None
-
-    def _why_not_started(self) -> str | None:
-        """Start the thread. Returns why that fails; an empty text if it failed a moment ago and was not tried again."""
+        if self.is_running or self.has_ended:
+            return True
         if self._clock.now() < self._start_at:
-            return ""
+            return False
         # Without a lock: a signal handler or a finalizer that logs would wait for the code that it has interrupted.
         # If two threads are started, the second one ends at once.
         try:
@@ -141,35 +138,36 @@ class Service:
             # The limit of threads is reached, or the interpreter is ending.
             earliest = self._clock.now() - _MOST_STARTS_SECONDS
             self._start_at = max(self._start_at, earliest) + _START_SECONDS
-            return described(error)
-        return None
+            with suppress(Exception):
+                self._note_problem(f"no thread can be started ({described(error)})")
+            return False
+        return True
 
     def _run(self) -> None:
         # The thread sets this itself: a Ctrl-C may arrive between its start and the next statement.
         with self._entering:
-            if self._is_running or self._has_ended:
+            if self.is_running or self.has_ended:
                 return
-            self._is_running = True
+            self.is_running = True
         try:
-            while self._does_step():
-                pass
+            while not self.has_ended:
+                self._do_step()
         finally:
             with self._entering:
-                self._is_running = False
+                self.is_running = False
 
-    def _does_step(self) -> bool:
+    def _do_step(self) -> None:
         try:
             wait = self._step()
             self._has_worked()
             if wait is None:
-                self._has_ended = True
-                return False
-            wait()
+                self.has_ended = True
+            else:
+                wait()
         except Ended:
             raise
         except BaseException as error:  # even a KeyboardInterrupt: no other code would see it
             self._has_failed(error)
-        return True
 
     def _has_failed(self, error: BaseException) -> None:
         pause = self._longest_pause
@@ -201,3 +199,43 @@ class Service:
     def _quietly(do: Callable[[str], None], text: str) -> None:
         with suppress(BaseException):
             do(text)
+
+
+def _end_threads() -> None:
+    """End those threads of this package that would abort the process when the interpreter ends.
+
+    Up to Python 3.13 the interpreter ends a daemon thread by `pthread_exit`, which unwinds its stack. The core of
+    pydantic, which ZenML's models are made of, is written in Rust, and Rust aborts the process then (SIGABRT). So a
+    thread that validates or imports at the process's end gets an exception first. Such a thread is in the middle of a
+    backend's code, and not of a step under a journal's lock. Other threads are left alone. It relies on the GIL: no
+    thread moves on while its frames are looked at
+    (test_process_end.py::test_a_thread_that_is_in_pydantic_at_the_end_does_not_abort_the_process).
+    """
+    end = time.monotonic() + _END_SECONDS
+    while (found := _threads_not_to_be_unwound()) and time.monotonic() < end:
+        from ctypes import c_ulong, py_object, pythonapi
+
+        for ident in found:
+            pythonapi.PyThreadState_SetAsyncExc(c_ulong(ident), py_object(Ended))
+        time.sleep(0.001)
+
+
+def _threads_not_to_be_unwound() -> list[int]:
+    frames = sys._current_frames()
+    own = [
+        thread for thread in threading.enumerate() if thread.daemon and thread.name.startswith("composite-logstore ")
+    ]
+    return [thread.ident for thread in own if thread.ident and _is_not_to_be_unwound(frames.get(thread.ident))]
+
+
+def _is_not_to_be_unwound(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if any(part in frame.f_code.co_filename for part in _NOT_TO_BE_UNWOUND):
+            return True
+        frame = frame.f_back
+    return False
+
+
+if sys.version_info < (3, 14):
+    # Before `delivery.writers` registers its own, so it runs after that one.
+    atexit.register(_end_threads)

@@ -13,9 +13,10 @@ from fsspec.implementations.local import LocalFileSystem
 from zenml.artifact_stores import BaseArtifactStore, BaseArtifactStoreConfig, LocalArtifactStore
 from zenml.artifact_stores.local_artifact_store import LocalArtifactStoreConfig
 from zenml.enums import StackComponentType
-from zenml.models import LogsResponse, LogsResponseBody
+from zenml.models import LogsResponse
 from zenml.utils.time_utils import utc_now
 
+from composite_logstore import zenml
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
@@ -121,8 +122,8 @@ def listing_store(root: Path) -> LocalArtifactStore:
 def make_logs(id: UUID | None = None, **fields: Any) -> LogsResponse:
     """Return what ZenML knows of a log stream; `fields` are those of its body."""
     now = utc_now()
-    body = LogsResponseBody(created=now, updated=now, project_id=uuid4(), source="step", log_store_id=uuid4(), **fields)
-    return LogsResponse(id=id or uuid4(), body=body)
+    logs = zenml.make_logs(id or uuid4(), "step", now, project_id=uuid4(), log_store_id=uuid4())
+    return zenml.moved(logs, **fields)
 
 
 class Faulty(io.RawIOBase):

@@ -31,6 +31,29 @@ if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = pytest.__file__
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs more of ZenML than the installed release has."""
+    if item.get_closest_marker("needs_paged_fetch") is None:
+        return
+    import inspect
+
+    from zenml.log_stores.base_log_store import BaseLogStore
+
+    if "start_time" in inspect.signature(BaseLogStore.fetch).parameters:
+        pytest.skip("the log stores of this ZenML return lists instead of pages")
+
+
+@pytest.fixture(autouse=True)
+def _pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let unit tests ask for pages, where ZenML's own server asks for lists: the list is made of them."""
+    if request.path.parent.name not in ("unit", "properties") or "composite_logstore.log_store" not in sys.modules:
+        return
+    from composite_logstore import CompositeLogStore
+
+    if pages := getattr(CompositeLogStore.fetch, "pages", None):
+        monkeypatch.setattr(CompositeLogStore, "fetch", pages)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Say what may run side by side: files may, but what shares a server by way of a session's fixture may not."""

@@ -10,9 +10,14 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from opentelemetry.sdk._logs import ReadableLogRecord
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
+try:
+    from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
+except ImportError:
+    # Their names in SDK 1.38.
+    from opentelemetry.sdk._logs.export import LogExporter as LogRecordExporter  # type: ignore[no-redef]
+    from opentelemetry.sdk._logs.export import LogExportResult as LogRecordExportResult  # type: ignore[no-redef]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +31,7 @@ class LineExporter(LogRecordExporter):
         self._path = Path(path)
         self._token = token
 
-    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+    def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
         down = self._path.with_name(f"{self._path.name}.down")
         if down.exists():
             if down.read_text() == "raise":
@@ -46,7 +51,7 @@ class LineExporter(LogRecordExporter):
                     "span_id": record.span_id,
                     "trace_flags": record.trace_flags,
                     "scope": readable.instrumentation_scope and readable.instrumentation_scope.name,
-                    "resource": dict(readable.resource.attributes),
+                    "resource": dict((getattr(readable, "resource", None) or record.resource).attributes),
                     "attributes": dict(record.attributes or {}),
                 }
                 file.write(json.dumps(line) + "\n")
@@ -54,6 +59,16 @@ class LineExporter(LogRecordExporter):
 
     def shutdown(self) -> None:
         logger.warning("shut down")
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+class Unfinished(LogRecordExporter):
+    """Lacks what every SDK wants; SDK 1.45 wants `force_flush`, too."""
+
+    def shutdown(self) -> None:
+        pass
 
 
 def install(site: Path) -> None:

@@ -8,7 +8,9 @@ from uuid import UUID, uuid4
 
 from zenml.enums import LoggingLevels
 from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreConfig, BaseLogStoreFlavor, BaseLogStoreOrigin
-from zenml.models import LogEntry, LogsEntriesFilter, LogsEntriesResponse, LogsResponse
+from zenml.models import LogsResponse
+
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogsEntriesResponse
 
 
 class OwnLogStoreConfig(BaseLogStoreConfig):

@@ -20,7 +20,8 @@ import zenml.integrations.s3.artifact_stores
 import s3fs
 from zenml.cli.cli import cli
 from zenml.pipelines import pipeline_definition
-from composite_logstore.cli import backfill, check, main, migrate
+from composite_logstore.cli import main
+from composite_logstore.operations import backfill, check, drain, migrate, promote, tail, verify
 import composite_logstore.log_store
 import composite_logstore_artifact.exporter
 import composite_logstore_artifact.reader

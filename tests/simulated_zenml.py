@@ -10,15 +10,15 @@ from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner, Result
-from zenml.enums import ExecutionStatus
+from zenml.enums import ExecutionStatus, StackComponentType
 from zenml.exceptions import ZenKeyError
 from zenml.models import LogsResponse
-from zenml.models.v2.core.logs import LogsResponseBody
 
 from composite_logstore import ChildConfig, CompositeLogStore, CompositeLogStoreConfig
 from composite_logstore.cli.main import main
 from composite_logstore.operations import copying
-from tests.simulation import make_store
+from composite_logstore.zenml import make_logs
+from tests.simulation import LONG_AGO, make_store
 
 PAGE = 3
 """The most items of a page, even if a command asks for more."""
@@ -38,6 +38,7 @@ class SimulatedZenML:
         self.runs: list[SimpleNamespace] = []
         self.steps: list[SimpleNamespace] = []
         self.asked: list[str] = []
+        self.stacks: list[SimpleNamespace] = []
         self.updates: list[dict[str, Any]] = []
         self.trouble: BaseException | None = None
         self.now = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
@@ -64,11 +65,49 @@ class SimulatedZenML:
         """Register a composite log store and return it."""
         store = make_store(*children, **settings)
         store._name = name
+        begun = self.now.replace(tzinfo=None)
         model = SimpleNamespace(
-            id=store.id, name=name, flavor_name="composite", configuration=None, build=lambda: model.store, store=store
+            id=store.id,
+            name=name,
+            flavor_name="composite",
+            configuration=store.config.model_dump(mode="json", exclude_unset=True),
+            build=lambda: model.store,
+            store=store,
+            created=begun,
+            updated=begun,
         )
         self.models.append(model)
         return store
+
+    def register_settings(self, settings: dict[str, Any], name: str = "logs") -> SimpleNamespace:
+        """Register a composite log store of real backends with its settings, and return ZenML's model of it."""
+        id = uuid4()
+
+        def build() -> CompositeLogStore:
+            return CompositeLogStore(
+                name=name,
+                id=id,
+                config=CompositeLogStoreConfig(**model.configuration),
+                flavor="composite",
+                type=StackComponentType.LOG_STORE,
+                user=None,
+                created=LONG_AGO,
+                updated=LONG_AGO,
+            )
+
+        model = SimpleNamespace(id=id, name=name, flavor_name="composite", configuration=settings, build=build)
+        self.models.append(model)
+        return model
+
+    def add_stack(self, name: str, log_store: str | None = None) -> SimpleNamespace:
+        """Add a stack, with the log store of that name."""
+        components = {StackComponentType.ARTIFACT_STORE: [SimpleNamespace(id=UUID(int=1), name="default")]}
+        found = [model for model in self.models if model.name == log_store]
+        stack = SimpleNamespace(
+            id=uuid4(), name=name, components={**components, **({StackComponentType.LOG_STORE: found} if found else {})}
+        )
+        self.stacks.append(stack)
+        return stack
 
     def register_other(self, name: str, flavor: str, store: Any = None) -> UUID:
         """Register a log store of another flavor, and return its id."""
@@ -103,8 +142,7 @@ class SimulatedZenML:
     def open_stream(self, of: SimpleNamespace, source: str, store_id: UUID | None) -> LogsResponse:
         """Add a stream to a run or a step."""
         begun = self.now.replace(tzinfo=None)
-        body = LogsResponseBody(created=begun, updated=begun, project_id=uuid4(), source=source, log_store_id=store_id)
-        logs = LogsResponse(id=uuid4(), body=body)
+        logs = make_logs(uuid4(), source, begun, project_id=uuid4(), log_store_id=store_id)
         of.log_collection.append(logs)
         return logs
 
@@ -123,15 +161,31 @@ class SimulatedZenML:
     def _component(self, id: UUID) -> Any:
         return next(model for model in self.models if model.id == id)
 
-    def list_stack_components(self, page: int = 1, **_: Any) -> Any:
-        return self._page("list_stack_components", self.models, page)
+    def list_stack_components(self, page: int = 1, name: str | None = None, **_: Any) -> Any:
+        return self._page("list_stack_components", [one for one in self.models if name in (None, one.name)], page)
+
+    def get_stack(self, name_or_id: Any, allow_name_prefix_match: bool = False) -> Any:
+        self._ask("get_stack")
+        for stack in self.stacks:
+            if name_or_id in (stack.name, stack.id):
+                return stack
+        raise KeyError(name_or_id)
+
+    def list_stacks(self, **_: Any) -> Any:
+        return self._page("list_stacks", self.stacks, 1)
 
     def update_stack_component(self, id: UUID, type: Any, configuration: dict[str, Any]) -> None:
         self._ask("update_stack_component")
         model = self._component(id)
+        if not hasattr(model, "store"):
+            config = CompositeLogStoreConfig(**{**model.configuration, **configuration})
+            model.configuration = config.model_dump(mode="json", exclude_unset=True)
+            self.updates.append(configuration)
+            return
         config = model.store.config
         values = {"primary": config.primary, "children": config.children, "fetch_fallback": config.fetch_fallback}
         model.store._config = CompositeLogStoreConfig(**{**values, **configuration})
+        model.configuration.update(configuration)
         self.updates.append(configuration)
 
     def get_pipeline_run(self, name_or_id: str, allow_name_prefix_match: bool) -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from zenml.models import LogEntry, LogsResponse
+from zenml.models import LogsResponse
 
 from composite_logstore import CompositeLogStore
+from composite_logstore.zenml import LogEntry
 from tests.patience import PATIENCE_SECONDS
 from tests.simulation import assert_accounts_add_up
 

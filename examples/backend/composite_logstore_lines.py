@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
-from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
-from zenml.models import LogEntry
+from zenml.exceptions import DoesNotExistException
 
 from composite_logstore import (
     UNENCODABLE,
@@ -25,6 +24,7 @@ from composite_logstore import (
     Stream,
     UnavailableError,
 )
+from composite_logstore.zenml import LogEntry, LogStoreUnavailableError
 
 
 class LinesChildConfig(ChildConfig):

@@ -6,8 +6,6 @@ The step is like any other: it knows nothing of the log store. What comes after 
 store fared, for the demo to show: only the process that logs knows.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

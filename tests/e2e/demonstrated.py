@@ -1,4 +1,5 @@
-"""Registers a log store and runs the demo's pipeline with it: a shorter one, with one message of 20 KB more.
+"""Registers a log store and runs the demo's pipeline with it: a shorter one, with one message of 20 KB and
+some printed text more.
 
     demonstrated.py SETTINGS OUTPUT
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from pathlib import Path
 
 from zenml.client import Client
@@ -31,6 +33,19 @@ def save_checkpoint(epoch: int) -> None:
     save(epoch)
     if epoch == 5:
         logging.getLogger("training").info(LONG)
+        evaluate()
+
+
+def evaluate() -> None:
+    print("evaluation:", 3, "of", 4, "batches", end="")
+    print(", accuracy", 0.91)
+    for batch in range(1, 5):
+        print(f"\revaluation {batch * 25:3} %", end="", flush=True)
+    print()
+    try:
+        float("n/a")
+    except ValueError:
+        traceback.print_exc()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ they wait, and hold how much the collector has taken; they go on when the test h
 `end-go`.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed, since older releases of ZenML take those of a step as they are.
 import json
 import logging
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 from zenml import pipeline, step
 from zenml.client import Client
-from zenml.utils.logging_utils import LoggingContext
+from zenml.utils import logging_utils
 
 from composite_logstore import CompositeLogStore
 
@@ -34,9 +33,13 @@ said: list[dict[str, Any]] = []
 flushes: list[float] = []
 
 
+# Before 0.93.1, ZenML's context has no method for it.
+active = getattr(logging_utils.LoggingContext, "get", None) or logging_utils.active_logging_context.get
+
+
 def note(**fields: Any) -> None:
     """Write down what is said, with the stream that is active."""
-    context = LoggingContext.get()
+    context = active()
     if context is not None and not context._disabled and fields["message"].strip():
         said.append({"source": context.log_model.source, **fields})
 
@@ -63,22 +66,31 @@ class Recorder(logging.Handler):
 
 
 def record_prints(name: str, level: int) -> None:
-    """Write down what is printed: on top of ZenML's own wrapper, which makes a record of each write."""
+    """Write down the lines and updates of progress bars that are printed: on top of ZenML's own wrapper."""
     stream = getattr(sys, name)
     write = stream.write
+    parts: list[str] = []
+    # When the first part was printed.
+    times: list[int] = []
 
     def recorded(text: str) -> Any:
         earliest = time.time()
         result = write(text)
-        note(
-            message=text.rstrip("\r\n"),
-            level=level,
-            name=name,
-            filename=None,
-            lineno=None,
-            earliest=int(earliest * 1e6),
-            latest=int(time.time() * 1e6) + 1,
-        )
+        if not any(parts):
+            times[:] = int(earliest * 1e6), int(time.time() * 1e6) + 1
+        parts.append(text)
+        if text.endswith("\n") or text.startswith("\r"):
+            message = "".join(parts).strip("\r\n")
+            parts.clear()
+            note(
+                message=message,
+                level=level,
+                name=name,
+                filename=None,
+                lineno=None,
+                earliest=times[0],
+                latest=times[1],
+            )
         return result
 
     stream.write = recorded
@@ -109,6 +121,16 @@ def wait_for_test(place: str) -> None:
         end = time.monotonic() + 120
         while not (DIRECTORY / f"{place}-go").exists() and time.monotonic() < end:
             time.sleep(0.02)
+
+
+def wait_for_summary(run_id: Any) -> None:
+    """Wait until the summary that is published in the background is there: the process's end does not wait long."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        (found,) = Client().list_run_steps(pipeline_run_id=run_id, hydrate=True).items
+        if found.run_metadata.get("log_store.archive", {}).get("as_of") == "the last flush":
+            break
+        time.sleep(0.1)
 
 
 @step(enable_cache=False)
@@ -162,5 +184,7 @@ if __name__ == "__main__":
     while any(child["pending"] for child in store.stats().values()) and time.monotonic() < end:
         time.sleep(0.1)
     stats.append(store.stats())
+    if not PAUSE:
+        wait_for_summary(run.id)
     report = {"run_id": str(run.id), "said": said, "flushes": flushes, "stats": stats}
     (DIRECTORY / "report.json").write_text(json.dumps(report))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 
 from tests.e2e.demonstrated import LONG
 from tests.environments import without_this_package
+from tests.patience import PATIENCE_SECONDS
+from tests.servers.clickhouse import ClickHouse, RotelToClickHouse, is_installed
 from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import PASSWORD, USER, HostedZenML
 
@@ -25,6 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PROGRAM = Path(__file__).with_name("demonstrated.py")
 ARCHIVE = {"name": "archive", "type": "artifact"}
 MILLIS = 30_000
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 # What has a screen does the drawing; without one, what would stand in for it can take longer than any timeout.
 FLAGS = ["--disable-gpu", "--disable-gpu-compositing", "--disable-software-rasterizer"]
 # It would look for updates, and ask who is signed in.
@@ -100,6 +105,12 @@ class Dashboard:
         rows.first.wait_for()
         # Where it is cut into pieces, they are rows of their own.
         return [row.locator("> div > div").nth(2).inner_text().removesuffix("\n") for row in rows.all()]
+
+    def picture(self, name: str, searched: str) -> None:
+        """Show what is found, and with `PICTURES=write` in the environment take the picture of docs/images."""
+        assert self.lines(searched)
+        if os.environ.get("PICTURES") == "write":
+            self.page.screenshot(path=IMAGES / name)
 
     @property
     def _rows(self) -> Locator:
@@ -177,6 +188,16 @@ def test_a_steps_logs_are_shown(dashboard: Dashboard, primary: str) -> None:
     assert_shows_the_logs(dashboard)
 
 
+def test_printed_text_is_shown_as_whole_lines_and_a_traceback_as_one_entry(dashboard: Dashboard) -> None:
+    dashboard.open("Logs")
+    assert dashboard.lines("evaluation:") == ["evaluation: 3 of 4 batches, accuracy 0.91"]
+    assert dashboard.lines("evaluation 100") == ["evaluation 100 %"]
+    (error,) = dashboard.lines("could not convert")
+    first, *_, last = error.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last == "ValueError: could not convert string to float: 'n/a'"
+
+
 def test_the_fallbacks_logs_are_shown_while_the_primary_is_down(dashboard: Dashboard, datadog: Datadog) -> None:
     dashboard.update(primary="live", fetch_fallback=["archive"])
     datadog.kill()
@@ -200,6 +221,32 @@ def test_the_final_summary_of_each_child_is_on_the_steps_page(dashboard: Dashboa
     assert (dead["state"], dead["delivered"], dead["pending"]) == ("unavailable", "0", archive["delivered"])
 
 
+@pytest.mark.deep
+@pytest.mark.skipif(not is_installed(), reason="there is no engine of ClickHouse for this machine")
+def test_what_a_collector_wrote_into_clickhouse_is_shown(
+    open_dashboard: Callable[..., Dashboard], tmp_path: Path
+) -> None:
+    with (
+        ClickHouse() as clickhouse,
+        RotelToClickHouse(clickhouse) as collector,
+        HostedZenML(tmp_path / "zenml") as zenml,
+    ):
+        section = {"type": "clickhouse", "url": clickhouse.url, "database": "otel"}
+        section |= {"username": "reader", "password": "right"}
+        child: dict[str, Any] = {"name": "sent", "type": "otlp", "endpoint": collector.http_endpoint, "read": section}
+        # However slow the machine is, no export is overdue.
+        child["export_timeout_millis"] = 100_000
+        dashboard = open_dashboard(zenml, {"primary": "sent", "children": [child]})
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        # The collector passes on what it has accepted a little later.
+        while "Trained: the loss is" not in dashboard.get("/entries", limit=1, start="newest", search="Trained")[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert_shows_the_logs(dashboard)
+        dashboard.picture("dashboard-clickhouse.png", "epoch 4")
+
+
+@pytest.mark.deep
 def test_a_server_without_this_package_shows_them_too(without_package: Dashboard) -> None:
     assert_shows_the_logs(without_package)
     without_package.open("Metadata")
@@ -207,6 +254,7 @@ def test_a_server_without_this_package_shows_them_too(without_package: Dashboard
     assert (summary["as_of"], summary["state"], summary["pending"]) == ("the last flush", "healthy", "0")
 
 
+@pytest.mark.deep
 def test_a_server_without_this_package_reads_as_zenml_itself_does(without_package: Dashboard) -> None:
     status, text = without_package.get("/entries", limit=3)
     assert status == 200

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+import requests
 
 from tests.servers.collector import find_rotel
 from tests.servers.datadog import API_KEY, APPLICATION_KEY
@@ -91,6 +92,25 @@ def test_demo(hidden: bool, temporary: Path, tmp_path: Path, start: Callable[...
     assert output.index("Training: 5 epochs") < output.index("Trained: the loss is")
     assert API_KEY not in output
     assert APPLICATION_KEY not in output
+    assert_nothing_left(temporary)
+
+
+@pytest.mark.deep
+def test_it_stays_until_it_is_interrupted(temporary: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    program = start(STAY="1")
+    assert program.stdout is not None
+    lines = []
+    for line in program.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    assert program.poll() is None, lines
+    address = next(match for line in lines if (match := re.search(r"(http://127\.0\.0\.1:\d+)/projects/\S+", line)))
+    assert requests.get(address[0], timeout=60).ok
+    assert requests.get(f"{address[1]}/api/v1/info", timeout=60).ok
+    program.send_signal(signal.SIGINT)
+    output, _ = program.communicate(timeout=60)
+    assert program.returncode == 0, output
     assert_nothing_left(temporary)
 
 

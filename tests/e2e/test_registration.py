@@ -32,7 +32,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown type": (
         {"children": [ARCHIVE, {"name": "cloud", "type": "datadgo"}]},
-        ["child 'cloud'", "'type'", "did you mean 'datadog'?", "set one of: artifact, component, datadog, otel, otlp"],
+        [
+            "child 'cloud'",
+            "'type'",
+            "did you mean 'datadog'?",
+            "set one of: artifact, cloudwatch, component, datadog, elasticsearch, otel, otlp",
+        ],
     ),
     "no such primary": (
         {"primary": "archiv"},

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import PIPELINE, Run, assert_equal, register_three_children
-from tests.environments import ROOT, build_wheel, execute, pip
+from tests.environments import build_wheel, execute, with_only
 from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import ZenML
 
-# The first test waits for the environment, whose packages come from an index.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 LINES = 300
@@ -25,6 +24,7 @@ SOURCES = ["client", "prepare_step", "step"]
 
 # What the extras bring, and what they bring along.
 OF_EXTRAS = [
+    "boto3",
     "datadog_api_client",
     "google.protobuf",
     "grpc",
@@ -73,11 +73,7 @@ open(sys.argv[1], "w").write(json.dumps(store.stats()))
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of the environment."""
     directory = tmp_path_factory.mktemp("bare")
-    wheel = build_wheel(directory)
-    execute(sys.executable, "-m", "venv", "--without-pip", str(directory / "environment"))
-    python = directory / "environment" / "bin" / "python"
-    pip(str(python), "install", "--constraint", str(ROOT / "constraints.txt"), str(wheel), "zenml[server]")
-    return python
+    return Path(with_only(directory / "environment", build_wheel(directory), "composite-logstore", "zenml[server]"))
 
 
 @pytest.fixture(scope="module")

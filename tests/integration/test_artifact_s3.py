@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import pytest
 from zenml.artifact_stores import BaseArtifactStore
-from zenml.exceptions import DoesNotExistException, LogStoreUnavailableError
+from zenml.exceptions import DoesNotExistException
 from zenml.log_stores.artifact.artifact_log_store import fetch_log_records, prepare_logs_uri
-from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import Page, PageRequest, RetryableError, Stream, TooLargeError, UnavailableError
 from composite_logstore.reading import gaps
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreUnavailableError
 from composite_logstore_artifact import artifact_stores, compaction
 from composite_logstore_artifact import exporter as exporter_module
 from composite_logstore_artifact.config import ArtifactChildConfig

@@ -89,6 +89,17 @@ def test_the_settings_check_that_the_artifact_store_exists(other: UUID) -> None:
             ArtifactChildConfig(name="archive", type="artifact", artifact_store=name).check()
 
 
+def test_registration_refuses_one_that_does_not_exist() -> None:
+    Client().create_flavor("composite_logstore.CompositeLogStoreFlavor", StackComponentType.LOG_STORE)
+    try:
+        for name, hint in (("defautl", r" \(did you mean 'default'\?\)"), ("nowhere", "")):
+            settings = {"primary": "a", "children": [{"name": "a", "type": "artifact", "artifact_store": name}]}
+            with pytest.raises(ValueError, match=f"there is no artifact store '{name}'{hint}"):
+                Client().create_stack_component("refused", "composite", StackComponentType.LOG_STORE, settings)
+    finally:
+        Client().delete_flavor("composite")
+
+
 def test_by_name_and_by_id(other: UUID) -> None:
     assert find_named("other").id == find_named(str(other)).id == other
 

@@ -45,6 +45,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.deep
 def test_events_of_a_killed_process_are_listed_and_drained_even_in_two_goes(tmp_path: Path) -> None:
     zenml = ZenML(tmp_path / "zenml")
     zenml.env["PYTHONPATH"] = str(Path(__file__).parents[2])

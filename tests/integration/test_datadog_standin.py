@@ -17,10 +17,9 @@ import pytest
 import requests
 import trustme
 from zenml.enums import LoggingLevels, StackComponentType
-from zenml.exceptions import LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
 from zenml.log_stores.datadog.datadog_flavor import DatadogLogStoreConfig
 from zenml.log_stores.datadog.datadog_log_store import DatadogLogStore
-from zenml.models import LogEntry, LogsEntriesFilter, LogsResponse, LogsResponseBody
+from zenml.models import LogsResponse, LogsResponseBody
 
 from composite_logstore import (
     Exporter,
@@ -34,6 +33,13 @@ from composite_logstore import (
     UnavailableError,
 )
 from composite_logstore.event import ExceptionInfo
+from composite_logstore.zenml import (
+    LogEntry,
+    LogsEntriesFilter,
+    LogStoreError,
+    LogStoreRateLimitError,
+    LogStoreUnavailableError,
+)
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import MAX_REQUEST_BYTES
 from tests.events import make_events, make_stream

@@ -84,7 +84,7 @@ PATIENT: dict[str, Any] = {
 HASTY: dict[str, Any] = {
     "schedule_delay_millis": 10,
     "max_export_batch_size": 20,
-    "export_timeout_millis": 500,
+    "export_timeout_millis": 1_000,
     "retry_initial_interval_millis": 50,
     "retry_max_interval_millis": 200,
 }
@@ -605,10 +605,14 @@ def assert_siblings_have_all(store: CompositeLogStore, surroundings: Surrounding
             "accepted": len(step.said),
             "delivered": len(step.said),
             "rejected": 0,
+            "rejected_not_kept": 0,
             "dropped": 0,
+            "withheld": 0,
             "pending": 0,
             "shortened": 0,
             "rejected_reasons": {},
+            "withheld_reasons": {},
+            "redacted": {},
             "last_error": None,
         }
 
@@ -646,11 +650,13 @@ class Seen:
         states: Its states, from the fault's beginning until all was delivered; without `healthy` at either end.
         stats: Its account at the end of a step, while the fault lasted.
         copies: Whether its backend had an event twice in the end.
+        may_have_copies: Whether an acknowledgement may have been lost, until all was delivered.
     """
 
     states: list[str]
     stats: dict[str, Any]
     copies: bool
+    may_have_copies: bool
 
 
 def meet(target: Target, fault: str, surroundings: Surroundings, begins_well: bool = True, lines: int = 50) -> Seen:
@@ -688,6 +694,8 @@ def meet(target: Target, fault: str, surroundings: Surroundings, begins_well: bo
         step.say(10)
         step.end()
         wait_until(lambda: account()["pending"] == 0, "what comes later is delivered")
+        # Before the child closes its connections.
+        may_have_copies = target.may_have_copies
 
     assert_siblings_have_all(store, surroundings, step)
     copies = assert_taken(target, step, rejected)
@@ -695,7 +703,8 @@ def meet(target: Target, fault: str, surroundings: Surroundings, begins_well: bo
     assert (end["state"], end["dropped"], end["shortened"]) == ("healthy", 0, 0)
     assert (end["delivered"], end["rejected"]) == (len(step.said) - rejected, rejected)
     in_turn = [state for state, _ in groupby(states)]
-    return Seen(in_turn[in_turn[0] == "healthy" : len(in_turn) - (in_turn[-1] == "healthy")], stats, copies)
+    met = in_turn[in_turn[0] == "healthy" : len(in_turn) - (in_turn[-1] == "healthy")]
+    return Seen(met, stats, copies, may_have_copies)
 
 
 RETRIED = ("retrying", "unavailable")
@@ -725,8 +734,8 @@ class Case(NamedTuple):
     copies: bool = False
 
 
-LATE = r"no answer within 0\.4 seconds"
-OVERDUE = r"an export has not returned within 0\.5 s"
+LATE = r"no answer within 0\.9 seconds"
+OVERDUE = r"an export has not returned within 1 s"
 CONNECT = r"gRPC UNAVAILABLE: failed to connect to all addresses; .*"
 FOLDER, BUCKET = "artifact store 'faults-folder'", "artifact store 'faults-s3'"
 CASES = [
@@ -805,7 +814,7 @@ def test_a_fault_costs_its_own_child_time_and_the_others_nothing(
     assert case.states is EITHER or tuple(seen.states) == case.states
     assert seen.copies or not case.copies
     # A busy machine may answer too late where nothing is wrong.
-    assert case.copies or target.may_have_copies or not seen.copies
+    assert case.copies or seen.may_have_copies or not seen.copies
     assert (seen.stats["accepted"], seen.stats["dropped"]) == (80, 0)
     if case.fault == "400 for one bad record":
         # The batch was split until the record was alone.
@@ -931,7 +940,7 @@ def namespaces() -> str:
 
 
 @pytest.fixture(scope="module")
-def outcome(request: pytest.FixtureRequest) -> str | None:
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str | None:
     """None in a process that has mounts and a network of its own; else what the tests that need them say there."""
     if sys.platform != "linux":
         pytest.skip("only Linux has namespaces: no small disk can be filled, no DNS can fail")
@@ -948,8 +957,10 @@ def outcome(request: pytest.FixtureRequest) -> str | None:
     except (OSError, subprocess.SubprocessError):
         pytest.skip("this machine gives nobody a namespace (unshare): no small disk can be filled, no DNS can fail")
     tests = [test_dns_fails_for_grpc, test_a_disk_is_full_in_the_middle_of_a_line]
+    # There, the folder of all test runs seems to be somebody else's.
+    folder = tmp_path_factory.mktemp("namespace")
     done = subprocess.run(
-        [*unshare, sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
+        [*unshare, sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", f"--basetemp={folder}"]
         + [f"{Path(__file__).relative_to(request.config.rootpath)}::{test.__name__}" for test in tests],
         cwd=request.config.rootpath,
         env={**os.environ, OUTSIDE: namespaces()},

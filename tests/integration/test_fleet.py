@@ -24,7 +24,8 @@ from tests.servers.otlp_receiver import OtlpReceiver
 from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
 from tests.servers.zenml_server import ZenML
 
-pytestmark = pytest.mark.integration
+# A fleet of runs takes a minute and a half in all.
+pytestmark = [pytest.mark.integration, pytest.mark.deep]
 
 ROOT = Path(__file__).parents[2]
 

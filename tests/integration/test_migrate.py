@@ -8,11 +8,10 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.commands import Commands, Done
+from tests.migrating import House, names
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.otlp_receiver import OtlpReceiver
 from tests.servers.zenml_server import ZenML
@@ -21,81 +20,6 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 
-FIT = """
-import logging
-from zenml import pipeline, step
-
-logger = logging.getLogger("train")
-
-@step(enable_cache=False)
-def train() -> None:
-    for epoch in range(5):
-        logger.warning("epoch %s", epoch)
-
-@pipeline
-def fit() -> None:
-    train()
-"""
-
-BEGIN = """
-import sys
-import composite_logstore.operations
-
-# Events arrive soon here.
-sys.modules["composite_logstore.operations.migrate"].ARRIVAL_SECONDS = 4
-
-
-def run(stack, name):
-    from fit import fit
-    from zenml.stack import stack as stacks
-    # As in a process of its own.
-    stacks._STACK_CACHE.clear()
-    client.activate_stack(stack)
-    fit.with_options(run_name=name)()
-
-
-def make_stack(name, log_store=None):
-    parts = {Type.ORCHESTRATOR: "default", Type.ARTIFACT_STORE: "default"}
-    client.create_stack(name, {**parts, **({Type.LOG_STORE: log_store} if log_store else {})})
-"""
-
-
-class House(Commands):
-    """A ZenML with an artifact store `disk` to move to.
-
-    Attributes:
-        disk: Where that is.
-    """
-
-    def __init__(self, zenml: ZenML) -> None:
-        super().__init__(zenml)
-        self.disk = zenml.directory / "disk"
-        (zenml.directory / "fit.py").write_text(FIT)
-        self.do(BEGIN)
-        self.do(f"client.create_stack_component('disk', 'local', Type.ARTIFACT_STORE, {{'path': '{self.disk}'}})")
-
-    def migrate(self, *arguments: str, input: str = "") -> Done:
-        """Run the command."""
-        return self.command("migrate", *arguments, input=input)
-
-    def move(self, stack: str, *arguments: str, to: Any = "disk", code: int = 0) -> dict[str, Any]:
-        """Run the command without questions, and return the JSON that it prints."""
-        to = to if isinstance(to, str) else json.dumps(to)
-        done = self.migrate(stack, "--to", to, *arguments, "--yes", "--output", "json")
-        assert done.returncode == code, done
-        return dict(json.loads(done.stdout))
-
-    def messages(self, run: str, *options: str) -> list[str]:
-        """Return the messages that `logs` shows of a run's step."""
-        done = self.command("logs", run, "--source", "step", "--search", "epoch", "--output", "json", *options)
-        return [json.loads(line)["message"] for line in done.stdout.splitlines()]
-
-    def archived(self, run: str) -> Path:
-        """Return the file in `disk` with the logs of a run's step."""
-        done = self.command("logs", run, "--source", "step", "--output", "json")
-        return self.disk / "logs" / (json.loads(done.stdout.splitlines()[0])["logs_id"] + ".log")
-
-
 DISK = {"name": "disk", "type": "artifact", "artifact_store": "disk"}
 EPOCHS = [f"epoch {number}" for number in range(5)]
 
@@ -103,15 +27,10 @@ EPOCHS = [f"epoch {number}" for number in range(5)]
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     zenml = ZenML(tmp_path_factory.mktemp("migrate") / "zenml")
-    zenml.env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'backends'}"
     house = House(zenml)
     house.do("make_stack('plain')")
     yield house
     house.close()
-
-
-def names(found: dict[str, Any]) -> list[str]:
-    return [one["stage"] for one in found["done"]]
 
 
 def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
@@ -123,6 +42,14 @@ def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
     assert "Stopped: you answered no." in refused.stderr
     status = house.move("prod", "--status", to=DISK)
     assert (status["next"], status["log_store"], status["done"]) == ("build", None, [])
+
+    # A dry run makes all checks, as if the log store were there, and leaves nothing.
+    would = house.move("prod", "--dry-run", to=DISK)
+    assert names(would) == ["build", "check", "switch", "watch", "backfill", "verify", "promote", "retire"]
+    assert would["backfill"]["copied"] > 5
+    assert would["done"][1]["what"] == "children 'earlier' and 'disk' work"
+    assert (would["next"], would["log_store"], house.messages("before", "--from", "disk")) == ("build", None, [])
+    assert house.move("prod", "--status", to=DISK) == status
 
     # No run has begun yet.
     waits = house.move("prod", to=DISK, code=1)
@@ -156,7 +83,7 @@ def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
     assert house.messages("after") == EPOCHS
     assert house.messages("after", "--from", "earlier") == []
     for run in ("before", "between"):
-        assert house.messages(run) == house.messages(run, "--store", "prod-logs", "--from", "disk") == EPOCHS
+        assert house.messages(run) == house.messages(run, "prod-logs", "--from", "disk") == EPOCHS
     over = house.move("prod")
     assert (over["done"], over["next"]) == ([], None)
 
@@ -166,11 +93,11 @@ def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
     assert "nothing to undo" in nothing["stopped"]
     house.do("run('prod', 'back')")
     assert house.messages("back") == EPOCHS
-    assert house.messages("back", "--store", "prod-logs", "--from", "disk") == []
+    assert house.messages("back", "prod-logs", "--from", "disk") == []
 
     # Forward again: new events are copied, in both directions if necessary.
     assert names(house.move("prod"))[-1] == "retire"
-    assert house.messages("back", "--store", "prod-logs", "--from", "disk") == EPOCHS
+    assert house.messages("back", "prod-logs", "--from", "disk") == EPOCHS
 
 
 def test_a_run_that_began_before_the_switch_is_waited_for(house: House) -> None:
@@ -205,20 +132,13 @@ client.zen_store.update_run(opened.id, PipelineRunUpdate(status=ExecutionStatus.
 """
     house.do(end)
     assert names(house.move("busy"))[-1] == "retire"
-    shown = house.command("logs", "open", "--store", "busy-logs")
+    shown = house.command("logs", "open", "busy-logs")
     assert "the last epoch" in shown.stdout
 
 
 def test_from_zenml_s_datadog_log_store_copies_are_compared_and_later_events_counted(house: House) -> None:
     with Datadog() as datadog:
-        # ZenML's log store can only search a real site.
-        house.do(
-            "from zenml.log_stores.datadog import datadog_log_store; import requests; post = requests.post\n"
-            "datadog_log_store.requests.post = lambda url, **settings: post(url.replace("
-            f"'https://api.datadoghq.com', {datadog.url!r}), **settings)"
-        )
-        settings = {"endpoint": datadog.settings["endpoint"], "api_key": API_KEY, "application_key": APPLICATION_KEY}
-        house.do(f"client.create_stack_component('dd', 'datadog', Type.LOG_STORE, {settings!r})")
+        house.make_datadog_store("dd", datadog)
         house.do("make_stack('watched', 'dd'); run('watched', 'in-datadog')")
         house.move("watched", "--stop-after", "switch", to=DISK)
         house.do("run('watched', 'in-both')")
@@ -229,7 +149,7 @@ def test_from_zenml_s_datadog_log_store_copies_are_compared_and_later_events_cou
         assert moved["verify"]["children"]["disk"]["missing"] == 0
         for run in ("in-datadog", "in-both"):
             # Datadog stores milliseconds, and keeps no order within one.
-            assert sorted(house.messages(run, "--store", "watched-logs", "--from", "disk")) == EPOCHS
+            assert sorted(house.messages(run, "watched-logs", "--from", "disk")) == EPOCHS
         assert names(house.move("watched", "--undo")) == ["retire"]
 
 
@@ -262,6 +182,9 @@ def test_a_child_that_does_not_work_stops_the_move_before_any_run_depends_on_it(
         settings = {**gone.settings, "api_key": API_KEY, "application_key": APPLICATION_KEY}
     child = {"name": "gone", "type": "datadog", **settings}
     house.do("make_stack('careful')")
+    would = house.move("careful", "--dry-run", to=child, code=1)
+    assert (names(would), would["log_store"]) == (["build"], None)
+    assert "child 'gone' does not work: write:" in would["stopped"]
     stopped = house.move("careful", to=child, code=1)
     assert names(stopped) == ["build"]
     assert "child 'gone' does not work: write:" in stopped["stopped"]
@@ -312,9 +235,10 @@ def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind
     ],
 )
 def test_wrong_input_is_refused_and_nothing_changes(house: House, arguments: tuple[str, ...], words: str) -> None:
-    done = house.migrate(*arguments, "--yes")
-    assert done.returncode == 2, done
-    assert words in done.stderr
+    for options in ((), ("--dry-run",)):
+        done = house.migrate(*arguments, "--yes", *options)
+        assert done.returncode == 2, done
+        assert words in done.stderr
     house.do("assert not client.list_stack_components(name='plain-logs').items")
     status = house.move("plain", "--status", to=DISK)
     assert status["log_store"] is None

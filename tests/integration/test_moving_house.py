@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from composite_logstore.operations.asking import ANSWER_SECONDS
 from tests.commands import Commands
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
@@ -212,8 +214,7 @@ def until_epoch_2(process: subprocess.Popen[str]) -> list[str]:
     """Return what it shows until all is shown that the step has said so far."""
     assert process.stdout is not None
     lines = [process.stdout.readline()]
-    # `print` writes its arguments one by one.
-    while not lines[-1].rstrip().endswith("INFO     2"):
+    while not lines[-1].rstrip().endswith("printed 2"):
         lines.append(process.stdout.readline())
         assert lines[-1], lines
     return lines
@@ -229,6 +230,25 @@ def test_promote_changes_the_registered_component_there_and_back(house: House) -
     back = forced.stdout.split("To go back: composite-logstore ")[1].split()
     assert house.command(*back, "--yes").returncode == 0
     assert house.registered() == before
+
+
+def test_while_the_primary_is_down_promote_prints_the_way_back_within_seconds(house: House) -> None:
+    before = house.registered()
+    assert house.command("promote", "logs", "live", "--yes", "--force").returncode == 0
+    (live,) = (child for child in json.loads(house.zenml.env["SETTINGS"])["children"] if child["name"] == "live")
+    # Nobody listens there.
+    house.update("live", api_endpoint="http://127.0.0.1:9")
+    try:
+        begin = time.monotonic()
+        refused = house.command("promote", "logs", "archive", "--yes")
+        assert time.monotonic() - begin < ANSWER_SECONDS + 5
+        assert refused.returncode == 1
+        assert "child 'live', first client: Could not reach Datadog" in refused.stderr
+        back = shlex.split(refused.stderr.splitlines()[-1])
+        assert house.command(*back[1:], "--yes").returncode == 0
+    finally:
+        house.update("live", api_endpoint=live["api_endpoint"])
+    assert house.registered()["primary"] == before["primary"] == "archive"
 
 
 def test_a_run_is_followed_to_its_end_or_to_a_ctrl_c(house: House) -> None:

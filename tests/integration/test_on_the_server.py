@@ -22,21 +22,18 @@ import requests
 from zenml.client import Client
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.enums import StackComponentType
-from zenml.exceptions import IllegalOperationError, LogStoreError
-from zenml.models import (
-    ComponentRequest,
-    ComponentResponse,
-    ComponentUpdate,
-    LogsEntriesResponse,
-    SecretRequest,
-    UserResponse,
-)
+from zenml.exceptions import IllegalOperationError
+from zenml.models import ComponentRequest, ComponentResponse, ComponentUpdate, SecretRequest, UserResponse
 from zenml.stack import StackComponent
 from zenml.utils.logging_utils import fetch_logs
 from zenml.zen_server import utils
 
 from composite_logstore.reading.nesting import DEEPEST, MOST
+from composite_logstore.testing import make_events, make_stream
+from composite_logstore.zenml import LogsEntriesResponse, LogStoreError
 from composite_logstore_component import components
+from composite_logstore_otlp.config import OtlpChildConfig
+from tests.servers.loki import Loki
 from tests.simulation import make_logs
 
 pytestmark = pytest.mark.integration
@@ -446,3 +443,31 @@ def test_as_many_are_read_through_for_a_page_as_is_allowed(server: Server, opene
     with pytest.raises(LogStoreError, match=f"is one too many; nest at most {MOST} log stores in one"):
         server.read(server.author, server.composite(server.author, *children, fetch_fallback=fallbacks))
     assert len(opened) == MOST
+
+
+# The section `read`
+
+
+@pytest.mark.parametrize(("private", "expected"), [(PUBLIC, True), (PRIVATE, False)])
+def test_a_section_read_gets_the_secrets_that_its_author_may_use(
+    server: Server, monkeypatch: pytest.MonkeyPatch, private: bool, expected: bool
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    name, stream = f"secret-{uuid4().hex[:8]}", make_stream()
+    server.secret(server.third, name, "a-token", private)
+    with Loki() as loki:
+        loki.token = "a-token"
+        child = {"name": "loki", "type": "otlp", "endpoint": f"{loki.url}/otlp/v1/logs"}
+        exporter = OtlpChildConfig(**child, headers={"authorization": "Bearer a-token"}).create_exporter()
+        exporter.export(make_events(["hello"], stream))
+        exporter.close()
+        section = {"type": "loki", "query_url": loki.url, "api_key": f"{{{{{name}.token}}}}"}
+        model = server.composite(server.author, {**child, "read": section})
+        logs = make_logs(model, id=stream.id)  # type: ignore[arg-type]  # it needs an id alone
+        with server.acting_for(server.admin):
+            if expected:
+                assert [entry.message for entry in fetch_logs(logs, server.store).items] == ["hello"]
+                return
+            with pytest.raises(LogStoreError, match=f"secret '{name}' does not exist, or it is private"):
+                fetch_logs(logs, server.store)
+        assert len(loki.asked) == 1

@@ -11,12 +11,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from composite_logstore import ChildConfig
 from tests import crashing
 from tests.crashing import LogStoreSettings, Nursery, Said, backlogs_in, deliver_backlog, name_of
 from tests.servers.three_backends import CHILDREN, Held, Servers, ThreeBackends, assert_in_order, without_copies
@@ -79,6 +80,12 @@ class Death:
         return [said for said in self.emitted if said.text not in names]
 
 
+def hasty_children(backends: ThreeBackends, **settings: int) -> list[ChildConfig]:
+    archive, *others = backends.children(**HASTY, **settings)
+    # It is well, however busy the machine is.
+    return [archive.model_copy(update={"export_timeout_millis": 10_000}), *others]
+
+
 def die(nursery: Nursery, servers: Servers, folder: Path, mode: str, way: str) -> Death:
     folder.mkdir()
     spool, output = folder / "spool", folder / "output"
@@ -87,10 +94,7 @@ def die(nursery: Nursery, servers: Servers, folder: Path, mode: str, way: str) -
     last, forks, _ = way.partition(" after a fork")
     with ThreeBackends(servers) as backends:
         settings = {"durability": mode, "spool_directory": str(spool)}
-        archive, *others = backends.children(**HASTY)
-        # It is well, however busy the machine is.
-        archive = archive.model_copy(update={"export_timeout_millis": 10_000})
-        log_store = LogStoreSettings([archive, *others], settings)
+        log_store = LogStoreSettings(hasty_children(backends), settings)
         backends.fail("collector", "refused")
         backends.fail("live", "silent")
         program = crashing.fork_and_die if forks else crashing.log_and_die
@@ -216,6 +220,11 @@ def test_write_ahead_loses_what_forked_processes_are_telling_a_parent_that_is_ki
     assert any(said.time > killed_at + MARGIN_SECONDS for said in died.emitted)
 
 
+def roomier(log_store: LogStoreSettings) -> LogStoreSettings:
+    """Return the settings for the next process: its own events must not push out those that the first one has left."""
+    return replace(log_store, settings={**log_store.settings, "spool_max_bytes": 64 * 1024 * 1024})
+
+
 def test_write_ahead_counts_as_dropped_what_spool_max_bytes_has_no_room_for(
     nursery: Nursery, servers: Servers, tmp_path: Path
 ) -> None:
@@ -223,7 +232,7 @@ def test_write_ahead_counts_as_dropped_what_spool_max_bytes_has_no_room_for(
     in_memory = 20
     with ThreeBackends(servers) as backends:
         settings = {"durability": "write_ahead", "spool_directory": str(spool), "spool_max_bytes": 16 * 1024 * 1024}
-        children = backends.children(**HASTY, max_queue_size=in_memory // 2, max_export_batch_size=in_memory // 2)
+        children = hasty_children(backends, max_queue_size=in_memory // 2, max_export_batch_size=in_memory // 2)
         log_store = LogStoreSettings(children, settings)
         backends.fail("collector", "refused")
         backends.fail("live", "silent")
@@ -234,7 +243,7 @@ def test_write_ahead_counts_as_dropped_what_spool_max_bytes_has_no_room_for(
         assert process.wait() == -signal.SIGKILL
         for child in ("collector", "live"):
             backends.mend(child)
-        deliver_backlog(nursery, log_store, spool, tmp_path / "next")
+        deliver_backlog(nursery, roomier(log_store), spool, tmp_path / "next")
         held = backends.held(log_store.streams)
     stats = json.loads(process.said("stats")[0].text)
     assert_accounts_add_up(stats)
@@ -258,7 +267,7 @@ def test_write_ahead_has_on_disk_or_counts_as_dropped_what_waits_for_a_child(
     with ThreeBackends(servers) as backends:
         settings = {"durability": "write_ahead", "spool_directory": str(spool), "spool_max_bytes": 16 * 1024 * 1024}
         # All of it fits into the queues, and half of it on disk.
-        log_store = LogStoreSettings(backends.children(**HASTY, max_export_batch_size=50), settings)
+        log_store = LogStoreSettings(hasty_children(backends, max_export_batch_size=50), settings)
         backends.fail("collector", "refused")
         backends.fail("live", "silent")
         process = nursery.start(crashing.log_and_wait, log_store, 1_000, 32_000, output=tmp_path / "output")
@@ -267,7 +276,7 @@ def test_write_ahead_has_on_disk_or_counts_as_dropped_what_waits_for_a_child(
         assert process.wait() == -signal.SIGKILL
         for child in ("collector", "live"):
             backends.mend(child)
-        deliver_backlog(nursery, log_store, spool, tmp_path / "next")
+        deliver_backlog(nursery, roomier(log_store), spool, tmp_path / "next")
         held = backends.held(log_store.streams)
     stats = json.loads(process.said("stats")[0].text)
     for child in CHILDREN:

@@ -14,11 +14,12 @@ from zenml.client import Client
 from zenml.enums import StackComponentType
 from zenml.exceptions import StackValidationError
 from zenml.log_stores import ArtifactLogStore
-from zenml.models import LogsEntriesFilter, LogsResponse
+from zenml.models import LogsResponse
 from zenml.utils.logging_utils import generate_logs_request
 
 from composite_logstore import CompositeLogStore
 from composite_logstore.log_store import pinned
+from composite_logstore.zenml import LogsEntriesFilter
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_component.config import ComponentChildConfig
 from composite_logstore_component.exporter import EmittingExporter

@@ -23,7 +23,7 @@ import json, logging, sys
 from importlib.metadata import entry_points
 from zenml.client import Client
 from zenml.enums import StackComponentType
-from zenml.models import LogsEntriesFilter
+from composite_logstore.zenml import LogsEntriesFilter
 from zenml.stack import StackComponent
 from tests.simulation import make_logs
 

@@ -274,7 +274,7 @@ def _invented(evidence: Evidence) -> Iterable[str]:
 
 def _wrong_account(process: str, stats: Mapping[str, Mapping[str, Any]], excused: int) -> Iterable[str]:
     for child, account in stats.items():
-        parts = [account[part] for part in ("delivered", "rejected", "dropped", "pending")]
+        parts = [account[part] for part in ("delivered", "rejected", "dropped", "withheld", "pending")]
         if account["accepted"] != sum(parts) or min(parts) < 0:
             yield f"{process}: the account of '{child}' does not add up: {dict(account)}"
         if account["rejected"]:

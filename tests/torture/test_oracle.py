@@ -27,7 +27,8 @@ def held(name: str, numbers: Sequence[int], writer: str = WRITER) -> list[Held]:
 
 
 HELD = held("p0/0", range(EVENTS))
-ACCOUNT = {"accepted": 3, "delivered": 2, "rejected": 0, "dropped": 0, "pending": 1, "rejected_reasons": {}}
+ACCOUNT = {"accepted": 3, "delivered": 2, "rejected": 0, "dropped": 0, "pending": 1, "withheld": 0}
+ACCOUNT |= {"rejected_reasons": {}, "withheld_reasons": {}}
 
 
 def logged(**changes: Any) -> Logged:

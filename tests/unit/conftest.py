@@ -5,12 +5,16 @@ from collections.abc import Iterator
 import pytest
 
 from composite_logstore import log_store
+from composite_logstore.capture.open_streams import here
 from composite_logstore.delivery import writers
 
 
 @pytest.fixture(autouse=True)
 def _no_zenml_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unit tests have no active stack: looking for one would set up a database."""
+    """Unit tests have no active stack: looking for one would set up a database. Nor is ZenML's client connected."""
+    from zenml.config.global_config import GlobalConfiguration
+
+    monkeypatch.setattr(GlobalConfiguration, "is_initialized", property(lambda _: False))
     monkeypatch.setattr(log_store, "_active_artifact_store_id", lambda: None)
 
 
@@ -19,3 +23,12 @@ def _no_writers_left() -> Iterator[None]:
     """What a test leaves undelivered is no business of the test run's own exit."""
     yield
     writers._writers.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_streams_left() -> Iterator[None]:
+    """A stream that a test leaves open is none of the next test's."""
+    yield
+    for stream in here:
+        here.closed(stream.id)
+    log_store._origins.clear()

@@ -15,7 +15,15 @@ CORE = ROOT / "composite_logstore"
 BACKENDS = ROOT / "backends"
 
 # What a backend loads only when it is used. OpenTelemetry's API and SDK are part of ZenML's own imports.
-HEAVY = ("datadog_api_client", "google.protobuf", "grpc", "opentelemetry.exporter", "opentelemetry.proto")
+HEAVY = (
+    "boto3",
+    "botocore",
+    "datadog_api_client",
+    "google.protobuf",
+    "grpc",
+    "opentelemetry.exporter",
+    "opentelemetry.proto",
+)
 
 
 def modules(root: Path) -> list[Path]:
@@ -69,6 +77,9 @@ def reaches_into_core(source: str, public: frozenset[str]) -> list[str]:
     """The source's imports from the core that are not imports of its public names."""
     found = []
     for line, module, name in imports(source):
+        # What differs between ZenML's releases is public, too.
+        if module == "composite_logstore.zenml":
+            continue
         if within(module, "composite_logstore") and (
             module != "composite_logstore" or (name is not None and name not in public)
         ):

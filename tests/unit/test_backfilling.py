@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 import pytest
 from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
-from zenml.models import LogEntry, LogsEntriesFilter
 
 from composite_logstore import (
     ChildConfig,
@@ -31,6 +30,7 @@ from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.parity.sender import GIVE_UP_SECONDS
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
+from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.lines import summarize_events
 from composite_logstore_artifact.objects import ObjectName

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from zenml.exceptions import LogStoreRateLimitError
 
 from composite_logstore import LogEvent, PageRequest, RejectedError, RetryableError
 from composite_logstore.backend import Page
@@ -21,6 +20,7 @@ from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import PageScanner, open_source
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
+from composite_logstore.zenml import LogStoreRateLimitError
 from tests.artifact_stores import FolderArchive
 from tests.events import make_events
 from tests.simulation import make_child

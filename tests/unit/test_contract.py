@@ -12,7 +12,6 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from zenml.exceptions import LogStoreUnavailableError
 
 from composite_logstore import RejectedError, RetryableError, UnavailableError
 from composite_logstore.testing import (
@@ -22,6 +21,7 @@ from composite_logstore.testing import (
     SimulatedBackend,
     SimulatedChildConfig,
 )
+from composite_logstore.zenml import LogStoreUnavailableError
 from composite_logstore_artifact.config import ArtifactChildConfig
 
 
@@ -63,7 +63,7 @@ from uuid import uuid4
 
 import pytest
 from pydantic import Field, SecretStr
-from zenml.exceptions import LogStoreUnavailableError
+from composite_logstore.zenml import LogStoreUnavailableError
 
 from composite_logstore import *
 from composite_logstore.testing import *

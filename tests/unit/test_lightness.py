@@ -42,7 +42,9 @@ settings = {
         {"name": "over-http", "type": "otlp", "endpoint": "http://collector.example:4318"},
         {"name": "over-grpc", "type": "otlp", "endpoint": "collector.example:4317", "protocol": "grpc"},
         {"name": "screen", "type": "otel", "exporter": "console"},
+        {"name": "aws", "type": "cloudwatch", "region": "eu-central-1"},
         {"name": "live", "type": "datadog", "api_key": "{{datadog.api_key}}", "application_key": "{{datadog.key}}"},
+        {"name": "search", "type": "elasticsearch", "url": "https://search.example:9200"},
     ],
 }
 config = CompositeLogStoreConfig(**settings)
@@ -121,3 +123,46 @@ def test_all_stages_have_been_gone_through(loaded: dict[str, list[str]]) -> None
     last = loaded["building the component as ZenML's server does"]
     for module in ("composite_logstore.log_store", "composite_logstore_otlp.config", "zenml.client"):
         assert module in last
+
+
+# What a command needs only once it works. Rich is part of it, since the module of each command may draw tables.
+NEEDED_TO_WORK = ("composite_logstore_", "opentelemetry", "pydantic", "requests", "sqlmodel", "zenml")
+
+HELP = """
+import json, sys
+from click.testing import CliRunner
+from composite_logstore.cli.main import main
+
+def look(command, *words):
+    done = CliRunner().invoke(main, [*words, "--help"])
+    assert done.exit_code == 0, done.output
+    for name, inner in getattr(command, "commands", {}).items():
+        look(inner, *words, name)
+
+look(main)
+json.dump(list(sys.modules), sys.stdout)
+"""
+
+
+def test_the_help_of_each_command_loads_neither_zenml_nor_an_operation() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60, check=True)
+    modules = json.loads(done.stdout)
+    assert "composite_logstore.cli.migrate" in modules
+    assert [module for module in modules if module.startswith(NEEDED_TO_WORK)] == []
+    # Such as `composite_logstore.operations.check`.
+    assert [module for module in modules if module.startswith("composite_logstore.operations.")] == []
+
+
+NAMES = """
+import importlib, json, pkgutil, sys
+from composite_logstore import operations
+
+for module in pkgutil.iter_modules(operations.__path__):
+    importlib.import_module(f"composite_logstore.operations.{module.name}")
+json.dump([name for name in operations.__all__ if not callable(getattr(operations, name))], sys.stdout)
+"""
+
+
+def test_an_operation_is_a_function_whichever_module_was_imported_before() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout) == []

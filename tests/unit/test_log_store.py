@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from composite_logstore import CompositeLogStore, RejectedError, RetryableError
+from composite_logstore import CompositeLogStore, RejectedError, RetryableError, log_store
 from composite_logstore.delivery import step_metadata
 from composite_logstore.delivery.writer import Writer
 from composite_logstore.log_store import CompositeLogStoreOrigin
@@ -347,6 +348,7 @@ def test_step_metadata_says_what_became_of_the_events_as_of_the_steps_end() -> N
         "pending": 0,
         "dropped": 0,
         "rejected": 0,
+        "withheld": 0,
     }
 
 
@@ -418,3 +420,17 @@ def test_a_writer_remembers_the_streams_of_late_alone() -> None:
     writer.end_stream(stream)
     assert len(writer._streams) <= 10_001
     assert stream.id in writer._streams
+
+
+@pytest.mark.parametrize("has_gil", [True, False])
+def test_a_python_without_its_global_interpreter_lock_is_warned_of_once(
+    has_gil: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: has_gil, raising=False)
+    log_store._warn_without_gil.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            make_store(make_child("a"))
+    log_store._warn_without_gil.cache_clear()
+    said = [record.getMessage() for record in caplog.records if "PYTHON_GIL" in record.getMessage()]
+    assert len(said) == (not has_gil)

@@ -9,11 +9,11 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zenml.exceptions import LogStoreError, LogStoreUnavailableError
 
 from composite_logstore import nested_in, reading_through
 from composite_logstore.reading import nesting
 from composite_logstore.reading.nesting import DEEPEST, MOST
+from composite_logstore.zenml import LogStoreError, LogStoreUnavailableError
 
 Graph = list[list[int]]
 """For each log store, those that it reads through."""

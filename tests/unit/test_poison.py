@@ -28,9 +28,13 @@ from composite_logstore.spool import format
 from composite_logstore.spool.segments import Segments
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_events
 from composite_logstore_artifact.exporter import ArtifactExporter
+from composite_logstore_cloudwatch.config import CloudwatchChildConfig
+from composite_logstore_cloudwatch.exporter import CloudwatchExporter
 from composite_logstore_component import exporter as component
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_datadog.exporter import DatadogExporter
+from composite_logstore_elasticsearch.config import ElasticsearchChildConfig
+from composite_logstore_elasticsearch.exporter import ElasticsearchExporter
 from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.exporter import OtlpExporter
 from tests.artifact_stores import local_store
@@ -441,7 +445,11 @@ def odd_events() -> list[LogEvent]:
 
 EXPORTERS: dict[str, Callable[[Path], Any]] = {
     "artifact": lambda folder: ArtifactExporter(find=lambda stream: local_store(folder)),
+    "cloudwatch": lambda folder: CloudwatchExporter(CloudwatchChildConfig(name="b", type="cloudwatch")),
     "datadog": lambda folder: DatadogExporter(DatadogChildConfig(name="b", type="datadog", api_key="k" * 32)),
+    "elasticsearch": lambda folder: ElasticsearchExporter(
+        ElasticsearchChildConfig(name="b", type="elasticsearch", url="http://127.0.0.1:1")
+    ),
     "otlp": lambda folder: OtlpExporter(OtlpChildConfig(name="b", type="otlp", endpoint="http://127.0.0.1:1")),
     "otel": lambda folder: OtelExporter(Recording(), {"service.name": "train"}),
     "component": lambda folder: component.EmittingExporter(_Store()),  # type: ignore[arg-type]
@@ -468,6 +476,8 @@ def test_an_event_that_a_backend_cannot_encode_is_rejected_alone(
     exporter = EXPORTERS[backend](tmp_path)
     monkeypatch.setattr(component, "describe", lambda stream, store: None)
     monkeypatch.setattr(DatadogExporter, "_send", lambda self, entries: None)
+    monkeypatch.setattr(CloudwatchExporter, "_call", lambda self, *arguments: {})
+    monkeypatch.setattr(ElasticsearchExporter, "_send", lambda self, operations, deadline: {})
     if backend == "otlp":
         monkeypatch.setattr(exporter._transport, "send", lambda payload, seconds: b"")
     good = make_events(list("abcd"), first=100)

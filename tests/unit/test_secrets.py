@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 from zenml.client import Client
+from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import ENV_ZENML_SERVER
+from zenml.exceptions import IllegalOperationError
 from zenml.utils.secret_utils import SecretField, SecretReference
 
 from composite_logstore import (
@@ -18,6 +20,7 @@ from composite_logstore import (
     Secret,
     UnavailableError,
     secret_references,
+    server,
 )
 from composite_logstore.config import UnknownChild
 from tests.unit.test_config import ARCHIVE, LIVE
@@ -28,6 +31,8 @@ WHOLE, PART = "{{vault.key}}", "Bearer {{ vault.key }}!"
 OTLP = {"name": "other", "type": "otlp"}
 DATADOG = {**LIVE, "name": "other"}
 OTEL = {"name": "other", "type": "otel", "exporter": "console"}
+CLOUDWATCH = {"name": "other", "type": "cloudwatch"}
+ELASTIC = {"name": "other", "type": "elasticsearch", "url": "https://search.example.com"}
 
 # The settings → whether references are resolved there.
 PLACES: list[tuple[dict[str, Any], bool]] = [
@@ -57,6 +62,19 @@ PLACES: list[tuple[dict[str, Any], bool]] = [
     (OTEL | {"exporter": "package.{{vault.key}}"}, False),
     (OTEL | {"service_name": WHOLE}, False),
     (OTEL | {"service_version": WHOLE}, False),
+    (CLOUDWATCH | {"log_group": WHOLE}, False),
+    (CLOUDWATCH | {"log_stream_prefix": "{{vault.key}}/"}, False),
+    (CLOUDWATCH | {"region": WHOLE}, False),
+    (CLOUDWATCH | {"connector": WHOLE}, False),
+    (CLOUDWATCH | {"endpoint_url": "https://example.com/{{vault.key}}"}, False),
+    (ELASTIC | {"api_key": WHOLE}, True),
+    (ELASTIC | {"username": "reader", "password": WHOLE}, True),
+    (ELASTIC | {"username": WHOLE, "password": "word"}, False),
+    (ELASTIC | {"url": "https://{{vault.key}}.example.com"}, False),
+    (ELASTIC | {"index": WHOLE}, False),
+    (ELASTIC | {"certificate_file": "/certificates/{{vault.key}}"}, False),
+    (ELASTIC | {"client_certificate_file": "/a.pem", "client_key_file": WHOLE}, False),
+    (ELASTIC | {"client_certificate_file": WHOLE}, False),
     ({"name": "other", "type": "artifact", "artifact_store": WHOLE}, False),
     ({"name": "other", "type": "component", "component": WHOLE}, False),
 ]
@@ -230,3 +248,62 @@ def test_a_backend_declares_what_is_meant_for_secrets(settings: dict[str, Any], 
             secret_references.check(child)
         with pytest.raises(UnavailableError):
             secret_references.resolve(child)
+
+
+# Names with a typo
+
+
+@pytest.fixture
+def vault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ZenML with the secrets `datadog` and `vault`."""
+    secrets = {"datadog": {"api_key": VALUE, "application_key": VALUE}, "vault": {"key": VALUE}}
+
+    def find(_: Client, name: str) -> Any:
+        return SimpleNamespace(secret_values=secrets[name])
+
+    monkeypatch.setattr(Client, "get_secret_by_name_and_private_status", find)
+    listed = SimpleNamespace(items=[SimpleNamespace(name=name) for name in secrets])
+    monkeypatch.setattr(Client, "list_secrets", lambda *_, **__: listed)
+    monkeypatch.setattr(GlobalConfiguration, "is_initialized", property(lambda _: True))
+
+
+@pytest.mark.usefixtures("vault")
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (
+            "{{datadgo.api_key}}",
+            "secret 'datadgo' does not exist, or you may not read it (did you mean 'datadog'?); correct",
+        ),
+        ("{{datadog.apikey}}", "secret 'datadog' has no key 'apikey' (did you mean 'api_key'?); correct it"),
+        ("{{zzz.api_key}}", "secret 'zzz' does not exist, or you may not read it; create it"),
+        ("{{datadog.zzz}}", "secret 'datadog' has no key 'zzz'; add it"),
+    ],
+)
+def test_a_typo_in_a_reference_names_the_nearest(reference: str, said: str) -> None:
+    config = CompositeLogStoreConfig(primary="archive", children=[ARCHIVE, {**LIVE, "api_key": reference}])
+    with pytest.raises(UnavailableError) as refused:
+        secret_references.resolve(config.child("live"))
+    assert said in str(refused.value)
+    assert VALUE not in str(refused.value)
+
+
+@pytest.mark.usefixtures("vault")
+def test_without_permission_to_list_secrets_there_is_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise IllegalOperationError("no")
+
+    monkeypatch.setattr(Client, "list_secrets", refuse)
+    config = CompositeLogStoreConfig(primary="archive", children=[ARCHIVE, {**LIVE, "api_key": "{{datadgo.api_key}}"}])
+    with pytest.raises(UnavailableError, match="'datadgo' does not exist, or you may not read it; create it"):
+        secret_references.resolve(config.child("live"))
+
+
+@pytest.mark.usefixtures("vault")
+def test_on_the_server_no_key_of_the_owner_s_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_ZENML_SERVER, "1")
+    found = SimpleNamespace(secret_values={"api_key": VALUE})
+    monkeypatch.setattr(server, "find_secret", lambda name, owner: found)
+    config = CompositeLogStoreConfig(primary="archive", children=[ARCHIVE, {**LIVE, "api_key": "{{datadog.apikey}}"}])
+    with pytest.raises(UnavailableError, match="secret 'datadog' has no key 'apikey'; add it"):
+        secret_references.resolve(config.child("live"))

@@ -373,7 +373,7 @@ def test_a_record_logged_while_a_thread_starts_does_not_wait_for_it() -> None:
     program.start()
     program.join(10)
     assert outcomes == [True, True]
-    wait_until(lambda: bool(steps), "the thread does its step", 10)
+    wait_until(lambda: bool(steps), "the thread does its step")
     assert steps == ["composite-logstore a"]
 
 
@@ -430,13 +430,13 @@ def test_the_listener_survives_every_exception(
     store = make_store(make_child("a", backend, schedule_delay_millis=0))
     origin = register(store)
     in_fork(lambda: log(store, origin, "first"))
-    wait_until(lambda: failing.calls > 1, "the listener fails", 5)
+    wait_until(lambda: failing.calls > 1, "the listener fails")
     assert type(error).__name__ in store.stats()["a"]["last_error"]
     failing.is_on = False
     in_fork(lambda: log(store, origin, "second"))
     # Without a flush, which would take in what was said by itself.
-    wait_until(lambda: backend.messages == ["first", "second"], "the listener goes on", 5)
-    wait_until(lambda: len(told) == 2, "somebody is told", 5)
+    wait_until(lambda: backend.messages == ["first", "second"], "the listener goes on")
+    wait_until(lambda: len(told) == 2, "somebody is told")
     assert "failed" in told[0]
     assert "again" in told[1]
 
@@ -458,7 +458,7 @@ def test_a_listener_that_cannot_be_started_is_started_later(monkeypatch: pytest.
     assert "no thread can be started" in store.stats()["a"]["last_error"]
     refused[0] = False
     log(store, origin, "second")
-    wait_until(lambda: sorted(backend.messages) == ["first", "second"], "the listener is there", 5)
+    wait_until(lambda: sorted(backend.messages) == ["first", "second"], "the listener is there")
 
 
 @pytest.mark.process

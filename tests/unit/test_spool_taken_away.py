@@ -16,7 +16,7 @@ from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.spool.lock import is_alive
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
-from tests.simulation import Machine, assert_accounts_add_up
+from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_folder_is_not_recovered_if_only_its_lock_is_deleted(
     machine.start()
     machine.log("event")
     clock.advance(1)
-    (folder,) = tmp_path.glob("spool/*/*")
+    (folder,) = folders_of_processes(tmp_path / "spool")
     TIDYING[what](folder)
     if what == "the lock deleted":
         assert is_alive(folder)
@@ -149,14 +149,17 @@ def test_a_folder_that_another_process_has_recovered_is_abandoned(tmp_path: Path
     machine.start()
     machine.log("event")
     clock.advance(1)
-    (folder,) = tmp_path.glob("spool/*/*")
+    (folder,) = folders_of_processes(tmp_path / "spool")
     (folder / "owner.lock").unlink()
     with (folder / "owner.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         clock.advance(1)
         machine.log("later")
         clock.advance(1)
-        assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}-2"]
+        assert sorted(path.name for path in folders_of_processes(tmp_path / "spool")) == [
+            folder.name,
+            f"{folder.name}-2",
+        ]
         machine.die()
         found = Spool.recover(folder.with_name(f"{folder.name}-2"))
         assert found is not None
@@ -200,7 +203,7 @@ def test_errors_of_the_system_lose_no_event(
     before = [f"before {number} " + "x" * 1_000 for number in range(3)]
     machine.log(*before)
     clock.advance(1)
-    (folder,) = tmp_path.glob("spool/*/*")
+    (folder,) = folders_of_processes(tmp_path / "spool")
 
     def failing(path: Any, *arguments: Any, **options: Any) -> Any:
         is_of_spool = options.keys() & {"dir_fd", "src_dir_fd"} or call in ("dup", "posix_fallocate", "listdir")
@@ -222,7 +225,7 @@ def test_errors_of_the_system_lose_no_event(
     assert machine.store.writer._journal.spilling.error is None
     is_said_to_be_gone = (call, error) in {("stat", errno.ENOENT), ("stat", errno.ENOTDIR)}
     if not is_said_to_be_gone:
-        assert [path for path in folder.parent.iterdir() if path.name != "damaged"] == [folder]
+        assert folders_of_processes(tmp_path / "spool") == [folder]
     machine.die()
     machine.backends["a"].fault = None
     machine.start()
@@ -241,7 +244,7 @@ def test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own(
     machine.start()
     machine.log("event")
     clock.advance(1)
-    (folder,) = tmp_path.glob("spool/*/*")
+    (folder,) = folders_of_processes(tmp_path / "spool")
     assert machine.store.writer._journal.spilling
     spool = machine.store.writer._journal.spilling.spool
     assert spool is not None

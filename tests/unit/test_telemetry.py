@@ -76,6 +76,23 @@ def test_every_child_is_observed_under_the_names_of_the_semantic_conventions(rea
     assert points["otel.sdk.exporter.operation.duration", "dead", "RetryableError"] == dead.exports
 
 
+def test_what_was_masked_is_observed_by_name(reader: InMemoryMetricReader) -> None:
+    with SimulatedClock() as clock:
+        pattern = {"name": "pin", "pattern": "[0-9]{4}"}
+        store = make_store(make_child("a", SimulatedBackend(), redact={"patterns": [pattern]}))
+        logs = make_logs(store)
+        origin = store.register_origin(str(logs.id), logs, {})
+        for text in ("1234", "1234 5678", "none"):
+            store.emit(origin, logging.LogRecord("train", 20, "/code/train.py", 1, text, (), None))
+        clock.advance(1)
+        data: Any = reader.get_metrics_data()
+    metrics = data.resource_metrics[0].scope_metrics[0].metrics
+    (redacted,) = (metric for metric in metrics if metric.name == "composite_logstore.redacted")
+    assert [
+        (dict(point.attributes)["composite_logstore.redaction"], point.value) for point in redacted.data.data_points
+    ] == [("pin", 2)]
+
+
 def test_the_metrics_of_two_writers_of_one_component_are_added(reader: InMemoryMetricReader) -> None:
     with SimulatedClock() as clock:
         backend = SimulatedBackend()

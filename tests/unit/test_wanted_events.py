@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from zenml.models import LogsEntriesFilter
 
 from composite_logstore import LogEvent
 from composite_logstore.delivery.delivery import Delivery
@@ -24,6 +23,7 @@ from composite_logstore.parity.scan import open_source
 from composite_logstore.reading.gaps import shows_all
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock, make_logs, make_stream
+from composite_logstore.zenml import LogsEntriesFilter
 from tests.artifact_stores import FolderArchive
 from tests.events import SECOND, WRITER, make_capture, make_events
 
