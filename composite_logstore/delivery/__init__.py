@@ -13,7 +13,7 @@ This is the theory of operation. The modules, from the ground up:
     spilling           writes the journal's events to disk
     journal            numbers events, and hands each out to the children that want it
     rejections       keeps the events that a backend rejects, before they are acknowledged
-    worker             the thread that does what a delivery says
+    worker             the thread that does what the deliveries of a child say, in turn
     recovery           delivers the events of dead processes
     keeper             the threads that bring events to disk in time, and look after the folder
     writer, writers    the journal, workers and services of one log store; all of them in a process, forks and exit

@@ -323,6 +323,14 @@ class Delivery:
         self._over(decision.outcome)
         return decision.rejected is not None
 
+    def seconds_until_retry(self, now: float) -> float:
+        """Return how long the next export waits because the last one has failed, in seconds; 0 if it does not.
+
+        Args:
+            now: The time in seconds.
+        """
+        return max(0.0, self._retry_at - now)
+
     def watch(self, now: float) -> None:
         """Make the child unavailable if an export takes too long. The export cannot be interrupted."""
         if self._is_overdue(now):

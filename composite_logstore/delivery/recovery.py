@@ -126,6 +126,11 @@ class RecoveredJournal:
         with self.lock:
             return all(delivery.oldest == inf for delivery in self.deliveries)
 
+    def needs(self, delivery: Delivery) -> bool:
+        """Return whether a delivery has anything to do."""
+        with self.lock:
+            return delivery.oldest < inf
+
     def hand_out(self) -> None:
         """Do nothing: no new events arrive."""
 
@@ -170,8 +175,8 @@ _MOST_NAMED = 3
 class Recovery:
     """Delivers the events that dead processes of a log store left, beside the events of this process.
 
-    Each child has one worker, and gets the events of one dead process after the other, the oldest first. So an
-    unavailable child delays no other, and a thousand dead processes need no thousand threads.
+    Each child has one worker, which takes the dead processes in turn, the oldest first. So an unavailable child delays
+    no other, and a thousand dead processes need no thousand threads and connections.
 
     Attributes:
         journals: The recovered journals that some child has not acknowledged, oldest first.
@@ -208,7 +213,7 @@ class Recovery:
         self._clock = clock
         self._warn = warn
         self._lock = threading.RLock()
-        self._workers: dict[str, tuple[RecoveredJournal, Worker]] = {}
+        self._workers: dict[str, Worker] = {}
         self._finished: dict[str, ChildStats] = {}
         self._warned_of: set[Path] = set()
         self._due = clock.signal()
@@ -286,7 +291,7 @@ class Recovery:
                 raise
         if self._is_stopping:
             return self._close_when_idle() if self._is_giving_back else None
-        self._assign_workers()
+        self._close_done()
         if not (self._waiting or self._retries or self.journals):
             return None
         is_full = not self._retries or len(self.journals) >= _MOST_JOURNALS
@@ -312,13 +317,13 @@ class Recovery:
         """
         self._is_giving_back = self._is_giving_back or at_once
         self._is_stopping = True
-        for _, worker in list(self._workers.values()):
+        for worker in list(self._workers.values()):
             worker.stop(at_once)
         self._due.set()
 
     def _close_when_idle(self) -> Wait | None:
         """Close all journals once no export is under way. Returns how to wait for that, None when it is done."""
-        if any(worker.is_running for _, worker in self._workers.values()):
+        if any(worker.is_running for worker in self._workers.values()):
             return partial(self._due.wait, _LOOK_SECONDS)
         with self._lock:
             for journal in self.journals:
@@ -362,9 +367,7 @@ class Recovery:
             raise
         if damages:
             self._warn(f"{_in_words(damages)} Intact events are delivered; damaged ones count as dropped.")
-        with self._lock:
-            self.journals.append(journal)
-        self._assign_workers()
+        self._deliver(journal)
 
     def _warn_of(self, folder: Path, error: Exception) -> None:
         """Warn once for each folder that cannot be read."""
@@ -375,8 +378,22 @@ class Recovery:
         fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
         self._warn(f"the spool {inert(str(folder), '')} cannot be read and stays as it is: {why}{fix}.")
 
-    def _assign_workers(self) -> None:
-        """Have each child's worker deliver its oldest backlog, and close the journals without a backlog."""
+    def _deliver(self, journal: RecoveredJournal) -> None:
+        """Have the children's workers deliver a journal, beside the others."""
+        with self._lock:
+            self.journals.append(journal)
+        for delivery in journal.deliveries:
+            worker = self._workers.get(delivery.name)
+            if worker is None:
+                config = self._children[delivery.name]
+                budget = self._budgets.of(config)
+                worker = Worker(self._log_store_id, config, self._clock, budget, self._spool, tells_state=False)
+                self._workers[delivery.name] = worker
+            worker.take(delivery, journal)
+            worker.wake(delivery)
+
+    def _close_done(self) -> None:
+        """Close the journals without a backlog, and end the workers whose child has none."""
         for journal in [journal for journal in self.journals if journal.is_done]:
             with self._lock, journal.lock:
                 self.journals.remove(journal)
@@ -385,28 +402,12 @@ class Recovery:
                     stats = delivery.stats()
                     before = self._finished.get(delivery.name)
                     self._finished[delivery.name] = before.plus(stats) if before else stats
+                    if worker := self._workers.get(delivery.name):
+                        worker.let_go(delivery)
                 journal.spool.close()
-        for name, config in self._children.items():
-            busy = self._workers.get(name)
-            found = self._backlog_of(name)
-            if busy and (not found or busy[0] is not found[0]):
-                self._workers.pop(name)[1].stop()
-            if found and name not in self._workers:
-                journal, delivery = found
-                budget = self._budgets.of(config)
-                worker = Worker(
-                    self._log_store_id, config, delivery, journal, self._clock, budget, self._spool, tells_state=False
-                )
-                self._workers[name] = (journal, worker)
-                worker.wake()
-
-    def _backlog_of(self, child: str) -> tuple[RecoveredJournal, Delivery] | None:
-        """Return the oldest journal with events for the child, and its delivery."""
-        for journal in self.journals:
-            for delivery in journal.deliveries:
-                if delivery.name == child and delivery.oldest < inf:
-                    return journal, delivery
-        return None
+        needed = {one.name for journal in self.journals for one in journal.deliveries if journal.needs(one)}
+        for name in self._workers.keys() - needed:
+            self._workers.pop(name).stop()
 
 
 def _in_words(found: Iterable[tuple[Damage, Path]]) -> str:

@@ -79,9 +79,10 @@ class Writer:
         self._status = Status(self._spool.component, self._journal.writer, self._clock) if self._spool else None
         self._keeper = Keeper(self._journal, self._recovery, self._clock, service, _warn, self._report_status)
         self._workers = [
-            Worker(self._component_id, child, delivery, self._journal, self._clock, budgets.of(child), self._spool)
-            for child, delivery in zip(children, self._journal.deliveries, strict=True)
+            Worker(self._component_id, child, self._clock, budgets.of(child), self._spool) for child in children
         ]
+        for worker, delivery in zip(self._workers, self._journal.deliveries, strict=True):
+            worker.take(delivery, self._journal)
         self._forked = ForkedProcesses(self, self._journal, service)
         # Only in a forked process.
         self._parent: Parent | None = None

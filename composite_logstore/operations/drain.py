@@ -291,11 +291,12 @@ class _Drain:
         children = [child for child in self.store.children.values() if child.enabled]
         budgets = Budgets(self.store.id, children, spool.folder.parent, self._clock)
         settings = spool_settings(self.store.id, self.store.config) if self.store.config else None
-        workers = [
-            _Worker(self.store.id, config, delivery, journal, self._clock, budgets.of(config), settings)
-            for delivery in journal.deliveries
-            for config in (wanted[delivery.name],)
-        ]
+        workers = []
+        for delivery in journal.deliveries:
+            config = wanted[delivery.name]
+            worker = _Worker(self.store.id, config, self._clock, budgets.of(config), settings)
+            worker.take(delivery, journal)
+            workers.append(worker)
         try:
             self._wait(journal, workers, tell)
         finally:

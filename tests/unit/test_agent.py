@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 from click.testing import CliRunner
 
-from composite_logstore import CompositeLogStoreConfig, UnavailableError
+from composite_logstore import CompositeLogStoreConfig, LogEvent, UnavailableError
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.cli.main import main
 from composite_logstore.operations.agent import ALIVE_SECONDS, LOOK_SECONDS, SETTINGS_SECONDS, Agent
@@ -26,7 +26,7 @@ from composite_logstore.spool import lock
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.lock import release_all
 from composite_logstore.spool.reader import SegmentReader
-from composite_logstore.testing import SimulatedClock
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.simulation import Machine, folders_of_processes, make_child
 
 AGENT = import_module("composite_logstore.operations.agent")
@@ -355,6 +355,60 @@ def test_an_agent_that_is_killed_while_it_delivers_loses_nothing(place: Place) -
     for child in ("archive", "live"):
         assert [*dict.fromkeys(place.delivered(child))] == [*map(str, range(20))]
     assert place.folders == []
+    agent.end()
+
+
+def test_a_child_has_one_exporter_for_all_processes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    create = SimulatedChildConfig.create_exporter
+
+    def counted(config: SimulatedChildConfig) -> SimulatedBackend:
+        made.append(config.name)
+        return create(config)
+
+    for number in range(5):
+        place.leave(f"{number}")
+    monkeypatch.setattr(SimulatedChildConfig, "create_exporter", counted)
+    agent = place.agent()
+    place.work(agent, 3)
+    assert place.delivered("archive") == [*map(str, range(5))]
+    assert sorted(made) == ["archive", "live"]
+    agent.end()
+
+
+def test_while_one_process_is_retried_the_others_of_the_child_wait(place: Place) -> None:
+    for number in range(5):
+        place.leave(f"{number}")
+    place.backends["live"].fault = "refused"
+    before = place.backends["live"].exports
+    agent = place.agent()
+    place.work(agent, 3)
+    assert place.delivered("archive") == [*map(str, range(5))]
+    # As many as one process alone would make.
+    assert place.backends["live"].exports - before <= 4
+    assert [one.pending for one in agent.delivered] == [0, 5]
+    place.backends["live"].fault = None
+    place.work(agent, 60)
+    assert place.delivered("live") == [*map(str, range(5))]
+    agent.end()
+
+
+def test_a_process_whose_events_alone_cannot_be_exported_holds_no_other_up_for_ever(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        place.leave(f"{number}")
+    take = SimulatedBackend.export
+
+    def choosy(backend: SimulatedBackend, batch: Sequence[LogEvent]) -> int:
+        if batch[0].message == "0":
+            raise TypeError("a defect")
+        return take(backend, batch)
+
+    monkeypatch.setattr(SimulatedBackend, "export", choosy)
+    agent = place.agent()
+    place.work(agent, 240)
+    assert place.delivered("live") == [*map(str, range(1, 5))]
     agent.end()
 
 

@@ -67,7 +67,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "the keeper's ticks": (Spilling, "tick", "composite-logstore spool"),
     "the keeper's events": (Spilling, "write_due", "composite-logstore spool"),
     "the folders of dead processes": (recovery, "process_folders", "composite-logstore recovery"),
-    "what becomes of a dead process's events": (recovery.Recovery, "_assign_workers", "composite-logstore recovery"),
+    "what becomes of a dead process's events": (recovery.Recovery, "_close_done", "composite-logstore recovery"),
     "a dead process's events": (recovery.RecoveredJournal, "load", "composite-logstore a"),
     "what a dead process's events come to": (recovery.RecoveredJournal, "acknowledge", "composite-logstore a"),
 }
