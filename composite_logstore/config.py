@@ -167,12 +167,13 @@ class ChildConfig(BaseModel):
     @property
     def is_selective(self) -> bool:
         """Whether the child's worker withholds events: by rules, as repeats, or over a budget."""
-        return bool(self.drop or self.keep or self.sample or self.collapse_repeats or self.budget)
+        by_kind = {"min_level", "progress"}
+        return not by_kind.issuperset(self.excluded_by)
 
     def wants(self, level: int, is_update: bool = False) -> bool:
         """Return whether the child gets events of this kind: all of them, or the latest updates in each second.
 
-        This and `expects` are the only places that decide which events a child gets.
+        The journal and the spool ask this of each event. What the steps of `create_processor` withhold is decided later.
 
         Args:
             level: Their level, as a number.

@@ -42,7 +42,7 @@ class Budgets:
         self._component = component
         self._clock = clock
         self._told = {child.name: Told() for child in children}
-        self._complete = [child.name for child in children if child.wants_all and child.budget is None]
+        self._complete = [child.name for child in children if child.wants_all]
 
     def of(self, child: ChildConfig) -> Budget | None:
         """Return the budget of a child for one of its workers, None if it has none."""

@@ -66,14 +66,19 @@ def _redacted(child: Observed) -> dict[str, int]:
     return child.stats.redacted
 
 
-REDACTED = "composite_logstore.redacted"
-"""The metric that tells its numbers apart by the name of a redaction; the others do by the type of an error."""
+_ERROR = "error.type"
 
-COUNTERS: dict[str, tuple[Measure, str]] = {
-    "otel.sdk.exporter.log.exported": (_exported, "Events whose export has finished."),
-    "otel.sdk.processor.log.processed": (_processed, "Events that have left a child's queue."),
-    REDACTED: (_redacted, "Delivered and rejected events in which something was masked."),
+COUNTERS: dict[str, tuple[Measure, str, str]] = {
+    "otel.sdk.exporter.log.exported": (_exported, _ERROR, "Events whose export has finished."),
+    "otel.sdk.processor.log.processed": (_processed, _ERROR, "Events that have left a child's queue."),
+    "composite_logstore.redacted": (
+        _redacted,
+        "composite_logstore.redaction",
+        "Delivered and rejected events in which something was masked.",
+    ),
 }
+"""The name of a metric → its numbers, the attribute that tells them apart, and its description."""
+
 LEVELS: dict[str, tuple[Measure, str]] = {
     "otel.sdk.exporter.log.inflight": (_in_flight, "Events that are being exported."),
     "otel.sdk.processor.log.queue.size": (_queued, "Events that wait in a child's queue."),
@@ -97,8 +102,7 @@ def observe(children: Callable[[], Iterable[Observed]]) -> None:
         children: Returns the account of each child.
     """
     meter = _meter()
-    for name, (measure, description) in COUNTERS.items():
-        attribute = "composite_logstore.redaction" if name == REDACTED else "error.type"
+    for name, (measure, attribute, description) in COUNTERS.items():
         meter.create_observable_counter(name, [_callback(measure, children, attribute)], "{log_record}", description)
     for name, (measure, description) in LEVELS.items():
         meter.create_observable_up_down_counter(name, [_callback(measure, children)], "{log_record}", description)
@@ -138,7 +142,7 @@ def _meter() -> Meter:
 
 
 def _callback(
-    measure: Measure, children: Callable[[], Iterable[Observed]], attribute: str = "error.type"
+    measure: Measure, children: Callable[[], Iterable[Observed]], attribute: str = _ERROR
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observations(_: CallbackOptions) -> Iterable[Observation]:
         # Two writers of one component, before and after an update of it, are one component to users.

@@ -11,13 +11,16 @@ import re
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 MOST_CHARACTERS = 1_000
 """How long an expression may be."""
 
 _CACHE_BYTES = 16 * 1024**2
-"""How many bytes all expressions of a set may take while they search."""
+"""How many bytes an expression, or all of a set, may take while it searches. Beyond that it is slower."""
+
+_CACHE_BYTES_OF_ANY = 64 * 1024**2
+"""The same for one expression that stands for many: it searches every text."""
 
 _LOOK_AROUND = ("(?=", "(?!", "(?<=", "(?<!")
 
@@ -45,10 +48,30 @@ class ExpressionSet:
             self._set = None
 
     def matching(self, text: str) -> Sequence[int]:
-        """Return the places, from 0, of the expressions that match somewhere in a text, and perhaps one more."""
-        found: Sequence[int] | None = self._set.Match(text) if self._set is not None else None
+        """Return the places, from 0, of the expressions that match somewhere in a text."""
+        found: list[int] = self._set.Match(text) if self._set is not None else []
+        if found:
+            found.remove(len(self._each))
+            return found
         # Alone, an expression needs less memory, and does without if there is none.
-        return found or [place for place, one in enumerate(self._each) if one.search(text)]
+        return [place for place, one in enumerate(self._each) if one.search(text)]
+
+
+def any_of(patterns: Sequence[str]) -> Any:
+    """Return one expression that matches wherever one of some valid patterns does. It has no groups."""
+    import re2
+
+    options = _options()
+    options.max_mem = _CACHE_BYTES_OF_ANY
+    options.never_capture = True
+    return re2.compile("|".join(f"(?:{pattern})" for pattern in patterns), options)
+
+
+def literally(text: str) -> str:
+    """Return a pattern that matches nothing but this text."""
+    import re2
+
+    return cast(str, re2.escape(text))
 
 
 @lru_cache(maxsize=1_000)

@@ -18,11 +18,10 @@ from zenml.logger import get_logger
 from composite_logstore.ansi import ESCAPE
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream
 from composite_logstore.plain import Plain
-from composite_logstore.processing.expressions import compiled
+from composite_logstore.processing.expressions import ExpressionSet, any_of, compiled, literally
 from composite_logstore.processing.key_formats import FORMATS
 from composite_logstore.processing.known_secrets import KnownSecrets, known_secrets
 from composite_logstore.processing.processor import Processed, Step
-from composite_logstore.processing.scanning import any_of, literally, which_of
 from composite_logstore.processing.settings import RedactSettings, placeholder
 from composite_logstore.service import tell
 
@@ -103,7 +102,7 @@ class Redactor:
             self._add(own.name, own.pattern, own.masked_as)
         self.masks_private_keys = any(rule.name == PRIVATE_KEY for rule in self._rules)
         self.sees_edges = any(edge in own.pattern for own in settings.patterns for edge in _EDGES)
-        self._which = which_of(self._patterns)
+        self._which = ExpressionSet(self._patterns)
         self._forms: list[str] = []
         self._version = -1
         self._scan: Any = None
@@ -171,7 +170,7 @@ class Redactor:
                 yield _Span(begin, -len(text) if is_last else -begin - len(form), SECRET, placeholder(SECRET))
                 if is_last:
                     break
-        for place in self._which(text):
+        for place in self._which.matching(text):
             rule = self._rules[place]
             for number, match in enumerate(rule.expression.finditer(text), start=1):
                 begin, end = match.span(rule.group)

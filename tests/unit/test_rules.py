@@ -308,8 +308,8 @@ def test_keep_chooses_and_drop_takes_away(drop: list[Matcher], keep: list[Matche
 
 def test_expressions_that_are_too_large_together_search_one_by_one() -> None:
     together = ExpressionSet([r"\pL{300}x", "b"])
-    assert 1 in together.matching("xb")
-    assert not {0, 1} & set(together.matching("x"))
+    assert list(together.matching("xb")) == [1]
+    assert list(together.matching("x")) == []
 
 
 @pytest.mark.parametrize(
