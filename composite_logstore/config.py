@@ -13,7 +13,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -30,7 +29,7 @@ from zenml.utils.secret_utils import PlainSerializedSecretStr, SecretReference
 
 from composite_logstore import secret_references
 from composite_logstore.backend import UnavailableError, revealed, texts_in
-from composite_logstore.mistakes import LEVELS, mistakes_in, unknown_type
+from composite_logstore.mistakes import LEVELS, Section, mistakes_in, refuse_boolean, unknown_type
 from composite_logstore.names import did_you_mean
 from composite_logstore.processing import known_secrets
 from composite_logstore.processing.processor import Processor, Step, StripEscapes
@@ -73,7 +72,7 @@ Secret = PlainSerializedSecretStr
 """The type of a setting that is shown as asterisks. ZenML stores it in clear text."""
 
 
-class ChildConfig(BaseModel):
+class ChildConfig(Section):
     """The settings of one child. A backend adds its own in a subclass, which imports nothing heavy.
 
     Attributes:
@@ -98,8 +97,6 @@ class ChildConfig(BaseModel):
             long, with jitter.
         retry_max_interval_millis: The longest wait before a retry, in milliseconds.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     max_batch_size: ClassVar[int] = 100_000
     """The backend's own limit of events in one export."""
@@ -173,7 +170,7 @@ class ChildConfig(BaseModel):
     def wants(self, level: int, is_update: bool = False) -> bool:
         """Return whether the child gets events of this kind: all of them, or the latest updates in each second.
 
-        The journal and the spool ask this of each event. What the steps of `create_processor` withhold is decided later.
+        The journal and the spool ask this of each event. What the child's processor withholds is decided later.
 
         Args:
             level: Their level, as a number.
@@ -473,6 +470,8 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     ] = "ERROR"
     adopt_threads: bool = False
     serve_from_artifact_store: bool = False
+
+    _refuse_boolean = field_validator("*", mode="before")(refuse_boolean)
 
     @field_validator("spool_directory")
     @classmethod

@@ -1,11 +1,12 @@
-"""Mistakes in settings, in words that name the field and the fix."""
+"""Mistakes in settings: what all settings refuse, and words that name the field and the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from zenml.enums import LoggingLevels
 
 from composite_logstore.names import did_you_mean
 
@@ -14,6 +15,33 @@ LEVELS = ("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
 
 
 _LEVEL_FIELDS = ("min_level", "level", "below")
+
+
+def refuse_boolean(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Validate any field before its type does: Python takes `true` for the number 1, which nobody means.
+
+    Raises:
+        ValueError: The value is `true` or `false`, and the field takes numbers.
+    """
+    if isinstance(value, bool):
+        types = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
+        if bool not in types and types & {int, float, LoggingLevels}:
+            raise ValueError(f"must be a number, and not {str(value).lower()}")
+    return value
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
+
+
+class Section(BaseModel):
+    """Settings that refuse keys which they do not know, and `true` or `false` for a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    _refuse_boolean = field_validator("*", mode="before")(refuse_boolean)
 
 
 def mistakes_in(config_class: type[BaseModel], error: ValidationError) -> Iterator[str]:

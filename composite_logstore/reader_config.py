@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -27,7 +26,7 @@ from pydantic import (
 from zenml.utils.secret_utils import PlainSerializedSecretStr
 
 from composite_logstore.backend import UnavailableError, revealed
-from composite_logstore.mistakes import mistakes_in, unknown_type
+from composite_logstore.mistakes import Section, mistakes_in, unknown_type
 
 if TYPE_CHECKING:
     from composite_logstore.backend import Reader
@@ -36,14 +35,12 @@ READERS = "composite_logstore.readers"
 """The entry-point group of readers. A name is a section's `type`, its value the reader's `ReaderConfig`."""
 
 
-class ReaderConfig(BaseModel):
+class ReaderConfig(Section):
     """The settings of a reader. A reader adds its own in a subclass, which imports nothing heavy.
 
     Attributes:
         type: The reader's entry-point name.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     delay_seconds: ClassVar[float] = 10.0
     """How long it usually takes until an event that was sent can be read, in seconds."""

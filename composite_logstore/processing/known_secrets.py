@@ -12,13 +12,13 @@ from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache, wraps
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 from uuid import UUID
 
 from zenml.logger import get_logger
 
-from composite_logstore import zenml
+from composite_logstore import clock, zenml
 from composite_logstore.event import Stream
 from composite_logstore.inert import described
 from composite_logstore.plain import text_of
@@ -37,6 +37,9 @@ LONGEST = 64 * 1024
 
 MOST = 5_000
 """The most forms of all secrets together."""
+
+ASK_AGAIN_SECONDS = 30.0
+"""How long ZenML is not asked again after it could not be reached: each question may keep a worker for a minute."""
 
 _MOST_CHARACTERS = 2 * 1024 * 1024
 _MOST_STREAMS = 10_000
@@ -159,6 +162,22 @@ known_secrets = KnownSecrets()
 """The secrets of this process."""
 
 
+class _Unreached(NamedTuple):
+    """ZenML could not be reached.
+
+    Attributes:
+        until: When to ask it again, in seconds of the clock that never goes back.
+        why: Why it could not be reached, in words.
+    """
+
+    until: float
+    why: str
+
+
+# All children, and all runs whose events wait, ask the same server.
+_unreached: _Unreached | None = None
+
+
 @lru_cache(maxsize=1_000)
 def _resolve_secrets(kind: str, id: str) -> None:
     """Have ZenML resolve the secrets that the configuration of a step or a run gives to its code.
@@ -166,8 +185,12 @@ def _resolve_secrets(kind: str, id: str) -> None:
     Raises:
         ConnectionError: ZenML cannot be reached. The events can wait; a secret that is out cannot be called back.
     """
+    global _unreached
     from zenml.client import Client
 
+    text = f"ZenML cannot be asked which secrets the {kind} run {id} had: "
+    if _unreached is not None and clock.current.now() < _unreached.until:
+        raise ConnectionError(f"{text}{_unreached.why}")
     watch()
     try:
         client = Client()
@@ -178,11 +201,11 @@ def _resolve_secrets(kind: str, id: str) -> None:
                 client.get_secret(name).secret_values  # noqa: B018
     except Exception as error:
         if _is_unreached(error):
-            text = f"ZenML cannot be asked which secrets the {kind} run {id} had: {described(error)}"
-            raise ConnectionError(text) from error
+            _unreached = _Unreached(clock.current.now() + ASK_AGAIN_SECONDS, described(error))
+            raise ConnectionError(f"{text}{_unreached.why}") from error
         # The log store delivers all the same: a run that was deleted must not block the events behind it.
-        text = "events of another process are redacted without the secrets of its %s run %s: %s"
-        tell(logger.warning, text, kind, id, described(error))
+        warning = "events of another process are redacted without the secrets of its %s run %s: %s"
+        tell(logger.warning, warning, kind, id, described(error))
 
 
 def _is_unreached(error: BaseException | None) -> bool:

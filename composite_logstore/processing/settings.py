@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 from zenml.enums import LoggingLevels
 
+from composite_logstore.mistakes import Section
 from composite_logstore.names import did_you_mean
 from composite_logstore.processing.expressions import compiled
 from composite_logstore.processing.key_formats import FORMATS
@@ -23,6 +16,8 @@ from composite_logstore.zenml import NamedLoggingLevel
 MOST_PATTERNS = 100
 """How many own patterns a redaction may have."""
 
+SMALLEST_RATIO = 1e-6
+"""The smallest part of its events that a child may get by sampling: less is none, which nobody would notice."""
 
 MOST_MATCHERS = 100
 """How many matchers `drop` and `keep` may have each."""
@@ -45,7 +40,7 @@ Level = Annotated[NamedLoggingLevel, WithJsonSchema(LEVEL_SCHEMA)]
 """The type of a setting that is a level."""
 
 
-class Matcher(BaseModel):
+class Matcher(Section):
     """Which events a rule is about: those to which everything applies that it says.
 
     In names, `*` stands for any characters and `?` for one.
@@ -59,8 +54,6 @@ class Matcher(BaseModel):
         pipeline: The pipeline's name, with wildcards.
         attributes: The name of an attribute of the event or its stream → its value as text, with wildcards.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     logger: str | None = None
     level: Level | None = None
@@ -93,15 +86,13 @@ class Matcher(BaseModel):
         return self
 
 
-class SampleSettings(BaseModel):
+class SampleSettings(Section):
     """Which part of the less important events a child gets. Every process and command chooses the same events.
 
     Attributes:
-        ratio: The part of these events that it gets, above 0 and below 1: `0.1` for one in ten.
+        ratio: The part of these events that it gets, at least one in a million and below 1: `0.1` for one in ten.
         below: Events of this level and above are not sampled: it gets all of them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     ratio: float
     below: Level = LoggingLevels.WARNING
@@ -109,26 +100,24 @@ class SampleSettings(BaseModel):
     @field_validator("ratio")
     @classmethod
     def _is_part(cls, value: float) -> float:
-        if not 0 < value < 1:
+        if not SMALLEST_RATIO <= value < 1:
             raise ValueError(
-                "must be above 0 and below 1; use 'min_level' to get none, or leave 'sample' out to get all"
+                "must be at least 0.000001 and below 1; use 'min_level' to get none, or leave 'sample' out to get all"
             )
         return value
 
 
-class RepeatSettings(BaseModel):
+class RepeatSettings(Section):
     """How long a child gets an event only once that is logged again and again.
 
     Attributes:
         window_millis: For how long after an event equal ones are withheld, in milliseconds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
     window_millis: int = Field(default=60_000, gt=0, le=86_400_000)
 
 
-class BudgetSettings(BaseModel):
+class BudgetSettings(Section):
     """How many events or bytes a child may get, from all processes of the log store on this machine together.
 
     Attributes:
@@ -138,8 +127,6 @@ class BudgetSettings(BaseModel):
         per: The period. Days and minutes are those of UTC, and of the moment when an event is sent.
         then: What is sent once the budget is used up: events of level WARNING or above, one event in 100, or none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     events: int | None = Field(default=None, json_schema_extra={"minimum": 1})
     bytes: int | None = Field(default=None, json_schema_extra={"minimum": 1})
@@ -168,7 +155,7 @@ def placeholder(name: str) -> str:
     return f"[redacted:{name}]"
 
 
-class OwnPattern(BaseModel):
+class OwnPattern(Section):
     """An own pattern of a redaction.
 
     Attributes:
@@ -176,8 +163,6 @@ class OwnPattern(BaseModel):
         pattern: A regular expression of the syntax of RE2. If it has a group `secret`, only that group is masked.
         replacement: What replaces it, literally; `[redacted:NAME]` if not set.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: Name
     pattern: str
@@ -190,13 +175,20 @@ class OwnPattern(BaseModel):
             raise ValueError("must not match an empty text, which is everywhere; make it match at least one character")
         return value
 
+    @field_validator("replacement")
+    @classmethod
+    def _shows(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("must not be empty, since nothing would show where something was masked; leave it out")
+        return value
+
     @property
     def masked_as(self) -> str:
         """What replaces a match."""
         return placeholder(self.name) if self.replacement is None else self.replacement
 
 
-class RedactSettings(BaseModel):
+class RedactSettings(Section):
     """What is masked in a child's events.
 
     Attributes:
@@ -204,8 +196,6 @@ class RedactSettings(BaseModel):
         formats: Which well-known formats of keys are, by name.
         patterns: Own patterns.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     secrets: bool = True
     formats: Literal["all"] | list[str] = "all"

@@ -4,13 +4,15 @@ import json
 from typing import Any, ClassVar
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from zenml.client import Client
 from zenml.enums import LoggingLevels
 from zenml.utils.secret_utils import SecretReference
 
 from composite_logstore import CompositeLogStoreConfig, UnavailableError, secret_references
-from composite_logstore.config import UnknownChild, backends
+from composite_logstore.config import HandlerConfig, UnknownChild, backends
+from composite_logstore.mistakes import sections_in
+from composite_logstore.reader_config import readers
 
 ARCHIVE = {"name": "archive", "type": "artifact"}
 COLLECTOR = {"name": "collector", "type": "otlp", "endpoint": "http://127.0.0.1:4318"}
@@ -51,6 +53,31 @@ def test_the_defaults_are_those_of_the_reference() -> None:
     assert (child.enabled, child.min_level, child.progress, child.max_queue_size) == (True, None, "all", 100_000)
     assert (child.schedule_delay_millis, child.export_timeout_millis) == (1000, 10000)
     assert (child.retry_initial_interval_millis, child.retry_max_interval_millis) == (500, 30000)
+
+
+def sections_of(settings: type[BaseModel]) -> set[type[BaseModel]]:
+    found = {settings}
+    for field in settings.model_fields.values():
+        for section in sections_in(field.annotation):
+            found |= sections_of(section)
+    return found
+
+
+def test_true_is_no_number_in_any_setting() -> None:
+    classes: list[type[BaseModel]] = [CompositeLogStoreConfig, HandlerConfig]
+    classes += [entry_point.load() for entry_point in (*backends().values(), *readers().values())]
+    checked = set()
+    for settings in set().union(*map(sections_of, classes)):
+        for name, schema in settings.model_json_schema()["properties"].items():
+            text = json.dumps(schema)
+            if ('"integer"' in text or '"number"' in text or '"DEBUG"' in text) and not (
+                '"boolean"' in text or '"detect"' in text
+            ):
+                with pytest.raises(ValidationError) as raised:
+                    settings.model_validate({name: True})
+                assert [one["loc"] for one in raised.value.errors() if "true" in one["msg"]] == [(name,)]
+                checked.add(name)
+    assert checked >= {"events", "bytes", "ratio", "window_millis", "max_queue_size", "min_level", "spool_max_bytes"}
 
 
 def test_children_are_bounded_in_number_where_a_log_store_is_loaded_too() -> None:

@@ -86,6 +86,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
         {},
     ),
     '`"budget": {"events": 0}`': ([{**ARCHIVE, "budget": {"events": 0}}], {}),
+    '`"budget": {"events": true}`': ([{**ARCHIVE, "budget": {"events": True}}], {}),
     '`"budget": {"per": "day"}`': ([{**ARCHIVE, "budget": {"per": "day"}}], {}),
     '`"budget": {"events": 5, "per": "hour"}`': ([{**ARCHIVE, "budget": {"events": 5, "per": "hour"}}], {}),
     '`"max_queue_size": 0`': ([{**ARCHIVE, "max_queue_size": 0}], {}),
