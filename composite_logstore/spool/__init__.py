@@ -6,6 +6,9 @@
             <number of its first event>.log      a segment: lines of events and streams, in the journal's order
             spare                                the next segment, allocated before it is needed
             <child>.settled                      the child's position: it has acknowledged all events below a number
+            delivery.lock                        locked by who delivers the events: the process, or the agent
+            account                              what agents have delivered of the events
+            due                                  the number below which a flush wants all events delivered
         <writer>-2/                              a later folder of the same process, if the first was taken away
         .hidden-.../                             a folder that is being made or removed
         damaged/                                 pieces that could not be read
@@ -16,13 +19,15 @@
         status/<writer>                          what a living process says of its children
         budgets/<child>.<period>                 what all processes have charged to a child's budget
 
-Beside the components' folders, `agent/owner.lock` is locked by the machine's agent.
+Beside the components' folders, `agent/owner.lock` is locked by the machine's agent. Only processes that let the agent
+deliver have the files `delivery.lock`, `account` and `due`.
 
 This is the theory of operation. The modules:
 
     format           how lines and positions look as bytes
     lock             who owns a folder
-    positions        how far each child is
+    positions        how far each child is, and what is due
+    account          what agents have done for each child
     segments         writes events
     reader           reads events
     damage           keeps damaged pieces

@@ -16,9 +16,10 @@ from math import inf
 from pathlib import Path
 
 from composite_logstore.event import WRITER, LogEvent
+from composite_logstore.spool.account import ACCOUNT, NEW_ACCOUNT, ChildAccount, read_account, write_account
 from composite_logstore.spool.damage import Damage, set_aside
-from composite_logstore.spool.format import POSITION, position_name, positions_in_header
-from composite_logstore.spool.lock import LOCK, FolderLock, made_at
+from composite_logstore.spool.format import DUE, POSITION, position_name, positions_in_header
+from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK, DeliveryLock, FolderLock, made_at
 from composite_logstore.spool.mapped import NEW
 from composite_logstore.spool.positions import Positions, read_position
 from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, has_unsafe_rights, identity_of
@@ -27,7 +28,7 @@ from composite_logstore.spool.segments import SEGMENT, SPARE, Segment, Segments
 from composite_logstore.spool.streams import Streams
 
 _PROCESS = re.compile(rf"{WRITER.pattern}(-[0-9]{{1,6}})?")
-_NO_EVENTS = (LOCK, SPARE, NEW)
+_NO_EVENTS = (LOCK, DELIVERY_LOCK, ACCOUNT, NEW_ACCOUNT, DUE, SPARE, NEW)
 _HIDDEN = ".hidden-"
 _ABANDONED_SECONDS = 3600.0
 _HEADER_BYTES = 1 << 20
@@ -51,6 +52,7 @@ class Spool:
     Attributes:
         folder: The path of the folder.
         lock: Its lock; None if another process may hold it.
+        delivery_lock: The lock of its delivery; None if another process may hold it, or the folder has none.
         segments: The files of events, and writing to them.
         reader: Reading them.
     """
@@ -68,6 +70,9 @@ class Spool:
         """
         self.folder = folder.path
         self.lock = lock
+        self.delivery_lock: DeliveryLock | None = None
+        # Whether an agent may deliver this process's events.
+        self._is_shared = False
         self._known = folder
         self._positions = Positions(folder, children)
         streams = Streams()
@@ -77,13 +82,14 @@ class Spool:
         self._seen: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, component: Path, writer: str, children: Iterable[str]) -> Spool:
+    def create(cls, component: Path, writer: str, children: Iterable[str], is_shared: bool = False) -> Spool:
         """Make a folder for this process.
 
         Args:
             component: The folder of the log store.
             writer: The writer's name.
             children: The names of its children.
+            is_shared: Whether an agent may deliver its events. This process holds the lock of the delivery at first.
 
         Raises:
             OSError: The folder cannot be written or locked.
@@ -93,13 +99,15 @@ class Spool:
             hidden = f"{_HIDDEN}{writer}-{secrets.token_hex(4)}"
             try:
                 with home.make_folder(hidden) as folder:
-                    return cls._created(home, folder, writer, children)
+                    return cls._created(home, folder, writer, children, is_shared)
             except BaseException:
                 home.remove(hidden)
                 raise
 
     @classmethod
-    def _created(cls, home: PrivateFolder, folder: PrivateFolder, writer: str, children: Iterable[str]) -> Spool:
+    def _created(
+        cls, home: PrivateFolder, folder: PrivateFolder, writer: str, children: Iterable[str], is_shared: bool
+    ) -> Spool:
         # If the name is taken, that folder was this process's, and was moved or replaced.
         known = KnownFolder(home.path / home.free_name(writer), folder.identity)
         lock = FolderLock.acquire(folder, is_own=True)
@@ -107,7 +115,10 @@ class Spool:
             raise OSError("another process holds its lock")
         spool = cls(known, lock, children)
         try:
-            spool._positions.create(folder)
+            spool._positions.create(folder, with_due=is_shared)
+            spool._is_shared = is_shared
+            if is_shared:
+                spool.delivery_lock = DeliveryLock.create(folder)
             # Folders are recovered in the order of these times. The system's own may be milliseconds apart.
             now = time.time_ns()
             os.utime(lock.file, ns=(now, now))
@@ -122,7 +133,7 @@ class Spool:
         """Take over the folder of a dead process.
 
         Returns:
-            None if the process is alive, or another one has taken the folder over or removed it.
+            None if the process is alive, or another one delivers the folder's events or has removed it.
 
         Raises:
             OSError: The folder cannot be read, or is not to be trusted.
@@ -143,13 +154,53 @@ class Spool:
             return None
         spool = None
         try:
+            is_free, delivery_lock = _free_for_delivery(folder)
             # It may have been removed between being opened and being locked.
-            if home.has(folder.path.name, folder.identity):
+            if is_free and home.has(folder.path.name, folder.identity):
                 spool = cls._found(folder, lock)
+                spool.delivery_lock = delivery_lock
+            elif delivery_lock is not None:
+                delivery_lock.release()
         finally:
             if spool is None:
                 lock.release()
         return spool
+
+    @classmethod
+    def tail(cls, folder: Path) -> Spool | None:
+        """Take over the delivery of a living process's events. Its positions and its account are written from here.
+
+        Returns:
+            None if the process itself or another one delivers them.
+
+        Raises:
+            FileNotFoundError: The folder is gone, or its process lets nobody else deliver.
+            OSError: The folder cannot be read, or is not to be trusted.
+        """
+        with PrivateFolder.open(folder.parent) as home, home.open_folder(folder.name) as opened:
+            lock = DeliveryLock.acquire(opened)
+            if lock is None:
+                return None
+            try:
+                spool = cls._found(opened, None)
+            except BaseException:
+                lock.release()
+                raise
+            spool.delivery_lock = lock
+            return spool
+
+    def inherit(self) -> bool:
+        """Take over the folder whose events are delivered from here, if its process has died.
+
+        Returns:
+            Whether it has: the folder is now one that was recovered.
+
+        Raises:
+            OSError: The folder is gone, or cannot be locked.
+        """
+        with self._known.open() as folder:
+            self.lock = FolderLock.acquire(folder)
+        return self.lock is not None
 
     @classmethod
     def look(cls, folder: Path) -> Spool:
@@ -204,7 +255,7 @@ class Spool:
     def acknowledge(self, child: str, before: float) -> None:
         """Note that the child has acknowledged all events below a number, and free what no child needs.
 
-        The files of freed segments are removed by `segments.tidy`.
+        The files of freed segments are removed by `segments.tidy`. Those of a living process are its own to free.
 
         Args:
             child: The name of the child.
@@ -213,7 +264,7 @@ class Spool:
         Raises:
             OSError: The folder is gone, or the position cannot be written.
         """
-        if self._positions.write(child, int(before)):
+        if self._positions.write(child, int(before)) and self.lock is not None:
             self._free()
 
     def _free(self) -> None:
@@ -227,6 +278,59 @@ class Spool:
             OSError: The position cannot be written.
         """
         self._positions.reset(child)
+
+    # Delivery by an agent
+
+    @property
+    def due(self) -> int:
+        """The number below which its process wants all events delivered without waiting for fuller batches.
+
+        Raises:
+            OSError: That cannot be known now.
+        """
+        return self._positions.due
+
+    def demand(self, before: int) -> None:
+        """Have an agent deliver all events below a number without waiting for fuller batches."""
+        self._positions.demand(before)
+
+    def account(self) -> dict[str, ChildAccount]:
+        """Return what agents have done for each child; nothing if that is not known, damaged or not to be trusted.
+
+        Raises:
+            OSError: The account cannot be read now.
+        """
+        with self._known.open() as folder:
+            return read_account(folder)
+
+    def write_account(self, account: dict[str, ChildAccount]) -> None:
+        """Replace the account, in one step. Only the holder of `delivery_lock` does so.
+
+        Raises:
+            OSError: It cannot be written now.
+        """
+        with self._known.open() as folder:
+            write_account(folder, account)
+
+    def take_delivery(self) -> bool:
+        """Lock the delivery of this process's own events, unless this process has done so.
+
+        Returns:
+            Whether it is locked; False if an agent holds the lock.
+
+        Raises:
+            OSError: It cannot be locked now.
+        """
+        if self.delivery_lock is None:
+            with self._known.open() as folder:
+                self.delivery_lock = DeliveryLock.acquire(folder)
+        return self.delivery_lock is not None
+
+    def give_delivery(self) -> None:
+        """Release the lock of the delivery."""
+        lock, self.delivery_lock = self.delivery_lock, None
+        if lock is not None:
+            lock.release()
 
     # The end
 
@@ -256,6 +360,7 @@ class Spool:
         """Release the folder as it is."""
         self.segments.close()
         self._positions.close()
+        self.give_delivery()
         if self.lock is not None:
             self.lock.release()
             self.lock = None
@@ -313,7 +418,14 @@ class Spool:
                 and set(folder.names()).issuperset(names)
                 and lock is not None
                 and lock.is_in(folder)
+                and self._has_delivery_lock(folder)
             )
+
+    def _has_delivery_lock(self, folder: PrivateFolder) -> bool:
+        if not self._is_shared:
+            return True
+        lock = self.delivery_lock
+        return lock.is_in(folder) if lock is not None else folder.status(DELIVERY_LOCK) is not None
 
     def mend(self, in_memory: Callable[[int, float], Sequence[LogEvent]]) -> bool:
         """Restore the files of this process's folder that somebody has moved or removed.
@@ -336,7 +448,27 @@ class Spool:
                 return False
             self._positions.mend(folder)
             self.segments.mend(folder, in_memory)
+            if not self._has_delivery_lock(folder):
+                self._mend_delivery_lock(folder)
         return True
+
+    def _mend_delivery_lock(self, folder: PrivateFolder) -> None:
+        was_ours = self.delivery_lock is not None
+        self.give_delivery()
+        folder.make_way(DELIVERY_LOCK)
+        # The lock of a file that was taken away counts no more, so an agent that holds it has to look whether it does.
+        self.delivery_lock = DeliveryLock.create(folder)
+        if not was_ours:
+            self.give_delivery()
+
+
+def _free_for_delivery(folder: PrivateFolder) -> tuple[bool, DeliveryLock | None]:
+    """Return whether nobody delivers a folder's events, and the lock of that, if the folder has one."""
+    try:
+        lock = DeliveryLock.acquire(folder)
+    except (FileNotFoundError, PermissionError):
+        return True, None
+    return lock is not None, lock
 
 
 def process_folders(component: Path) -> list[Path]:

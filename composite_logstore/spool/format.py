@@ -35,6 +35,8 @@ LINE_BYTES = 64 * 1024 * 1024
 """The longest line. An event that needs more is shortened."""
 POSITION = re.compile(r"[a-z0-9_-]+\.settled")
 POSITION_BYTES = 30
+DUE = "due"
+"""The name of the file that says which events an agent delivers without waiting for fuller batches."""
 _PIECE_BYTES = 1 << 16
 _NUMBERED = re.compile(rb'[0-9a-f]{8} \["[^"]*","[^"]*",([0-9]{1,20}),')
 _HEX = re.compile(r"[0-9a-f]{1,32}"), re.compile(r"[0-9a-f]{1,16}")

@@ -13,6 +13,9 @@ process ends. Three facts follow, and this module relies on each:
 
 Two files are locked: `owner.lock` in the folder, and the folder itself where the file system can do that (NFS cannot).
 The lock of the folder counts where somebody has deleted `owner.lock`.
+
+A third file, `delivery.lock`, is in the folders of processes that let an agent deliver. Whoever holds its lock delivers
+the folder's events, while the process writes them: the process itself, or an agent.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from pathlib import Path
 from composite_logstore.spool.private_folder import PrivateFolder, identity_of
 
 LOCK = "owner.lock"
+DELIVERY_LOCK = "delivery.lock"
 _POLL_SECONDS = 0.01
 # Descriptor → the identity of the file that it had when it was locked.
 _held: dict[int, tuple[int, int]] = {}
@@ -117,6 +121,14 @@ def _release(descriptor: int) -> None:
             os.close(descriptor)
 
 
+def _is_in(folder: PrivateFolder, name: str, descriptor: int) -> bool:
+    identity = _held.get(descriptor)
+    try:
+        return identity is not None and folder.has(name, identity) and identity_of(os.fstat(descriptor)) == identity
+    except OSError:
+        return False
+
+
 class FolderLock:
     """A folder's lock, held by this process.
 
@@ -174,11 +186,7 @@ class FolderLock:
 
     def is_in(self, folder: PrivateFolder) -> bool:
         """Say whether this is still the folder's lock: its file is in place, and the descriptor still belongs to it."""
-        identity = _held.get(self.file)
-        try:
-            return identity is not None and folder.has(LOCK, identity) and identity_of(os.fstat(self.file)) == identity
-        except OSError:
-            return False
+        return _is_in(folder, LOCK, self.file)
 
     def has_renewed(self, folder: PrivateFolder) -> bool:
         """Lock a folder again whose `owner.lock` was taken away.
@@ -237,6 +245,61 @@ def _opened(folder: PrivateFolder, is_own: bool, is_guarded: bool | None) -> int
         # Not a file that a spool makes. It is renamed now, and set aside later.
         folder.rename(LOCK, f"{LOCK}-{secrets.token_hex(4)}")
     return folder.create_file(LOCK)
+
+
+class DeliveryLock:
+    """The lock of a folder's delivery, held by this process."""
+
+    def __init__(self, file: int) -> None:
+        """Use `create` or `acquire`."""
+        self._file = file
+
+    @classmethod
+    def create(cls, folder: PrivateFolder) -> DeliveryLock:
+        """Make the file in a folder that nobody else knows yet, and lock it.
+
+        Raises:
+            OSError: It cannot be made or locked.
+        """
+        os.close(folder.create_file(DELIVERY_LOCK))
+        lock = cls.acquire(folder)
+        if lock is None:
+            raise OSError(errno.EAGAIN, "another process holds its lock", str(folder.path / DELIVERY_LOCK))
+        return lock
+
+    @classmethod
+    def acquire(cls, folder: PrivateFolder) -> DeliveryLock | None:
+        """Lock the file of a folder.
+
+        Returns:
+            None if somebody else holds the lock.
+
+        Raises:
+            FileNotFoundError: The folder has no such file: its process lets nobody else deliver.
+            OSError: The file cannot be locked, or is not to be trusted.
+        """
+        file = folder.open_file(DELIVERY_LOCK, os.O_RDWR)
+        try:
+            # The file may have been exchanged before it was locked.
+            if not lock_file(file) or not folder.has(DELIVERY_LOCK, identity_of(os.fstat(file))):
+                return None
+            hold(file)
+            return cls(file)
+        finally:
+            if file not in _held:
+                os.close(file)
+
+    def is_in(self, folder: PrivateFolder) -> bool:
+        """Say whether this is still the folder's lock: its file is in place, and the descriptor still belongs to it."""
+        return _is_in(folder, DELIVERY_LOCK, self._file)
+
+    def release(self) -> None:
+        """Release the lock. Call this once: afterwards its descriptor may belong to another lock."""
+        with contextlib.suppress(OSError):
+            if _held.get(self._file) == identity_of(os.fstat(self._file)):
+                # A process that was just forked may still have a copy of the descriptor, so closing it would not do.
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        _release(self._file)
 
 
 def is_alive(folder: Path) -> bool:

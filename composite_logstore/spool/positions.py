@@ -1,4 +1,8 @@
-"""How far each child is: one file a child, with the number below which the child has acknowledged all events."""
+"""How far each child is: one file a child, with the number below which the child has acknowledged all events.
+
+The file `due` of a process that lets an agent deliver has the same form: its number says below which events the agent
+delivers without waiting for fuller batches.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import os
 from collections.abc import Iterable
 
 from composite_logstore.spool.format import (
+    DUE,
     POSITION_BYTES,
     decode_position,
     encode_position,
@@ -34,19 +39,21 @@ class Positions:
         """
         self.children = sorted(children)
         self._folder = folder
+        # The name of a file → the file.
         self._mapped: dict[str, Mapped] = {}
 
-    def create(self, folder: PrivateFolder) -> None:
+    def create(self, folder: PrivateFolder, with_due: bool) -> None:
         """Make and map the positions of all children, each 0.
 
         Args:
             folder: The spool's folder, wherever it is.
+            with_due: Whether to make the file `due`, too.
 
         Raises:
             OSError: A position cannot be made.
         """
-        for child in self.children:
-            self._mapped[child] = _created(folder, position_name(child), 0)
+        for name in [*map(position_name, self.children), *([DUE] if with_due else [])]:
+            self._mapped[name] = _created(folder, name, 0)
 
     def of(self, child: str) -> int:
         """Return the number below which the child has acknowledged all events, 0 if that is not known.
@@ -54,10 +61,27 @@ class Positions:
         Raises:
             OSError: The position cannot be read now.
         """
-        if child in self._mapped:
-            return decode_position(self._mapped[child].memory[:]) or 0
+        return self._read(position_name(child))
+
+    @property
+    def due(self) -> int:
+        """The number below which all events are due; 0 if there is none.
+
+        Raises:
+            OSError: It cannot be read now.
+        """
+        return self._read(DUE)
+
+    def _read(self, name: str) -> int:
+        if name in self._mapped:
+            return decode_position(self._mapped[name].memory[:]) or 0
         with self._folder.open() as folder:
-            return read_position(folder, child) or 0
+            return _position_in(folder, name) or 0
+
+    def demand(self, before: int) -> None:
+        """Have all events with numbers below `before` be due. Does nothing without a file `due` of this process."""
+        if DUE in self._mapped:
+            self._mapped[DUE].memory[:] = encode_position(before)
 
     def write(self, child: str, number: int) -> bool:
         """Note the number below which the child has acknowledged all events.
@@ -69,13 +93,13 @@ class Positions:
             OSError: The position cannot be written.
         """
         position = encode_position(number)
-        if child in self._mapped:
-            memory = self._mapped[child].memory
+        name = position_name(child)
+        if name in self._mapped:
+            memory = self._mapped[name].memory
             if memory[:] == position:
                 return False
             memory[:] = position
             return True
-        name = position_name(child)
         with self._folder.open() as folder:
             is_there = folder.status(name) is not None
             file = folder.open_file(name, os.O_WRONLY) if is_there else folder.create_file(name)
@@ -97,7 +121,7 @@ class Positions:
 
     def files(self) -> list[tuple[str, tuple[int, int]]]:
         """Return the name and the identity of each mapped file. Needs no lock: `list` is one C call."""
-        return [(position_name(child), position.identity) for child, position in list(self._mapped.items())]
+        return [(name, position.identity) for name, position in list(self._mapped.items())]
 
     def mend(self, folder: PrivateFolder) -> None:
         """Restore the mapped files that somebody has moved or removed. Their bytes are still in memory.
@@ -105,8 +129,8 @@ class Positions:
         Raises:
             OSError: A file cannot be made now.
         """
-        for child, position in list(self._mapped.items()):
-            self._mapped[child] = position.restored(folder, position_name(child))
+        for name, position in list(self._mapped.items()):
+            self._mapped[name] = position.restored(folder, name)
 
     def close(self) -> None:
         """Unmap all."""
@@ -121,8 +145,12 @@ def read_position(folder: PrivateFolder, child: str) -> int | None:
     Raises:
         OSError: The file cannot be read now. To take that for no position would deliver everything again.
     """
+    return _position_in(folder, position_name(child))
+
+
+def _position_in(folder: PrivateFolder, name: str) -> int | None:
     try:
-        with os.fdopen(folder.open_file(position_name(child), os.O_RDONLY), "rb") as file:
+        with os.fdopen(folder.open_file(name, os.O_RDONLY), "rb") as file:
             return decode_position(file.read(POSITION_BYTES + 1))
     except (FileNotFoundError, PermissionError):
         return None
