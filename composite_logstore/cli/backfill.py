@@ -21,7 +21,6 @@ from composite_logstore.cli.console import (
     warn,
 )
 from composite_logstore.cli.options import selected, selection_options
-from composite_logstore.cli.progress import Bars
 
 if TYPE_CHECKING:
     from composite_logstore.operations import Totals
@@ -69,6 +68,8 @@ def backfill(
     Exit code: 0 if no event is missing any more, or would be after '--dry-run', 1 if something could not be copied, 2
     for wrong usage, 3 if the backfill was stopped early.
     """
+    from composite_logstore.cli.progress import Bars
+
     selection = selected(run, since, until, everything)
     if slices and not pipeline:
         raise click.UsageError("'--slices' needs '--pipeline'.")

@@ -25,7 +25,6 @@ from composite_logstore.cli.console import (
     warn,
 )
 from composite_logstore.cli.options import Moment
-from composite_logstore.cli.progress import Bars
 from composite_logstore.inert import paragraph
 from composite_logstore.names import command
 
@@ -201,6 +200,8 @@ def _advance(
     tell: Callable[..., None],
     done: list[dict[str, str]],
 ) -> None:
+    from composite_logstore.cli.progress import Bars
+
     with Bars("migrate", say=tell) as bars:
         confirm = None if yes else bars.ask
         stages = operations.migrate(

@@ -1,11 +1,19 @@
-"""The bar that shows the progress of an operation."""
+"""The bars that show the progress of operations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -13,7 +21,9 @@ from composite_logstore.cli.console import ask, console, is_quiet, warn
 from composite_logstore.inert import inert
 
 if TYPE_CHECKING:
+    from composite_logstore.delivery.account import ChildStats
     from composite_logstore.operations import Progress
+    from composite_logstore.operations.inventory import LogStore
 
 
 class Bars(RichProgress):
@@ -62,6 +72,33 @@ class Bars(RichProgress):
         """Take the bar off the screen until the next call of `show`, and ask as `console.ask` does."""
         self.stop()
         return ask(question, abort)
+
+
+class DrainBars(RichProgress):
+    """A bar for each child in the folder that is being drained."""
+
+    def __init__(self) -> None:
+        """Create the bars; they are shown on a terminal alone."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        out = console()
+        super().__init__(*columns, console=out, transient=True, disable=not out.is_terminal or is_quiet())
+        self._shown: dict[str, TaskID] = {}
+
+    def show(self, store: LogStore, accounts: dict[str, ChildStats]) -> None:
+        """Show how the children stand. It is the operation's `progress` callback."""
+        if not accounts:
+            for task in self._shown.values():
+                self.remove_task(task)
+            self._shown.clear()
+        for child, account in accounts.items():
+            if child not in self._shown:
+                self._shown[child] = self.add_task(inert(f"{store.label}: {child}", ""), total=account.accepted)
+            self.update(self._shown[child], completed=account.accepted - account.pending)
 
 
 class _Events(ProgressColumn):

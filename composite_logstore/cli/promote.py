@@ -9,7 +9,6 @@ import click
 
 from composite_logstore import operations
 from composite_logstore.cli.console import NOTHING_CHANGED, Command, dry_run_option, output_option, say, say_json
-from composite_logstore.cli.progress import Bars
 from composite_logstore.names import command
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ def promote(store: str, child: str, force: bool, dry_run: bool, yes: bool, outpu
     Exit code: 0 if CHILD is the primary, or would be after '--dry-run', 1 if it was refused or you answered no, 2 for
     wrong usage, 3 if ZenML cannot be reached.
     """
+    from composite_logstore.cli.progress import Bars
+
     try:
         with Bars("verify") as bars:
             confirm = None if yes else partial(bars.ask, abort=True)

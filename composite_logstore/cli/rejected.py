@@ -16,6 +16,7 @@ from composite_logstore.cli.console import (
     NOTHING_CHANGED,
     Command,
     ask,
+    counted,
     dry_run_option,
     output_option,
     say,
@@ -39,10 +40,6 @@ def rejected() -> None:
 # Showing
 
 
-def _number(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _at(time_unix_nano: int) -> str:
     return datetime.fromtimestamp(time_unix_nano / 1e9, tz=timezone.utc).isoformat(timespec="seconds")
 
@@ -64,9 +61,9 @@ def _show(found: Iterable[RejectedEvents]) -> None:
                 "ones it rejected. '--uncertain' sends these, too."
             )
         if one.damaged:
-            say(f"Child '{one.child}': {_number(one.damaged, 'line')} cannot be read.")
+            say(f"Child '{one.child}': {counted(one.damaged, 'line')} cannot be read.")
         if one.discarded:
-            say(f"Child '{one.child}': {_number(one.discarded, 'older event')} had to make room for newer ones.")
+            say(f"Child '{one.child}': {counted(one.discarded, 'older event')} had to make room for newer ones.")
         if one.obstacle:
             say(f"Child '{one.child}': {one.obstacle}.")
 
@@ -259,9 +256,9 @@ def _say_retried(one: Retried, dry_run: bool) -> None:
     through = f" through '{one.taker}'" if one.taker and one.taker != one.child else ""
     if dry_run:
         if not one.obstacle:
-            say(f"{_number(one.delivered, 'event')} of child '{one.child}' would be sent{through}.")
+            say(f"{counted(one.delivered, 'event')} of child '{one.child}' would be sent{through}.")
     else:
-        parts = [f"{_number(one.delivered, 'event')} of child '{one.child}' delivered{through}"]
+        parts = [f"{counted(one.delivered, 'event')} of child '{one.child}' delivered{through}"]
         parts += [f"{number:,} rejected again ({reason})" for reason, number in one.rejected.items()]
         parts += [f"{number:,} withheld ({reason})" for reason, number in one.withheld.items()]
         say(f"{', '.join(parts)}.")
@@ -269,7 +266,7 @@ def _say_retried(one: Retried, dry_run: bool) -> None:
     if one.obstacle or left > 0:
         why = f": {one.obstacle}" if one.obstacle else ""
         left = one.remaining if one.obstacle else left
-        say(f"Child '{one.child}': {_number(left, 'rejected event')} remain{'s' if left == 1 else ''}{why}.")
+        say(f"Child '{one.child}': {counted(left, 'rejected event')} remain{'s' if left == 1 else ''}{why}.")
 
 
 @rejected.command(cls=Command, examples=["rejected purge logs live", "rejected purge logs --dry-run"])
@@ -309,7 +306,7 @@ def purge(store: str, child: str | None, dry_run: bool, yes: bool, output: str) 
 
 
 def _loss(found: Sequence[RejectedEvents]) -> str:
-    parts = [f"{_number(one.events, 'rejected event')} of child '{one.child}'" for one in found]
+    parts = [f"{counted(one.events, 'rejected event')} of child '{one.child}'" for one in found]
     if damaged := sum(one.damaged for one in found):
-        parts.append(f"{_number(damaged, 'line')} that cannot be read")
+        parts.append(f"{counted(damaged, 'line')} that cannot be read")
     return ", ".join(parts)

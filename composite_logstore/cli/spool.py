@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import click
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from composite_logstore import operations
 from composite_logstore.cli.console import (
@@ -20,9 +19,8 @@ from composite_logstore.cli.console import (
     Command,
     age,
     ask,
-    console,
+    counted,
     dry_run_option,
-    is_quiet,
     output_option,
     say,
     say_json,
@@ -30,7 +28,6 @@ from composite_logstore.cli.console import (
     status,
     warn,
 )
-from composite_logstore.inert import inert
 from composite_logstore.names import quoted
 
 if TYPE_CHECKING:
@@ -122,18 +119,14 @@ def _show(found: Iterable[Backlog], why: Why) -> None:
     for backlog in found:
         of_process, on_disk = [backlog.store.label, backlog.process], decimal(backlog.bytes)
         for part in backlog.parts:
-            numbers = [f"{len(part.streams):,}", f"{part.events:,}", on_disk, age(time.time() - part.oldest / 1e9)]
-            rows.append([*of_process, part.child, *numbers, why(backlog, part)])
+            counts = [f"{len(part.streams):,}", f"{part.events:,}", on_disk, age(time.time() - part.oldest / 1e9)]
+            rows.append([*of_process, part.child, *counts, why(backlog, part)])
             of_process, on_disk = ["", ""], ""
         if not backlog.parts:
             rows.append([*of_process, "", "", "", on_disk, "", why(backlog, None)])
-    counted = ["Streams", "Events", "On disk", "Age"]
+    numbers = ["Streams", "Events", "On disk", "Age"]
     if rows:
-        show_table(["Log store", "Process", "Child", *counted, "Why"], rows, counted)
-
-
-def _number(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+        show_table(["Log store", "Process", "Child", *numbers, "Why"], rows, numbers)
 
 
 def _show_damaged(homes: Iterable[Path]) -> list[Path]:
@@ -144,7 +137,7 @@ def _show_damaged(homes: Iterable[Path]) -> list[Path]:
     for home in homes:
         if files := damaged(home):
             size = decimal(sum(map(_size, files)))
-            say(f"Could not be read, and kept aside: {_number(len(files), 'file')} ({size}) in {files[0].parent}")
+            say(f"Could not be read, and kept aside: {counted(len(files), 'file')} ({size}) in {files[0].parent}")
             pieces += files
     return pieces
 
@@ -215,7 +208,7 @@ def list_(stores: tuple[str, ...], output: str) -> None:
     for backlog in found:
         if backlog.damaged:
             say(
-                f"{_number(backlog.damaged, 'piece')} of {backlog.folder} cannot be read. The intact events can be "
+                f"{counted(backlog.damaged, 'piece')} of {backlog.folder} cannot be read. The intact events can be "
                 f"delivered."
             )
     if not _show_damaged(folders) and not found:
@@ -251,10 +244,12 @@ def drain(stores: tuple[str, ...], children: tuple[str, ...], to: str | None, dr
     """
     if to and not children:
         raise click.UsageError("'--to' needs '--child': name the child whose events to deliver through it.")
+    from composite_logstore.cli.progress import DrainBars
+
     result = operations.Drained()
     is_interrupted = False
     try:
-        with _Bars() as bars:
+        with DrainBars() as bars:
             operations.drain(stores, children, to, dry_run=dry_run, progress=bars.show, notice=warn, result=result)
     except KeyboardInterrupt:
         if not result.folders:
@@ -337,39 +332,13 @@ def _show_plans(result: Drained) -> None:
 
 
 def _account(child: str, account: ChildStats, to: str | None) -> str:
-    delivered = f"{_number(account.delivered, 'event')} of child '{child}' delivered" + (
+    delivered = f"{counted(account.delivered, 'event')} of child '{child}' delivered" + (
         f" through '{to}'" if to else ""
     )
     rejected = [f"{number:,} rejected ({reason})" for reason, number in account.rejected_reasons.items()]
     withheld = [f"{number:,} withheld ({reason})" for reason, number in account.withheld_reasons.items()]
-    unreadable = [f"{_number(account.dropped, 'piece')} could not be read"] if account.dropped else []
+    unreadable = [f"{counted(account.dropped, 'piece')} could not be read"] if account.dropped else []
     return ", ".join([delivered, *rejected, *withheld, *unreadable])
-
-
-class _Bars(Progress):
-    """A bar for each child in the folder that is being drained."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        out = console()
-        super().__init__(*columns, console=out, transient=True, disable=not out.is_terminal or is_quiet())
-        self._shown: dict[str, TaskID] = {}
-
-    def show(self, store: LogStore, accounts: dict[str, ChildStats]) -> None:
-        """Show how the children stand. It is the operation's `progress` callback."""
-        if not accounts:
-            for task in self._shown.values():
-                self.remove_task(task)
-            self._shown.clear()
-        for child, account in accounts.items():
-            if child not in self._shown:
-                self._shown[child] = self.add_task(inert(f"{store.label}: {child}", ""), total=account.accepted)
-            self.update(self._shown[child], completed=account.accepted - account.pending)
 
 
 @spool.command("purge", cls=Command, examples=["spool purge --dry-run", "spool purge logs --child old"])
@@ -440,7 +409,7 @@ def _purge_set_aside(folders: Iterable[Path], children: Sequence[str], yes: bool
     if children:
         return
     pieces = [Path(file) for file in _set_aside(folders)] if is_json else _show_damaged(folders)
-    text = f"{_number(len(pieces), 'file')} could not be read. " if is_json else ""
+    text = f"{counted(len(pieces), 'file')} could not be read. " if is_json else ""
     if pieces and (yes or ask(f"{text}Delete this too?")):
         for piece in pieces:
             _delete(piece)
@@ -463,11 +432,11 @@ def _loss(found: Sequence[Backlog], children: Sequence[str]) -> str:
             events[part.child] += part.events
             streams.setdefault(part.child, set()).update(part.streams)
     lost = [
-        f"{_number(number, 'event')} of {_number(len(streams[child]), 'stream')} for child '{child}'"
+        f"{counted(number, 'event')} of {counted(len(streams[child]), 'stream')} for child '{child}'"
         for child, number in events.items()
     ]
     if pieces := sum(backlog.damaged for backlog in found):
-        lost.append(f"{_number(pieces, 'piece')} that cannot be read")
+        lost.append(f"{counted(pieces, 'piece')} that cannot be read")
     if not children:
         lost.append(f"{decimal(sum(backlog.bytes for backlog in found))} on disk")
     return ", ".join(lost)

@@ -12,7 +12,6 @@ import click
 from composite_logstore import operations
 from composite_logstore.cli.console import Command, output_option, resume, say, say_json, show_table, warn
 from composite_logstore.cli.options import NewFile, selected, selection_options
-from composite_logstore.cli.progress import Bars
 
 if TYPE_CHECKING:
     from composite_logstore.operations import ParitySummary
@@ -48,6 +47,8 @@ def verify(
     Exit code: 0 if the children hold the same events, 1 if there are differences, 2 for wrong usage, 3 if something
     could not be compared.
     """
+    from composite_logstore.cli.progress import Bars
+
     selection = selected(run, since, until, everything)
     summary = operations.ParitySummary()
     is_interrupted = False

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from composite_logstore import CompositeLogStoreConfig, UnavailableError
-from composite_logstore.cli import spool as commands
+from composite_logstore.cli import progress
 from composite_logstore.cli.main import main
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.event import Stream
@@ -426,7 +426,7 @@ def test_drain_finishes_running_exports_after_ctrl_c_and_resumes(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands._Bars, "show", interrupt)
+        patch.setattr(progress.DrainBars, "show", interrupt)
         result = machine.run("drain")
     assert result.exit_code == 1
     assert result.stderr.startswith("Interrupted.")
