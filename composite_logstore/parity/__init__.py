@@ -10,7 +10,7 @@ can scan yields chunks of raw records; any other is read page by page, with retr
 have no identity. They get a writer that is computed from the stream's ID, and are numbered in the order in which they
 lie.
 
-**Comparing** (`compare`, `holding`, `result`, `summary`).
+**Comparing** (`compare`, `holding`, `fields`, `result`, `summary`).
 
 1. Each child is scanned once, one after the other. Its `Holding` keeps the numbers, and for each block of 1,024 numbers
    of a writer the sum of the contents' hashes.
@@ -24,7 +24,9 @@ lie.
    one. `Holding` remembers which numbers lie between which two tokens, so that not the whole stream is read again.
 4. Events in which children differ are looked up once more for the report, at most `NAMED` of each kind.
 
-Children of the same raw format are compared in all fields, others in the fields that every reader shows.
+Children of the same raw format are compared in all fields, others in the fields that every reader shows. A text that
+one of them masks is compared by the pieces between the masks (`fields`), since the comparison knows no secrets. The
+other events need no more than their hashes in memory; redacted ones are read once more, some MiB at a time.
 
 **Copying** (`backfill`, `sender`, `ledger`). A backfill reads the source once, and sends each event that the target
 does not hold, unless the target's settings do not expect it, or it is too old for the target's backend. IDs and

@@ -10,61 +10,35 @@ from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zenml.exceptions import DoesNotExistException
 
 from composite_logstore import clock
-from composite_logstore.backend import BACKFILLED, PAGES
-from composite_logstore.event import LogEvent, Stream, stripped
+from composite_logstore.backend import PAGES
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.intervals import Intervals
-from composite_logstore.parity.holding import BLOCK, BLOCK_BITS, MASK, Holding, shown
+from composite_logstore.parity.fields import Seen, differing, hash_of
+from composite_logstore.parity.holding import BLOCK, BLOCK_BITS, MASK, Holding
 from composite_logstore.parity.result import NAMED, ChildParity, Difference, StreamParity, Tell
 from composite_logstore.parity.scan import Source, foreign_writer, is_foreseen
-from composite_logstore.processing.redaction import is_redacted
-from composite_logstore.processing.repeats import MOST_REMEMBERED, REPEATED, Repeats
+from composite_logstore.processing.repeats import MOST_REMEMBERED, Repeats
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
 
-_MOST_BLOCKS = 2_048
+_MOST_BLOCKS = 4_096
+"""Of how many blocks the events are compared one by one at a time: 32 MiB of hashes for each child."""
+
+_MOST_BYTES = 32 * 1024 * 1024
+"""Roughly how many bytes of redacted events are compared at a time."""
+
 _ROUNDS = 3
 
 _STRIPPED = (
     ": they come without 'zenml.log.writer' or 'zenml.log.sequence'. Let no processor of the collector remove them"
 )
-
-
-_SHOWN = ("sequence", "message", "level", "logger", "time", "file", "line")
-
-
-def _whole(event: LogEvent) -> tuple[Any, ...]:
-    """Return all fields of an event, for children that share a format."""
-    plain = stripped(event)
-    attributes = {**event.attributes, **event.metadata}
-    for own in (BACKFILLED, REPEATED):
-        attributes.pop(own, None)
-    return (
-        *shown(event),
-        event.time_unix_nano,
-        event.level,
-        event.level_name,
-        plain.message,
-        event.function,
-        plain.exception,
-        event.trace,
-        repr(sorted(attributes.items())),
-    )
-
-
-def _bare(event: LogEvent) -> tuple[Any, ...]:
-    """Return the fields of an event that no redaction masks, for children of which some mask the others."""
-    return event.sequence, max(0, min(event.level // 10 * 10, 50)), event.time_unix_nano // 1000
-
-
-_BARE = ("sequence", "level", "time")
-_WHOLE = (*_SHOWN, "time", "level", "level", "message", "function", "exception", "trace", "attributes")
 
 
 class _Comparison:
@@ -85,10 +59,9 @@ class _Comparison:
         self._is_in_progress = is_in_progress
         formats = {source.scanner.scan_format for source in sources}
         self._is_raw = len(formats) == 1 and PAGES not in formats
-        self._fields = _whole if self._is_raw else shown
-        self._names = _WHOLE if self._is_raw else _SHOWN
         self._is_thinned = any(source.config.is_thinned for source in sources)
         self._sources = sources
+        self._masks = {source.name: source.masks() for source in sources}
         self._holdings = {source.name: self._holding_of(source) for source in sources}
         children = {name: holding.child for name, holding in self._holdings.items()}
         self.result = StreamParity(str(logs.id), label, children)
@@ -273,32 +246,75 @@ class _Comparison:
         for writer, block in blocks:
             wanted.setdefault(writer, Intervals()).add(block << BLOCK_BITS, (block << BLOCK_BITS) + BLOCK - 1)
         for name in list(self._holdings):
-            # For each event two numbers: of all its fields, and of those that no redaction masks.
-            found[name] = {key: array("Q", bytes(16 * BLOCK)) for key in blocks}
-            redact = self._holdings[name].source.config.redact
-            for event in self._again(name, wanted):
-                if event.progress and self._is_thinned:
-                    continue
+            found[name] = {key: array("Q", bytes(8 * BLOCK)) for key in blocks}
+            are_masks_in = self._masks[name].are_in
+            for event in self._compared(name, wanted):
+                # The last bit says whether the event is redacted. 0 stands for one that the child does not hold.
+                hashed = hash_of(event, self._is_raw) << 1 & MASK or 2
                 of_block = found[name][event.writer, event.sequence >> BLOCK_BITS]
-                place = 2 * (event.sequence & (BLOCK - 1))
-                # Of duplicates the first counts. 0 stands for an event that the child does not hold, and for all fields
-                # of one that it holds redacted.
-                if not of_block[place + 1]:
-                    of_block[place] = 0 if is_redacted(event, redact) else hash(self._fields(event)) & MASK or 1
-                    of_block[place + 1] = hash(_bare(event)) & MASK or 1
+                of_block[event.sequence & (BLOCK - 1)] = hashed | are_masks_in(event)
+        # A child with redacted events, and the one that they are compared with → a writer → their numbers.
+        redacted: dict[tuple[str, str], dict[str, Intervals]] = {}
         names = list(self._holdings)
         for writer, block in blocks:
             for place in range(BLOCK):
-                arrays = ((name, found[name][writer, block]) for name in names)
-                said = [(name, of[2 * place], bare) for name, of in arrays if (bare := of[2 * place + 1])]
+                said = [(name, hashed) for name in names if (hashed := found[name][writer, block][place])]
                 # What is compared with others should be whole.
-                said.sort(key=lambda one: not one[1])
-                for other, whole, bare in said[1:]:
-                    if (whole != said[0][1]) if whole else (bare != said[0][2]):
-                        child = self.result.children[other]
-                        child.different += 1
-                        if child.different <= NAMED:
-                            self._name("different", other, [(writer, (block << BLOCK_BITS) + place)])
+                said.sort(key=lambda one: one[1] & 1)
+                sequence = (block << BLOCK_BITS) + place
+                for other, hashed in said[1:]:
+                    if hashed == said[0][1]:
+                        continue
+                    if hashed & 1:
+                        of_pair = redacted.setdefault((other, said[0][0]), {})
+                        of_pair.setdefault(writer, Intervals()).add(sequence, sequence)
+                    else:
+                        self._differs(other, writer, sequence)
+        for (name, reference), numbers in redacted.items():
+            self._compare_redacted(name, reference, numbers)
+
+    def _compare_redacted(self, name: str, reference: str, wanted: dict[str, Intervals]) -> None:
+        """Compare redacted events of a child by what is not masked in them."""
+        waiting: dict[tuple[str, int], LogEvent] = {}
+        size = 0
+        for event in self._compared(name, wanted):
+            waiting[event.writer, event.sequence] = event
+            size += event.size
+            if size > _MOST_BYTES:
+                self._compare_waiting(name, reference, waiting)
+                waiting, size = {}, 0
+        self._compare_waiting(name, reference, waiting)
+
+    def _compare_waiting(self, name: str, reference: str, waiting: dict[tuple[str, int], LogEvent]) -> None:
+        wanted: dict[str, Intervals] = {}
+        for writer, sequence in waiting:
+            wanted.setdefault(writer, Intervals()).add(sequence, sequence)
+        for event in self._compared(reference, wanted):
+            redacted = waiting[event.writer, event.sequence]
+            if self._differing(name, redacted, reference, event):
+                self._differs(name, event.writer, event.sequence)
+
+    def _differing(self, name: str, event: LogEvent, reference: str, other: LogEvent) -> list[str]:
+        """Return the names of the fields in which two children's events differ otherwise than by what is masked."""
+        seen = Seen(event, self._masks[name].pieces_of(event))
+        return differing(seen, Seen(other, self._masks[reference].pieces_of(other)), self._is_raw)
+
+    def _differs(self, name: str, writer: str, sequence: int) -> None:
+        child = self.result.children[name]
+        child.different += 1
+        if child.different <= NAMED:
+            self._name("different", name, [(writer, sequence)])
+
+    def _compared(self, name: str, wanted: dict[str, Intervals]) -> Iterator[LogEvent]:
+        """Read a child again, and yield those of these events whose contents count. Of duplicates the first does."""
+        if name not in self._holdings:
+            return
+        read: dict[str, Intervals] = {writer: Intervals() for writer in wanted}
+        for event in self._again(name, wanted):
+            if event.sequence in read[event.writer] or (event.progress and self._is_thinned):
+                continue
+            read[event.writer].add(event.sequence, event.sequence)
+            yield event
 
     def _again(self, name: str, wanted: dict[str, Intervals]) -> Generator[LogEvent]:
         """Read a child again, and yield these events. A child that fails now is left out of the comparison."""
@@ -343,13 +359,10 @@ class _Comparison:
                 # What is compared with others is whole, if a child holds it so.
                 reference = min(
                     (name for name in self.result.children if name in by_child),
-                    key=lambda name: is_redacted(by_child[name], None),
+                    key=lambda name: self._masks[name].are_in(by_child[name]),
                 )
-                event, other = by_child[reference], by_child[named.child]
-                pairs = zip(self._names, self._fields(event), self._fields(other), strict=True)
-                differ = list(dict.fromkeys(field for field, one, another in pairs if one != another))
-                if is_redacted(other, None):
-                    differ = [field for field in differ if field in _BARE]
+                other = by_child[named.child]
+                differ = self._differing(named.child, other, reference, by_child[reference])
                 named.detail = f"{', '.join(differ)}: not as in '{reference}'"
                 if "[shortened by " in other.text[-40:] and "message" in differ:
                     named.detail += " (its backend had to shorten it)"

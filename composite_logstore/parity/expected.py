@@ -8,7 +8,6 @@ from composite_logstore.backend import PAGES
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.parity.scan import PageScanner, Source
-from composite_logstore.processing.redaction import is_redacted
 
 
 class Expectation:
@@ -30,6 +29,7 @@ class Expectation:
             stream: Their stream, with its attributes.
         """
         self._source = source
+        self._masks = source.masks()
         self.doubt = ""
         if isinstance(source.scanner, PageScanner):
             child = _without_own_attributes(child, stream)
@@ -50,7 +50,7 @@ class Expectation:
             event: The event, as the other child shows it.
             content: The record that it was read from.
         """
-        if self._has_rules and is_redacted(event, self._source.config.redact):
+        if self._has_rules and self._masks.are_in(event):
             # The rules saw the text as it was.
             self.doubt = f"'drop' or 'keep' may exclude it: '{self._source.name}' shows it with secrets masked"
             return True

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from composite_logstore.ansi import without_escapes
 from composite_logstore.backend import BACKFILLED, PAGES, Scanned
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.intervals import Intervals
 from composite_logstore.parity.expected import Expectation
+from composite_logstore.parity.fields import shown
 from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, ChildParity, Tell
 from composite_logstore.parity.scan import Source, as_event, numbered
 
@@ -297,12 +297,3 @@ class Holding:
             else:
                 middle = (first + last) // 2
                 pieces += [(first, of_first, middle, classes(middle)), (middle + 1, classes(middle + 1), last, of_last)]
-
-
-def shown(event: LogEvent | None) -> tuple[Any, ...]:
-    """Return the fields of an event that every reader shows. Escape sequences do not count: a child may do without."""
-    if event is None:
-        return ()
-    level = max(0, min(event.level // 10 * 10, 50))
-    place = (event.file, event.line) if event.file else ("", 0)
-    return (event.sequence, without_escapes(event.text), level, event.logger_name, event.time_unix_nano // 1000, *place)

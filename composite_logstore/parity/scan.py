@@ -28,6 +28,7 @@ from composite_logstore.backend import (
 from composite_logstore.bounds import Bounds
 from composite_logstore.delivery.backoff import PASSING, READ_ATTEMPTS, seconds_until_read
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.processing.redaction import Masks
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Source(NamedTuple):
     in_order: bool
     config: ChildConfig
     close: Callable[[], None]
+
+    def masks(self) -> Masks:
+        """Return what tells where something is masked in the child's events."""
+        return Masks(self.config.redact, self.scanner.scan_format != PAGES)
 
 
 def open_source(child: ChildConfig) -> Source:

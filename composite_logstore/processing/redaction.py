@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -52,6 +52,10 @@ _MASKED_SOMEWHERE = re.compile(r"\[redacted:[a-z0-9_-]+\]")
 _MASKED = re.compile(r"\*+|\[redacted:[a-z0-9_-]+\]")
 # In the metadata of an event between two steps, and never in what a child gets.
 _KEY_LINE_MARK = "zenml.log.key_line"
+
+Pieces = Callable[[str], Sequence[str]]
+"""Returns the pieces of a text between which something is masked: the text as a whole if nothing is."""
+
 _IDS = frozenset({"log.record.uid", "zenml.log.writer", "zenml.log.sequence"})
 
 
@@ -440,19 +444,45 @@ def _occurrences(part: str, text: str) -> Iterator[int]:
         begin = text.find(part, begin + 1)
 
 
-def is_redacted(event: LogEvent, settings: RedactSettings | None) -> bool:
-    """Return whether something in an event that was read from a child may be masked.
+class Masks:
+    """Tells what is masked in the events that a child shows."""
 
-    Args:
-        event: The event. Some readers return no attributes.
-        settings: The child's redaction as it is now; None if it has none.
-    """
-    if REDACTED in event.metadata or REDACTED in event.attributes:
-        return True
-    text = event.text
-    if _MASKED_SOMEWHERE.search(text):
-        return True
-    return settings is not None and any(own.masked_as in text for own in settings.patterns)
+    def __init__(self, settings: RedactSettings | None, shows_attributes: bool) -> None:
+        """Prepare.
+
+        Args:
+            settings: The child's redaction as it is now; None if it has none.
+            shows_attributes: Whether its events come with their attributes, which say what was masked.
+        """
+        own = settings.patterns if settings is not None else []
+        self._known = {SECRET, *(one.name for one in FORMATS), *(one.name for one in own)}
+        replacements = [re.escape(one.masked_as) for one in own]
+        self._mask = re.compile("|".join([_MASKED_SOMEWHERE.pattern, *sorted(replacements, key=len, reverse=True)]))
+        self._shows_attributes = shows_attributes
+
+    def are_in(self, event: LogEvent) -> bool:
+        """Return whether something in an event may be masked."""
+        if self._shows_attributes:
+            return REDACTED in event.metadata or REDACTED in event.attributes
+        return self._mask.search(event.text) is not None
+
+    def pieces_of(self, event: LogEvent) -> Pieces:
+        """Return what tells the pieces of the event's texts between which something is masked."""
+        if not self.are_in(event):
+            return _as_one
+        names = event.metadata.get(REDACTED, event.attributes.get(REDACTED, []))
+        if isinstance(names, list) and not self._known.issuperset(map(str, names)):
+            # The settings were others, and had a replacement that is unknown now.
+            return _as_none
+        return self._mask.split
+
+
+def _as_one(text: str) -> list[str]:
+    return [text]
+
+
+def _as_none(text: str) -> list[str]:
+    return ["", ""]
 
 
 def _masked(text: str, spans: Sequence[_Span]) -> str:

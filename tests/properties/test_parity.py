@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,13 +14,15 @@ from hypothesis import strategies as st
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
 
 from composite_logstore import LogEvent, Scanned, Stream
+from composite_logstore.event import ExceptionInfo
 from composite_logstore.intervals import Intervals
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.holding import Holding
 from composite_logstore.parity.result import NAMED, StreamParity
 from composite_logstore.parity.scan import Source, open_source
+from composite_logstore.processing.known_secrets import KnownSecrets
 from composite_logstore.processing.processor import Processed
-from composite_logstore.processing.redaction import Redact
+from composite_logstore.processing.redaction import Masks, Redact
 from composite_logstore.processing.settings import RedactSettings
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore_artifact import reader as artifact_reader
@@ -177,16 +180,121 @@ def test_what_is_held_takes_little_more_memory_for_more_events(tmp_path: Path, m
     assert len(holding._stretches) == 51
 
 
+# Redaction
+
+FOREIGN = "\u00a7"
+"""A character that is nowhere else."""
+
+words = st.text("ab 5=_\n\x1b[m", max_size=6)
+values = st.sampled_from(["Kq7-sesame", "AKIA" + "ABCD2345" * 2, "mysql://etl:sw0rdfish@db/x", "user=anna", "plain"])
+texts = st.builds("".join, st.lists(words | values, min_size=1, max_size=4))
+plain_values = st.recursive(
+    texts | st.integers(0, 99) | st.just(4_111_222_233_334_444) | st.booleans() | st.none() | st.just(float("nan")),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+REDACTIONS = (
+    {},
+    {"formats": []},
+    {"secrets": False},
+    {"patterns": [{"name": "user", "pattern": r"user=(?P<secret>\w+)", "replacement": "somebody"}]},
+    {"patterns": [{"name": "card", "pattern": r"\d{16}"}, {"name": "mail", "pattern": "b+", "replacement": "="}]},
+)
+MUTATED = ("message", "stacktrace", "attribute", "name", "logger_name", "function", "time", "level", "line")
+
+
+@st.composite
+def whole_events(draw: st.DrawFn, stream: Stream) -> LogEvent:
+    event = make_events([draw(texts)], stream, draw(st.integers(0, 3)))[0]
+    return event._replace(
+        exception=draw(st.none() | st.builds(ExceptionInfo, texts, texts, texts)),
+        attributes=draw(st.dictionaries(texts, plain_values, max_size=3)),
+        logger_name=draw(texts),
+        function=draw(texts),
+    )
+
+
+def masked_by(settings: RedactSettings, event: LogEvent) -> LogEvent:
+    secrets = KnownSecrets()
+    secrets.note("a secret", "Kq7-sesame")
+    batch = Processed([event])
+    Redact(settings, secrets).process(batch)
+    return batch.events[0]
+
+
+def mutated(data: st.DataObject, event: LogEvent, field: str, masks: Masks) -> LogEvent | None:
+    """Return the event with a difference that is in no masked part of it; None if there is no place for one."""
+
+    def other(text: str) -> str:
+        pieces = masks.pieces_of(event)(text)
+        if pieces == ["", ""]:
+            return text
+        at = data.draw(st.sampled_from(sorted({0, len(pieces[0]), len(text)})))
+        return text[:at] + FOREIGN + text[at:]
+
+    attributes, error = dict(event.attributes), event.exception
+    texts = [name for name, value in attributes.items() if isinstance(value, str)]
+    match field:
+        case "time":
+            return event._replace(time_unix_nano=event.time_unix_nano + 5_000_000)
+        case "level":
+            return event._replace(level=40, level_name="ERROR")
+        case "line":
+            return event._replace(line=event.line + 1)
+        case "stacktrace":
+            return error and event._replace(exception=error._replace(stacktrace=other(error.stacktrace)))
+        case "attribute":
+            return (
+                event._replace(attributes={**attributes, texts[0]: other(str(attributes[texts[0]]))}) if texts else None
+            )
+        case "name":
+            return event._replace(attributes={**attributes, FOREIGN: 1})
+        case _:
+            return event._replace(**{field: other(getattr(event, field))})
+
+
+@given(st.data(), st.sampled_from(REDACTIONS), st.none() | st.sampled_from(REDACTIONS), st.booleans())
+def test_a_redacted_event_differs_in_what_is_not_masked_and_in_nothing_else(
+    data: st.DataObject, redact: dict[str, Any], redact_other: dict[str, Any] | None, are_archives: bool
+) -> None:
+    stream = make_stream()
+    event = data.draw(whole_events(stream))
+    settings = {"whole": None, "live": RedactSettings.model_validate(redact), "other": None}
+    if redact_other is not None:
+        settings["other"] = RedactSettings.model_validate(redact_other)
+    if data.draw(st.booleans()):
+        del settings["whole"]
+    events = {name: masked_by(of_child, event) if of_child else event for name, of_child in settings.items()}
+    field = data.draw(st.none() | st.sampled_from(MUTATED if are_archives else ("message", "time", "level")))
+    changed = mutated(data, events["live"], field, Masks(settings["live"], True)) if field else None
+    is_changed = changed not in (None, events["live"])
+    events["live"] = changed or events["live"]
+    with tempfile.TemporaryDirectory() as root:
+        sources = []
+        for name, shown in events.items():
+            source = archived(name, [shown], stream, Path(root)) if are_archives else simulated(name, [shown])
+            config = source.config.model_copy(update={"redact": settings[name]})
+            sources.append(source._replace(config=config))
+        different = sum(child.different for child in compare(make_logs(stream), "", sources).children.values())
+    if "whole" in settings or redact_other is None:
+        assert different == is_changed
+    else:
+        # What one of them masks may be what differs.
+        assert different <= is_changed
+
+
 @pytest.mark.parametrize("are_archives", [True, False])
-def test_redacted_events_are_compared_by_everything_but_their_texts(are_archives: bool, tmp_path: Path) -> None:
+def test_redacted_events_are_compared_by_everything_but_what_is_masked(are_archives: bool, tmp_path: Path) -> None:
     stream = make_stream()
     messages = [f"said {number}" for number in range(20)]
     whole = make_events(messages, stream)
-    step = Redact(RedactSettings.model_validate({"patterns": [{"name": "own", "pattern": "said [5-9]$"}]}))
+    redact = RedactSettings.model_validate({"patterns": [{"name": "own", "pattern": "said [5-9]$"}]})
+    step = Redact(redact)
     batch = Processed(list(whole))
     step.process(batch)
     masked = batch.events
     # Neither a change beside what is masked, nor one of a masked event in other fields, is overlooked.
+    masked[5] = masked[5]._replace(message=f"{masked[5].message} twice")
     masked[2] = masked[2]._replace(message="changed")
     masked[6] = masked[6]._replace(time_unix_nano=masked[6].time_unix_nano + 5_000_000)
     children = {"live": masked, "archive": whole, "other": [*whole[:7], whole[7]._replace(message="odd"), *whole[8:]]}
@@ -194,14 +302,16 @@ def test_redacted_events_are_compared_by_everything_but_their_texts(are_archives
         sources = [archived(name, events, stream, tmp_path) for name, events in children.items()]
     else:
         sources = [simulated(name, events) for name, events in children.items()]
+    sources[0] = sources[0]._replace(config=sources[0].config.model_copy(update={"redact": redact}))
     result = compare(make_logs(stream), "", sources)
     assert {name: (child.missing, child.different) for name, child in result.children.items()} == {
-        "live": (0, 1),
+        "live": (0, 2),
         "archive": (0, 1),
         "other": (0, 2),
     }
     details = {(one.child, one.sequence): one.detail for one in result.differences}
     assert {key: detail.partition(":")[0] for key, detail in details.items()} == {
+        ("live", 5): "message",
         ("live", 6): "time",
         ("archive", 2): "message",
         ("other", 2): "message",
