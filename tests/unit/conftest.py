@@ -7,6 +7,8 @@ import pytest
 from composite_logstore import log_store
 from composite_logstore.capture.open_streams import here
 from composite_logstore.delivery import writers
+from composite_logstore.operations import asking
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +18,12 @@ def _no_zenml_client(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(GlobalConfiguration, "is_initialized", property(lambda _: False))
     monkeypatch.setattr(log_store, "_active_artifact_store_id", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine even a simulated backend may answer late."""
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from composite_logstore import zenml
 from composite_logstore.ansi import without_escapes
 from composite_logstore.capture import lines
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from tests.patience import PATIENCE_SECONDS
 from tests.simulation import Context, Machine, assert_accounts_add_up, dispatch, make_child, make_store
 from tests.watching import wait_until
 
@@ -40,7 +41,10 @@ def wrapped(name: str) -> io.StringIO:
 
 
 @pytest.fixture(autouse=True)
-def _streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "clock" not in request.fixturenames:
+        # On a busy machine a second may pass between two prints.
+        monkeypatch.setattr(lines, "HELD_SECONDS", PATIENCE_SECONDS)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, wrapped(name))
     monkeypatch.setattr(logging.root, "level", logging.INFO)
