@@ -410,3 +410,5 @@ class Journal:
         with self.lock:
             for delivery in self.deliveries:
                 delivery.end_stream(stream, self._next_number)
+            if self.spilling:
+                self.spilling.end_stream(stream, self._next_number)

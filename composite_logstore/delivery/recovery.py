@@ -27,6 +27,7 @@ from composite_logstore.inert import described, inert
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
+from composite_logstore.spool.format import Ended
 from composite_logstore.spool.private_folder import UntrustedError
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
@@ -80,9 +81,10 @@ class RecoveredJournal:
         return Delivery(config, lambda: self._accepted[name], clock.random(name), True, before, self._batch_bytes)
 
     def _count(self) -> None:
-        """Count the accepted events of each child from its position on, and announce the end of all streams."""
+        """Count the accepted events of each child from its position on, and announce the ends of all streams."""
         lost = dict.fromkeys(self._accepted, 0)
         acknowledged = {delivery.name: self.spool.acknowledged(delivery.name) for delivery in self.deliveries}
+        # The streams with events behind which there is no mark that they have ended.
         streams: set[Stream] = set()
         # A progress bar → the second and the number of its last update, since only the last of each second counts.
         latest: dict[Bar, tuple[int, int]] = {}
@@ -97,6 +99,11 @@ class RecoveredJournal:
                     if last + 1 >= before:
                         self._accepted[name] += item.lines
                         lost[name] += item.lines
+                continue
+            if isinstance(item, Ended):
+                streams.discard(item.stream)
+                for delivery in self.deliveries:
+                    delivery.end_stream(item.stream, last + 1)
                 continue
             last = item.number
             streams.add(item.stream)

@@ -12,7 +12,7 @@ from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.schedule import Schedule
 from composite_logstore.delivery.space import MakesRoom, Space, drop_oldest_segment
 from composite_logstore.delivery.states import Load
-from composite_logstore.event import LogEvent, abridged
+from composite_logstore.event import LogEvent, Stream, abridged
 from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool, Standing
 from composite_logstore.spool.format import LINE_BYTES, EventTooLongError, UnstorableEventError
@@ -23,6 +23,8 @@ _MOST_AT_ONCE = 200
 """How many events the keeper writes under the journal's lock at a time, which bounds how long `emit` waits for it."""
 _MOST_WHEN_LATE = 2_000
 """How many events another thread writes at a time if the keeper is late: more than it numbers, so it catches up."""
+_MOST_ENDED = 10_000
+"""Of how many streams it is remembered that they have ended."""
 _NO_SPARE_SECONDS = 1.0
 """How long to wait after a spare segment could not be allocated."""
 
@@ -81,12 +83,16 @@ class Spilling:
         self.most_unwritten = 0 if settings.write_ahead else smallest - 1
         self._most_waiting = smallest - 1
         self._is_write_ahead = settings.write_ahead
-        self._may_try = True
+        self._may_try = self._may_mark = True
         self._is_writing = False
         self.spool: Spool | None = None
         self.error: Exception | None = None
         self.unstorable: Exception | None = None
         self.others: Sequence[MakesRoom] = ()
+        # Streams that have ended → the number below which their events are; and those whose mark is not written yet.
+        self._ended: dict[Stream, int] = {}
+        self._unmarked: dict[Stream, int] = {}
+        self._is_closed = False
         self._deliveries = deliveries
         self.settings = settings
         self._writer = writer
@@ -146,27 +152,77 @@ class Spilling:
             return False
         self._is_writing = True
         try:
-            # With `write_ahead` no child can have an event that was just logged.
-            acknowledged = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
-            unwritten = self.unwritten
-            while unwritten and (event := unwritten[0]).number < before:
-                if not most:
-                    return True
-                if event.number >= acknowledged:
-                    spool = self.spool
-                    if not self._append(event):
-                        if spool is not None and self.spool is None:
-                            # The folder was gone. Its events are unwritten again, and come first.
-                            continue
-                        # There may be room later for those that all queues still have.
-                        while len(unwritten) > self._most_waiting:
-                            unwritten.popleft()
-                        return False
-                    most -= 1
-                unwritten.popleft()
-            return False
+            is_more = self._write(before, most)
+            self._write_marks()
+            return is_more
         finally:
             self._is_writing = False
+
+    def _write(self, before: float, most: float) -> bool:
+        # With `write_ahead` no child can have an event that was just logged.
+        acknowledged = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
+        unwritten = self.unwritten
+        while unwritten and (event := unwritten[0]).number < before:
+            if not most:
+                return True
+            if self._unmarked:
+                self._write_marks()
+            if event.number >= acknowledged:
+                spool = self.spool
+                if not self._append(event):
+                    if spool is not None and self.spool is None:
+                        # The folder was gone. Its events are unwritten again, and come first.
+                        continue
+                    # There may be room later for those that all queues still have.
+                    while len(unwritten) > self._most_waiting:
+                        unwritten.popleft()
+                    return False
+                most -= 1
+            unwritten.popleft()
+        return False
+
+    # Marks
+
+    def open_stream(self, stream: Stream) -> None:
+        """Note that a stream gets events, even if it has ended before."""
+        self._ended.pop(stream, None)
+        self._unmarked.pop(stream, None)
+        if self.spool is not None:
+            self.spool.segments.open_again(stream)
+
+    def end_stream(self, stream: Stream, before: int) -> None:
+        """Write behind the events of a stream, once they are on disk or need not be, that it has ended.
+
+        Args:
+            stream: The stream.
+            before: The number below which its events are.
+        """
+        for ended in (self._ended, self._unmarked):
+            # The numbers ascend.
+            ended.pop(stream, None)
+            ended[stream] = before
+            if len(ended) > _MOST_ENDED:
+                del ended[next(iter(ended))]
+        self.write(inf if self._is_write_ahead else 0)
+
+    def _write_marks(self) -> None:
+        """Write the marks whose events are on disk, or acknowledged. No event makes room for a mark."""
+        if not (self._unmarked or self._is_closed) or not self._may_mark:
+            return
+        spool = self.spool
+        number = self.unwritten[0].number if self.unwritten else inf
+        try:
+            for stream, before in list(self._unmarked.items()):
+                if before > number:
+                    break
+                if spool is not None:
+                    spool.segments.end(stream, self._space.take)
+                del self._unmarked[stream]
+            if spool is not None and self._is_closed:
+                spool.segments.mark_closed(self._space.take)
+        except OSError:
+            # As in `_append`.
+            self._may_mark = False
 
     @property
     def room(self) -> int:
@@ -232,8 +288,8 @@ class Spilling:
             self.abandon_folder()
 
     def try_again(self) -> None:
-        """Try to write the next event, even if the last attempt failed."""
-        self._may_try = True
+        """Try to write the next event or mark, even if the last attempt failed."""
+        self._may_try = self._may_mark = True
 
     # The folder
 
@@ -341,6 +397,7 @@ class Spilling:
 
     def write_rest(self) -> None:
         """Write all events that some child needs, for the next process. Later events are written at once."""
+        self._is_closed = True
         self.try_again()
         self.write()
         self.most_unwritten = 0
@@ -350,6 +407,8 @@ class Spilling:
 
     def release(self) -> None:
         """Release the folder, for the next process or another writer of this one."""
+        self._is_closed = True
+        self.write(0)
         spool, self.spool = self.spool, None
         if spool is not None:
             spool.close()
@@ -357,7 +416,9 @@ class Spilling:
     def _new_folder(self) -> Spool:
         names = [delivery.name for delivery in self._deliveries]
         self.spool = Spool.create(self.settings.component, self._writer, names)
+        self._unmarked = dict(self._ended)
         self.acknowledge_all()
+        self._write_marks()
         return self.spool
 
     def _has_room(self, size: int) -> bool:

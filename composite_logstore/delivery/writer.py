@@ -113,6 +113,8 @@ class Writer:
             level = self._config.stderr_level
             new = Stream(id, metadata, artifact_store_id, level if level == "detect" else LoggingLevels[level].value)
             stream = self._streams.setdefault(id, new)
+            if self._journal.spilling:
+                self._journal.spilling.open_stream(stream)
             stream.metadata = metadata
             return stream
 

@@ -15,7 +15,6 @@ from composite_logstore.catalog.reach import check_server, why_unreached
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.event import LogEvent
-from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.spool.lock import is_alive
 from composite_logstore.spool.private_folder import UntrustedError
@@ -394,7 +393,7 @@ def _look(backlog: Backlog) -> None:
         why = obstacle(backlog.store, name) or _NOT_DELIVERED
         backlog.parts.append(ChildBacklog(name, configs.get(name), why, spool.acknowledged(name)))
     for item in spool.reader.scan():
-        if not isinstance(item, Damage):
+        if isinstance(item, LogEvent):
             for part in backlog.parts:
                 part.count(item)
     backlog.bytes = spool.segments.size

@@ -38,6 +38,7 @@ This is the theory of operation. The modules:
     settings         where the spool of a log store is, and how large it may be
     private_folder   opens folders and files, and trusts none unseen
     mapped, streams  files that are mapped into memory; one object for each stream
+    marks            which streams have ended, and whether the process has
 
 States of a folder
 ------------------
@@ -64,9 +65,11 @@ Invariants
    count as dropped). So a child finds all events from its position on, unless the account says otherwise.
 4. A position never says more than the child has acknowledged. It may say less: a process that dies between an export
    and the note of it has that batch sent again. Duplicates are possible, gaps are not.
-5. All bytes of a segment are allocated before any is written. Writing to an unallocated page of a full disk would kill
+5. Each segment names the open streams, a hundred at most, and whether the process has ended in order. So the segments
+   that are left say both, however many were removed. A mark makes no event give way.
+6. All bytes of a segment are allocated before any is written. Writing to an unallocated page of a full disk would kill
    the process.
-6. No file is opened by its path alone, no byte is believed unchecked: others may write beside the log store's folder.
+7. No file is opened by its path alone, no byte is believed unchecked: others may write beside the log store's folder.
 
 What a crash leaves
 -------------------

@@ -1,10 +1,15 @@
 """The lines and positions of the spool, as bytes. This module opens no file and keeps no state.
 
-A line is a checksum (CRC-32, 8 hexadecimal digits), a space, a JSON value and a line break. There are three kinds:
+A line is a checksum (CRC-32, 8 hexadecimal digits), a space, a JSON value and a line break. There are five kinds:
 
-    {"format": 1, "positions": ["a.settled"]}                       the header, the first line of each segment
+    {"format": 2, "positions": ["a.settled"]}                       the header, the first line of each segment
     {"stream": id, "artifact_store_id": id, "attributes": {...}}    a stream, before its first event in a segment
     [stream's id, writer, number, sequence, ...]                    an event: the fields of `LogEvent`
+    {"ended": stream's id}                                          a mark: the stream gets no more events
+    {"closed": true}                                                a mark: the process has ended in order
+
+A mark comes after the events that it is about. It has no number. Events that are logged all the same may follow it: a
+stream is open again only after another line of the stream itself without a mark behind it. Format 1 has no marks.
 
 Each line has its own checksum, so a damaged line hides no other. A checksum proves nothing about who wrote a line, so
 `decode_event` also checks the type and the range of each field.
@@ -21,6 +26,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
@@ -30,7 +36,9 @@ from composite_logstore.inert import described
 from composite_logstore.plain import plain_mapping
 from composite_logstore.spool.streams import Streams
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""The formats that are read: segments of an earlier release may wait on disk."""
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line. An event that needs more is shortened."""
 POSITION = re.compile(r"[a-z0-9_-]+\.settled")
@@ -106,6 +114,39 @@ def positions_in_header(line: bytes) -> list[str] | None:
     if not isinstance(names, list):
         return None
     return [name for name in names if isinstance(name, str) and POSITION.fullmatch(name)]
+
+
+class Ended(NamedTuple):
+    """The mark that a stream gets no more events, unless it is registered again.
+
+    Attributes:
+        stream: The stream.
+    """
+
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The mark that the process has ended in order."""
+
+
+def encode_mark(mark: Ended | Closed) -> bytes:
+    """Return a mark as a line."""
+    return encode_line(orjson.dumps({"ended": str(mark.stream.id)} if isinstance(mark, Ended) else {"closed": True}))
+
+
+def decode_mark(value: dict[str, Any], stream_of: Callable[[Any], Stream | None]) -> Ended | Closed | None:
+    """Return the mark in a line's value, None if it is none.
+
+    Args:
+        value: The value.
+        stream_of: Returns the stream with an id, None if the id is not valid.
+    """
+    if "ended" in value:
+        stream = stream_of(value["ended"])
+        return Ended(stream) if stream else None
+    return Closed() if value.get("closed") is True else None
 
 
 def encode_stream(stream: Stream) -> bytes:
@@ -247,7 +288,7 @@ def decode_rejected(line: bytes, streams: Streams) -> RejectedEvent | None:
         return None
     if any(type(number) is not int or not 0 <= number <= _INT64 for number in numbers):
         return None
-    if stream.get("stream") != fields[0] or not streams.has_learned(stream, is_scan=True):
+    if stream.get("stream") != fields[0] or not streams.learned(stream, is_scan=True):
         return None
     event = decode_event(fields, streams.of)
     return RejectedEvent(event, reason, *numbers) if event else None

@@ -47,6 +47,26 @@ class Mapped(NamedTuple):
         finally:
             os.close(file)
 
+    def grown(self, folder: PrivateFolder, name: str, size: int) -> Mapped:
+        """Return the same file with more bytes, and release the present mapping.
+
+        Args:
+            folder: Its folder.
+            name: Its name there.
+            size: How many bytes it is to have. All of them are allocated.
+
+        Raises:
+            OSError: There is no room on the disk, or the file is gone. The present mapping stays.
+        """
+        file = folder.open_file(name, os.O_RDWR)
+        try:
+            _allocate(file, size, len(self.memory))
+            grown = Mapped(mmap.mmap(file, size), identity_of(os.fstat(file)))
+        finally:
+            os.close(file)
+        self.memory.close()
+        return grown
+
     def restored(self, folder: PrivateFolder, name: str) -> Mapped:
         """Return the file, or another one with its bytes and its name if somebody has moved or removed it.
 
@@ -61,16 +81,15 @@ class Mapped(NamedTuple):
         return new
 
 
-def _allocate(file: int, size: int) -> None:
+def _allocate(file: int, size: int, before: int = 0) -> None:
     """Have the disk reserve all bytes: a full disk would otherwise kill the process (SIGBUS) when it writes to one."""
     if hasattr(os, "posix_fallocate"):
         try:
-            os.posix_fallocate(file, 0, size)
+            os.posix_fallocate(file, before, size - before)
             return
         except OSError as error:
             # Some C libraries do not emulate it where the file system cannot do it.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-    written = 0
-    while written < size:
-        written += os.write(file, bytes(min(1 << 20, size - written)))
+    while before < size:
+        before += os.pwrite(file, bytes(min(1 << 20, size - before)), before)

@@ -15,23 +15,29 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
-from composite_logstore.event import HIGHEST, LogEvent
+from composite_logstore.event import HIGHEST, LogEvent, Stream
 from composite_logstore.spool import segments
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.format import (
-    FORMAT,
     LINE_BYTES,
+    READABLE,
+    Closed,
+    Ended,
     decode_event,
     decode_line,
+    decode_mark,
     number_in,
     read_line,
 )
+from composite_logstore.spool.marks import Marks
 from composite_logstore.spool.private_folder import KnownFolder
 from composite_logstore.spool.segments import Segment, Segments
 from composite_logstore.spool.streams import Streams
 
+Item: TypeAlias = LogEvent | Stream | Ended | Closed | Damage
+"""What a line of a segment says, or a piece that cannot be read."""
 _OTHER_VERSION = "another version has written it"
 
 
@@ -41,6 +47,7 @@ class SegmentReader:
     Attributes:
         segments: The spool's segments.
         damage: The damaged pieces that `scan` has found, and files that were damaged when the folder was opened.
+        marks: What the marks say that `scan` has found. Whoever reads with `items` alone notes them by itself.
     """
 
     def __init__(self, folder: KnownFolder, segments: Segments, streams: Streams) -> None:
@@ -52,12 +59,13 @@ class SegmentReader:
             streams: The streams that its lines name.
         """
         self.damage: list[Damage] = []
+        self.marks = Marks()
         self._folder = folder
         self.segments = segments
         self._streams = streams
 
-    def scan(self) -> Iterator[LogEvent | Damage]:
-        """Yield all events in order, and damaged pieces where they are.
+    def scan(self) -> Iterator[LogEvent | Ended | Damage]:
+        """Yield all events in order, and the ends of streams and damaged pieces where they are.
 
         For the spool of another process: the segments learn exactly which events they have, and the streams the
         attributes that they had last.
@@ -66,15 +74,19 @@ class SegmentReader:
             OSError: The folder cannot be read now.
         """
         self._find_strays()
+        self.marks = Marks()
         last = -1
         for segment in list(self.segments.all):
             segment.last = segment.first - 1
             for item, _ in self.items(segment, 0, is_scan=True):
+                self.marks.note(item)
                 if isinstance(item, Damage):
                     self._note(item)
                     yield item
+                elif isinstance(item, Ended):
+                    yield item
                 # A Ctrl-C may have interrupted the writing of an event, which was then written again.
-                elif item.number > last:
+                elif isinstance(item, LogEvent) and item.number > last:
                     last = segment.last = item.number
                     segment.kinds[item.level, bool(item.progress)] += 1
                     yield item
@@ -101,10 +113,10 @@ class SegmentReader:
         items = self._lines(io.BytesIO(data), self.segments.all[-1], 0, is_scan=False) if data else ()
         return [item for item, _ in items if isinstance(item, LogEvent)]
 
-    def items(self, segment: Segment, offset: int, is_scan: bool = False) -> Iterator[tuple[LogEvent | Damage, int]]:
-        """Yield the events and damaged pieces of a segment from an offset on, each with the offset of the next line.
+    def items(self, segment: Segment, offset: int, is_scan: bool = False) -> Iterator[tuple[Item, int]]:
+        """Yield what the lines of a segment say from an offset on, each item with the offset of the next line.
 
-        There are none if the file is gone.
+        There are none if the file is gone. Headers are no items.
 
         Args:
             segment: The segment.
@@ -125,9 +137,7 @@ class SegmentReader:
             with os.fdopen(descriptor, "rb") as file:
                 yield from self._lines(file, segment, offset, is_scan)
 
-    def _lines(
-        self, file: BinaryIO, segment: Segment, offset: int, is_scan: bool
-    ) -> Iterator[tuple[LogEvent | Damage, int]]:
+    def _lines(self, file: BinaryIO, segment: Segment, offset: int, is_scan: bool) -> Iterator[tuple[Item, int]]:
         file.seek(offset)
         while True:
             if offset > segments.SEGMENT_BYTES + LINE_BYTES:
@@ -164,19 +174,22 @@ class SegmentReader:
             elif item is not None:
                 yield item, offset
 
-    def _item(self, value: Any, segment: Segment, begin: int, is_scan: bool) -> LogEvent | str | None:
-        """Return the event in a line's value, None for a line without an event, or what is wrong with the line."""
+    def _item(
+        self, value: Any, segment: Segment, begin: int, is_scan: bool
+    ) -> LogEvent | Stream | Ended | Closed | str | None:
+        """Return what a line's value says, None for a header, or what is wrong with the line."""
         if isinstance(value, list):
             event = decode_event(value, self._streams.of)
             if event is not None:
                 return "out of order" if event.number < segment.first or begin in segment.strays else event
         if isinstance(value, dict):
             if "stream" in value:
-                return None if self._streams.has_learned(value, is_scan) else "damaged"
-            if value.get("format") == FORMAT:
+                return self._streams.learned(value, is_scan) or "damaged"
+            if value.get("format") in READABLE:
                 return None
             if begin == 0 and "format" in value:
                 return _OTHER_VERSION
+            return decode_mark(value, self._streams.of) or "damaged"
         return "damaged"
 
     # Lines out of order

@@ -20,9 +20,12 @@ from typing import Any, TypeVar
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.spool.format import (
     LINE_BYTES,
+    Closed,
+    Ended,
     EventTooLongError,
     encode_event,
     encode_header,
+    encode_mark,
     encode_stream,
 )
 from composite_logstore.spool.mapped import NEW, Mapped
@@ -36,6 +39,10 @@ SPARE = "spare"
 _Item = TypeVar("_Item")
 _STREAMS = 10_000
 """How many streams a process remembers: one that serves for months has many."""
+_MOST_OPEN = 100
+"""How many open streams each segment names."""
+_OPEN_BYTES = SEGMENT_BYTES // 16
+"""How many bytes of a segment the lines of open streams may take."""
 
 
 class SpoolFullError(OSError):
@@ -91,6 +98,10 @@ class Segments:
         self._streams = streams
         # The attributes that each stream was written with last.
         self._written: dict[Stream, dict[str, Any]] = {}
+        # Which of these are open, those with events in the last full segment last; and the streams that have ended.
+        self._open: dict[Stream, None] = {}
+        self._ended: dict[Stream, None] = {}
+        self._is_marked_closed = False
         # The segment in use: its memory, where its next line goes, and the ids of the streams in it.
         self._in_use: Mapped | None = None
         self._end = 0
@@ -153,38 +164,100 @@ class Segments:
         Raises:
             OSError: There is no room.
         """
-        for stream in [stream for stream, written in self._written.items() if _differs(written, stream.metadata)]:
-            self._write_stream(stream, int(self.last), has_room)
+        for stream in [stream for stream in self._open if _differs(self._written[stream], stream.metadata)]:
+            self._write_stream(stream, self._next, has_room)
+
+    def end(self, stream: Stream, has_room: Callable[[int], bool]) -> None:
+        """Write that a stream gets no more events. That of a stream without a line is only remembered.
+
+        Args:
+            stream: The stream.
+            has_room: As for `append`.
+
+        Raises:
+            OSError: There is no room.
+        """
+        if stream in self._open:
+            if _differs(self._written[stream], stream.metadata):
+                self._write_stream(stream, self._next, has_room)
+            self._write(encode_mark(Ended(stream)), self._next, has_room)
+            del self._open[stream]
+        self._ended[stream] = None
+        if len(self._ended) > _STREAMS:
+            del self._ended[next(iter(self._ended))]
+
+    def open_again(self, stream: Stream) -> None:
+        """Have a stream that has ended be written again with its next event, since it was registered again."""
+        if stream in self._ended:
+            del self._ended[stream]
+            self._ids.pop(stream, None)
+
+    def mark_closed(self, has_room: Callable[[int], bool]) -> None:
+        """Write that the process has ended in order, if anything has been written.
+
+        Args:
+            has_room: As for `append`.
+
+        Raises:
+            OSError: There is no room.
+        """
+        if self._in_use is not None and not self._is_marked_closed:
+            self._write(encode_mark(Closed()), self._next, has_room)
+            self._is_marked_closed = True
+
+    @property
+    def _next(self) -> int:
+        """The lowest number that the next event may have."""
+        return int(self.last) + 1
 
     def _write_stream(self, stream: Stream, number: int, has_room: Callable[[int], bool]) -> str:
         """Write the line of a stream, and return the id that the lines of its events have."""
         id = self._streams.add(stream)
         metadata = dict(stream.metadata)
-        self._write(encode_stream(stream), number, has_room)
+        self._write(self._lines_of(stream), number, has_room)
         self._ids[stream] = id
         self._written[stream] = metadata
+        if stream not in self._ended:
+            self._open[stream] = None
         for old in [*self._written][:-_STREAMS]:
             del self._written[old]
+            self._open.pop(old, None)
             self._streams.forget(old)
             self._ids.pop(old, None)
         return id
+
+    def _lines_of(self, stream: Stream) -> bytes:
+        """Return the line of a stream, and its mark if it has ended: an event that follows must not open it again."""
+        line = encode_stream(stream)
+        return line + encode_mark(Ended(stream)) if stream in self._ended else line
 
     def _write(self, line: bytes, number: int, has_room: Callable[[int], bool]) -> None:
         segment = self._in_use
         end = self._end + len(line)
         if segment is None or end > len(segment.memory):
-            segment = self._in_use = self._begin_segment(number, len(line), has_room)
+            if len(line) > LINE_BYTES:
+                raise EventTooLongError(f"more than {LINE_BYTES} bytes")
+            if segment is not None and self.all[-1].first >= number:
+                # It has no event yet, and another one would need the same name.
+                segment = self._grown(segment, end, has_room)
+            else:
+                segment = self._begin_segment(number, len(line), has_room)
+            self._in_use = segment
             end = self._end + len(line)
         segment.memory[self._end : end] = line
         self._end = end
 
+    def _grown(self, segment: Mapped, size: int, has_room: Callable[[int], bool]) -> Mapped:
+        if not has_room(size - len(segment.memory)):
+            raise SpoolFullError("'spool_max_bytes' is reached")
+        with self._folder.open() as folder:
+            self._mend_in_use(folder)
+            return (self._in_use or segment).grown(folder, self.all[-1].path.name, size)
+
     def _begin_segment(self, first: int, size: int, has_room: Callable[[int], bool]) -> Mapped:
-        if size > LINE_BYTES:
-            raise EventTooLongError(f"more than {LINE_BYTES} bytes")
-        header = encode_header(self._positions.children)
-        size = max(SEGMENT_BYTES, len(header) + size)
-        # The segment before may begin with the same number, if it has nothing but a stream's attributes.
-        first = max(first, self.all[-1].first + 1) if self.all else first
+        # What came before is known even if the segments before are removed.
+        opening = encode_header(self._positions.children) + self._marks()
+        size = max(SEGMENT_BYTES, len(opening) + size)
         path = self._folder.path / f"{first:020d}.log"
         with self._folder.open() as folder:
             # Once the segment in use is closed, its lines are no longer in memory.
@@ -197,10 +270,26 @@ class Segments:
                     raise SpoolFullError("'spool_max_bytes' is reached")
                 folder.put(NEW, path.name)
         self._close_in_use()
-        new.memory[: len(header)] = header
-        self._end = len(header)
+        new.memory[: len(opening)] = opening
+        self._end = len(opening)
         self.all.append(Segment(path, first, first - 1))
         return new
+
+    def _marks(self) -> bytes:
+        """Return the lines that say which streams are open, and whether the process has ended in order."""
+        for stream in [stream for stream in self._ids if stream in self._open]:
+            del self._open[stream]
+            self._open[stream] = None
+        lines: list[bytes] = []
+        size = 0
+        for stream in [*self._open][: -_MOST_OPEN - 1 : -1]:
+            line = encode_stream(stream)
+            size += len(line)
+            if size > _OPEN_BYTES:
+                break
+            lines.append(line)
+        closed = [encode_mark(Closed())] if self._is_marked_closed else []
+        return b"".join([*reversed(lines), *closed])
 
     def _named_spare(self, folder: PrivateFolder, name: str, size: int) -> Mapped | None:
         """Give the spare segment its name, if it is still in place and large enough."""
@@ -333,7 +422,7 @@ class Segments:
             return []
         again = Segment(lost.path, lost.first, lost.last)
         lines = [encode_header(self._positions.children)]
-        lines += [encode_stream(stream) for stream in dict.fromkeys(event.stream for event in events)]
+        lines += [self._lines_of(stream) for stream in dict.fromkeys(event.stream for event in events)]
         for event in events:
             lines.append(encode_event(event, str(event.stream.id)))
             again.kinds[event.level, bool(event.progress)] += 1

@@ -42,7 +42,7 @@ class Streams:
             stream = self._by_id.setdefault(id, Stream(valid, {"zenml.log.id": str(valid)}))
         return stream
 
-    def has_learned(self, line: dict[str, Any], is_scan: bool) -> bool:
+    def learned(self, line: dict[str, Any], is_scan: bool) -> Stream | None:
         """Learn a stream's attributes from a line.
 
         Args:
@@ -51,18 +51,18 @@ class Streams:
                 a stream that is new learns: reading may begin at an old line.
 
         Returns:
-            False if the line does not describe a stream.
+            The stream, None if the line does not describe one.
         """
         id, store_id, attributes = line.get("stream"), line.get("artifact_store_id"), line.get("attributes")
         is_known = isinstance(id, str) and id in self._by_id
         stream = self.of(id)
         artifact_store_id = None if store_id is None else _uuid(store_id)
         if stream is None or (store_id is not None and artifact_store_id is None) or not isinstance(attributes, dict):
-            return False
+            return None
         if is_scan or not is_known:
             stream.artifact_store_id = artifact_store_id
             stream.metadata = attributes
-        return True
+        return stream
 
 
 def _uuid(text: Any) -> UUID | None:

@@ -17,6 +17,7 @@ from composite_logstore.delivery.states import Load
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.format import Ended
 from tests.events import WRITER, make_events, make_stream
 from tests.simulation import make_child
 
@@ -49,9 +50,15 @@ def intact(original: bytes, now: bytes) -> set[bytes]:
     messages=st.lists(st.text(max_size=200), min_size=1, max_size=12),
     changes=st.lists(cuts | flips | overwritten | inserted, min_size=1, max_size=3),
     in_position=st.booleans(),
+    ends=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 1), st.booleans()), max_size=6),
+    is_closed=st.booleans(),
 )
 def test_intact_lines_are_read_and_no_others(
-    messages: list[str], changes: list[tuple[str, float, bytes]], in_position: bool
+    messages: list[str],
+    changes: list[tuple[str, float, bytes]],
+    in_position: bool,
+    ends: list[tuple[int, int, bool]],
+    is_closed: bool,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool.create(Path(folder), WRITER, ["a"])
@@ -60,8 +67,31 @@ def test_intact_lines_are_read_and_no_others(
             make_events([message], streams[place % 2])[0]._replace(number=place, sequence=place // 2)
             for place, message in enumerate(messages)
         ]
+        # What the marks say: a stream that is written is open until it ends, and again if it is opened again.
+        open_streams: dict[str, bool] = {}
+        ended: set[str] = set()
         for event in events:
             spool.segments.append(event, lambda size: True)
+            open_streams[str(event.stream.id)] = str(event.stream.id) not in ended
+            for _, which, is_again in [end for end in ends if end[0] == event.number]:
+                id = str(streams[which].id)
+                if is_again:
+                    spool.segments.open_again(streams[which])
+                    ended.discard(id)
+                else:
+                    spool.segments.end(streams[which], lambda size: True)
+                    ended.add(id)
+                    if id in open_streams:
+                        open_streams[id] = False
+        if is_closed:
+            spool.segments.mark_closed(lambda size: True)
+        whole = Spool.look(spool.folder)
+        for _ in whole.reader.scan():
+            pass
+        assert {str(stream.id) for stream in whole.reader.marks.open} == {
+            id for id, is_open in open_streams.items() if is_open
+        }
+        assert whole.reader.marks.is_closed == is_closed
         spool.acknowledge("a", 1)
         spool.abandon()
         path = spool.folder / "a.settled" if in_position else next(spool.folder.glob("*.log"))
@@ -84,6 +114,10 @@ def test_intact_lines_are_read_and_no_others(
         assert {event.number for event in read} >= {
             number for number, line in enumerate(lines) if line in expected and b'"format"' not in line
         }
+        left = [line.lstrip(b"\0") for line in (original if in_position else data).split(b"\n")[:-1]]
+        marks = [line[9:] for line in left if line in set(original.split(b"\n"))]
+        assert sum(isinstance(item, Ended) for item in items) == sum(mark.startswith(b'{"ended') for mark in marks)
+        assert found.reader.marks.is_closed == (b'{"closed":true}' in marks)
         kept = found.set_aside()
         assert all(aside.exists() for damage, aside in kept if damage.length)
         found.abandon()
@@ -130,17 +164,20 @@ def changed_events(draw: st.DrawFn) -> Any:
 
 @st.composite
 def changed_streams(draw: st.DrawFn) -> Any:
-    """The line of a stream, or a header, with arbitrary values in some fields."""
+    """The line of a stream, a header or a mark, with arbitrary values in some fields."""
     line = draw(
         st.sampled_from(
             [
                 {"stream": str(make_stream().id), "artifact_store_id": None, "attributes": {"a": 1}},
                 {"format": 1},
                 {"format": 1, "positions": ["a.settled"]},
+                {"format": 2, "positions": ["a.settled"]},
+                {"ended": str(make_stream().id)},
+                {"closed": True},
             ]
         )
     )
-    keys = st.sampled_from(["stream", "artifact_store_id", "attributes", "format", "positions", "x"])
+    keys = st.sampled_from(["stream", "artifact_store_id", "attributes", "format", "positions", "ended", "closed", "x"])
     return {**line, **draw(st.dictionaries(keys, values | odd_texts, max_size=2))}
 
 

@@ -1,0 +1,41 @@
+"""What the marks in a spool say: which streams are open, and whether the process has ended in order."""
+
+from __future__ import annotations
+
+from composite_logstore.event import LogEvent, Stream
+from composite_logstore.spool.format import Closed, Ended
+
+
+class Marks:
+    """What the lines of a folder say, once they are noted in order.
+
+    Attributes:
+        open: The streams that have not ended, the one with the latest event last.
+        is_closed: Whether the process has ended in order.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no line."""
+        self.open: dict[Stream, None] = {}
+        self.is_closed = False
+        self._ended: set[Stream] = set()
+
+    def note(self, item: object) -> None:
+        """Note a line.
+
+        Args:
+            item: What a reader's `items` has yielded.
+        """
+        if isinstance(item, LogEvent):
+            # The line of its stream may be damaged.
+            if item.stream not in self._ended:
+                self.open.pop(item.stream, None)
+                self.open[item.stream] = None
+        elif isinstance(item, Stream):
+            self._ended.discard(item)
+            self.open[item] = None
+        elif isinstance(item, Ended):
+            self._ended.add(item.stream)
+            self.open.pop(item.stream, None)
+        elif isinstance(item, Closed):
+            self.is_closed = True
