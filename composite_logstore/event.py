@@ -23,6 +23,8 @@ HIGHEST = (1 << 62) - 1
 """The highest number of an event, and the highest sequence number: the event's UUID has 62 bits for its number."""
 PROGRESS_BAR = "zenml.log.progress_bar"
 """The attribute of an update of a progress bar, with the number of the bar."""
+LEVEL = "zenml.log.level"
+"""The attribute with a level below 10, for which OpenTelemetry has no number but the one for no severity."""
 
 EVENT_BYTES = 512
 """Roughly how many bytes an event takes besides its texts and attributes."""
@@ -160,14 +162,16 @@ class LogEvent(NamedTuple):
             details["exception.stacktrace"] = self.exception.stacktrace
         if self.progress > 1:
             details[PROGRESS_BAR] = self.progress
+        if self.level < logging.DEBUG:
+            details[LEVEL] = self.level
         details.update(self.metadata)
         return details
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether it has no exception, no span, no progress bar and no attributes of its own, as most events."""
+        """Whether it has no exception, span, progress bar, level below 10 or attributes of its own, as most events."""
         is_plain = self.exception is None and self.trace is None and not self.attributes and not self.metadata
-        return is_plain and self.progress < 2
+        return is_plain and self.progress < 2 and self.level >= logging.DEBUG
 
     @staticmethod
     def is_update(printed: str) -> bool:

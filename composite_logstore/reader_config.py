@@ -30,6 +30,7 @@ from composite_logstore.mistakes import Section, mistakes_in, unknown_type
 
 if TYPE_CHECKING:
     from composite_logstore.backend import Reader
+    from composite_logstore.event import LogEvent
 
 READERS = "composite_logstore.readers"
 """The entry-point group of readers. A name is a section's `type`, its value the reader's `ReaderConfig`."""
@@ -46,8 +47,6 @@ class ReaderConfig(Section):
     """How long it usually takes until an event that was sent can be read, in seconds."""
     known_losses: ClassVar[str | None] = None
     """Which events the backend refuses or drops although they were sent, as a sentence without a full stop."""
-    needs_severity_attribute: ClassVar[bool] = False
-    """Whether events need the severity's number as the attribute `zenml.log.severity_number`, too, to keep it."""
 
     absence: ClassVar[str] = (
         "check that the collector passes logs on to this backend, and that 'read' names the place that they go to"
@@ -66,6 +65,13 @@ class ReaderConfig(Section):
             UnavailableError: Something is missing. The message says how to fix it.
         """
         raise NotImplementedError
+
+    def added_attributes(self, event: LogEvent) -> Mapping[str, str | int]:
+        """Return the attributes that the child adds to an event, so that the reader finds what the backend changes.
+
+        A backend may leave out a field, or write a word of its own where a field is empty.
+        """
+        return {}
 
     def check_registration(self) -> None:
         """Check what matters only when a log store is registered or updated.

@@ -39,7 +39,7 @@ _INDISPENSABLE = frozenset(
     }
 )
 
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
+_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
 _OWN_NAMES = frozenset({*_EVENT.identity, *_EVENT._replace(file="f", line=1, function="f").details})
 
 

@@ -51,7 +51,7 @@ def parse(log: Mapping[str, Any]) -> ReadEntry:
         id=_id(log, attributes),
         message=_message(fields, attributes),
         name=name,
-        level=_LEVELS.get((_text(fields.get("status")) or "").lower(), LoggingLevels.INFO),
+        level=_level(fields, attributes),
         timestamp=_timestamp(fields, attributes),
         filename=filename,
         lineno=_integer(_get(attributes, "code.line.number")),
@@ -59,6 +59,13 @@ def parse(log: Mapping[str, Any]) -> ReadEntry:
     )
     writer = _text(_get(attributes, "zenml.log.writer"))
     return ReadEntry(entry, Event.of(writer, _integer(_get(attributes, "zenml.log.sequence"))))
+
+
+def _level(fields: Mapping[str, Any], attributes: Mapping[str, Any]) -> LoggingLevels:
+    level = _LEVELS.get((_text(fields.get("status")) or "").lower(), LoggingLevels.INFO)
+    # Only a level below DEBUG has the attribute, and Datadog has no status for it.
+    is_lower = level is LoggingLevels.DEBUG and _get(attributes, "zenml.log.level") is not None
+    return LoggingLevels.NOTSET if is_lower else level
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

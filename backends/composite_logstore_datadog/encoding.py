@@ -60,8 +60,6 @@ _INDISPENSABLE = _RESERVED | {
     "zenml.log.writer",
 }
 
-_STATUSES = {"DEBUG": "debug", "INFO": "info", "WARN": "warn", "ERROR": "error", "FATAL": "fatal"}
-
 
 class StreamEncoder:
     """Encodes the events of one stream like ZenML's own Datadog store, with the fields that it leaves out."""
@@ -115,7 +113,7 @@ def _fields(event: LogEvent) -> dict[str, Any]:
     severity, number = event.severity_text, event.severity_number
     fields: dict[str, Any] = {
         "message": event.message,
-        "status": _STATUSES.get(severity) or _status(number),
+        "status": _status(number),
         "timestamp": event.time_unix_nano // 1_000_000,
         "logger.name": event.logger_name,
         # Datadog's own mapping of OpenTelemetry's logs adds these, in these types.
@@ -135,14 +133,14 @@ def _fields(event: LogEvent) -> dict[str, Any]:
 
 
 def _status(severity_number: int) -> str:
-    """Return the status for a level with another name: Datadog would guess it by the first letter.
+    """Return the status for a level, whatever its name: Datadog would guess it by the first letter.
 
     https://docs.datadoghq.com/logs/log_configuration/processors/log_status_remapper/
     """
     return ("debug", "debug", "debug", "info", "warn", "error", "fatal")[(severity_number + 3) // 4]
 
 
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
+_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 
 _OWN_NAMES = ("message", "timestamp", "otel.timestamp", "log.record.uid", "zenml.log.sequence")

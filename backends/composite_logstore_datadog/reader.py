@@ -133,7 +133,8 @@ class DatadogReader:
             "page": {"limit": min(limit + _MARGIN, self.max_page_size)},
             "sort": "timestamp" if request.direction == "newer" else "-timestamp",
         }
-        entries, is_all = self._find(body, token, (since, until), (begin, end))
+        level = request.filter.level or LoggingLevels.NOTSET
+        entries, is_all = self._find(body, token, (since, until, level), (begin, end))
         if request.direction == "older":
             entries.reverse()
         entries.sort(key=lambda found: (found.millis, found.read.event or _NO_EVENT))
@@ -154,7 +155,7 @@ class DatadogReader:
         self,
         body: dict[str, Any],
         token: Token | None,
-        wanted: tuple[datetime, datetime],
+        wanted: tuple[datetime, datetime, LoggingLevels],
         searched: tuple[datetime, datetime],
     ) -> tuple[list[Found], bool]:
         """Search until new entries are found, and return either all entries of a millisecond or none of them.
@@ -164,7 +165,7 @@ class DatadogReader:
         Args:
             body: The search.
             token: Where the page before ended.
-            wanted: The first and the last time of entries to return.
+            wanted: The first and the last time of entries to return, and their least level.
             searched: The first and the last time of the search.
 
         Returns:
@@ -311,7 +312,9 @@ def _parse_answer(response: HttpResponse, limit: int) -> tuple[list[dict[str, An
     return logs, cursor if logs else None
 
 
-def _fresh(found: Sequence[Found], token: Token | None, since: datetime, until: datetime) -> list[Found]:
+def _fresh(
+    found: Sequence[Found], token: Token | None, since: datetime, until: datetime, level: LoggingLevels
+) -> list[Found]:
     """Return the entries within these times that were not returned before, without duplicates."""
     known: set[Event] = set()
     fresh: list[Found] = []
@@ -320,6 +323,9 @@ def _fresh(found: Sequence[Found], token: Token | None, since: datetime, until: 
         # Leave out other entries of the first and the last millisecond. Differences cannot overflow, but sums can.
         moment = entry.timestamp
         if moment is not None and any(_NOTHING < gap < _MILLISECOND for gap in (since - moment, moment - until)):
+            continue
+        # Datadog has no status below DEBUG.
+        if entry.level is LoggingLevels.NOTSET and level is LoggingLevels.DEBUG:
             continue
         if event is not None:
             if event in known:

@@ -146,7 +146,7 @@ def _fields(event: LogEvent) -> dict[str, Any]:
     return fields
 
 
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
+_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 _OWN_NAMES = ("message", "timestamp_nanos", "@timestamp", "event_id", "log.record.uid", "zenml.log.sequence")
 

@@ -49,6 +49,7 @@ _NAMES = {
         "log.record.uid",
         "zenml.log.backfilled",
         "zenml.log.id",
+        "zenml.log.level",
         "zenml.log.progress_bar",
         "zenml.log.rank",
         "zenml.log.sequence",

@@ -13,13 +13,13 @@ https://github.com/open-telemetry/opentelemetry-proto/blob/main/opentelemetry/pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from struct import Struct
 from struct import error as struct_error
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -38,8 +38,8 @@ MAX_TEXT_BYTES = 1024 * 1024
 MIN_TEXT_BYTES = 1024
 """If texts of this length are still too much, an event loses attributes instead."""
 
-SEVERITY_NUMBER = "zenml.log.severity_number"
-"""The attribute with the severity's number, for backends that keep attributes alone."""
+Added: TypeAlias = Callable[[LogEvent], Mapping[str, str | int]] | None
+"""Returns the attributes that a reader needs besides an event's own; None if it needs none."""
 
 
 class Encoded(NamedTuple):
@@ -75,9 +75,7 @@ def encode_resource(attributes: Mapping[str, Any]) -> bytes:
     return resource.SerializeToString()
 
 
-def encode_request(
-    batch: Sequence[LogEvent], resource: bytes, max_bytes: int, with_severity_attribute: bool = False
-) -> Encoded:
+def encode_request(batch: Sequence[LogEvent], resource: bytes, max_bytes: int, added: Added = None) -> Encoded:
     """Encode a batch in its order.
 
     A logger is a scope in OTLP. The records of a scope need not be together: consecutive events of one logger get a
@@ -87,7 +85,7 @@ def encode_request(
         batch: The events.
         resource: The serialized `Resource`.
         max_bytes: The most bytes of one request.
-        with_severity_attribute: Whether each event also has its severity's number as an attribute.
+        added: Returns the attributes that an event gets besides its own.
 
     Raises:
         TooLargeError: The request would be larger.
@@ -106,12 +104,13 @@ def encode_request(
             stream = streams.get(event.stream)
             if stream is None:
                 stream = streams[event.stream] = _stream_attributes(event.stream)
-            if stream.are_apart and event.is_ordinary:
-                record = _encode_ordinary(event, stream, with_severity_attribute)
+            more = added(event) if added is not None else {}
+            if event.is_ordinary and stream.are_apart and stream.attributes.keys().isdisjoint(more):
+                record = _encode_ordinary(event, stream, more)
             else:
-                record = _encode_any(event, stream, with_severity_attribute)
+                record = _encode_any(event, stream, more)
             if len(record) > MAX_EVENT_BYTES:
-                record = _encode_shortened(event, stream, with_severity_attribute)
+                record = _encode_shortened(event, stream, more)
                 shortened += 1
             size += len(record)
             # Check for each event: a batch may need far more memory than a request may have.
@@ -145,7 +144,6 @@ _ORDINARY_NAMES = frozenset(
         "code.file.path",
         "code.line.number",
         "code.function.name",
-        SEVERITY_NUMBER,
     )
 )
 # The attribute's field number and length; its name's field number, length and text; its value's field number.
@@ -153,10 +151,10 @@ _UID = b"\x32\x38\x0a\x0elog.record.uid\x12\x26\x0a\x24"
 _SEQUENCE = b"\x0a\x12zenml.log.sequence\x12"
 # The field numbers of the time and the observed time, each followed by its value.
 _times = Struct("<BQBQ").pack
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 0, "", "", "", "", 0, "", None, None, {}, {}, False)
+_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 
-def _encode_ordinary(event: LogEvent, stream: _StreamAttributes, with_severity_attribute: bool) -> bytes:
+def _encode_ordinary(event: LogEvent, stream: _StreamAttributes, more: Mapping[str, str | int]) -> bytes:
     """Encode an event that has neither an exception nor attributes of its own."""
     time = event.time_unix_nano
     try:
@@ -168,7 +166,7 @@ def _encode_ordinary(event: LogEvent, stream: _StreamAttributes, with_severity_a
     return b"".join(
         (
             times,
-            _severity(event.level, event.level_name, with_severity_attribute),
+            _severity(event.level, event.level_name),
             _before_body(len(body)),
             body,
             _UID,
@@ -176,6 +174,7 @@ def _encode_ordinary(event: LogEvent, stream: _StreamAttributes, with_severity_a
             _BEFORE_SEQUENCE[len(sequence)],
             sequence,
             _place(event.writer, event.file, event.line, event.function),
+            _attributes(tuple(more.items())) if more else b"",
             stream.encoded,
         )
     )
@@ -189,35 +188,33 @@ def _before_body(size: int) -> bytes:
 
 
 @lru_cache(maxsize=100)
-def _severity(level: int, level_name: str, with_attribute: bool) -> bytes:
+def _severity(level: int, level_name: str) -> bytes:
     event = _EVENT._replace(level=level, level_name=level_name)
-    record = LogRecord(
-        severity_number=SeverityNumber.ValueType(event.severity_number), severity_text=event.severity_text
-    )
-    if with_attribute:
-        _add(record.attributes, {SEVERITY_NUMBER: event.severity_number})
-    return record.SerializeToString()
+    number, text = SeverityNumber.ValueType(event.severity_number), event.severity_text
+    return LogRecord(severity_number=number, severity_text=text).SerializeToString()
 
 
 @lru_cache(maxsize=10_000)
 def _place(writer: str, file: str, line: int, function: str) -> bytes:
     """Return the attributes that all events from one place in the code share."""
     event = _EVENT._replace(writer=writer, file=file, line=line, function=function)
+    return _attributes((*event.details.items(), ("zenml.log.writer", writer)))
+
+
+@lru_cache(maxsize=1_000)
+def _attributes(attributes: tuple[tuple[str, Any], ...]) -> bytes:
+    """Return attributes as fields of a record."""
     record = LogRecord()
-    _add(record.attributes, {**event.details, "zenml.log.writer": writer})
+    _add(record.attributes, dict(attributes))
     return record.SerializeToString()
 
 
-def _encode_any(event: LogEvent, stream: _StreamAttributes, with_severity_attribute: bool) -> bytes:
-    identity = _identity(event, with_severity_attribute)
+def _encode_any(event: LogEvent, stream: _StreamAttributes, more: Mapping[str, str | int]) -> bytes:
+    identity = {**event.identity, **more}
     own = {**event.details, **identity}
     if stream.attributes.keys().isdisjoint(own):
         return _record(event, event.message, own).SerializeToString() + stream.encoded
     return _record(event, event.message, _all_attributes(event, stream, identity)).SerializeToString()
-
-
-def _identity(event: LogEvent, with_severity_attribute: bool) -> dict[str, Any]:
-    return {**event.identity, SEVERITY_NUMBER: event.severity_number} if with_severity_attribute else event.identity
 
 
 def _all_attributes(event: LogEvent, stream: _StreamAttributes, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,8 +222,8 @@ def _all_attributes(event: LogEvent, stream: _StreamAttributes, identity: Mappin
     return {**event.details, **stream.attributes, **event.metadata, **identity}
 
 
-def _encode_shortened(event: LogEvent, stream: _StreamAttributes, with_severity_attribute: bool) -> bytes:
-    identity = _identity(event, with_severity_attribute)
+def _encode_shortened(event: LogEvent, stream: _StreamAttributes, more: Mapping[str, str | int]) -> bytes:
+    identity = {**event.identity, **more}
     attributes = _all_attributes(event, stream, identity)
 
     def encode(limit: int) -> bytes:

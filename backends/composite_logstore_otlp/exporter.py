@@ -56,7 +56,7 @@ class OtlpExporter:
         connection = Connection.of(config)
         self._quote = connection.quote
         self._resource = encode_resource(resource_attributes(config))
-        self._with_severity_attribute = config.read is not None and config.read.needs_severity_attribute
+        self._added = None if config.read is None else config.read.added_attributes
         self._transport: Transport
         if connection.protocol == GRPC:
             from composite_logstore_otlp.over_grpc import GrpcTransport
@@ -87,7 +87,7 @@ class OtlpExporter:
         """
         deadline = time.monotonic() + self._timeout_seconds
         try:
-            payload, shortened = encode_request(batch, self._resource, self._max_bytes, self._with_severity_attribute)
+            payload, shortened = encode_request(batch, self._resource, self._max_bytes, self._added)
         except UNENCODABLE as error:
             # An event of another program, from an archive, may have text that is not Unicode, or a time before 1970. A
             # retry would fail too.

@@ -16,6 +16,7 @@ import orjson
 
 from composite_logstore import HttpSearches, Record, TimeSortedReader, quote, quoted_text, re2_pattern, whole_number
 from composite_logstore.zenml import LogStoreError
+from composite_logstore_victorialogs.config import IS_MESSAGE, LOGGER, NO_MESSAGE, SEVERITY_NUMBER
 
 if TYPE_CHECKING:
     from composite_logstore import Allowance, HttpResponse, Query, Span
@@ -26,9 +27,6 @@ PATH = "/select/logsql/query"
 _PREFIXES = ("", "attributes.")
 """What precedes an attribute's name: nothing, or with `-opentelemetry.enableFieldPrefixes` this."""
 
-_SEVERITY_NUMBER = "zenml.log.severity_number"
-"""The attribute in which the child sends the severity's number: older versions keep only its name."""
-
 _LOOKED_AT = 20
 """How many entries to look at for why a stream has none."""
 
@@ -36,11 +34,8 @@ _SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)", re.ASCII)
 
-# VictoriaLogs' name of a scope that was sent without one. A logger of this name cannot be told from none.
+# VictoriaLogs' name of a scope that was sent without one.
 _NO_SCOPE = "unknown"
-
-# VictoriaLogs' message of an entry that was sent without one.
-_NO_MESSAGE = "missing _msg field; see https://docs.victoriametrics.com/"
 
 # The names of severities, each below the number that is the next one's.
 _NAMES_BELOW = {9: ("TRACE", "DEBUG"), 13: ("INFO", "NOTICE"), 17: ("WARN", "WARNING"), 21: ("ERROR",)}
@@ -65,7 +60,9 @@ _FIELDS = frozenset(
         "severity_text",
         "span_id",
         "trace_id",
-        _SEVERITY_NUMBER,
+        IS_MESSAGE,
+        LOGGER,
+        SEVERITY_NUMBER,
     }
 )
 _RESOURCE = ("resource.", "service.", "telemetry.")
@@ -162,7 +159,7 @@ def build_query(query: Query, span: Span) -> str:
 def _severity(least: int) -> str:
     """Return the filter for a severity. Another name without a number may be higher, and is looked at later."""
     lower = ",".join(quoted_text(name) for number, names in _NAMES_BELOW.items() if number <= least for name in names)
-    numbers = [*_named(_SEVERITY_NUMBER, f":>={least}"), f"severity_number:>={least}"]
+    numbers = [*_named(SEVERITY_NUMBER, f":>={least}"), f"severity_number:>={least}"]
     return _either([*numbers, f"(-severity:in({lower}) -severity_text:in({lower}))"])
 
 
@@ -193,14 +190,14 @@ def _nanos(text: str) -> int:
 
 def _record(row: dict[str, Any]) -> Record:
     fields = {name.removeprefix("attributes."): str(value) for name, value in row.items()}
-    message, severity = fields.get("_msg", ""), fields.get("severity", "")
+    message, severity, scope = (fields.get(name, "") for name in ("_msg", "severity", "scope.name"))
+    number = whole_number(fields.get(SEVERITY_NUMBER) or fields.get("severity_number"))
     return Record(
         _nanos(fields["_time"]),
-        "" if message.startswith(_NO_MESSAGE) else message,
-        next(filter(None, map(whole_number, map(fields.get, (_SEVERITY_NUMBER, "severity_number")))), 0)
-        or _NUMBERS.get(severity, 0),
+        "" if message.startswith(NO_MESSAGE) and IS_MESSAGE not in fields else message,
+        _NUMBERS.get(severity, 0) if number is None else number,
         fields.get("severity_text") or severity.removeprefix("Unspecified"),
-        "" if (scope := fields.get("scope.name", "")) == _NO_SCOPE else scope,
+        fields.get(LOGGER) or ("" if scope == _NO_SCOPE else scope),
         {name: value for name, value in fields.items() if name not in _FIELDS and not name.startswith(_RESOURCE)},
         fields.get("trace_id", ""),
         fields.get("span_id", ""),

@@ -372,7 +372,7 @@ def _exception(exc_info: Any) -> ExceptionInfo | None:
     with suppress(Exception):
         stacktrace = "".join(traceback.format_exception(kind, value, None if value is None else value.__traceback__))
     return ExceptionInfo(
-        shorten(name_of(kind), MOST_NAME_BYTES) if isinstance(kind, type) else "Exception",
+        (isinstance(kind, type) and shorten(name_of(kind), MOST_NAME_BYTES)) or "Exception",
         shorten(message, MOST_BYTES),
         shorten(text_of(stacktrace), MOST_BYTES),
     )

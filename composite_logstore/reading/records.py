@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from zenml.enums import LoggingLevels
 
 from composite_logstore.backend import Event, ReadEntry
-from composite_logstore.event import PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore.event import LEVEL, PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext
 from composite_logstore.zenml import LogEntry
 
 WRITER = "zenml.log.writer"
@@ -46,6 +46,7 @@ _OWN = frozenset(
         UID,
         STREAM,
         PROGRESS_BAR,
+        LEVEL,
         "code.file.path",
         "code.line.number",
         "code.function.name",
@@ -160,6 +161,9 @@ def level_of(record: Record) -> int:
     if number > 0:
         tens, ones = divmod(min(number, 24) - 1, 4)
         return 10 * tens + ones
+    level = whole_number(record.attributes.get(LEVEL))
+    if level is not None and level < 10:
+        return level
     if record.severity_text:
         return _LEVELS.get(record.severity_text.upper(), 0)
     # An event has a name. So this is another program's record, without a severity.
@@ -167,7 +171,7 @@ def level_of(record: Record) -> int:
 
 
 def _level(record: Record) -> LoggingLevels:
-    level = min(50, level_of(record) // 10 * 10)
+    level = max(0, min(level_of(record) // 10 * 10, 50))
     if level == 0 and record.severity_number:
         # OpenTelemetry's TRACE.
         level = 10

@@ -15,7 +15,7 @@ from zenml.exceptions import DoesNotExistException
 
 from composite_logstore.backend import Page, PageRequest, Reader, Scanned, Scanner
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore.event import ExceptionInfo, LogEvent, Stream
 from composite_logstore.log_store import CompositeLogStore
 from composite_logstore.testing.contract import (
     Backend,
@@ -35,6 +35,9 @@ from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError,
 Direction = Literal["newer", "older"]
 DIRECTIONS: tuple[Direction, ...] = ("newer", "older")
 Fill = Callable[[Sequence[LogEvent]], None]
+
+WORDS_FOR_NOTHING = ("", "unknown", "unset", "unspecified", "null", "None", "-", "0", "{}", "TRACE", "Warn")
+"""What backends write where a record has no value, and names of severities."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -290,6 +293,25 @@ class ReaderContract(Contract):
                 event,
             )
 
+    def test_words_that_backends_write_for_nothing_are_kept(self, scanner: Scanner, fill: Fill) -> None:
+        """A field may hold any text, also one that the backend writes where there is none: `verify` compares them."""
+        changes: list[dict[str, Any]] = []
+        for word in WORDS_FOR_NOTHING:
+            changes += [{name: word} for name in ("message", "logger_name", "file", "function")]
+            changes += [{"level": level, "level_name": word} for level in (5, 20, 25)]
+            changes.append({"exception": ExceptionInfo("ValueError", word, word)})
+            changes.append({"attributes": {"scope.name": word, "severity": word}})
+        plain = make_events(["message"] * len(changes))
+        events = [event._replace(**change) for event, change in zip(plain, changes, strict=True)]
+        stream = events[0].stream
+        fill(events)
+
+        contents = [content for chunk in scanner.scan(make_logs(stream)) for content in chunk.contents]
+        for content, event, change in zip(contents, events, changes, strict=True):
+            found = scanner.event_of(content, stream)
+            assert found is not None, "event_of() returns no event"
+            assert _compared(found) == _compared(event), change
+
     def test_a_scan_of_what_is_not_there(self, scanner: Scanner, fill: Fill) -> None:
         """It is empty or raises `DoesNotExistException`, and refuses an invalid token with `ValueError`."""
         with suppress(DoesNotExistException):
@@ -385,6 +407,11 @@ class ReaderContract(Contract):
         one.close()
         assert walked(other, events[0].stream, "newer", 1) == ids(events)
         other.close()
+
+
+def _compared(event: LogEvent) -> tuple[Any, ...]:
+    """Return what `verify` compares, without the time, whose unit the backend chooses."""
+    return event.text, max(0, event.level // 10 * 10), event.logger_name, event.file, event.line if event.file else 0
 
 
 def scanned(chunks: Iterable[Scanned]) -> list[tuple[str, int]]:

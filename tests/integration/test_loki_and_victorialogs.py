@@ -35,8 +35,8 @@ from tests.artifact_stores import FolderArchive
 from tests.copying import move_there_and_back
 from tests.servers.loki import QUERY, Loki
 from tests.servers.standin import StandIn
+from tests.servers.victorialogs import NO_MESSAGE, VictoriaLogs
 from tests.servers.victorialogs import QUERY as SELECT
-from tests.servers.victorialogs import VictoriaLogs
 from tests.simulated_zenml import SimulatedZenML
 
 pytestmark = pytest.mark.integration
@@ -522,14 +522,16 @@ def test_without_its_attribute_the_severity_is_known_by_its_name(victorialogs: V
 def test_all_versions_are_read(victorialogs: VictoriaLogs, prefixes: bool, numbers: bool) -> None:
     victorialogs.prefixes, victorialogs.numbers = prefixes, numbers
     child = victoria_child(victorialogs)
-    events = make_events(["", "b", "c"], levels=[30, 20, 40])
+    texts = ["", "b", f"{NO_MESSAGE}: said by somebody"]
+    events = make_events(texts, levels=[30, 20, 40])
+    events = [event._replace(logger_name=name) for event, name in zip(events, ["", "unknown", "train"], strict=True)]
     send(child, events)
 
     found = read(child, events[0].stream)
-    assert messages(found) == ["", "b", "c"]
+    assert messages(found) == texts
+    assert [read.entry.name for read in found] == [None, "unknown", "train"]
     assert sequences(read(child, events[0].stream, level=LoggingLevels.WARNING)) == [0, 2]
     assert found[0].entry.filename == events[0].file
-    assert found[0].entry.name == events[0].logger_name
 
 
 def test_what_its_retention_excludes_is_lost_without_an_error(victorialogs: VictoriaLogs) -> None:

@@ -132,11 +132,11 @@ def test_every_record_is_what_opentelemetry_s_encoder_makes_of_it(batch: list[Lo
 
 @settings(max_examples=30)
 @given(batches())
-def test_the_severity_s_number_is_one_more_attribute_if_wanted(batch: list[LogEvent]) -> None:
-    payload, _ = encode_request(batch, b"", MAX_BYTES, with_severity_attribute=True)
+def test_a_reader_may_want_more_attributes(batch: list[LogEvent]) -> None:
+    payload, _ = encode_request(batch, b"", MAX_BYTES, lambda event: {"zenml.log.source": event.level, "more": "!"})
     plain, _ = encode_request(batch, b"", MAX_BYTES)
     for event, record, without in zip(batch, decode_request(payload), decode_request(plain), strict=True):
-        assert record.attributes == {**merged(event), encoding.SEVERITY_NUMBER: event.severity_number}
+        assert record.attributes == {**merged(event), "zenml.log.source": event.level, "more": "!"}
         assert record._replace(attributes={}) == without._replace(attributes={})
 
 

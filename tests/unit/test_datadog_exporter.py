@@ -246,6 +246,8 @@ def test_attributes_of_the_environment_are_added(
         (25, "AUDIT", "info"),
         (35, "Level 35", "warn"),
         (5, "TRACE", "debug"),
+        (5, "INFO", "debug"),
+        (20, "FATAL", "info"),
         (60, "FIRE", "fatal"),
     ],
 )

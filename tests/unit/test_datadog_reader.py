@@ -455,6 +455,18 @@ def test_an_entry(search: Search) -> None:
     assert (entry.filename, entry.lineno) == ("/code/train.py", 42)
 
 
+@pytest.mark.parametrize("level", [LoggingLevels.NOTSET, LoggingLevels.DEBUG, None])
+def test_a_level_below_debug_is_read_back(search: Search, level: LoggingLevels | None) -> None:
+    lower, debug = make_log(1, message="lower"), make_log(2, message="debug")
+    for log in (lower, debug):
+        log["attributes"]["status"] = "debug"
+    lower["attributes"]["attributes"]["zenml"]["log"]["level"] = 5
+    search.finds(lower, debug)
+    found = [(read.entry.message, read.entry.level) for read in read("newer", level=level).entries]
+    both = [("lower", LoggingLevels.NOTSET), ("debug", LoggingLevels.DEBUG)]
+    assert found == (both[1:] if level is LoggingLevels.DEBUG else both)
+
+
 def test_a_log_that_zenml_wrote_is_what_zenml_makes_of_it(search: Search) -> None:
     log = {
         "id": "AwAAAZ",

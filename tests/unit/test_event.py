@@ -408,6 +408,12 @@ def test_details_carry_opentelemetrys_names_and_what_was_given_to_emit_wins() ->
     }
 
 
+def test_a_level_for_which_opentelemetry_has_no_number_is_an_attribute() -> None:
+    [event] = make_events(["m"], level=9)
+    assert event.details == {**make_events(["m"])[0].details, "zenml.log.level": 9}
+    assert not event.is_ordinary
+
+
 @pytest.mark.parametrize("level", [0, 5, 10, 13, 19, 20, 25, 30, 39, 40, 45, 50, 53, 54, 90])
 def test_severity_numbers_are_those_of_opentelemetrys_own_handler(level: int) -> None:
     event = make_events(["m"])[0]._replace(level=level)
