@@ -15,6 +15,7 @@ This is the theory of operation. The modules, from the ground up:
     rejections       keeps the events that a backend rejects, before they are acknowledged
     worker             the thread that does what the deliveries of a child say, in turn
     recovery           delivers the events of dead processes
+    tailing            delivers the events of living processes, for the agent
     keeper             the threads that bring events to disk in time, and look after the folder
     writer, writers    the journal, workers and services of one log store; all of them in a process, forks and exit
     metrics, step_metadata    the account as OpenTelemetry's metrics, and in a step's metadata

@@ -217,6 +217,12 @@ class Delivery:
             elif event.progress:
                 self.progress_bars.in_spool.add(event.number)
 
+    def leave_to_spool(self) -> None:
+        """Remove all events from the queue. They are on disk, and are loaded from there."""
+        if self.queue:
+            self.free_queue(self.queue[-1].number, (0, inf))
+        self._queue_bytes = self._queue_events = self._queue_largest = 0
+
     def drop_spooled(self, events: int, last: int) -> None:
         """Count events as dropped: those of the spool up to number `last` are gone or cannot be read."""
         self._lost += min(events, self._in_spool)
@@ -362,6 +368,16 @@ class Delivery:
         if self._in_spool:
             return self.taken + 1
         return self.first_in_queue
+
+    @property
+    def queue_bytes(self) -> int:
+        """About how many bytes the events in the queue take, or more."""
+        return self._queue_bytes
+
+    @property
+    def in_spool(self) -> int:
+        """How many events are only on disk."""
+        return self._in_spool
 
     @property
     def first_in_queue(self) -> float:

@@ -20,7 +20,7 @@ from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.delivery.space import drop_oldest_segment
 from composite_logstore.delivery.spilling import next_batch
-from composite_logstore.delivery.states import Load
+from composite_logstore.delivery.states import Load, State
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described, inert
@@ -42,6 +42,8 @@ class RecoveredJournal:
         deliveries: One for each child that was configured in the dead process and is enabled now.
         spool: The folder of the dead process.
     """
+
+    is_growing = False
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class RecoveredJournal:
         self._notify = notify
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)
-        if not spool.children:
+        if spool.lock is not None and not spool.children:
             # The positions are lost. Duplicates are better than gaps.
             for name in children:
                 spool.reset(name)
@@ -77,8 +79,17 @@ class RecoveredJournal:
 
     def _delivery(self, name: str, clock: Clock) -> Delivery:
         config = self.children[name].model_copy(update={"name": name})
-        before = self.spool.acknowledged(name)
-        return Delivery(config, lambda: self._accepted[name], clock.random(name), True, before, self._batch_bytes)
+        before = self._acknowledged(name)
+
+        def accepted() -> int:
+            return self._accepted[name] + delivery.progress_bars.accepted
+
+        delivery = Delivery(config, accepted, clock.random(name), True, before, self._batch_bytes)
+        return delivery
+
+    def _acknowledged(self, name: str) -> int:
+        """Return the number below which a child has acknowledged all events."""
+        return self.spool.acknowledged(name)
 
     def _count(self) -> None:
         """Count the accepted events of each child from its position on, and announce the ends of all streams."""
@@ -157,6 +168,10 @@ class RecoveredJournal:
             self.spool.segments.tidy()
         if delivery.oldest == inf:
             self._notify()
+
+    def close(self) -> None:
+        """Release the folder, and remove it if nothing in it waits. Under the lock."""
+        self.spool.close()
 
     def drop_oldest(self) -> bool:
         """See `MakesRoom`."""
@@ -259,11 +274,46 @@ class Recovery:
         self.keep_going()
         self._due.set()
 
+    def deliver(self, journal: RecoveredJournal) -> None:
+        """Have the children's workers deliver a journal, in turn with the others.
+
+        Args:
+            journal: The journal. It is closed once it is done.
+        """
+        with self._lock:
+            self.journals.append(journal)
+            for delivery in journal.deliveries:
+                worker = self._workers.get(delivery.name)
+                if worker is None:
+                    config = self._children[delivery.name]
+                    budget = self._budgets.of(config)
+                    worker = Worker(self._log_store_id, config, self._clock, budget, self._spool, tells_state=False)
+                    self._workers[delivery.name] = worker
+                worker.take(delivery, journal)
+                worker.wake(delivery)
+
+    def wake(self, journal: RecoveredJournal) -> None:
+        """Have the workers look at a journal that has new events."""
+        for delivery in journal.deliveries:
+            if worker := self._workers.get(delivery.name):
+                worker.wake(delivery)
+
+    def give_back(self, journal: RecoveredJournal) -> None:
+        """Deliver a journal no more, and close it. What an export under way comes to is not noted in it."""
+        with self._lock, journal.lock:
+            if journal in self.journals:
+                self._close(journal, at_once=True)
+
+    def look_soon(self) -> None:
+        """Look whether a journal is done."""
+        self._due.set()
+
     def keep_going(self) -> None:
         """Start the thread again if it has ended while a folder was handed to it."""
-        if self._waiting and self._service.has_ended:
+        has_work = bool(self._waiting or self.journals)
+        if has_work and self._service.has_ended:
             self._service = self._new_service()
-        if self._waiting:
+        if has_work:
             self._service.start()
 
     def has(self, folder: Path) -> bool:
@@ -301,14 +351,18 @@ class Recovery:
         self._close_done()
         if not (self._waiting or self._retries or self.journals):
             return None
-        is_full = not self._retries or len(self.journals) >= _MOST_JOURNALS
+        is_full = not self._retries or self._has_enough
         return partial(self._due.wait, None if is_full else max(0.0, self._retries[0][0] - self._clock.now()))
+
+    @property
+    def _has_enough(self) -> bool:
+        return sum(not journal.is_growing for journal in self.journals) >= _MOST_JOURNALS
 
     def _next_folder(self) -> Path | None:
         """Return the folder to look at now, None if there is none. New ones come before those that are tried again."""
         with self._lock:
             self._looking_at = None
-            if self._is_stopping or len(self.journals) >= _MOST_JOURNALS:
+            if self._is_stopping or self._has_enough:
                 return None
             if self._waiting:
                 self._looking_at = self._waiting.popleft()
@@ -326,6 +380,8 @@ class Recovery:
         self._is_stopping = True
         for worker in list(self._workers.values()):
             worker.stop(at_once)
+        if at_once:
+            self.keep_going()
         self._due.set()
 
     def _close_when_idle(self) -> Wait | None:
@@ -335,7 +391,7 @@ class Recovery:
         with self._lock:
             for journal in self.journals:
                 with journal.lock:
-                    journal.spool.close()
+                    journal.close()
             self.journals.clear()
         return None
 
@@ -350,8 +406,12 @@ class Recovery:
 
     @property
     def folders(self) -> list[str]:
-        """The names of the folders that it delivers now."""
-        return [journal.spool.folder.name for journal in list(self.journals)]
+        """The names of the folders of dead processes that it delivers now."""
+        return [journal.spool.folder.name for journal in list(self.journals) if not journal.is_growing]
+
+    def troubles(self) -> list[tuple[str, State, str | None]]:
+        """Return each child's name with its state and its last error, for each journal. Needs no lock."""
+        return [(one.name, one.state, one.last_error) for journal in list(self.journals) for one in journal.deliveries]
 
     def oldest_times(self) -> list[tuple[str, int]]:
         """Return a child's name and when its oldest recovered event in memory was logged, for each that has one."""
@@ -372,9 +432,16 @@ class Recovery:
         except BaseException:
             spool.abandon()
             raise
+        self._warn_of_damage(damages)
+        self.deliver(journal)
+
+    def set_aside(self, journal: RecoveredJournal) -> None:
+        """Move damaged pieces out of the folder of a process that has died while its events were delivered."""
+        self._warn_of_damage(journal.spool.set_aside())
+
+    def _warn_of_damage(self, damages: Sequence[tuple[Damage, Path]]) -> None:
         if damages:
             self._warn(f"{_in_words(damages)} Intact events are delivered; damaged ones count as dropped.")
-        self._deliver(journal)
 
     def _warn_of(self, folder: Path, error: Exception) -> None:
         """Warn once for each folder that cannot be read."""
@@ -385,36 +452,27 @@ class Recovery:
         fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
         self._warn(f"the spool {inert(str(folder), '')} cannot be read and stays as it is: {why}{fix}.")
 
-    def _deliver(self, journal: RecoveredJournal) -> None:
-        """Have the children's workers deliver a journal, beside the others."""
-        with self._lock:
-            self.journals.append(journal)
-        for delivery in journal.deliveries:
-            worker = self._workers.get(delivery.name)
-            if worker is None:
-                config = self._children[delivery.name]
-                budget = self._budgets.of(config)
-                worker = Worker(self._log_store_id, config, self._clock, budget, self._spool, tells_state=False)
-                self._workers[delivery.name] = worker
-            worker.take(delivery, journal)
-            worker.wake(delivery)
-
     def _close_done(self) -> None:
         """Close the journals without a backlog, and end the workers whose child has none."""
         for journal in [journal for journal in self.journals if journal.is_done]:
             with self._lock, journal.lock:
-                self.journals.remove(journal)
-                for delivery in journal.deliveries:
-                    journal.acknowledge(delivery)
-                    stats = delivery.stats()
-                    before = self._finished.get(delivery.name)
-                    self._finished[delivery.name] = before.plus(stats) if before else stats
-                    if worker := self._workers.get(delivery.name):
-                        worker.let_go(delivery)
-                journal.spool.close()
-        needed = {one.name for journal in self.journals for one in journal.deliveries if journal.needs(one)}
-        for name in self._workers.keys() - needed:
-            self._workers.pop(name).stop()
+                self._close(journal)
+        with self._lock:
+            needed = {one.name for journal in self.journals for one in journal.deliveries if journal.needs(one)}
+            for name in self._workers.keys() - needed:
+                self._workers.pop(name).stop()
+
+    def _close(self, journal: RecoveredJournal, at_once: bool = False) -> None:
+        """Close a journal. Under both locks."""
+        self.journals.remove(journal)
+        for delivery in journal.deliveries:
+            journal.acknowledge(delivery)
+            stats = delivery.stats()
+            before = self._finished.get(delivery.name)
+            self._finished[delivery.name] = before.plus(stats) if before else stats
+            if worker := self._workers.get(delivery.name):
+                worker.let_go(delivery, at_once)
+        journal.close()
 
 
 def _in_words(found: Iterable[tuple[Damage, Path]]) -> str:

@@ -173,11 +173,18 @@ class Worker:
         with self._changing_row:
             self._row = (*self._row, _Turn(delivery, feed, next(self._places)))
 
-    def let_go(self, delivery: Delivery) -> None:
-        """Drive a delivery no more, as soon as it only waits."""
+    def let_go(self, delivery: Delivery, at_once: bool = False) -> None:
+        """Drive a delivery no more.
+
+        Args:
+            delivery: The delivery.
+            at_once: Whether to do nothing more for it, even if it has a backlog; otherwise it goes once it only waits.
+        """
         for turn in self._row:
             if turn.delivery is delivery:
                 turn.is_leaving = turn.is_woken = True
+                if at_once:
+                    self._leave(turn)
         self._awake.set()
 
     def _leave(self, turn: _Turn) -> None:

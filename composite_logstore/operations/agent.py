@@ -1,8 +1,9 @@
-"""The agent: one long-running process of a machine that delivers what dead processes leave, at once.
+"""The agent: one long-running process of a machine that delivers for others.
 
-It owns no process and is owned by none: nothing in a pipeline starts it, waits for it or talks to it. All that they
-share is the spool, and who delivers a folder is decided by its lock. So an agent may be killed at any instant, and a
-process of the same log store that finds a dead one's folder first delivers it instead.
+It tails the spools of living processes that let it deliver (`delivery.lock` in their folders), and delivers what dead
+processes leave, at once. It owns no process and is owned by none: nothing in a pipeline starts it. All that they share
+is the spool, and who delivers a folder is decided by its locks. So an agent may be killed at any instant, and a process
+of the same log store that finds a dead one's folder first delivers it instead.
 
 A process's death frees its lock. There is no portable way to be told: a blocking `flock` would take a thread for each
 process, does not return in time on NFS, and cannot be interrupted. So the agent tries each lock four times a second.
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -32,6 +34,7 @@ from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.states import State
+from composite_logstore.operations.agent_tails import Tails, most_tailed
 from composite_logstore.operations.inventory import LogStore, reason_of, registered, uuid_of
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool.folder import process_folders
@@ -51,6 +54,10 @@ ALIVE_SECONDS = 30.0
 """After how many seconds without a look the agent does not count as alive."""
 _FOLDER = "agent"
 _OUTCOMES = ("delivered", "rejected", "dropped", "withheld")
+_TELL_SECONDS = 1.0
+"""How often to find out whether a child has a problem, in seconds."""
+_LOCK_SECONDS = 1.0
+"""For how long to try to lock the directory: processes try it for a moment to find out whether there is an agent."""
 _CLOCK_STEP_SECONDS = 2.0
 """How coarse the times of a file system may be, by which a new folder is noticed."""
 
@@ -145,9 +152,11 @@ class Agent:
 
     def _locked(self) -> FolderLock:
         folder = self.directory / _FOLDER
+        lock, end, pause = None, self._clock.now() + _LOCK_SECONDS, self._clock.signal()
         try:
             with PrivateFolder.make(folder) as opened:
-                lock = FolderLock.acquire(opened, is_own=True)
+                while (lock := FolderLock.acquire(opened, is_own=True)) is None and self._clock.now() < end:
+                    pause.wait(_LOCK_SECONDS / 20)
         except OSError as error:
             fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
             raise OperationError(f"the folder {folder} cannot be used and locked: {reason_of(error)}{fix}") from error
@@ -160,12 +169,35 @@ class Agent:
         known, homes = self._known, self._found()
         for id in homes - self._homes.keys():
             self._homes[id] = _Home(self.directory / str(id), self._clock, self._warn, self._tell)
+        most = most_tailed()
         for id, home in self._homes.items():
             home.use(known.get(id))
-            home.look()
+            home.look(lambda: self._tailed < most)
+        for home in self._homes.values():
+            home.tails.share_memory(self._tailed)
+            if any(other.tails.is_waiting for other in self._homes.values()):
+                home.tails.make_room()
+        self.go_on()
         if self.knows_settings and any(id not in known for id in homes) and not self._stores:
             self._ask_soon()
         self._looked_at = self._clock.now()
+
+    @property
+    def _tailed(self) -> int:
+        """Of how many living processes it delivers the events."""
+        return sum(len(home.tails) for home in self._homes.values())
+
+    def go_on(self) -> float:
+        """Look at those living processes again that log just now, until they need no look for a moment.
+
+        Returns:
+            After how many seconds to call it again, infinity if `look` suffices.
+        """
+        end = self._clock.now() + LOOK_SECONDS
+        pause = 0.0
+        while not pause and self._clock.now() < end:
+            pause = min((home.tails.go_on() for home in self._homes.values()), default=inf)
+        return pause
 
     def run(self, ended: threading.Event) -> None:
         """Look until it is to end.
@@ -173,8 +205,11 @@ class Agent:
         Args:
             ended: Is set when it is to end.
         """
-        while not ended.wait(LOOK_SECONDS):
-            self.look()
+        pause = LOOK_SECONDS
+        while not ended.wait(min(pause, LOOK_SECONDS)):
+            if self._clock.now() - self._looked_at >= LOOK_SECONDS:
+                self.look()
+            pause = self.go_on()
 
     def end(self) -> None:
         """Stop delivering, wait for exports that are under way, and release all folders. Other events stay there."""
@@ -290,11 +325,13 @@ class _Home:
         self._folders: list[Path] = []
         self._changed_ns = -1
         self._watches: dict[Path, Watch] = {}
+        self.tails = Tails(clock, self._warn_once)
         # The folders that the present settings have recovered, and those of them in which the rest has to wait.
         self._recovered: set[Path] = set()
         self._resting: set[Path] = set()
         self._problems: set[str] = set()
         self._last_error = ""
+        self._tell_at = -inf
 
     def use(self, store: LogStore | None) -> None:
         """Deliver with these settings from now on, None if the log store is unknown. Does nothing if they are used."""
@@ -305,6 +342,7 @@ class _Home:
             return
         self._stop_recovery()
         self._config = config
+        self.tails.use(None, {})
         self._recovered.clear()
         self._resting.clear()
         if store is None or config is None:
@@ -320,12 +358,17 @@ class _Home:
             None,
             Budgets(store.id, children, self._home, self._clock),
         )
+        self.tails.use(self._recovery, {child.name: child for child in children})
 
     def _note_problem(self, why: str) -> None:
         self._last_error = why
 
-    def look(self) -> None:
-        """Look at each process once."""
+    def look(self, has_room: Callable[[], bool]) -> None:
+        """Look at each process once.
+
+        Args:
+            has_room: Returns whether one more living process may be delivered.
+        """
         self._former = [recovery for recovery in self._former if not recovery.is_over]
         folders = self._listed()
         for gone in self._watches.keys() - {*folders}:
@@ -334,10 +377,14 @@ class _Home:
         if recovery is None:
             return
         for folder in folders:
+            if self.tails.has(folder):
+                self.tails.look(folder, self._has_died(folder))
+                continue
             if folder in self._resting or recovery.has(folder):
                 continue
             if not self._has_died(folder):
                 self._recovered.discard(folder)
+                self.tails.take(folder, has_room)
             elif folder in self._recovered:
                 # Nothing in it is for a child that the log store has now. It is read again when the settings change.
                 self._resting.add(folder)
@@ -357,6 +404,7 @@ class _Home:
             if changed != self._changed_ns or time.time() - changed / 1e9 < _CLOCK_STEP_SECONDS:
                 self._folders = process_folders(self._home)
                 self._changed_ns = changed
+                self.tails.forget({*self._folders})
                 self._recovered &= {*self._folders}
                 self._resting &= {*self._folders}
         except FileNotFoundError:
@@ -392,9 +440,18 @@ class _Home:
 
     def _tell_states(self) -> None:
         """Warn once when a child's problem begins, and once when it ends."""
-        for child, account in self._worst().items():
+        if self._recovery is None or self._config is None or self._clock.now() < self._tell_at:
+            return
+        self._tell_at = self._clock.now() + _TELL_SECONDS
+        worst: dict[str, tuple[State, str | None]] = {
+            child.name: (State.HEALTHY, None) for child in self._config.enabled_children
+        }
+        for child, state, error in self._recovery.troubles():
+            if _RANK[state] > _RANK[worst[child][0]]:
+                worst[child] = state, error
+        for child, (state, error) in worst.items():
             key = f"child '{child}'"
-            is_well = account.state == State.HEALTHY.value
+            is_well = state is State.HEALTHY
             label = self.store.label if self.store else ""
             if is_well and key in self._problems:
                 self._problems.discard(key)
@@ -402,7 +459,7 @@ class _Home:
             elif not is_well and key not in self._problems:
                 self._problems.add(key)
                 self._warn(
-                    f"log store '{label}': {key}: backend unavailable: {account.last_error}; events stay in the spool "
+                    f"log store '{label}': {key}: backend unavailable: {error}; events stay in the spool "
                     f"and will be retried."
                 )
 
@@ -410,7 +467,7 @@ class _Home:
         """Return for each child the account, among those of all dead processes, in which it fares worst."""
         worst: dict[str, ChildStats] = {}
         for name, account in self._accounts():
-            if name not in worst or _RANK[account.state] > _RANK[worst[name].state]:
+            if name not in worst or _RANK[State(account.state)] > _RANK[State(worst[name].state)]:
                 worst[name] = account
         return worst
 
@@ -448,6 +505,7 @@ class _Home:
 
     def stop(self) -> None:
         """Stop delivering, and watch no process any more."""
+        self.tails.note_all()
         self._stop_recovery()
         for watch in self._watches.values():
             watch.close()
@@ -468,7 +526,7 @@ class _Home:
         return all(recovery.is_over for recovery in self._former)
 
 
-_RANK = {State.HEALTHY.value: 0, State.RETRYING.value: 1, State.UNAVAILABLE.value: 2}
+_RANK = {State.HEALTHY: 0, State.RETRYING: 1, State.UNAVAILABLE: 2}
 
 
 def _why(error: OSError) -> str:

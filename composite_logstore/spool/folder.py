@@ -23,7 +23,7 @@ from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK, DeliveryLock, Fol
 from composite_logstore.spool.mapped import NEW
 from composite_logstore.spool.positions import Positions, read_position
 from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, has_unsafe_rights, identity_of
-from composite_logstore.spool.reader import SegmentReader
+from composite_logstore.spool.reader import GrowingReader, SegmentReader
 from composite_logstore.spool.segments import SEGMENT, SPARE, Segment, Segments
 from composite_logstore.spool.streams import Streams
 
@@ -188,6 +188,20 @@ class Spool:
                 raise
             spool.delivery_lock = lock
             return spool
+
+    def growing(self, first: int) -> GrowingReader:
+        """Return what reads the folder while its process writes, from about the event with number `first` on."""
+        return GrowingReader(self.reader, self._known, first)
+
+    @property
+    def delivers(self) -> bool:
+        """Whether this process still holds the lock of the delivery: somebody may have taken its file away.
+
+        Raises:
+            OSError: The folder is gone.
+        """
+        with self._known.open() as folder:
+            return self.delivery_lock is not None and self.delivery_lock.is_in(folder)
 
     def inherit(self) -> bool:
         """Take over the folder whose events are delivered from here, if its process has died.

@@ -11,10 +11,12 @@ import contextlib
 import errno
 import io
 import os
+import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from composite_logstore.event import HIGHEST, LogEvent, Stream
@@ -32,13 +34,19 @@ from composite_logstore.spool.format import (
     read_line,
 )
 from composite_logstore.spool.marks import Marks
-from composite_logstore.spool.private_folder import KnownFolder
+from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, identity_of
 from composite_logstore.spool.segments import Segment, Segments
 from composite_logstore.spool.streams import Streams
 
 Item: TypeAlias = LogEvent | Stream | Ended | Closed | Damage
 """What a line of a segment says, or a piece that cannot be read."""
 _OTHER_VERSION = "another version has written it"
+_PIECE_BYTES = 128 * 1024
+"""How many bytes of a growing segment are read at a time."""
+_SETTLED_SECONDS = 0.2
+"""A line of a growing segment counts as damaged only if it still is after this time, in seconds."""
+_CLOCK_STEP_SECONDS = 2.0
+"""How coarse the times of a file system may be, by which a change of a folder is noticed."""
 
 
 class SegmentReader:
@@ -79,17 +87,25 @@ class SegmentReader:
         for segment in list(self.segments.all):
             segment.last = segment.first - 1
             for item, _ in self.items(segment, 0, is_scan=True):
-                self.marks.note(item)
-                if isinstance(item, Damage):
-                    self._note(item)
-                    yield item
-                elif isinstance(item, Ended):
-                    yield item
+                news = self._news(item, segment, last)
+                if isinstance(news, LogEvent):
+                    last = news.number
+                if news is not None:
+                    yield news
+
+    def _news(self, item: Item, segment: Segment, last: int) -> LogEvent | Ended | Damage | None:
+        """Note what a line of a segment says, and return it if a scan yields it, after an event with number `last`."""
+        self.marks.note(item)
+        if isinstance(item, LogEvent):
+            if item.number <= last:
                 # A Ctrl-C may have interrupted the writing of an event, which was then written again.
-                elif isinstance(item, LogEvent) and item.number > last:
-                    last = segment.last = item.number
-                    segment.kinds[item.level, bool(item.progress)] += 1
-                    yield item
+                return None
+            segment.last = item.number
+            segment.kinds[item.level, bool(item.progress)] += 1
+            return item
+        if isinstance(item, Damage):
+            self._note(item)
+        return item if isinstance(item, Ended | Damage) else None
 
     def _note(self, damage: Damage) -> None:
         """Note a damaged piece. If the line before is damaged in the same way, both become one piece."""
@@ -276,6 +292,180 @@ class ForwardReader:
                     if item.number > after:
                         after = item.number
                         yield item
+
+
+class GrowingReader:
+    """Reads a spool while its process writes: each call continues where the one before has ended.
+
+    The segment that the process writes stays open, so a look for new lines is two calls of the system. What it has read
+    is noted in the list of segments, as `SegmentReader.scan` does it.
+    """
+
+    def __init__(self, reader: SegmentReader, folder: KnownFolder, first: int) -> None:
+        """Read nothing yet.
+
+        Args:
+            reader: What reads the segments.
+            folder: The spool's folder.
+            first: The number of the first event to read. Earlier ones may be read, too.
+        """
+        self._reader = reader
+        self._folder = folder
+        self._first = first
+        self._file: int | None = None
+        self._segment: Segment | None = None
+        self._offset = 0
+        # The time of the folder when its segments were listed.
+        self._listed = -1
+        self._last = -1
+        # Where a line was damaged at the last call, and when that was seen first.
+        self._damaged: tuple[int, float] | None = None
+
+    def read(self, now: float, is_over: bool = False) -> list[LogEvent | Ended | Damage]:
+        """Return what further lines say. None are left, if it is empty.
+
+        A line that is being written may look damaged for a moment. So it counts as damaged only if it still is later.
+
+        Args:
+            now: The time in seconds.
+            is_over: Whether the process is dead, so that no line is being written.
+
+        Raises:
+            FileNotFoundError: The folder is gone.
+            OSError: The folder cannot be read now, or another version has written it.
+        """
+        while True:
+            before = self._offset
+            if self._segment is not None and self._file is not None:
+                if self.has_grown():
+                    found = self._lines_in(self._piece(), self._segment, now)
+                    if found:
+                        return found
+                    if self._offset > before:
+                        continue
+                if not is_over and not self._has_successor():
+                    return []
+            # Nothing more is written there.
+            rest = self._rest()
+            if rest or not (self._has_successor() and self._is_next_open()):
+                return rest
+
+    def has_grown(self) -> bool:
+        """Return whether the process has written further lines to the segment that it wrote last.
+
+        Raises:
+            OSError: That cannot be known now.
+        """
+        return self._file is not None and os.pread(self._file, 1, self._offset) not in (b"", b"\0")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _piece(self) -> bytes:
+        """Return bytes with at least one whole line, if there is one."""
+        size = _PIECE_BYTES
+        while True:
+            data = os.pread(self._file or 0, size, self._offset)
+            if len(data) < size or b"\n" in data or b"\0" in data or size > LINE_BYTES:
+                return data
+            size *= 4
+
+    def _lines_in(self, data: bytes, segment: Segment, now: float) -> list[LogEvent | Ended | Damage]:
+        """Return what the lines in some bytes say, as far as they are complete, and not damaged for the moment."""
+        found: list[LogEvent | Ended | Damage] = []
+        for line in data.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            said = self._reader._item(decode_line(line), segment, self._offset, is_scan=True)
+            if said == _OTHER_VERSION:
+                raise OSError(errno.EPROTONOSUPPORT, _OTHER_VERSION, str(segment.path))
+            if isinstance(said, str) and self._is_damaged_for_now(now):
+                break
+            item = Damage(segment.path, self._offset, len(line), said) if isinstance(said, str) else said
+            self._offset += len(line)
+            if item is not None:
+                self._add(item, segment, found)
+        return found
+
+    def _add(self, item: Item, segment: Segment, found: list[LogEvent | Ended | Damage]) -> None:
+        news = self._reader._news(item, segment, self._last)
+        if isinstance(news, LogEvent):
+            self._last = news.number
+        if news is not None:
+            found.append(news)
+
+    def _is_damaged_for_now(self, now: float) -> bool:
+        if self._damaged is None or self._damaged[0] != self._offset:
+            self._damaged = self._offset, now
+        return now - self._damaged[1] < _SETTLED_SECONDS
+
+    def _rest(self) -> list[LogEvent | Ended | Damage]:
+        """Read the present segment to its end: nothing is written there any more."""
+        if self._segment is None or self._file is None:
+            return []
+        found: list[LogEvent | Ended | Damage] = []
+        for item, _ in self._reader.items(self._segment, self._offset, is_scan=True):
+            self._add(item, self._segment, found)
+        self.close()
+        return found
+
+    def _has_successor(self) -> bool:
+        """Return whether there is a segment after the present one. The folder is listed if it may have changed."""
+        self._list()
+        present = self._segment
+        return any(present is None or segment.first > present.first for segment in self._reader.segments.all)
+
+    def _list(self) -> None:
+        status = os.stat(self._folder.path, follow_symlinks=False)
+        if identity_of(status) != self._folder.identity:
+            raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed", str(self._folder.path))
+        if status.st_mtime_ns == self._listed:
+            return
+        with self._folder.open() as folder:
+            names = [name for name in folder.names() if segments.SEGMENT.fullmatch(name)]
+            if self._file is not None and self._segment is not None:
+                self._reopen(folder, self._segment.path.name)
+        known = {segment.path.name: segment for segment in self._reader.segments.all}
+        path = self._folder.path
+        self._reader.segments.all = [
+            known.get(name) or Segment(path / name, int(Path(name).stem), int(Path(name).stem) - 1) for name in names
+        ]
+        if time.time() - status.st_mtime > _CLOCK_STEP_SECONDS:
+            # Before that, the folder may change again without a change of its time.
+            self._listed = status.st_mtime_ns
+
+    def _reopen(self, folder: PrivateFolder, name: str) -> None:
+        """Open the present segment anew if another file has its name: its process has restored or enlarged it."""
+        status = folder.status(name)
+        if self._file is not None and status and identity_of(status) != identity_of(os.fstat(self._file)):
+            self.close()
+            self._file = folder.open_file(name, os.O_RDONLY)
+
+    def _is_next_open(self) -> bool:
+        """Open the next segment. Returns whether there is one."""
+        present = self._segment
+        found = [one for one in self._reader.segments.all if present is None or one.first > present.first]
+        if not found:
+            return False
+        if present is None:
+            # Those before have no event that is wanted.
+            found = [one for one in found if one.first < self._first][-1:] or found[:1]
+        segment = found[0]
+        try:
+            with self._folder.open() as folder:
+                file = folder.open_file(segment.path.name, os.O_RDONLY)
+        except FileNotFoundError:
+            # It had to make room.
+            self._segment, self._listed = segment, -1
+            return True
+        self.close()
+        self._segment, self._file, self._offset, self._damaged = segment, file, 0, None
+        segment.last = segment.first - 1
+        segment.kinds.clear()
+        return True
 
 
 def _ascending(numbers: Sequence[int]) -> bytearray:

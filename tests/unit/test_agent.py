@@ -16,18 +16,17 @@ from urllib.request import urlopen
 import pytest
 from click.testing import CliRunner
 
-from composite_logstore import CompositeLogStoreConfig, LogEvent, UnavailableError
+from composite_logstore import LogEvent, UnavailableError
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.cli.main import main
-from composite_logstore.operations.agent import ALIVE_SECONDS, LOOK_SECONDS, SETTINGS_SECONDS, Agent
+from composite_logstore.operations.agent import ALIVE_SECONDS, SETTINGS_SECONDS, Agent
 from composite_logstore.operations.agent_health import Health, metrics, parsed_address
-from composite_logstore.operations.inventory import LogStore
 from composite_logstore.spool import lock
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.lock import release_all
 from composite_logstore.spool.reader import SegmentReader
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
-from tests.simulation import Machine, folders_of_processes, make_child
+from tests.agents import Place
 
 AGENT = import_module("composite_logstore.operations.agent")
 
@@ -37,65 +36,6 @@ def clock() -> Iterator[SimulatedClock]:
     with SimulatedClock() as clock:
         yield clock
     release_all()
-
-
-class Place(Machine):
-    """A machine whose log store is registered, and on which agents run.
-
-    Attributes:
-        said: What agents have warned of.
-        trouble: What ZenML raises, if anything.
-        settings: Changes of the children's settings in ZenML.
-    """
-
-    def __init__(self, clock: SimulatedClock, disk: Path) -> None:
-        super().__init__(clock, disk, "write_ahead", archive={}, live={})
-        self.said: list[str] = []
-        self.trouble: Exception | None = None
-        self.settings: dict[str, dict[str, Any]] = {}
-        self.is_registered = True
-
-    def registered(self) -> list[LogStore]:
-        if self.trouble:
-            raise self.trouble
-        if not self.is_registered:
-            return []
-        children = [make_child(name, self.backends[name], **self.settings.get(name, {})) for name in self.children]
-        config = CompositeLogStoreConfig(
-            primary="archive",
-            children=children,  # type: ignore[arg-type]
-            durability="write_ahead",
-            spool_directory=str(self.disk),
-        )
-        return [LogStore(self.id, "logs", config)]
-
-    def leave(self, *messages: str) -> None:
-        """Have a process log and die while no backend answers."""
-        faults = {name: backend.fault for name, backend in self.backends.items()}
-        for backend in self.backends.values():
-            backend.fault = UnavailableError("gone")
-        self.start()
-        self.log(*messages)
-        self.die()
-        for name, fault in faults.items():
-            self.backends[name].fault = fault
-
-    def agent(self, *stores: str) -> Agent:
-        agent = Agent(str(self.disk), stores, warn=self.said.append)
-        agent.begin()
-        return agent
-
-    def work(self, agent: Agent, seconds: float) -> None:
-        for _ in range(round(seconds / LOOK_SECONDS)):
-            agent.look()
-            self.clock.advance(LOOK_SECONDS)
-
-    def delivered(self, child: str) -> list[str]:
-        return self.backends[child].messages
-
-    @property
-    def folders(self) -> list[Path]:
-        return folders_of_processes(self.disk)
 
 
 @pytest.fixture

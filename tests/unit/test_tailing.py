@@ -1,0 +1,368 @@
+"""The agent delivers what living processes log, while they log: in order, once, and each child by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from composite_logstore import UnavailableError
+from composite_logstore.delivery import tailing
+from composite_logstore.operations import agent_tails
+from composite_logstore.operations.agent import SETTINGS_SECONDS
+from composite_logstore.spool import segments
+from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.lock import DELIVERY_LOCK, release_all
+from composite_logstore.testing import SimulatedClock
+from tests.agents import Living, Place
+from tests.events import make_events, make_stream
+
+AGENT = import_module("composite_logstore.operations.agent")
+
+
+@pytest.fixture
+def clock() -> Iterator[SimulatedClock]:
+    with SimulatedClock() as clock:
+        yield clock
+    release_all()
+
+
+@pytest.fixture
+def place(clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    place = Place(clock, tmp_path / "spool")
+    monkeypatch.setattr(AGENT, "registered", place.registered)
+    monkeypatch.setattr(AGENT, "check_server", lambda: None)
+    return place
+
+
+def numbers(first: int, before: int) -> list[str]:
+    return [*map(str, range(first, before))]
+
+
+def test_what_a_living_process_logs_is_delivered_while_it_logs(place: Place) -> None:
+    process = Living(place)
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 2)
+    assert place.delivered("archive") == place.delivered("live") == ["one"]
+    process.log("two", "three")
+    place.work(agent, 2)
+    assert place.delivered("archive") == place.delivered("live") == ["one", "two", "three"]
+    assert (process.position("archive"), process.account("live", "delivered")) == (3, 3)
+    assert process.account("live", "before") == 3
+    agent.end()
+    assert process.spool.take_delivery()
+
+
+def test_segments_follow_each_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 4096)
+    process = Living(place)
+    agent = place.agent()
+    for first in range(0, 100, 10):
+        process.log(*numbers(first, first + 10))
+        place.work(agent, 0.5)
+    place.work(agent, 2)
+    assert place.delivered("archive") == numbers(0, 100)
+    assert process.account("archive", "delivered") == 100
+    agent.end()
+
+
+def test_the_process_s_last_words_are_delivered_at_once_and_its_folder_is_removed(place: Place) -> None:
+    process = Living(place)
+    agent = place.agent()
+    process.log("one")
+    place.work(agent, 2)
+    process.log("last words")
+    process.die()
+    place.work(agent, 1)
+    assert place.delivered("archive") == place.delivered("live") == ["one", "last words"]
+    assert place.folders == []
+    assert len(place.backends["live"].ended) == 1
+    agent.end()
+
+
+def test_what_is_due_is_delivered_before_a_batch_has_waited(place: Place) -> None:
+    for child in place.children:
+        place.settings[child] = {"schedule_delay_millis": 60_000}
+    process = Living(place)
+    agent = place.agent()
+    process.log("one")
+    place.work(agent, 5)
+    assert place.delivered("live") == []
+    process.flush()
+    place.work(agent, 1)
+    assert place.delivered("live") == ["one"]
+    assert process.account("live", "before") == 1
+    agent.end()
+
+
+def test_an_unavailable_child_delays_no_sibling_and_gets_all_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_tails, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(agent_tails, "_LEAST_BYTES", 20_000)
+    place.backends["live"].fault = UnavailableError("gone")
+    process = Living(place)
+    agent = place.agent()
+    for first in range(0, 3000, 300):
+        process.log(*numbers(first, first + 300))
+        place.work(agent, 2)
+    assert place.delivered("archive") == numbers(0, 3000)
+    assert process.position("live") == 0
+    (recovery,) = [home._recovery for home in agent._homes.values()]
+    assert recovery is not None
+    (journal,) = recovery.journals
+    live = next(delivery for delivery in journal.deliveries if delivery.name == "live")
+    # What waits is on disk.
+    assert live.queue_bytes < 100_000
+    assert live.stats().pending == 3000
+    place.backends["live"].fault = None
+    place.work(agent, 120)
+    assert place.delivered("live") == numbers(0, 3000)
+    process.log("more")
+    place.work(agent, 2)
+    assert place.delivered("live") == [*numbers(0, 3000), "more"]
+    assert process.account("live", "delivered") == 3001
+    agent.end()
+
+
+def test_the_next_agent_continues_where_the_last_has_ended(place: Place) -> None:
+    process = Living(place)
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 2)
+    agent.end()
+    process.log("two")
+    agent = place.agent()
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["one", "two"]
+    assert process.account("archive", "delivered") == 2
+    agent.end()
+
+
+def test_an_agent_that_was_killed_before_it_wrote_the_account_counts_nothing_twice(place: Place) -> None:
+    process = Living(place)
+    process.log("one", "two", "three")
+    agent = place.agent()
+    place.work(agent, 2)
+    account = process.spool.account()
+    agent.end()
+    process.spool.write_account({name: one._replace(before=1, delivered=1) for name, one in account.items()})
+    process.log("four")
+    agent = place.agent()
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["one", "two", "three", "four"]
+    assert process.account("archive", "delivered") == 4
+    agent.end()
+
+
+def test_a_child_gets_only_what_it_wants_and_is_acknowledged_the_rest(place: Place) -> None:
+    place.settings["live"] = {"min_level": "ERROR"}
+    process = Living(place)
+    agent = place.agent()
+    process.log(*numbers(0, 10))
+    place.work(agent, 2)
+    assert (place.delivered("archive"), place.delivered("live")) == (numbers(0, 10), [])
+    assert process.position("live") == process.account("live", "before") == 10
+    agent.end()
+
+
+def test_a_process_that_delivers_by_itself_is_left_alone(place: Place) -> None:
+    process = Living(place)
+    assert process.spool.take_delivery()
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 5)
+    assert place.delivered("archive") == []
+    process.spool.give_delivery()
+    place.work(agent, 3)
+    assert place.delivered("archive") == ["one"]
+    agent.end()
+
+
+def test_a_lock_that_was_taken_away_is_given_up(place: Place) -> None:
+    process = Living(place)
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 2)
+    (process.spool.folder / DELIVERY_LOCK).unlink()
+    process.spool.mend(lambda first, last: [])
+    # The process has made it again, and takes it.
+    assert process.spool.take_delivery()
+    process.log("two")
+    place.work(agent, 5)
+    assert process.account("archive", "before") == 1
+    process.spool.give_delivery()
+    place.work(agent, 70)
+    assert place.delivered("archive")[-1] == "two"
+    agent.end()
+
+
+def test_a_folder_that_is_gone_is_forgotten(place: Place) -> None:
+    process = Living(place)
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 2)
+    os.rename(process.spool.folder, place.disk / "elsewhere")
+    other = Living(place, "f" * 15)
+    other.log("other")
+    place.work(agent, 5)
+    assert place.delivered("archive") == ["one", "other"]
+    agent.end()
+
+
+def test_damage_counts_as_dropped_once_and_hides_nothing(place: Place) -> None:
+    process = Living(place)
+    agent = place.agent()
+    process.log("one", "two", "three")
+    (path,) = process.spool.folder.glob("*.log")
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(data.index(b'"two"'))
+        file.write(b'"wto"')
+    place.work(agent, 3)
+    assert place.delivered("archive") == ["one", "three"]
+    assert process.account("archive", "dropped") == 1
+    process.die()
+    place.work(agent, 2)
+    assert place.folders == []
+    assert len([text for text in place.said if "cannot be read" in text]) == 1
+    agent.end()
+
+
+def test_a_line_that_is_being_written_is_read_once_it_is_complete(place: Place) -> None:
+    process = Living(place)
+    process.log("one", "two")
+    (path,) = process.spool.folder.glob("*.log")
+    data = path.read_bytes()
+    begin = data.index(b'"two"')
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(b"\0\0\0")
+    agent = place.agent()
+    agent.look()
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(data[begin : begin + 3])
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["one", "two"]
+    assert process.account("archive", "dropped") == 0
+    agent.end()
+
+
+def test_more_processes_than_can_be_open_at_once_are_taken_in_turn(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AGENT, "most_tailed", lambda: 2)
+    processes = [Living(place, f"{number:x}" * 15) for number in range(1, 6)]
+    for process in processes:
+        process.log("one")
+    agent = place.agent()
+    place.work(agent, 120)
+    assert place.delivered("archive") == ["one"] * 5
+    for process in processes:
+        process.log("two")
+    place.work(agent, 120)
+    assert place.delivered("archive") == ["one"] * 5 + ["two"] * 5
+    agent.end()
+
+
+def test_changed_settings_apply_to_living_processes(place: Place) -> None:
+    process = Living(place)
+    place.settings["live"] = {"enabled": False}
+    agent = place.agent()
+    process.log("one")
+    place.work(agent, 2)
+    assert (place.delivered("archive"), place.delivered("live")) == (["one"], [])
+    place.settings.clear()
+    place.work(agent, SETTINGS_SECONDS + 5)
+    assert (place.delivered("archive"), place.delivered("live")) == (["one"], ["one"])
+    assert process.account("archive", "delivered") == process.account("live", "delivered") == 1
+    agent.end()
+
+
+def test_a_full_disk_stops_no_delivery(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(spool: Spool, account: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    process = Living(place)
+    agent = place.agent()
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "write_account", full)
+        process.log("one")
+        place.work(agent, 2)
+        process.log("two")
+        place.work(agent, 2)
+    assert place.delivered("archive") == ["one", "two"]
+    assert len(place.said) == 1
+    process.log("three")
+    place.work(agent, 2)
+    assert process.account("archive", "delivered") == 3
+    agent.end()
+
+
+def test_what_had_to_make_room_counts_as_dropped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 4096)
+    monkeypatch.setattr(agent_tails, "MOST_BYTES", 1000)
+    monkeypatch.setattr(agent_tails, "_LEAST_BYTES", 1000)
+    place.backends["live"].fault = UnavailableError("gone")
+    process = Living(place)
+    agent = place.agent()
+    for first in range(0, 200, 10):
+        process.log(*numbers(first, first + 10))
+        place.work(agent, 1)
+    for path in sorted(process.spool.folder.glob("*.log"))[:-1]:
+        path.unlink()
+    place.backends["live"].fault = None
+    place.work(agent, 180)
+    assert place.delivered("archive") == numbers(0, 200)
+    got = place.delivered("live")
+    assert got == sorted(got, key=int)
+    assert process.account("live", "dropped") == 200 - len(got) > 0
+    assert process.account("live", "before") == 200
+    agent.end()
+
+
+def test_urgent_events_are_delivered_without_waiting(place: Place) -> None:
+    for child in place.children:
+        place.settings[child] = {"schedule_delay_millis": 60_000}
+    process = Living(place)
+    agent = place.agent()
+    process.write(make_events(["calm"], first=0))
+    place.work(agent, 3)
+    process.write(make_events(["urgent"], first=1, level=40, level_name="ERROR"))
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["calm", "urgent"]
+    agent.end()
+
+
+def test_an_idle_process_is_noted_no_further(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Living(place)
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 3)
+    calls: list[object] = []
+    monkeypatch.setattr(tailing.TailedJournal, "note", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(tailing.TailedJournal, "heed_due", lambda *_: calls.append(1))
+    place.work(agent, 10)
+    assert len(calls) <= 10
+    agent.end()
+
+
+def test_streams_that_end_are_ended_while_the_process_goes_on(place: Place) -> None:
+    stream = make_stream()
+    process = Living(place, stream=stream)
+    agent = place.agent()
+    process.log("one")
+    process.spool.segments.end(stream, lambda size: True)
+    place.work(agent, 2)
+    assert [one.id for one in place.backends["archive"].ended] == [stream.id]
+    process.die()
+    place.work(agent, 2)
+    assert place.folders == []
+    assert len(place.backends["archive"].ended) == 1
+    agent.end()
