@@ -12,10 +12,12 @@ This is the theory of operation. The modules, from the ground up:
     schedule, space    when events have to be on disk, and how many bytes they may take there
     spilling           writes the journal's events to disk
     journal            numbers events, and hands each out to the children that want it
-    rejections       keeps the events that a backend rejects, before they are acknowledged
+    rejections         keeps the events that a backend rejects, before they are acknowledged
+    budgets            a child's budget, shared by all processes of the machine where the spool allows it
     worker             the thread that does what the deliveries of a child say, in turn
     recovery           delivers the events of dead processes
     tailing            delivers the events of living processes, for the agent
+    status             what the process says of its children, for `composite-logstore status`
     keeper             the threads that bring events to disk in time, and look after the folder
     writer, writers    the journal, workers and services of one log store; all of them in a process, forks and exit
     metrics, step_metadata    the account as OpenTelemetry's metrics, and in a step's metadata

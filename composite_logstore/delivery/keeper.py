@@ -12,7 +12,7 @@ from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.schedule import TICK_SECONDS
 from composite_logstore.delivery.spilling import Spilling
-from composite_logstore.delivery.status import SECONDS
+from composite_logstore.delivery.status import REPORT_SECONDS
 from composite_logstore.service import Service, Wait, patiently
 from composite_logstore.spool.folder import Standing
 from composite_logstore.spool.settings import spool_problem
@@ -137,10 +137,10 @@ class Keeper:
         """Return whether to report the children's status now: once a second, but not in a process's first second."""
         now = self._clock.now()
         if self._report_at is None:
-            self._report_at = now + SECONDS
+            self._report_at = now + REPORT_SECONDS
         if now < self._report_at:
             return False
-        self._report_at = now + SECONDS
+        self._report_at = now + REPORT_SECONDS
         self._must_report = self._is_reported = True
         return True
 

@@ -14,7 +14,7 @@ from composite_logstore.delivery.account import ChildStats
 from composite_logstore.plain import shorten
 from composite_logstore.spool.status_files import StatusFile
 
-SECONDS = 1.0
+REPORT_SECONDS = 1.0
 """How long to wait at least between two reports, and before the first one: many processes live for less."""
 RATE_SECONDS = 10.0
 """Over how long a time rates are measured."""
@@ -59,7 +59,7 @@ class Status:
             self._earlier.popleft()
         if not self._earlier:
             # Nothing has happened for long.
-            self._earlier.append((now - SECONDS, time - SECONDS, last))
+            self._earlier.append((now - REPORT_SECONDS, time - REPORT_SECONDS, last))
         self._earlier.append((now, time, {name: account.delivered for name, account in accounts.items()}))
         times: dict[str, int] = {}
         for name, nanos in oldest:

@@ -213,7 +213,7 @@ class Writer:
 
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
-        with self._journal.lock:
+        with patiently(self._journal.lock):
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
             stats = {delivery.name: delivery.stats() for delivery in self._journal.deliveries}
@@ -230,15 +230,10 @@ class Writer:
         """
         if self._status is None:
             return
+        accounts = self.stats()
         with patiently(self._journal.lock):
             deliveries = self._journal.deliveries
-            for delivery in deliveries:
-                delivery.watch(self._clock.now())
-            accounts = {delivery.name: delivery.stats() for delivery in deliveries}
             oldest = [(delivery.name, time) for delivery in deliveries if (time := delivery.oldest_time) is not None]
-        for recovered in self._recovery.stats():
-            for name, account in recovered.items():
-                accounts[name] = accounts[name].plus(account)
         self._status.report(accounts, oldest + self._recovery.oldest_times(), self._recovery.folders)
 
     def observed(self) -> list[Observed]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,8 @@ from composite_logstore.operations.agent import Agent
 LOOPBACK = "127.0.0.1"
 _MOST_REQUESTS = 8
 """How many requests are answered at a time. Further ones are closed without an answer."""
-_REQUEST_SECONDS = 5.0
-"""How long a client may take to send a line of its request, in seconds."""
+REQUEST_SECONDS = 5.0
+"""How long a request may take, in seconds. Its connection is closed then, however slowly the client sends or reads."""
 _TEXT = "text/plain; charset=utf-8"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -78,6 +80,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], agent: Agent) -> None:
         self.agent = agent
         self._free = threading.BoundedSemaphore(_MOST_REQUESTS)
+        # A connection → when it was accepted, in seconds of the monotonic clock.
+        self._accepted: dict[socket.socket, float] = {}
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
@@ -86,24 +90,37 @@ class _Server(ThreadingHTTPServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        self._accepted[request] = time.monotonic()
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._free.release()
+            self._release(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._release(request)
+
+    def _release(self, request: Any) -> None:
+        self._accepted.pop(request, None)
+        self._free.release()
+
+    def service_actions(self) -> None:
+        """End requests that take too long. `serve_forever` calls this twice a second."""
+        latest = time.monotonic() - REQUEST_SECONDS
+        for request, accepted in list(self._accepted.items()):
+            if accepted < latest:
+                with contextlib.suppress(OSError):
+                    # Its thread sees the end of the connection, and closes it.
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the client has gone away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _REQUEST_SECONDS
     server: _Server
 
     def do_GET(self) -> None:

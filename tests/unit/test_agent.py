@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from composite_logstore import LogEvent, UnavailableError
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.cli.main import main
+from composite_logstore.operations import agent_health
 from composite_logstore.operations.agent import ALIVE_SECONDS, SETTINGS_SECONDS, Agent
 from composite_logstore.operations.agent_health import Health, metrics, parsed_address
 from composite_logstore.spool import lock
@@ -27,6 +28,8 @@ from composite_logstore.spool.lock import release_all
 from composite_logstore.spool.reader import SegmentReader
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.agents import Place
+from tests.patience import PATIENCE_SECONDS
+from tests.watching import wait_until
 
 AGENT = import_module("composite_logstore.operations.agent")
 
@@ -466,7 +469,8 @@ def test_the_command_ends_at_once_if_it_cannot_work(place: Place, is_second: boo
         first.end()
 
 
-def test_no_more_than_eight_requests_are_answered_at_a_time(place: Place) -> None:
+def test_no_more_than_eight_requests_are_answered_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_health, "REQUEST_SECONDS", PATIENCE_SECONDS)
     agent = place.agent()
     health = Health(agent, ":0")
     host, _, port = health.address.rpartition(":")
@@ -476,6 +480,29 @@ def test_no_more_than_eight_requests_are_answered_at_a_time(place: Place) -> Non
         assert held[-1].recv(1) == b""
         held[0].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert held[0].recv(12) == b"HTTP/1.0 200"
+    health.close()
+    agent.end()
+
+
+def test_a_client_that_sends_slowly_does_not_hold_a_request_for_long(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_health, "REQUEST_SECONDS", 0.1)
+    agent = place.agent()
+    health = Health(agent, ":0")
+    host, _, port = health.address.rpartition(":")
+    with create_connection((host, int(port)), 0.01) as connection:
+
+        def is_closed() -> bool:
+            try:
+                connection.sendall(b"a")
+                return connection.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        wait_until(is_closed, "the end of a request that never ends")
     health.close()
     agent.end()
 
