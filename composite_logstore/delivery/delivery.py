@@ -370,11 +370,6 @@ class Delivery:
         return self.first_in_queue
 
     @property
-    def queue_bytes(self) -> int:
-        """About how many bytes the events in the queue take, or more."""
-        return self._queue_bytes
-
-    @property
     def in_spool(self) -> int:
         """How many events are only on disk."""
         return self._in_spool

@@ -23,7 +23,7 @@ from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.delivery.spilling import next_batch
 from composite_logstore.delivery.states import Load
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore.event import EVENT_BYTES, LogEvent, Stream, total_size
 from composite_logstore.service import patiently
 from composite_logstore.spool.account import ChildAccount
 from composite_logstore.spool.damage import Damage
@@ -102,6 +102,8 @@ class TailedJournal(RecoveredJournal):
         # Below which number all events are due, and of which such number the account has told that they are done.
         self._due = self._due_noted = 0
         self._wake_at: float = 0
+        # About how many bytes an event takes.
+        self._event_bytes = float(EVENT_BYTES)
         self._awaits_urgent = self._is_urgent = False
         self.has_news = False
         self._noted_at = -inf
@@ -144,8 +146,11 @@ class TailedJournal(RecoveredJournal):
     def _is_full(self, delivery: Delivery) -> bool:
         """Return whether enough events wait for a child for now: in memory, or on disk."""
         if delivery.name in self._keeping_up:
-            return delivery.queue_bytes > self.most_bytes or 2 * len(delivery.queue) > (delivery.queue.maxlen or 0)
+            return len(delivery.queue) > self._most_in_memory(delivery)
         return delivery.in_spool > 2 * self.children[delivery.name].batch_size
+
+    def _most_in_memory(self, delivery: Delivery) -> float:
+        return min(self.most_bytes / self._event_bytes, (delivery.queue.maxlen or 0) / 2)
 
     def _take(self, found: list[LogEvent | Ended | Damage]) -> None:
         """Hand what was read to the deliveries. Under the lock."""
@@ -173,8 +178,10 @@ class TailedJournal(RecoveredJournal):
             return
         for stream in {event.stream: None for event in events}:
             self._streams[stream] = None
+        size = total_size(events)
+        self._event_bytes = size / len(events)
         for delivery in self.deliveries:
-            self._hand_to(delivery, self._new_for(delivery, events))
+            self._hand_to(delivery, self._new_for(delivery, events), size)
         for event in events:
             if event.progress:
                 self._latest.pop(bar_of(event), None)
@@ -197,13 +204,18 @@ class TailedJournal(RecoveredJournal):
         )
         return [event for event in events if event.number >= begin]
 
-    def _hand_to(self, delivery: Delivery, events: list[LogEvent]) -> None:
-        """Count the events that the child gets, and put them into its queue if it keeps up."""
+    def _hand_to(self, delivery: Delivery, events: list[LogEvent], size: int) -> None:
+        """Count the events that the child gets, and put them into its queue if it keeps up.
+
+        Args:
+            delivery: The child's delivery.
+            events: The events.
+            size: How many bytes they take, or more.
+        """
         name, bars = delivery.name, delivery.progress_bars
         if name not in self._keeping_up and delivery.in_spool <= self.children[name].batch_size:
             self._keeping_up.add(name)
-        is_too_much = len(delivery.queue) + len(events) > (delivery.queue.maxlen or 0)
-        if name in self._keeping_up and (is_too_much or delivery.queue_bytes > 2 * self.most_bytes):
+        if name in self._keeping_up and len(delivery.queue) + len(events) > 2 * self._most_in_memory(delivery):
             self._keeping_up.discard(name)
             delivery.leave_to_spool()
         if name not in self._keeping_up:
@@ -215,12 +227,13 @@ class TailedJournal(RecoveredJournal):
             for event in wanted:
                 bars.append(event)
         else:
-            wanted = [event for event in events if delivery.wants(event) is not None]
+            wanted = events
+            if self.children[name].min_level is not None:
+                wanted = [event for event in events if delivery.wants(event) is not None]
             delivery.queue.extend(wanted)
             self._accepted[name] += len(wanted)
-        if wanted:
-            sizes = [event.size for event in wanted]
-            delivery.enqueued(len(wanted), sum(sizes), max(sizes))
+        # No character takes more bytes in memory than four times those that it takes on disk.
+        delivery.enqueued(len(wanted), size, EVENT_BYTES + 4 * self._reader.longest)
 
     def _lose(self, damage: Damage) -> None:
         """Count damaged lines as lost. It is not known which children wanted them."""

@@ -41,6 +41,7 @@ from composite_logstore.spool.streams import Streams
 Item: TypeAlias = LogEvent | Stream | Ended | Closed | Damage
 """What a line of a segment says, or a piece that cannot be read."""
 _OTHER_VERSION = "another version has written it"
+_LINE_BREAK = ord("\n")
 _PIECE_BYTES = 128 * 1024
 """How many bytes of a growing segment are read at a time."""
 _SETTLED_SECONDS = 0.2
@@ -298,7 +299,10 @@ class GrowingReader:
     """Reads a spool while its process writes: each call continues where the one before has ended.
 
     The segment that the process writes stays open, so a look for new lines is two calls of the system. What it has read
-    is noted in the list of segments, as `SegmentReader.scan` does it.
+    is noted in the list of segments, as `SegmentReader.scan` does it, except for the kinds of events.
+
+    Attributes:
+        longest: How many bytes the longest of the lines has that were read last.
     """
 
     def __init__(self, reader: SegmentReader, folder: KnownFolder, first: int) -> None:
@@ -318,6 +322,7 @@ class GrowingReader:
         # The time of the folder when its segments were listed.
         self._listed = -1
         self._last = -1
+        self.longest = 0
         # Where a line was damaged at the last call, and when that was seen first.
         self._damaged: tuple[int, float] | None = None
 
@@ -376,10 +381,26 @@ class GrowingReader:
     def _lines_in(self, data: bytes, segment: Segment, now: float) -> list[LogEvent | Ended | Damage]:
         """Return what the lines in some bytes say, as far as they are complete, and not damaged for the moment."""
         found: list[LogEvent | Ended | Damage] = []
-        for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
+        stream_of, marks = self._reader._streams.of, self._reader.marks
+        noted: Stream | None = None
+        lines = data.splitlines(keepends=True)
+        self.longest = max(map(len, lines), default=0)
+        for line in lines:
+            if line[-1] != _LINE_BREAK:
                 break
-            said = self._reader._item(decode_line(line), segment, self._offset, is_scan=True)
+            value = decode_line(line)
+            event = decode_event(value, stream_of) if type(value) is list else None
+            if event is not None and event.number > self._last and event.number >= segment.first:
+                # As `_add` does it, for most lines, and in half of the time.
+                if event.stream is not noted:
+                    noted = event.stream
+                    marks.note(event)
+                segment.last = self._last = event.number
+                self._offset += len(line)
+                found.append(event)
+                continue
+            noted = None
+            said = event or self._reader._item(value, segment, self._offset, is_scan=True)
             if said == _OTHER_VERSION:
                 raise OSError(errno.EPROTONOSUPPORT, _OTHER_VERSION, str(segment.path))
             if isinstance(said, str) and self._is_damaged_for_now(now):
@@ -407,6 +428,7 @@ class GrowingReader:
         if self._segment is None or self._file is None:
             return []
         found: list[LogEvent | Ended | Damage] = []
+        self.longest = LINE_BYTES
         for item, _ in self._reader.items(self._segment, self._offset, is_scan=True):
             self._add(item, self._segment, found)
         self.close()
