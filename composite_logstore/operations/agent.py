@@ -173,10 +173,11 @@ class Agent:
         for id, home in self._homes.items():
             home.use(known.get(id))
             home.look(lambda: self._tailed < most)
+        is_waiting = any(home.tails.is_waiting for home in self._homes.values())
         for home in self._homes.values():
-            home.tails.share_memory(self._tailed)
-            if any(other.tails.is_waiting for other in self._homes.values()):
+            if is_waiting:
                 home.tails.make_room()
+            home.tails.share_memory(self._tailed)
         self.go_on()
         if self.knows_settings and any(id not in known for id in homes) and not self._stores:
             self._ask_soon()
@@ -402,7 +403,9 @@ class _Home:
         try:
             changed = os.stat(self._home).st_mtime_ns
             if changed != self._changed_ns or time.time() - changed / 1e9 < _CLOCK_STEP_SECONDS:
-                self._folders = process_folders(self._home)
+                # The same objects as before: a path is looked up faster in a dictionary that has this very one.
+                known = {folder: folder for folder in self._folders}
+                self._folders = [known.get(folder, folder) for folder in process_folders(self._home)]
                 self._changed_ns = changed
                 self.tails.forget({*self._folders})
                 self._recovered &= {*self._folders}

@@ -71,6 +71,7 @@ class Tails:
         self._asks: dict[Path, float] = {}
         # Those for which there was no room, the one that has waited longest first.
         self._waiting: dict[Path, None] = {}
+        self._sharing = -1
         # Those that need to be looked at before the next look at all of them.
         self._busy: dict[Path, _Tail] = {}
 
@@ -155,9 +156,15 @@ class Tails:
         """
         tail = self._tails[folder]
         tail.looks += 1
-        is_thorough = has_died or not tail.is_quiet or not tail.looks % _LOOKS_AT_FOLDER
-        if is_thorough or tail.journal.has_grown():
+        if has_died or not tail.is_quiet or self._has_grown(tail):
             self._look(folder, tail, has_died)
+
+    def _has_grown(self, tail: _Tail) -> bool:
+        try:
+            return tail.journal.has_grown(with_folder=not tail.looks % _LOOKS_AT_FOLDER)
+        except OSError:
+            # A further look finds out what is wrong.
+            return True
 
     def go_on(self) -> float:
         """Look at the processes that need it soon. Returns after how many seconds to call again."""
@@ -214,6 +221,9 @@ class Tails:
         Args:
             processes: How many processes of all log stores are delivered.
         """
+        if processes == self._sharing:
+            return
+        self._sharing = processes
         most = min(MOST_BYTES, max(_LEAST_BYTES, _MEMORY_BYTES // max(1, processes)))
         for tail in self._tails.values():
             tail.journal.most_bytes = most
