@@ -25,8 +25,10 @@ def write_report(path: Path, summary: ParitySummary) -> None:
 
 def _page(summary: ParitySummary) -> str:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    if summary.differences:
+    if summary.differences > summary.over_budget:
         verdict, kind = f"{summary.differences:,} differences", "bad"
+    elif summary.differences:
+        verdict, kind = f"{summary.over_budget:,} missing events may have been over a budget", "unsure"
     elif summary.not_compared or not summary.streams:
         verdict, kind = "Not everything could be compared", "unsure"
     else:
@@ -39,7 +41,7 @@ def _page(summary: ParitySummary) -> str:
 <h1>Parity of <q>{_inert(summary.log_store)}</q></h1>
 <p class="{kind}">{verdict}</p>
 <p>{summary.streams:,} streams, compared on {now} in {summary.seconds:.1f} s.</p>
-{_table(["Child", *COUNTS], counts(summary))}
+{_table(["Child", *columns(summary)], counts(summary))}
 <h2>Completeness over time</h2>
 <p>For each period: the events that the child holds, as a share of those that the most complete child holds.</p>
 {_completeness(summary)}
@@ -55,10 +57,11 @@ def _page(summary: ParitySummary) -> str:
 """
 
 
-COUNTS = {
+_COUNTS = {
     "Streams": "streams",
     "Events": "events",
     "Missing": "missing",
+    "Over budget": "over_budget",
     "Arriving": "arriving",
     "Excluded by rule": "excluded",
     "Duplicated": "duplicated",
@@ -90,10 +93,17 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "<table><tr>" + "".join(f"<th>{_inert(name)}</th>" for name in columns) + f"</tr>\n{body}</table>"
 
 
+def columns(summary: ParitySummary) -> list[str]:
+    """Return the names of the columns of numbers in a comparison's table."""
+    return [name for name in _COUNTS if name != "Over budget" or summary.over_budget]
+
+
 def counts(summary: ParitySummary) -> list[list[str]]:
     """Return the rows of a comparison's table: each child's name, and its numbers."""
+    shown = columns(summary)
     return [
-        [name, *(f"{getattr(child, count):,}" for count in COUNTS.values())] for name, child in summary.children.items()
+        [name, *(f"{getattr(child, _COUNTS[column]):,}" for column in shown)]
+        for name, child in summary.children.items()
     ]
 
 

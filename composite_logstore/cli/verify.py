@@ -45,7 +45,7 @@ def verify(
     command resumes.
 
     Exit code: 0 if the children hold the same events, 1 if there are differences, 2 for wrong usage, 3 if something
-    could not be compared.
+    could not be compared, 4 if nothing differs but that events are missing which a budget may have withheld.
     """
     from composite_logstore.cli.progress import Bars
 
@@ -78,16 +78,24 @@ def verify(
     if is_interrupted:
         warn(f"Interrupted. {resume(anew)}")
         sys.exit(3)
-    if summary.differences or (strict and summary.duplicated):
+    if _is_different(summary, strict):
         sys.exit(1)
     if summary.not_compared or not summary.streams:
         sys.exit(3)
+    if summary.over_budget:
+        sys.exit(4)
+
+
+def _is_different(summary: ParitySummary, strict: bool) -> bool:
+    """Return whether there are differences that no budget explains."""
+    return summary.differences > summary.over_budget or (strict and summary.duplicated > 0)
 
 
 def _show(summary: ParitySummary, strict: bool) -> None:
-    from composite_logstore.cli.report import COUNTS, counts
+    from composite_logstore.cli.report import columns, counts
 
-    show_table(["Child", *COUNTS], counts(summary), list(COUNTS))
+    numbers = columns(summary)
+    show_table(["Child", *numbers], counts(summary), numbers)
     if summary.named:
         say("")
         shown = summary.named[:_SHOWN]
@@ -108,13 +116,14 @@ def _show(summary: ParitySummary, strict: bool) -> None:
         warn(f"{hint}.")
     if summary.arriving:
         say(f"{summary.arriving:,} events at the end of streams in progress may still arrive.")
-    is_different = summary.differences or (strict and summary.duplicated)
-    if is_different:
+    if _is_different(summary, strict):
         say("Differences were found.", style="error")
     elif summary.not_compared:
         say("No differences were found, but not everything could be compared.", style="warning")
     elif not summary.streams:
         say("There was nothing to compare.", style="warning")
+    elif summary.over_budget:
+        say("No differences were found but events that a budget may have withheld.", style="warning")
     elif len(summary.children) == 1:
         say("No gaps were found. With one child there is nothing to compare it with.", style="success")
     else:

@@ -132,10 +132,10 @@ def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:
     if result.excluded:
         reasons.append(excluded(found.child(child), result.excluded, summary.children[primary].events))
     if result.differences:
-        over = ". Those over 'budget' are among the missing ones" if found.child(child).budget is not None else ""
+        over = f", of which {result.over_budget:,} may have been over 'budget'" if result.over_budget else ""
         reasons.append(
-            f"compared with '{primary}', {result.missing:,} events are missing, {result.out_of_order:,} out of order, "
-            f"{result.different:,} different; `{command('verify', found.name, '--all')}` names them{over}"
+            f"compared with '{primary}', {result.missing:,} events are missing{over}, {result.out_of_order:,} out of "
+            f"order, {result.different:,} different; `{command('verify', found.name, '--all')}` names them"
         )
     if reasons:
         return Verdict(False, "; ".join(reasons))
@@ -144,8 +144,7 @@ def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:
 
 def excluded(child: ChildConfig, events: int, of: int) -> str:
     """Return how many of the primary's events nobody sees any more once a child is the primary, and by which rule."""
-    # Events over a budget count as missing: nothing tells afterwards which ones they were.
-    named = quoted(rule for rule in child.excluded_by if rule != "budget")
+    named = quoted(child.excluded_by)
     return f"{events:,} of {of:,} events will not be visible: {named} of child '{child.name}' excludes them"
 
 

@@ -83,8 +83,13 @@ def verify(
             summary.seconds = time.monotonic() - began
     for child in chosen:
         if summary.children[child.name].missing:
-            hints = [hint for hint in (child.known_losses, _unknowable(child)) if hint]
-            summary.hints += [f"child '{child.name}' is missing events. {hint}" for hint in hints]
+            if child.known_losses:
+                summary.hints.append(f"child '{child.name}' is missing events. {child.known_losses}")
+            if over := summary.children[child.name].over_budget:
+                summary.hints.append(
+                    f"child '{child.name}' is missing {summary.children[child.name].missing:,} events, of which its "
+                    f"'budget' may have withheld {over:,}: its log says that it was used up then"
+                )
     return summary
 
 
@@ -177,16 +182,6 @@ def _choose(found: RegisteredStore, names: Sequence[str]) -> list[ChildConfig]:
     if not chosen:
         raise NoAnswerError(f"log store '{found.name}' has no enabled child that can be read.")
     return chosen
-
-
-def _unknowable(child: ChildConfig) -> str | None:
-    """Return why a child may lack events by its settings although a comparison cannot tell; without a full stop."""
-    if child.budget is not None:
-        return (
-            "Those over its 'budget' are among them: afterwards nothing tells which events that were. "
-            "`withheld_reasons` in the account of the run says how many"
-        )
-    return None
 
 
 def _key(found: RegisteredStore, selection: Selection, children: Sequence[ChildConfig]) -> str:

@@ -20,6 +20,9 @@ lie.
    Where a stream is being written, events after a child's last one are *arriving*. The stream may grow while the other
    children are scanned, so a child that seems to be missing the newest events is scanned again, from where its scan
    ended. Repeats of what a child has are found last, since only the other children together with it tell them.
+   What a budget has withheld is missing, too: it depends on what else was sent. But the child has a notice where its
+   budget was used up, so the missing events of that writer from there on, up to the next event that needed the budget,
+   are counted as those that it may have withheld.
 3. Where the sums of a block differ, and only there, the children are read again, and the events are compared one by
    one. `Holding` remembers which numbers lie between which two tokens, so that not the whole stream is read again.
 4. Events in which children differ are looked up once more for the report, at most `NAMED` of each kind.

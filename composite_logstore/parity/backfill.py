@@ -97,7 +97,8 @@ class Backfill:
 
     def _held(self, logs: LogsResponse, stream: Stream) -> dict[str, Intervals]:
         """Return which events the child has, or will show as soon as its backend has indexed them."""
-        there, held = self.there, {}
+        there = self.there
+        held: dict[str, Intervals] = {}
         if there is not None:
             holding = Holding(there, stream)
             try:
@@ -106,7 +107,10 @@ class Backfill:
                 pass
             except Exception as error:
                 raise _unreadable(there, error) from error
-            held = dict(holding.numbers)
+            # A notice has the identity of the event that it replaces, so most backends would take that for a duplicate.
+            for numbers in (holding.numbers, holding.notices):
+                for writer, of_writer in numbers.items():
+                    held[writer] = held.get(writer, Intervals()) | of_writer
             if holding.foreign and not held.keys() - {foreign_writer(logs.id)} and there.scanner.scan_format == PAGES:
                 # These entries may be all of the stream's events, or none of them.
                 raise BackfillStoppedError(

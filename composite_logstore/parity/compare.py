@@ -22,6 +22,7 @@ from composite_logstore.parity.fields import Seen, differing, hash_of
 from composite_logstore.parity.holding import BLOCK, BLOCK_BITS, MASK, Holding
 from composite_logstore.parity.result import NAMED, ChildParity, Difference, StreamParity, Tell
 from composite_logstore.parity.scan import Source, foreign_writer, is_foreseen
+from composite_logstore.processing.budget import is_notice, passes
 from composite_logstore.processing.repeats import MOST_REMEMBERED, Repeats
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class _Comparison:
         self._is_raw = len(formats) == 1 and PAGES not in formats
         self._is_thinned = any(source.config.is_thinned for source in sources)
         self._sources = sources
+        self._over_budget: dict[str, dict[str, Intervals]] = {}
         self._masks = {source.name: source.masks() for source in sources}
         self._holdings = {source.name: self._holding_of(source) for source in sources}
         children = {name: holding.child for name, holding in self._holdings.items()}
@@ -88,6 +90,7 @@ class _Comparison:
         missing = self._without_repeats(missing)
         if self._waited(missing):
             missing = self._without_repeats(self._missing())
+        self._over_budget = self._find_over_budget(missing)
         self._count(missing)
         self._compare_contents()
         self._describe()
@@ -161,7 +164,7 @@ class _Comparison:
                 for other in self._holdings.values():
                     exempt = other.exempt.get(name, {}).get(writer)
                     expected = expected - exempt if exempt else expected
-                absent = expected - holding.numbers.get(writer, Intervals())
+                absent = expected - holding.numbers.get(writer, Intervals()) - holding.notices.get(writer, Intervals())
                 # No child has these events, so nothing tells whether a child that does not get all should have them.
                 if gaps and holding.source.config.wants_all:
                     absent |= gaps
@@ -198,6 +201,27 @@ class _Comparison:
                         found = True
         return self._missing() if found else missing
 
+    def _find_over_budget(self, missing: dict[str, dict[str, Intervals]]) -> dict[str, dict[str, Intervals]]:
+        """Return which of the missing events their child's budget may have withheld.
+
+        Only the other children, which are read once more, tell whether they would have passed all the same.
+        """
+        found: dict[str, dict[str, Intervals]] = {}
+        for name, of_child in missing.items():
+            holding = self._holdings.get(name)
+            if holding is None or (budget := holding.source.config.budget) is None:
+                continue
+            wanted = {writer: _common(absent, holding.over_budget(writer)) for writer, absent in of_child.items()}
+            wanted = {writer: numbers for writer, numbers in wanted.items() if numbers}
+            for other in list(self._holdings) if wanted else ():
+                if other == name:
+                    continue
+                for event in self._again(other, wanted):
+                    if not passes(event, budget) and not is_notice(event):
+                        of_writer = found.setdefault(name, {}).setdefault(event.writer, Intervals())
+                        of_writer.add(event.sequence, event.sequence)
+        return found
+
     def _count(self, missing: dict[str, dict[str, Intervals]]) -> None:
         for name, holding in self._holdings.items():
             child = self.result.children[name]
@@ -210,6 +234,7 @@ class _Comparison:
                 absent = absent - arriving if arriving else absent
                 child.arriving += len(arriving)
                 child.missing += len(absent)
+                child.over_budget += len(_common(absent, self._over_budget.get(name, {}).get(writer, Intervals())))
                 named += islice(((writer, number) for number in _numbers(absent)), NAMED - len(named))
             self._name("missing", name, named)
             self._name("duplicated", name, holding.duplicates)
@@ -222,6 +247,7 @@ class _Comparison:
             exempt = Intervals()
             for holding in self._holdings.values():
                 exempt |= holding.exempt.get(name, {}).get(writer, Intervals())
+            exempt |= self._holdings[name].notices.get(writer, Intervals())
             excluded += len(exempt - self._holdings[name].numbers.get(writer, Intervals()))
         return excluded
 
@@ -311,7 +337,7 @@ class _Comparison:
             return
         read: dict[str, Intervals] = {writer: Intervals() for writer in wanted}
         for event in self._again(name, wanted):
-            if event.sequence in read[event.writer] or (event.progress and self._is_thinned):
+            if event.sequence in read[event.writer] or (event.progress and self._is_thinned) or is_notice(event):
                 continue
             read[event.writer].add(event.sequence, event.sequence)
             yield event
@@ -354,7 +380,7 @@ class _Comparison:
             if named.kind == "missing" and lacking is not None and named.writer in lacking.stripped:
                 named.detail = f"the child has records of this writer that do not say which events they are{_STRIPPED}"
             elif named.kind == "missing":
-                named.detail = self._doubt(named.child, by_child)
+                named.detail = self._doubt(named, by_child)
             if named.kind == "different" and named.child in by_child:
                 # What is compared with others is whole, if a child holds it so.
                 reference = min(
@@ -367,12 +393,16 @@ class _Comparison:
                 if "[shortened by " in other.text[-40:] and "message" in differ:
                     named.detail += " (its backend had to shorten it)"
 
-    def _doubt(self, child: str, holders: Iterable[str]) -> str:
+    def _doubt(self, named: Difference, holders: Iterable[str]) -> str:
         """Return why an event may rightly be missing, in words; an empty text if nothing says so."""
-        if child in self._holdings and self._holdings[child].source.config.budget is not None:
-            return "it may have been over the child's 'budget'"
-        doubts = (self._holdings[name].doubt(child) for name in holders if name in self._holdings)
+        if named.sequence in self._over_budget.get(named.child, {}).get(named.writer, Intervals()):
+            return "it may have been over the child's 'budget', which was used up then"
+        doubts = (self._holdings[name].doubt(named.child) for name in holders if name in self._holdings)
         return next((doubt for doubt in doubts if doubt), "")
+
+
+def _common(one: Intervals, other: Intervals) -> Intervals:
+    return one - (one - other)
 
 
 def _numbers(intervals: Intervals) -> Iterator[int]:

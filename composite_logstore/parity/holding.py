@@ -15,6 +15,7 @@ from composite_logstore.parity.expected import Expectation
 from composite_logstore.parity.fields import shown
 from composite_logstore.parity.result import DELAYS_SECONDS, NAMED, ChildParity, Tell
 from composite_logstore.parity.scan import Source, as_event, numbered
+from composite_logstore.processing.budget import is_notice, passes
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -66,6 +67,10 @@ class _Stretch:
         return any(writer in wanted and wanted[writer].touches(*bounds) for writer, bounds in self.bounds.items())
 
 
+def _is_backfilled(event: LogEvent) -> bool:
+    return BACKFILLED in event.attributes or BACKFILLED in event.metadata
+
+
 def _bounds(sequences: Sequence[int]) -> tuple[int, int]:
     # Most sequences are ranges, and the ends of a range are known at once.
     return (sequences[0], sequences[-1]) if isinstance(sequences, range) else (min(sequences), max(sequences))
@@ -86,6 +91,7 @@ class Holding:
         duplicates: The first duplicates: a writer and a number each.
         late: The first events that are out of order.
         exempt: A child's name → a writer → which of its events that child need not have.
+        notices: A writer → the numbers of the events in whose place the child's budget has put a notice.
     """
 
     def __init__(self, source: Source, stream: Stream, others: Sequence[Source] = (), is_raw: bool = True) -> None:
@@ -108,6 +114,10 @@ class Holding:
         self.duplicates: list[tuple[str, int]] = []
         self.late: list[tuple[str, int]] = []
         self.exempt: dict[str, dict[str, Intervals]] = {}
+        self.notices: dict[str, Intervals] = {}
+        # A writer → the numbers of its events that a budget with something left has let pass.
+        self._paid: dict[str, Intervals] = {}
+        self._budget = source.config.budget
         self._stretches = [_Stretch(None, 0)]
         self._stream = stream
         # The children of which an event itself tells whether they get it. A thinned child is one of them even for its
@@ -156,7 +166,7 @@ class Holding:
             and last < _HIGHEST
             and (isinstance(sequences, range) or sequences == list(range(first, last + 1)))
         )
-        if is_plain and not self._selective:
+        if is_plain and not self._selective and self._budget is None:
             contents = chunk.contents
             if not self._is_raw:
                 scanner, stream = self.source.scanner, self._stream
@@ -199,6 +209,13 @@ class Holding:
     def _add_one(self, writer: str, sequence: int, content: Any, ordinal: int, held: Intervals) -> bool:
         """Add one record, and return whether it is an event that the child was not known to hold."""
         event: LogEvent | None = None
+        if self._budget is not None:
+            event = as_event(self.source.scanner, content, self._stream, ordinal)
+            if event is not None and is_notice(event):
+                self.notices.setdefault(writer, Intervals()).add(sequence, sequence)
+                return False
+            if event is not None and not passes(event, self._budget) and not _is_backfilled(event):
+                self._paid.setdefault(writer, Intervals()).add(sequence, sequence)
         if sequence <= held.last:
             if sequence in held:
                 self.child.duplicated += 1
@@ -206,8 +223,8 @@ class Holding:
                     self.duplicates.append((writer, sequence))
                 return False
             if self.source.in_order:
-                event = as_event(self.source.scanner, content, self._stream, ordinal)
-                if event is None or BACKFILLED not in {**event.attributes, **event.metadata}:
+                event = event or as_event(self.source.scanner, content, self._stream, ordinal)
+                if event is None or not _is_backfilled(event):
                     self.child.out_of_order += 1
                     if len(self.late) < NAMED:
                         self.late.append((writer, sequence))
@@ -240,6 +257,18 @@ class Holding:
     def doubt(self, child: str) -> str:
         """Return why some events were expected of another child that it may rightly be missing, in words."""
         return self._judges[child].doubt if child in self._judges else ""
+
+    def over_budget(self, writer: str) -> Intervals:
+        """Return the numbers of a writer's events that may have been over the child's budget.
+
+        They begin with a notice, and end before the next event that shows that there was something left again.
+        """
+        paid = self._paid.get(writer, Intervals())
+        found = Intervals()
+        for first, last in self.notices.get(writer, ()):
+            _, end = next(iter(Intervals([(last, _HIGHEST - 1)]) - paid), (last, last))
+            found.add(first, end)
+        return found
 
     def again(self, logs: LogsResponse, wanted: dict[str, Intervals]) -> Generator[LogEvent]:
         """Scan again the pieces of the stream that may contain some events, and yield these events.

@@ -59,6 +59,7 @@ class Counts:
         events: The events that the child holds, without duplicates.
         missing: The events that it is missing although another child holds them, or although later events of their
             writer arrived.
+        over_budget: How many of the missing events its budget may have withheld: its log says that it was used up then.
         arriving: The events that it is missing at the end of a stream that is still being written.
         excluded: The events that another child holds and that this one does not get, by its settings.
         duplicated: How often it holds an event once more.
@@ -68,6 +69,7 @@ class Counts:
 
     events: int = 0
     missing: int = 0
+    over_budget: int = 0
     arriving: int = 0
     excluded: int = 0
     duplicated: int = 0

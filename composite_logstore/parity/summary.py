@@ -73,6 +73,11 @@ class ParitySummary:
         return sum(child.differences for child in self.children.values())
 
     @property
+    def over_budget(self) -> int:
+        """How many of the differences are missing events that a budget may have withheld."""
+        return sum(child.over_budget for child in self.children.values())
+
+    @property
     def duplicated(self) -> int:
         """The number of duplicates."""
         return sum(child.duplicated for child in self.children.values())
@@ -112,6 +117,7 @@ class ParitySummary:
             "parity": not self.differences and not self.not_compared and self.streams > 0,
             "streams": self.streams,
             "differences": self.differences,
+            "over_budget": self.over_budget,
             "seconds": round(self.seconds, 3),
             "children": {
                 name: {key: value for key, value in asdict(child).items() if key not in ("delays", "held", "most")}

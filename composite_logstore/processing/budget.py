@@ -43,6 +43,8 @@ NOTICE = "zenml.log.notice"
 MOST_PERIODS = 1_000
 """How many periods are remembered in memory: a process may log for many runs, one after the other or at once."""
 
+_LOGGER = "composite_logstore"
+_NOTICE_BEGINS = "The budget of this log, "
 _RUN = "zenml.pipeline.run.id"
 _MINUTE_SECONDS = 60
 _DAY_SECONDS = 86_400
@@ -122,6 +124,21 @@ class Told:
         while len(self._shares) > MOST_PERIODS:
             self._shares.popitem(last=False)
         return True
+
+
+def passes(event: LogEvent, settings: BudgetSettings) -> bool:
+    """Return whether an event is exported even if the budget is used up: the same in all processes and attempts."""
+    if settings.then == "warnings_only":
+        return event.level >= WARNING
+    return settings.then == "sample" and _is_sampled(event)
+
+
+def is_notice(event: LogEvent) -> bool:
+    """Return whether an event that was read from a child is a notice, in place of one that its budget withheld."""
+    if NOTICE in event.attributes or NOTICE in event.metadata:
+        return True
+    # Some readers return no attributes, or no names of loggers.
+    return event.message.startswith(_NOTICE_BEGINS) and event.logger_name in (_LOGGER, "")
 
 
 def in_words(settings: BudgetSettings) -> str:
@@ -254,7 +271,7 @@ class Budget(Step):
         notices: dict[UUID, str] = {}
         for event in batch.events:
             period = over.get(event.number)
-            if period is None or self._passes(event):
+            if period is None or passes(event, self._settings):
                 kept.append(event)
                 continue
             stream = event.stream.id
@@ -266,25 +283,18 @@ class Budget(Step):
         batch.notes[self] = notices
         return kept
 
-    def _passes(self, event: LogEvent) -> bool:
-        """Return whether an event is exported although the budget is used up."""
-        then = self._settings.then
-        if then == "warnings_only":
-            return event.level >= WARNING
-        return then == "sample" and _is_sampled(event)
-
     def _notice(self, event: LogEvent) -> LogEvent:
         """Return what the log says in place of the first event that is missing.
 
         It has that event's identity: an event of its own would need a number in the journal, and be missing in every
         other child.
         """
-        text = f"The budget of this log, {in_words(self._settings)}, is used up. {self._consequence()}"
+        text = f"{_NOTICE_BEGINS}{in_words(self._settings)}, is used up. {self._consequence()}"
         return event._replace(
             level=WARNING,
             level_name="WARNING",
             message=text,
-            logger_name="composite_logstore",
+            logger_name=_LOGGER,
             file="",
             line=0,
             function="",
@@ -303,7 +313,7 @@ def _run_of(stream: Stream) -> str:
 
 
 def _is_sampled(event: LogEvent) -> bool:
-    """Return whether an event is one of the few that are exported over budget: the same in all processes and attempts.
+    """Return whether an event is one of the few that are exported over budget.
 
     The hash differs from that of a sample of all events, so that the two do not select the same events.
     """

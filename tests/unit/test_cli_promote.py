@@ -15,12 +15,15 @@ from zenml.exceptions import IllegalOperationError
 
 from composite_logstore import UnavailableError, operations
 from composite_logstore.catalog.stores import RegisteredStore
+from composite_logstore.clock import Clock
+from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.event import Stream
 from composite_logstore.operations import asking
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.promote import Verdict
 from composite_logstore.parity.result import ChildParity, StreamParity
 from composite_logstore.parity.summary import ParitySummary
+from composite_logstore.processing.processor import Processed
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, make_events
 from tests.artifact_stores import FolderArchive
 from tests.simulated_zenml import SimulatedZenML
@@ -249,13 +252,32 @@ def test_what_rules_exclude_is_no_difference_but_would_not_be_visible(zenml: Sim
     assert zenml.updates == []
 
 
-def test_verify_says_that_events_over_a_budget_are_among_those_that_are_missing(zenml: SimulatedZenML) -> None:
+def test_verify_tells_events_over_a_budget_from_others_that_are_missing(zenml: SimulatedZenML) -> None:
     store = zenml.register(make_child("all"), make_child("some", budget={"events": 1}), name="budgeted")
     log(zenml, store, levels=[20] * 3)
-    del backend("some").received[1:]
-    values = json.loads(zenml.run_command("verify", "budgeted", "--all", "--output", "json").stdout)
-    assert values["children"]["some"]["missing"] == 2
+    some = backend("some").received
+    child = store.config.child("some")
+    budget = Budgets(store.id, [child], None, Clock()).of(child)
+    assert budget is not None
+    batch = Processed(some[:])
+    budget.process(batch)
+    some[:] = batch.events
+    # The second one is replaced by a notice.
+    assert len(some) == 2
+    verified = zenml.run_command("verify", "budgeted", "--all", "--output", "json")
+    values = json.loads(verified.stdout)
+    assert verified.exit_code == 4
+    assert not values["parity"]
+    counts = values["children"]["some"]
+    assert (counts["missing"], counts["over_budget"], counts["excluded"], values["over_budget"]) == (1, 1, 1, 1)
     assert [hint for hint in values["hints"] if "'budget'" in hint]
+    assert "OVER" in zenml.run_command("verify", "budgeted", "--all").stdout
+    refused = zenml.run_command("promote", "budgeted", "some", "--yes")
+    assert refused.exit_code == 1
+    assert "1 of 3 events will not be visible: 'budget' of child 'some'" in refused.stderr
+    assert "1 events are missing, of which 1 may have been over 'budget'" in refused.stderr
+    del some[1:]
+    assert zenml.run_command("verify", "budgeted", "--all").exit_code == 1
 
 
 # A primary that is down
