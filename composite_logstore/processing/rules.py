@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from composite_logstore.ansi import without_escapes
-from composite_logstore.event import LogEvent
+from composite_logstore.event import LogEvent, Stream
 from composite_logstore.plain import Plain, text_of
 from composite_logstore.processing.expressions import ExpressionSet
 from composite_logstore.processing.processor import Processed, Step
@@ -37,6 +38,8 @@ class _Rule:
         reason: Why an event is withheld that it matches.
         by_message: The place of its expression among all, None if it has none.
         is_decided: Whether logger and level alone decide.
+        asks_stream: Whether it asks for attributes of the stream.
+        asks_event: Whether it asks for attributes that an event may have itself.
     """
 
     def __init__(self, matcher: Matcher, is_keep: bool, reason: str, by_message: int | None) -> None:
@@ -48,7 +51,9 @@ class _Rule:
         of_stream = {name: getattr(matcher, field) for field, name in _OF_STREAM.items()}
         self._of_stream = {name: wildcard(value) for name, value in of_stream.items() if value is not None}
         self._attributes = {name: wildcard(value) for name, value in (matcher.attributes or {}).items()}
-        self.is_decided = by_message is None and not self._of_stream and not self._attributes
+        self.asks_event = bool(self._attributes)
+        self.asks_stream = self.asks_event or bool(self._of_stream)
+        self.is_decided = by_message is None and not self.asks_stream
 
     def may_match(self, logger: str, level: int) -> bool:
         """Return whether it may match events of a logger and a level."""
@@ -56,26 +61,53 @@ class _Rule:
             return False
         return self._logger is None or bool(self._logger(logger))
 
-    def matches(self, event: LogEvent, found: Sequence[int]) -> bool:
-        """Return whether it matches an event that it may match, apart from its message.
+    def fits(self, of_stream: Mapping[str, Plain], of_event: Mapping[str, Plain]) -> bool:
+        """Return whether the attributes are those that it asks for.
 
         Args:
-            event: The event.
-            found: The places of the expressions that match the message.
+            of_stream: The attributes of the stream, if it asks for them.
+            of_event: Those of the stream and the event together, if it asks for them.
         """
-        if self.by_message is not None and self.by_message not in found:
-            return False
-        if self._of_stream or self._attributes:
-            attributes = event.stream.attributes
-            if not _has(attributes, self._of_stream):
-                return False
-            return not self._attributes or _has(attributes | event.details, self._attributes)
-        return True
+        return _has(of_stream, self._of_stream) and _has(of_event, self._attributes)
+
+
+class _Candidates(NamedTuple):
+    """What the rules say about all events of a logger and a level.
+
+    Attributes:
+        reason: Why they are withheld, if all are.
+        drop: The matchers of `drop` that may match them.
+        keep: Those of `keep` of which one has to match, None if none has to.
+        asks_message: Whether one of these asks for the message.
+        asks_stream: Whether one of these asks for attributes of the stream.
+        asks_event: Whether one of these asks for attributes of the event.
+    """
+
+    reason: str | None = None
+    drop: Sequence[_Rule] = ()
+    keep: Sequence[_Rule] | None = None
+    asks_message: bool = False
+    asks_stream: bool = False
+    asks_event: bool = False
 
 
 def _has(attributes: Mapping[str, Plain], wanted: Mapping[str, Callable[[str], object]]) -> bool:
     """Return whether each wanted attribute is there, with a value that fits."""
-    return all(name in attributes and fits(text_of(attributes[name])) for name, fits in wanted.items())
+    # A generator would cost more than the rest.
+    for name, fits in wanted.items():  # noqa: SIM110
+        if name not in attributes or not fits(text_of(attributes[name])):
+            return False
+    return True
+
+
+def _first_of(
+    rules: Sequence[_Rule], found: Sequence[int], of_stream: Mapping[str, Plain], of_event: Mapping[str, Plain]
+) -> _Rule | None:
+    """Return the first rule that matches an event, of those that its logger and level leave; None if none does."""
+    for rule in rules:
+        if (rule.by_message is None or rule.by_message in found) and rule.fits(of_stream, of_event):
+            return rule
+    return None
 
 
 class Rules(Step):
@@ -99,13 +131,16 @@ class Rules(Step):
         self._drop = [_Rule(one, False, f"drop.{place}", place_of(one.message)) for place, one in enumerate(drop)]
         self._keep = [_Rule(one, True, KEEP, place_of(one.message)) for one in keep]
         self._expressions = ExpressionSet(patterns)
+        # The attributes of the streams of a batch: ZenML may add some between two batches.
+        self._of_streams: dict[Stream, dict[str, Plain]] = {}
         self._candidates = lru_cache(maxsize=_MOST_KINDS)(self._candidates_of)
 
     def process(self, batch: Processed) -> None:
         """Withhold the events that the rules exclude, each for the first matcher of `drop` that matches, or `keep`."""
         kept = []
+        self._of_streams.clear()
         for event in batch.events:
-            reason = self.reason(event)
+            reason = self._reason(event)
             if reason is None:
                 kept.append(event)
             else:
@@ -118,32 +153,51 @@ class Rules(Step):
 
     def reason(self, event: LogEvent) -> str | None:
         """Return why an event is withheld; None if it is not."""
-        reason, drop, keep, needs_message = self._candidates(event.logger_name, event.level)
-        if reason is not None or (not drop and keep is None):
-            return reason
+        self._of_streams.clear()
+        return self._reason(event)
+
+    def _reason(self, event: LogEvent) -> str | None:
+        candidates = self._candidates(event.logger_name, event.level)
+        keep = candidates.keep
+        if candidates.reason is not None or (not candidates.drop and keep is None):
+            return candidates.reason
         found: Sequence[int] = ()
-        if needs_message:
+        if candidates.asks_message:
             # As a reader shows it, so that a comparison decides alike.
             text = event.message if event.exception is None else event.text
             found = self._expressions.matching(without_escapes(text) if "\x1b" in text or "\x9b" in text else text)
-        for rule in drop:
-            if rule.matches(event, found):
-                return rule.reason
-        return KEEP if keep is not None and not any(rule.matches(event, found) for rule in keep) else None
+        of_stream: Mapping[str, Plain] = {}
+        of_event: Mapping[str, Plain] = {}
+        if candidates.asks_stream:
+            of_stream = self._attributes_of(event.stream)
+        if candidates.asks_event:
+            of_event = {**of_stream, **event.details}
+        rule = _first_of(candidates.drop, found, of_stream, of_event)
+        if rule is not None:
+            return rule.reason
+        return KEEP if keep is not None and _first_of(keep, found, of_stream, of_event) is None else None
 
-    def _candidates_of(self, logger: str, level: int) -> tuple[str | None, list[_Rule], list[_Rule] | None, bool]:
-        """Return what the rules say about all events of a logger and a level.
+    def _attributes_of(self, stream: Stream) -> dict[str, Plain]:
+        known = self._of_streams.get(stream)
+        if known is None:
+            known = self._of_streams[stream] = stream.attributes
+        return known
 
-        Returns:
-            Why they are withheld, if all are; the matchers of `drop` that may match them; those of `keep` of which one
-            has to, None if none has to; and whether any of these asks for the message.
-        """
+    def _candidates_of(self, logger: str, level: int) -> _Candidates:
         drop = [rule for rule in self._drop if rule.may_match(logger, level)]
         if drop and drop[0].is_decided:
-            return drop[0].reason, [], None, False
+            return _Candidates(drop[0].reason)
         keep: list[_Rule] | None = [rule for rule in self._keep if rule.may_match(logger, level)]
         if not self._keep or any(rule.is_decided for rule in keep or ()):
             keep = None
         if keep == [] and not drop:
-            return KEEP, [], None, False
-        return None, drop, keep, any(rule.by_message is not None for rule in [*drop, *(keep or ())])
+            return _Candidates(KEEP)
+        rules = [*drop, *(keep or ())]
+        return _Candidates(
+            None,
+            drop,
+            keep,
+            any(rule.by_message is not None for rule in rules),
+            any(rule.asks_stream for rule in rules),
+            any(rule.asks_event for rule in rules),
+        )
