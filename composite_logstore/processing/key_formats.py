@@ -27,6 +27,9 @@ class KeyFormat(NamedTuple):
 # What stands between a name and its value: in a URL or a file of settings, in JSON, in the `repr` of a dictionary.
 _IS = r"""\\?["']?\s{0,3}(?:=>|[:=])\s{0,3}\\?["']?"""
 
+# As it is, and as pandas and others write it in JSON.
+_SLASH = r"\\?/"
+
 FORMATS: tuple[KeyFormat, ...] = (
     KeyFormat(
         "aws_key",
@@ -35,12 +38,12 @@ FORMATS: tuple[KeyFormat, ...] = (
     ),
     KeyFormat(
         "aws_secret_key",
-        rf"(?i:aws_?secret_?access_?key|aws_?secret_?key|secret_?access_?key){_IS}(?P<secret>[A-Za-z0-9/+]{{40}})",
+        rf"(?i:aws_?secret_?access_?key|aws_?secret_?key|secret_?access_?key){_IS}(?P<secret>(?:[A-Za-z0-9+]|{_SLASH}){{40}})",
         "https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_access-keys.html",
     ),
     KeyFormat(
         "aws_session_token",
-        rf"(?i:aws_?session_?token|session_?token){_IS}(?P<secret>[A-Za-z0-9/+]{{80,}}={{0,2}})",
+        rf"(?i:aws_?session_?token|session_?token){_IS}(?P<secret>(?:[A-Za-z0-9+]|{_SLASH}){{80,}}={{0,2}})",
         "https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_temp_use-resources.html",
     ),
     KeyFormat(
@@ -60,7 +63,7 @@ FORMATS: tuple[KeyFormat, ...] = (
     ),
     KeyFormat(
         "azure_account_key",
-        r"(?i:accountkey|sharedaccesskey)=(?P<secret>[A-Za-z0-9+/]{40,}={0,2})",
+        rf"(?i:accountkey|sharedaccesskey)=(?P<secret>(?:[A-Za-z0-9+]|{_SLASH}){{40,}}={{0,2}})",
         "https://learn.microsoft.com/azure/storage/common/storage-configure-connection-string",
     ),
     KeyFormat(
@@ -85,7 +88,8 @@ FORMATS: tuple[KeyFormat, ...] = (
     ),
     KeyFormat(
         "slack_webhook",
-        r"\bhooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/(?P<secret>[A-Za-z0-9_/-]{20,})",
+        rf"\bhooks\.slack(?:-gov)?\.com{_SLASH}(?:services|workflows|triggers){_SLASH}"
+        rf"(?P<secret>(?:[A-Za-z0-9_-]|{_SLASH}){{20,}})",
         "https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks",
     ),
     KeyFormat(
@@ -110,7 +114,7 @@ FORMATS: tuple[KeyFormat, ...] = (
     ),
     KeyFormat(
         "url_password",
-        r"""\b[A-Za-z][A-Za-z0-9+.-]{1,30}://[^\s/?#@:"'<>]{0,200}:(?P<secret>[^\s/?#"'<>]{1,500})@""",
+        rf"""\b[A-Za-z][A-Za-z0-9+.-]{{1,30}}:{_SLASH}{_SLASH}[^\s/?#@:"'<>]{{0,200}}:(?P<secret>[^\s/?#"'<>]{{1,500}})@""",
         "https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1",
     ),
     KeyFormat(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import suppress
@@ -44,6 +45,7 @@ ASK_AGAIN_SECONDS = 30.0
 _MOST_CHARACTERS = 2 * 1024 * 1024
 _MOST_STREAMS = 10_000
 _MOST_NAMES_CHARACTERS = 8_000
+_HEX = re.compile("%[0-9A-F]{2}")
 _ENDINGS = ("_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
 
 
@@ -137,13 +139,17 @@ def forms(value: str) -> Iterator[str]:
     if len(value) > LONGEST:
         return
     yield value
-    yield json.dumps(value)[1:-1]
-    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    encoded = value.encode("utf-8", "replace")
+    for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        yield escaped
+        # As pandas writes it.
+        yield escaped.replace("/", "\\/")
     yield repr(value)[1:-1]
-    yield quote(value, safe="")
-    yield quote(value)
-    yield quote_plus(value)
-    yield from _in_base64(value.encode("utf-8", "replace"))
+    yield repr(encoded)[2:-1]
+    for quoted in (quote(value, safe=""), quote(value), quote_plus(value)):
+        yield quoted
+        yield _HEX.sub(lambda found: found[0].lower(), quoted)
+    yield from _in_base64(encoded)
 
 
 def _in_base64(value: bytes) -> Iterator[str]:

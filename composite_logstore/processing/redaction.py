@@ -502,7 +502,8 @@ def _is_id(key: str, value: Plain) -> bool:
     if not (key in _IDS or key.endswith((".id", ".uid"))):
         return False
     if not isinstance(value, str):
-        return isinstance(value, int)
+        # Others may number cards or accounts under such a name.
+        return isinstance(value, int) and key in _IDS
     try:
         return str(UUID(value)) == value or key == "zenml.log.writer"
     except ValueError:

@@ -59,6 +59,8 @@ def texts(draw: st.DrawFn, value: str, may_be_encoded: bool) -> str:
         "coloured": "\x1b[1m".join((value[:3], value[3:])),
         "json": json.dumps({"value": value}),
         "repr": repr(value),
+        "repr of bytes": repr(value.encode()),
+        "json of pandas": json.dumps({"value": value}).replace("/", "\\/"),
     }
     if may_be_encoded:
         user = draw(st.text("uv", max_size=3))

@@ -54,6 +54,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "aws_secret_key": [
         (f"aws_secret_access_key = {letters(40)}", letters(40)),
         (f"{{'SecretAccessKey': '{letters(40)}'}}", letters(40)),
+        (f"aws_secret_access_key = {letters(20)}\\/{letters(19)}", letters(19)),
     ],
     "aws_session_token": [(f'"SessionToken": "{letters(100)}=="', letters(100))],
     "gcp_api_key": [(f"key={'AI'}za{letters(35)}", f"za{letters(35)}")],
@@ -64,7 +65,10 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "github_token": [(f"ghp_{letters(36)}", letters(36)), (f"github_pat_{letters(60)}", letters(60))],
     "gitlab_token": [(f"glpat-{letters(20)}", letters(20))],
     "slack_token": [(f"xoxb-{letters(30)}", letters(30)), (f"xapp-1-{letters(30)}", letters(30))],
-    "slack_webhook": [(f"https://hooks.slack.com/services/T0/B0/{letters(24)}", letters(24))],
+    "slack_webhook": [
+        (f"https://hooks.slack.com/services/T0/B0/{letters(24)}", letters(24)),
+        (f"https:\\/\\/hooks.slack.com\\/services\\/T0\\/B0\\/{letters(24)}", letters(24)),
+    ],
     "jwt": [(f"got {JWT}", JWT)],
     "private_key": [
         (f"key:\n{PEM}\nend", letters(64)),
@@ -76,6 +80,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
     "url_password": [
         ("postgresql+psycopg://alice:sw0rdfish@db:5432/x", "sw0rdfish"),
         ("redis://:sw0rdfish@cache", "sw0rdfish"),
+        ("mysql:\\/\\/etl:sw0rdfish@db", "sw0rdfish"),
         ("amqp://a:sw0rd@fish@mq/", "sw0rd@fish"),
     ],
     "url_token": [
@@ -199,7 +204,11 @@ PASSWORD = 'p"ä/ss w\\örd+9&x'
         json.dumps({"password": PASSWORD}),
         json.dumps({"password": PASSWORD}, ensure_ascii=False),
         repr({"password": PASSWORD}),
+        # As pandas writes it.
+        json.dumps({"password": PASSWORD}).replace("/", "\\/"),
+        str(PASSWORD.encode()),
         quote(PASSWORD, safe=""),
+        re.sub("%..", lambda found: found[0].lower(), quote(PASSWORD, safe="")),
         *(base64.b64encode(f"{'u' * length}:{PASSWORD}".encode()).decode() for length in range(4)),
         *(base64.urlsafe_b64encode(f"{PASSWORD}{'u' * length}".encode()).decode() for length in range(4)),
         f"a{PASSWORD}b",
@@ -431,14 +440,18 @@ def test_numbers_and_names_are_masked_without_losing_an_attribute() -> None:
 def test_ids_are_never_masked() -> None:
     pattern = r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{15}"
     stream = make_stream(**{"zenml.pipeline.run.id": str(uuid4()), "some.id": "01234567-not-an-id-0123456789abcdef012"})
+    stream.metadata["card.id"] = 4_111_222_233_334_444
     event = make_event(f"run {uuid4()}", stream)._replace(attributes={"zenml.log.writer": "0123456789abcde"})
     (masked,), _ = process(step(**own(pattern), secrets=False), [event])
     assert masked.message == "run [redacted:own]"
     assert masked.identity == event.identity
     assert masked.attributes == event.attributes
     attributes = stream.attributes
-    assert masked.stream.attributes == attributes | {"some.id": masked.stream.attributes["some.id"]}
+    assert masked.stream.attributes == attributes | {
+        name: masked.stream.attributes[name] for name in ("some.id", "card.id")
+    }
     assert masked.stream.attributes["some.id"] != attributes["some.id"]
+    assert masked.stream.attributes["card.id"] != attributes["card.id"]
 
 
 def test_an_event_without_a_secret_is_the_same_object() -> None:
