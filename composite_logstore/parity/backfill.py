@@ -20,6 +20,7 @@ from composite_logstore.parity.ledger import Ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied, Tell
 from composite_logstore.parity.scan import Source, as_event, foreign_writer, is_foreseen, numbered, unix_nano
 from composite_logstore.parity.sender import Sender
+from composite_logstore.processing.budget import is_notice
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -160,6 +161,7 @@ class _StreamCopy:
         self._copies_records = (
             self.sender.takes_scanned(self.source.scanner.scan_format)
             and self.target.wants_all
+            and self.source.config.budget is None
             and self.target.oldest_seconds is None
         )
         self._oldest = 0
@@ -221,6 +223,9 @@ class _StreamCopy:
 
     def _event_of(self, chunk: Scanned, place: int, first: int) -> LogEvent | None:
         event = as_event(self.source.scanner, chunk.contents[place], self.stream, first + place)
+        if event is not None and is_notice(event):
+            # The source does not have the event whose place the notice takes.
+            return None
         if event is not None and not event.time_unix_nano:
             # Another program's line without a time gets that of its stream.
             event = event._replace(time_unix_nano=unix_nano(self.logs.created))

@@ -23,6 +23,7 @@ from composite_logstore.parity.holding import BLOCK, BLOCK_BITS, MASK, Holding
 from composite_logstore.parity.result import NAMED, ChildParity, Difference, StreamParity, Tell
 from composite_logstore.parity.scan import Source, foreign_writer, is_foreseen
 from composite_logstore.processing.budget import is_notice, passes
+from composite_logstore.processing.redaction import Redactor
 from composite_logstore.processing.repeats import MOST_REMEMBERED, Repeats
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class _Comparison:
         self._is_thinned = any(source.config.is_thinned for source in sources)
         self._sources = sources
         self._over_budget: dict[str, dict[str, Intervals]] = {}
+        # Made when an event is named: most streams have no difference.
+        self._redactors: list[Redactor] | None = None
         self._masks = {source.name: source.masks() for source in sources}
         self._holdings = {source.name: self._holding_of(source) for source in sources}
         children = {name: holding.child for name, holding in self._holdings.items()}
@@ -375,7 +378,8 @@ class _Comparison:
                 named.detail = "no child has it, although later events of its writer arrived"
                 continue
             event = next(iter(by_child.values()))
-            named.uid, named.time_unix_nano, named.message = event.uid, event.time_unix_nano, event.message[:500]
+            named.uid, named.time_unix_nano = event.uid, event.time_unix_nano
+            named.message = self._masked(event.message)[:500]
             lacking = self._holdings.get(named.child)
             if named.kind == "missing" and lacking is not None and named.writer in lacking.stripped:
                 named.detail = f"the child has records of this writer that do not say which events they are{_STRIPPED}"
@@ -392,6 +396,15 @@ class _Comparison:
                 named.detail = f"{', '.join(differ)}: not as in '{reference}'"
                 if "[shortened by " in other.text[-40:] and "message" in differ:
                     named.detail += " (its backend had to shorten it)"
+
+    def _masked(self, text: str) -> str:
+        """Return a text with everything masked that one of the children masks: a report is passed on."""
+        if self._redactors is None:
+            settings = (source.config.redact for source in self._sources)
+            self._redactors = [Redactor(redact) for redact in settings if redact is not None]
+        for redactor in self._redactors:
+            text, _ = redactor.redact(text)
+        return text
 
     def _doubt(self, named: Difference, holders: Iterable[str]) -> str:
         """Return why an event may rightly be missing, in words; an empty text if nothing says so."""

@@ -248,6 +248,27 @@ def test_what_is_missing_without_a_notice_is_lost_whatever_the_budget(tmp_path: 
     assert result.children["some"].over_budget == 0
 
 
+def test_a_notice_is_copied_to_no_other_child(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events([f"event {number}" for number in range(10)], stream)
+    some, other = archive("some", tmp_path, budget={"events": 3, "then": "stop"}), archive("other", tmp_path)
+    write(some, within_budget(some, events))
+    assert copy(some, other, stream, tmp_path).copied == 3
+    held = [content for chunk in open_source(other).scanner.scan(make_logs(stream)) for content in chunk.contents]
+    assert len(held) == 3
+
+
+def test_a_named_event_is_masked_as_in_the_children_that_mask_it(tmp_path: Path) -> None:
+    stream = make_stream()
+    events = make_events(["connect to mysql://etl:sw0rdfish@db/x"] * 2, stream)
+    every, some = archive("all", tmp_path), archive("some", tmp_path, redact={})
+    write(every, events)
+    write(some, deliver(some, events[1:]))
+    (named,) = compared(stream, every, some).differences
+    assert (named.kind, named.sequence) == ("missing", 0)
+    assert named.message == "connect to mysql://etl:[redacted:url_password]@db/x"
+
+
 def test_after_a_backfill_nothing_is_missing_that_a_budget_has_withheld(tmp_path: Path) -> None:
     stream = make_stream()
     events = make_events([f"event {number}" for number in range(10)], stream)
