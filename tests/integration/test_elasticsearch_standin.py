@@ -42,13 +42,16 @@ from composite_logstore.zenml import (
 from composite_logstore_elasticsearch.config import ElasticsearchChildConfig, ElasticsearchReaderConfig
 from tests import simulation
 from tests.copying import move_there_and_back
-from tests.servers.elasticsearch import API_KEY, MAX_RESULT_WINDOW, PASSWORD, USERNAME, Elasticsearch
+from tests.servers.elasticsearch import API_KEY, MAX_RESULT_WINDOW, PASSWORD, USERNAME, Elasticsearch, Refusal
 from tests.servers.tls_proxy import TlsProxy
 from tests.watching import wait_until
 
 pytestmark = pytest.mark.integration
 
 Direction = Literal["newer", "older"]
+
+BULK, SEARCH = "/zenml-logs/_bulk", "/zenml-logs/_search"
+TEMPLATE = "/_index_template/composite-logstore-zenml-logs"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def server() -> Iterator[Elasticsearch]:
 def fresh(server: Elasticsearch, monkeypatch: pytest.MonkeyPatch) -> None:
     # No test depends on the proxy of whoever runs it.
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server.control(forget=True)
+    server.forget()
 
 
 def child_of(server: Elasticsearch, **settings: Any) -> ElasticsearchChildConfig:
@@ -79,33 +82,33 @@ class _OnTheStandIn(Contract):
     def faults(self, server: Elasticsearch) -> Mapping[str, Fault]:
         @contextmanager
         def killed() -> Iterator[None]:
-            server.kill()
+            server.stop()
             yield
             server.start()
 
         @contextmanager
-        def answering(path: str, status: int, **more: str) -> Iterator[None]:
-            server.fail(path, status, times=3, **more)
+        def answering(path: str, status: int, body: bytes = b"") -> Iterator[None]:
+            server.fail(path, status, body, times=3)
             yield
 
         @contextmanager
         def refusing(status: int, kind: str) -> Iterator[None]:
-            server.control(refuse={"message": "", "status": status, "type": kind})
+            server.refused = "", Refusal(status, kind, "told to refuse it")
             yield
-            server.control(mend=True)
+            server.refused = None
 
-        broken = '{"timed_out":false,"_shards":{"total":2,"failed":1},"hits":{"hits":[]}}'
+        broken = b'{"timed_out":false,"_shards":{"total":2,"failed":1},"hits":{"hits":[]}}'
         return {
             "killed": Fault(killed, RetryableError, LogStoreUnavailableError),
-            "busy": Fault(partial(answering, "bulk", 429), export=RetryableError),
+            "busy": Fault(partial(answering, BULK, 429), export=RetryableError),
             "a full queue": Fault(partial(refusing, 429, "es_rejected_execution_exception"), export=RetryableError),
             "a full disk": Fault(partial(refusing, 403, "cluster_block_exception"), export=UnavailableError),
             "malformed": Fault(partial(refusing, 400, "document_parsing_exception"), export=RejectedError),
-            "wrong key": Fault(partial(answering, "bulk", 401), export=UnavailableError),
-            "too large for a proxy": Fault(partial(answering, "bulk", 413), export=TooLargeError),
-            "rate limit of the search": Fault(partial(answering, "search", 429), read=LogStoreRateLimitError),
-            "no permission to read": Fault(partial(answering, "search", 403), read=LogStoreError),
-            "a shard is missing": Fault(partial(answering, "search", 200, body=broken), read=LogStoreUnavailableError),
+            "wrong key": Fault(partial(answering, BULK, 401), export=UnavailableError),
+            "too large for a proxy": Fault(partial(answering, BULK, 413), export=TooLargeError),
+            "rate limit of the search": Fault(partial(answering, SEARCH, 429), read=LogStoreRateLimitError),
+            "no permission to read": Fault(partial(answering, SEARCH, 403), read=LogStoreError),
+            "a shard is missing": Fault(partial(answering, SEARCH, 200, body=broken), read=LogStoreUnavailableError),
         }
 
 
@@ -212,8 +215,8 @@ def test_what_a_log_store_delivers_is_fetched_once_whatever_happens_meanwhile(se
     child = child_of(server)
     stores = [simulation.make_store(child) for _ in range(2)]
     logs = simulation.make_logs(stores[0])
-    server.fail("bulk", 503)
-    server.fail("bulk", 413)
+    server.fail(BULK, 503)
+    server.fail(BULK, 413)
     # The answer is lost, and not what was written.
     for number, store in enumerate(stores):
         log_to(store, logs, [f"message {message} of {number}" for message in range(40)], loss=0.5)
@@ -230,7 +233,7 @@ def test_what_a_log_store_delivers_is_fetched_once_whatever_happens_meanwhile(se
     wanted |= {f"later {message} of {number}" for message in range(5) for number in range(2)}
     assert sorted(entry.message for entry in page.items) == sorted(wanted)
     # The second type of one attribute costs its place, and not the event.
-    documents = server.seen()["documents"]["zenml-logs"]
+    documents = server.documents("zenml-logs")
     packed = [one for one in documents if "zenml.log.extra" in one]
     assert {orjson.loads(one["zenml.log.extra"])["loss"] for one in packed} == {"too high"}
     assert len(packed) == 10
@@ -239,24 +242,24 @@ def test_what_a_log_store_delivers_is_fetched_once_whatever_happens_meanwhile(se
 def test_what_was_delivered_before_its_answer_was_lost_is_there_once(server: Elasticsearch) -> None:
     exporter = child_of(server).create_exporter()
     events = make_events([f"m{number}" for number in range(20)])
-    server.control(hang_ups=1)
+    server.hang_ups = 1
     with pytest.raises(RetryableError) as caught:
         exporter.export(events)
     assert caught.value.smaller_may_pass
     assert exporter.export(events) == 0
     exporter.close()
-    assert server.seen()["items"] == [201] * 20 + [409] * 20
-    assert len(server.seen()["documents"]["zenml-logs"]) == 20
+    assert server.items == [201] * 20 + [409] * 20
+    assert len(server.documents("zenml-logs")) == 20
 
 
 def test_an_event_that_the_index_refuses_is_counted_and_holds_up_no_other(server: Elasticsearch) -> None:
-    server.control(refuse={"message": "poison", "status": 400, "reason": "failed to parse field [message]"})
+    server.refused = "poison", Refusal(400, "document_parsing_exception", "failed to parse field [message]")
     exporter = child_of(server).create_exporter()
     with pytest.raises(RejectedError, match="failed to parse") as caught:
         exporter.export(make_events(["a", "poison", "b", "poison"]))
     exporter.close()
     assert caught.value.count == 2
-    assert [one["message"] for one in server.seen()["documents"]["zenml-logs"]] == ["a", "b"]
+    assert [one["message"] for one in server.documents("zenml-logs")] == ["a", "b"]
 
 
 def test_an_index_that_is_full_of_fields_takes_events_all_the_same(server: Elasticsearch) -> None:
@@ -266,7 +269,7 @@ def test_an_index_that_is_full_of_fields_takes_events_all_the_same(server: Elast
     events = [event._replace(attributes=given) for event, given in zip(make_events("ab"), (many, more), strict=True)]
     assert exporter.export(events) == 0
     exporter.close()
-    first, second = server.seen()["documents"]["zenml-logs"]
+    first, second = server.documents("zenml-logs")
     assert "zenml.log.extra" not in first
     assert orjson.loads(second["zenml.log.extra"])["other7"] == 7
 
@@ -450,7 +453,7 @@ def test_nobody_is_there(server: Elasticsearch) -> None:
 
 
 def test_an_index_that_may_not_be_made_is_named(server: Elasticsearch) -> None:
-    server.control(auto_create=False)
+    server.auto_create = False
     exporter = child_of(server).create_exporter()
     with pytest.raises(UnavailableError, match="index_not_found_exception"):
         exporter.export(make_events(["hello"]))
@@ -467,30 +470,30 @@ def test_the_template_is_made_once(server: Elasticsearch) -> None:
     exporter = child.create_exporter()
     exporter.export(make_events(["hello"], attributes={"loss": 0.5, "a": {"b": 1}}))
     exporter.close()
-    types = server.seen()["mappings"]["logs-of-zenml"]
+    types = server.indices["logs-of-zenml"].types
     assert types["timestamp_nanos"] == types["zenml.log.sequence"] == "long"
     assert types["zenml.log.id"] == types["zenml.log_store.name"] == "keyword"
     assert (types["message"], types["message.wildcard"]) == ("text", "wildcard")
     assert not {"loss", "a.b", "a"} & types.keys()
-    document = server.seen()["documents"]["logs-of-zenml"][0]
+    document = server.documents("logs-of-zenml")[0]
     assert document["loss"] == 0.5
 
 
 def test_a_template_that_may_not_be_made_says_who_can(server: Elasticsearch) -> None:
-    server.fail("template", 403)
+    server.fail(TEMPLATE, 403)
     with pytest.raises(UnavailableError, match="manage_index_templates"):
         child_of(server).prepare()
     # Whether it is there may not be known.
-    server.fail("template", 403)
+    server.fail(TEMPLATE, 403)
     assert child_of(server).unprepared() is None
 
 
 def test_a_cluster_without_wildcards_gets_a_template_without_them(server: Elasticsearch) -> None:
-    refused = '{"error":{"type":"mapper_parsing_exception","reason":"No handler for type [wildcard]"},"status":400}'
-    server.fail("template", 400, body=refused)
+    refused = b'{"error":{"type":"mapper_parsing_exception","reason":"No handler for type [wildcard]"},"status":400}'
+    server.fail(TEMPLATE, 400, body=refused)
     child = child_of(server)
     child.prepare()
-    (template,) = server.seen()["templates"].values()
+    (template,) = server.templates.values()
     assert "fields" not in template["template"]["mappings"]["properties"]["message"]
     assert child.unprepared() is None
 
@@ -522,7 +525,7 @@ def test_the_stand_in_judges_each_item(server: Elasticsearch) -> None:
     assert again["items"][0]["create"]["error"]["type"] == "version_conflict_engine_exception"
     assert ask(server, "x/_bulk", bulk(g={"n": 1})[:-1]).status_code == 400
     assert ask(server, "x/_bulk", bulk(g={"n": 1}), Authorization="").status_code == 401
-    server.control(max_content_length=10)
+    server.max_content_length = 10
     assert ask(server, "x/_bulk", bulk(g={"n": 1})).status_code == 413
 
 
@@ -563,9 +566,9 @@ def test_the_stand_in_finds_words_and_not_parts_of_them(server: Elasticsearch) -
 
 
 def test_the_stand_in_finds_a_document_after_a_refresh(server: Elasticsearch) -> None:
-    server.control(refresh_seconds=1_000)
+    server.refresh_seconds = 1_000
     ask(server, "x/_bulk", bulk(a={"n": 1}))
     assert ask(server, "x/_search", {}).json()["hits"]["hits"] == []
-    server.control(refresh_seconds=0)
+    server.refresh_seconds = 0
     ask(server, "x/_bulk", bulk(b={"n": 1}))
     assert [hit["_id"] for hit in ask(server, "x/_search", {}).json()["hits"]["hits"]] == ["b"]

@@ -1,4 +1,4 @@
-"""A stand-in for Elasticsearch and OpenSearch, in a process of its own.
+"""A stand-in for Elasticsearch and OpenSearch.
 
 It is built from their published requests, answers and limits, and enforces these:
 
@@ -14,44 +14,25 @@ It is built from their published requests, answers and limits, and enforces thes
 
 It knows the queries `bool`, `exists`, `match_phrase`, `range`, `term` and `wildcard`, and nothing else (400).
 
-    python -m tests.servers.elasticsearch --port 9200
-
-`GET /control` says what it has seen. `POST /control` takes an object with any of: `fail` (an object: `path` is `bulk`,
-`search` or `template`, `status`, `times`, `headers`, `body`), `mend` (true: an end to that), `refuse` (an object:
-`message`, a text, and `status`, `type` and `reason` of the items with it), `answer_after_seconds`, `refresh_seconds`,
-`max_content_length`, `auto_create` (whether an index is made by its first document), `hang_ups` (a number: so many bulk
-requests are taken, and not answered), and `forget` (true).
-
 https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk
 https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-search
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import fnmatch
 import json
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 import orjson
-import requests
-from typing_extensions import Self
+
+from tests.servers.standin import Asked, RefusalError, Reply, StandIn
 
 API_KEY = "dGVzdC1pZDp0ZXN0LWFwaS1rZXk="
 USERNAME, PASSWORD = "zenml", "test-pässword"
@@ -64,105 +45,222 @@ MAX_TERM_BYTES = 32_766
 _METADATA_FIELDS = {"_id", "_index", "_source", "_routing", "_ignored", "_field_names", "_seq_no", "_version"}
 _INT64 = 1 << 63
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(T[\d:.]+(Z|[+-]\d\d:\d\d))?")
+_HEADERS = {"Content-Type": "application/json", "X-elastic-product": "Elasticsearch"}
 
 
-class Elasticsearch:
-    """Starts the stand-in on a free port of this machine, and stops it.
-
-    What it has stored stays when it is killed and started again.
-    """
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self._directory = tempfile.TemporaryDirectory(prefix="elasticsearch-")
-        self.port = 0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-        self._directory.cleanup()
-
-    @property
-    def url(self) -> str:
-        """The base URL."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of a child that uses it, but for its name and type."""
-        return {"url": self.url, "api_key": API_KEY}
-
-    def start(self) -> None:
-        """Start it, on the same port as before, and wait until it answers."""
-        command = [sys.executable, "-m", "tests.servers.elasticsearch", "--port", str(self.port)]
-        command += ["--store", str(Path(self._directory.name, "documents.jsonl"))]
-        self._process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the stand-in for Elasticsearch ended with {self._process.wait()}")
-        self.port = int(line)
-
-    def stop(self) -> None:
-        """End it in good order."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once, as a crash would."""
-        self._end(signal.SIGKILL)
-
-    def fail(self, path: str, status: int, times: int = 1, **more: Any) -> None:
-        """Answer the next requests to `bulk`, `search` or `template` with a status, and perhaps `headers`, `body`."""
-        self.control(fail={"path": path, "status": status, "times": times, **more})
-
-    def control(self, **settings: Any) -> None:
-        """Change how it behaves from now on."""
-        requests.post(self.url + "/control", json=settings, timeout=60).raise_for_status()
-
-    def seen(self) -> dict[str, Any]:
-        """Return what it has seen.
-
-        `requests` (by path), `statuses` (of its answers, by path), `items` (statuses of the items of bulk answers),
-        `documents` (as they were sent and taken, by index), `mappings` (by index: a field → its type), `searches`
-        (their bodies), and `templates`.
-        """
-        response = requests.get(self.url + "/control", timeout=60)
-        response.raise_for_status()
-        seen: dict[str, Any] = orjson.loads(response.content)
-        return seen
-
-    def _end(self, signal_number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal_number)
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
-            self._process = None
-
-
-class Refusal(Exception):
-    """An error as Elasticsearch answers it."""
+class Refusal(RefusalError):
+    """An error as Elasticsearch answers it, in an answer or in one of its items."""
 
     def __init__(self, status: int, type: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+        super().__init__(status, reason)
         self.type = type
 
     @property
     def error(self) -> dict[str, str]:
         return {"type": self.type, "reason": str(self)}
 
+
+class Elasticsearch(StandIn):
+    """The stand-in.
+
+    Attributes:
+        indices: What it has stored, by the index's name.
+        templates: The index templates, by their names.
+        items: The statuses of all items of bulk answers.
+        refused: The error of documents whose message contains a text: that text, and the error.
+        refresh_seconds: How long a document takes to be found.
+        max_content_length: How many bytes a request may have.
+        auto_create: Whether an index is made by its first document.
+        hang_ups: How many bulk requests it takes from now on without answering.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all documents, and behave as at first."""
+        with self.lock:
+            self.mend()
+            self.asked.clear()
+            self.indices: dict[str, Index] = {}
+            self.templates: dict[str, Any] = {}
+            self.items: list[int] = []
+            self.refused: tuple[str, Refusal] | None = None
+            self.refresh_seconds = 0.0
+            self.max_content_length = MAX_CONTENT_LENGTH
+            self.auto_create = True
+            self.hang_ups = 0
+
     @property
-    def body(self) -> bytes:
-        return orjson.dumps({"error": {**self.error, "root_cause": [self.error]}, "status": self.status})
+    def settings(self) -> dict[str, Any]:
+        """The settings of a child that uses it, but for its name and type."""
+        return {"url": self.url, "api_key": API_KEY}
+
+    def documents(self, name: str) -> list[dict[str, Any]]:
+        """The documents of an index, as they were sent and taken."""
+        return [document.source for document in self.indices[name].documents.values()]
+
+    def reply(self, asked: Asked) -> Reply:
+        reply = super().reply(asked)
+        if self.hang_ups and asked.path.endswith("/_bulk"):
+            self.hang_ups -= 1
+            raise ConnectionAbortedError("the answer is lost")
+        return reply._replace(headers={**_HEADERS, **reply.headers})
+
+    def refuse(self, asked: Asked, refusal: RefusalError) -> Reply:
+        error = refusal.error if isinstance(refusal, Refusal) else {"type": "exception", "reason": str(refusal)}
+        body = {"error": {**error, "root_cause": [error]}, "status": refusal.status}
+        return Reply(refusal.status, orjson.dumps(body))
+
+    def answer(self, asked: Asked) -> Reply:
+        if len(asked.body) > self.max_content_length:
+            raise Refusal(413, "", "")
+        _authenticate(asked)
+        parts = [unquote(part) for part in asked.path.strip("/").split("/")]
+        if parts[-1] == "_bulk":
+            return Reply(200, self.bulk(parts[0], asked))
+        if parts[-1] == "_search":
+            return Reply(200, self.search(parts[0], asked.body))
+        if parts[0] == "_index_template":
+            return Reply(200, self._template(parts[1], asked))
+        if parts == [""]:
+            return Reply(200, b'{"name":"stand-in","version":{"number":"9.0.0"},"tagline":"You Know, for Search"}')
+        raise Refusal(400, "illegal_argument_exception", f"no handler found for uri [{asked.path}]")
+
+    # Writing
+
+    def _template(self, name: str, asked: Asked) -> bytes:
+        if asked.method == "PUT":
+            self.templates[name] = orjson.loads(asked.body)
+            return b'{"acknowledged":true}'
+        if name not in self.templates:
+            raise Refusal(404, "resource_not_found_exception", f"index template matching [{name}] not found")
+        return orjson.dumps({"index_templates": [{"name": name, "index_template": self.templates[name]}]})
+
+    def index(self, name: str) -> Index:
+        if name not in self.indices:
+            if not self.auto_create:
+                raise Refusal(404, "index_not_found_exception", f"no such index [{name}]")
+            applying = [
+                template
+                for template in self.templates.values()
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in template["index_patterns"])
+            ]
+            applying.sort(key=lambda template: template.get("priority", 0))
+            self.indices[name] = Index([one["template"].get("mappings", {}) for one in applying[-1:]])
+        return self.indices[name]
+
+    def bulk(self, name: str, asked: Asked) -> bytes:
+        """Take a bulk request."""
+        body = asked.body
+        if not body.endswith(b"\n"):
+            raise Refusal(400, "illegal_argument_exception", "The bulk request must be terminated by a newline [\\n]")
+        lines = body.split(b"\n")[:-1]
+        items = []
+        errors = False
+        for number in range(0, len(lines), 2):
+            try:
+                ((operation, action),) = orjson.loads(lines[number]).items()
+                source = orjson.loads(lines[number + 1])
+            except (ValueError, IndexError):
+                raise Refusal(400, "x_content_parse_exception", "Malformed action/metadata line") from None
+            if operation != "create":
+                raise Refusal(400, "illegal_argument_exception", "the stand-in knows no operation but create")
+            result: dict[str, Any] = {"_index": name, "_id": action["_id"]}
+            try:
+                if len(action["_id"].encode()) > 512:
+                    raise Refusal(400, "action_request_validation_exception", "id is too long")
+                if self.refused and self.refused[0] in str(source.get("message")):
+                    raise self.refused[1]
+                if len(_keys(lines[number + 1])) != len(source):
+                    raise Refusal(400, "document_parsing_exception", "[1:1] Duplicate field")
+                self.index(name).add(action["_id"], source, time.time() + self.refresh_seconds)
+                result |= {"result": "created", "status": 201}
+            except Refusal as refusal:
+                errors = True
+                result |= {"status": refusal.status, "error": refusal.error}
+            self.items.append(result["status"])
+            if "filter_path" in asked.parameters:
+                result = {key: result[key] for key in ("status", "error") if key in result}
+            items.append({operation: result})
+        return orjson.dumps({"errors": errors, "items": items})
+
+    # Reading
+
+    def search(self, pattern: str, body: bytes) -> bytes:
+        """Answer a search."""
+        try:
+            request = orjson.loads(body)
+        except ValueError:
+            raise Refusal(400, "parsing_exception", "not JSON") from None
+        unknown = request.keys() - {"query", "size", "from", "sort", "search_after", "track_total_hits", "_source"}
+        if unknown:
+            raise Refusal(400, "parsing_exception", f"Unknown key for a VALUE in [{min(unknown)}].")
+        size = request.get("size", 10)
+        if request.get("from", 0) + size > MAX_RESULT_WINDOW:
+            raise Refusal(
+                400,
+                "illegal_argument_exception",
+                f"Result window is too large, from + size must be less than or equal to: [{MAX_RESULT_WINDOW}]",
+            )
+        sort = [next(iter(key.items())) for key in request.get("sort", [])]
+        after = request.get("search_after")
+        if after is not None and len(after) != len(sort):
+            raise Refusal(400, "illegal_argument_exception", f"search_after has {len(after)} value(s) but sort has")
+        now = time.time()
+        names = self._matching(pattern)
+        found: list[tuple[list[Any], str, _Document]] = []
+        for name in names:
+            index = self.indices[name]
+            matches = query(request.get("query", {}), index)
+            keys = [_sort_key(index, field, options) for field, options in sort]
+            found += [
+                ([key(document.fields) for key in keys], name, document)
+                for document in index.documents.values()
+                if document.found_from <= now and matches(document.fields)
+            ]
+        orders = [
+            (options if isinstance(options, str) else options.get("order", "asc")) == "desc" for _, options in sort
+        ]
+
+        def place(values: Sequence[Any]) -> list[Any]:
+            return [_Key(value, descending) for value, descending in zip(values, orders, strict=True)]
+
+        # Of equal ones, nothing tells the order: it is that of a replica.
+        found.sort(key=lambda hit: (place(hit[0]), hash(hit[2].id)))
+        if after is not None:
+            found = [hit for hit in found if place(after) < place(hit[0])]
+        hits = [
+            {"_index": name, "_id": document.id, "_score": None, "_source": document.source, "sort": values}
+            for values, name, document in found[:size]
+        ]
+        return orjson.dumps(
+            {
+                "took": 1,
+                "timed_out": False,
+                "_shards": {"total": len(names), "successful": len(names), "skipped": 0, "failed": 0},
+                "hits": {"max_score": None, "hits": hits},
+            }
+        )
+
+    def _matching(self, pattern: str) -> list[str]:
+        names: list[str] = []
+        for part in pattern.split(","):
+            found = [name for name in self.indices if fnmatch.fnmatchcase(name, part)]
+            if not found and "*" not in part:
+                raise Refusal(404, "index_not_found_exception", f"no such index [{part}]")
+            names += [name for name in found if name not in names]
+        return names
+
+
+def _authenticate(asked: Asked) -> None:
+    basic = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
+    given = asked.headers.get("authorization", "")
+    if not given:
+        raise Refusal(401, "security_exception", "missing authentication credentials for REST request")
+    if given not in (f"ApiKey {API_KEY}", f"Basic {basic}"):
+        raise Refusal(401, "security_exception", f"unable to authenticate with provided credentials {given}")
 
 
 class _Document(NamedTuple):
@@ -376,205 +474,6 @@ def _converted(name: str, kind: str, value: Any, id: str) -> Any:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-class _State:
-    """What all requests share."""
-
-    def __init__(self, store: Path | None) -> None:
-        self.lock = threading.RLock()
-        self._store = store
-        self._faults: list[dict[str, Any]] = []
-        self._refused: dict[str, Any] | None = None
-        self._defaults()
-        self._clear()
-        if store is not None and store.exists():
-            for line in store.read_bytes().splitlines():
-                kept = orjson.loads(line)
-                if "template" in kept:
-                    self.templates[kept["template"]] = kept["body"]
-                else:
-                    self.index(kept["index"]).add(kept["id"], kept["source"], 0.0)
-
-    def _defaults(self) -> None:
-        self.answer_after_seconds = 0.0
-        self.refresh_seconds = 0.0
-        self.max_content_length = MAX_CONTENT_LENGTH
-        self.auto_create = True
-        self.hang_ups = 0
-
-    def _clear(self) -> None:
-        self.indices: dict[str, Index] = {}
-        self.templates: dict[str, Any] = {}
-        self.answers: dict[str, list[int]] = {"bulk": [], "search": [], "template": []}
-        self.items: list[int] = []
-        self.searches: list[Any] = []
-
-    def control(self, settings: dict[str, Any]) -> None:
-        with self.lock:
-            if settings.get("forget"):
-                self._clear()
-                self._defaults()
-                if self._store is not None:
-                    self._store.unlink(missing_ok=True)
-            if settings.get("forget") or settings.get("mend"):
-                self._faults.clear()
-                self._refused = None
-            if "fail" in settings:
-                self._faults.append(settings["fail"])
-            self._refused = settings.get("refuse", self._refused)
-            for name in ("answer_after_seconds", "refresh_seconds", "max_content_length", "auto_create", "hang_ups"):
-                setattr(self, name, settings.get(name, getattr(self, name)))
-
-    def seen(self) -> dict[str, Any]:
-        with self.lock:
-            return {
-                "requests": {path: len(statuses) for path, statuses in self.answers.items()},
-                "statuses": self.answers,
-                "items": self.items,
-                "searches": self.searches,
-                "templates": self.templates,
-                "documents": {
-                    name: [document.source for document in index.documents.values()]
-                    for name, index in self.indices.items()
-                },
-                "mappings": {name: index.types for name, index in self.indices.items()},
-            }
-
-    def fault(self, path: str) -> dict[str, Any] | None:
-        with self.lock:
-            for fault in self._faults:
-                if fault["path"] == path and fault["times"] > 0:
-                    fault["times"] -= 1
-                    return fault
-        return None
-
-    def keep(self, **line: Any) -> None:
-        if self._store is not None:
-            with self._store.open("ab") as file:
-                file.write(orjson.dumps(line) + b"\n")
-
-    def index(self, name: str) -> Index:
-        if name not in self.indices:
-            if not self.auto_create:
-                raise Refusal(404, "index_not_found_exception", f"no such index [{name}]")
-            applying = [
-                template
-                for template in self.templates.values()
-                if any(fnmatch.fnmatchcase(name, pattern) for pattern in template["index_patterns"])
-            ]
-            applying.sort(key=lambda template: template.get("priority", 0))
-            self.indices[name] = Index([one["template"].get("mappings", {}) for one in applying[-1:]])
-        return self.indices[name]
-
-    def bulk(self, name: str, body: bytes, parameters: Mapping[str, Sequence[str]]) -> bytes:
-        """Take a bulk request."""
-        if not body.endswith(b"\n"):
-            raise Refusal(400, "illegal_argument_exception", "The bulk request must be terminated by a newline [\\n]")
-        lines = body.split(b"\n")[:-1]
-        items = []
-        errors = False
-        with self.lock:
-            for number in range(0, len(lines), 2):
-                try:
-                    ((operation, action),) = orjson.loads(lines[number]).items()
-                    source = orjson.loads(lines[number + 1])
-                except (ValueError, IndexError):
-                    raise Refusal(400, "x_content_parse_exception", "Malformed action/metadata line") from None
-                if operation != "create":
-                    raise Refusal(400, "illegal_argument_exception", "the stand-in knows no operation but create")
-                result: dict[str, Any] = {"_index": name, "_id": action["_id"]}
-                try:
-                    if len(action["_id"].encode()) > 512:
-                        raise Refusal(400, "action_request_validation_exception", "id is too long")
-                    self._refuse(source)
-                    if len(_keys(lines[number + 1])) != len(source):
-                        raise Refusal(400, "document_parsing_exception", "[1:1] Duplicate field")
-                    self.index(name).add(action["_id"], source, time.time() + self.refresh_seconds)
-                    self.keep(index=name, id=action["_id"], source=source)
-                    result |= {"result": "created", "status": 201}
-                except Refusal as refusal:
-                    errors = True
-                    result |= {"status": refusal.status, "error": refusal.error}
-                self.items.append(result["status"])
-                if "filter_path" in parameters:
-                    result = {key: result[key] for key in ("status", "error") if key in result}
-                items.append({operation: result})
-        return orjson.dumps({"errors": errors, "items": items})
-
-    def _refuse(self, source: Mapping[str, Any]) -> None:
-        rule = self._refused
-        if rule and rule["message"] in str(source.get("message")):
-            raise Refusal(
-                rule["status"], rule.get("type", "document_parsing_exception"), rule.get("reason", "told to refuse it")
-            )
-
-    def search(self, pattern: str, body: bytes) -> bytes:
-        """Answer a search."""
-        try:
-            request = orjson.loads(body)
-        except ValueError:
-            raise Refusal(400, "parsing_exception", "not JSON") from None
-        unknown = request.keys() - {"query", "size", "from", "sort", "search_after", "track_total_hits", "_source"}
-        if unknown:
-            raise Refusal(400, "parsing_exception", f"Unknown key for a VALUE in [{min(unknown)}].")
-        size = request.get("size", 10)
-        if request.get("from", 0) + size > MAX_RESULT_WINDOW:
-            raise Refusal(
-                400,
-                "illegal_argument_exception",
-                f"Result window is too large, from + size must be less than or equal to: [{MAX_RESULT_WINDOW}]",
-            )
-        sort = [next(iter(key.items())) for key in request.get("sort", [])]
-        after = request.get("search_after")
-        if after is not None and len(after) != len(sort):
-            raise Refusal(400, "illegal_argument_exception", f"search_after has {len(after)} value(s) but sort has")
-        now = time.time()
-        with self.lock:
-            self.searches.append(request)
-            names = self._matching(pattern)
-            found: list[tuple[list[Any], str, _Document]] = []
-            for name in names:
-                index = self.indices[name]
-                matches = query(request.get("query", {}), index)
-                keys = [_sort_key(index, field, options) for field, options in sort]
-                found += [
-                    ([key(document.fields) for key in keys], name, document)
-                    for document in index.documents.values()
-                    if document.found_from <= now and matches(document.fields)
-                ]
-        orders = [
-            (options if isinstance(options, str) else options.get("order", "asc")) == "desc" for _, options in sort
-        ]
-
-        def place(values: Sequence[Any]) -> list[Any]:
-            return [_Key(value, descending) for value, descending in zip(values, orders, strict=True)]
-
-        # Of equal ones, nothing tells the order: it is that of a replica.
-        found.sort(key=lambda hit: (place(hit[0]), hash(hit[2].id)))
-        if after is not None:
-            found = [hit for hit in found if place(after) < place(hit[0])]
-        hits = [
-            {"_index": name, "_id": document.id, "_score": None, "_source": document.source, "sort": values}
-            for values, name, document in found[:size]
-        ]
-        return orjson.dumps(
-            {
-                "took": 1,
-                "timed_out": False,
-                "_shards": {"total": len(names), "successful": len(names), "skipped": 0, "failed": 0},
-                "hits": {"max_score": None, "hits": hits},
-            }
-        )
-
-    def _matching(self, pattern: str) -> list[str]:
-        names: list[str] = []
-        for part in pattern.split(","):
-            found = [name for name in self.indices if fnmatch.fnmatchcase(name, part)]
-            if not found and "*" not in part:
-                raise Refusal(404, "index_not_found_exception", f"no such index [{part}]")
-            names += [name for name in found if name not in names]
-        return names
-
-
 def _keys(line: bytes) -> list[str]:
     """Return the keys of a JSON object, twice if one is there twice."""
     pairs: list[Any] = []
@@ -737,149 +636,3 @@ def _wildcard(pattern: str, is_case_blind: bool) -> re.Pattern[str]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", str(text).lower())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    # One segment an answer, sent at once: otherwise every request waits 40 ms for an acknowledgement.
-    wbufsize = -1
-    disable_nagle_algorithm = True
-    state: _State
-
-    def do_GET(self) -> None:
-        self._serve()
-
-    def do_HEAD(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal():
-            raise ConnectionAbortedError("the client hung up in the middle of the headers")
-        body = self.rfile.read(int(length))
-        url = urlsplit(self.path)
-        if url.path == "/control":
-            if self.command == "GET":
-                return self._answer(200, orjson.dumps(self.state.seen()))
-            self.state.control(orjson.loads(body))
-            return self._answer(200, b"{}")
-        parts = [unquote(part) for part in url.path.strip("/").split("/")]
-        name = {"_bulk": "bulk", "_search": "search"}.get(parts[-1])
-        if parts[0] == "_index_template":
-            name = "template"
-        time.sleep(self.state.answer_after_seconds)
-        headers: dict[str, str] = {}
-        try:
-            if name and (fault := self.state.fault(name)):
-                headers = fault.get("headers", {})
-                if "body" in fault:
-                    status, answer = fault["status"], fault["body"].encode()
-                else:
-                    raise Refusal(fault["status"], "told_to_exception", "told to")
-            else:
-                status, answer = 200, self._respond(name, parts, body, parse_qs(url.query))
-        except Refusal as refusal:
-            status, answer = refusal.status, refusal.body
-        if name:
-            with self.state.lock:
-                self.state.answers[name].append(status)
-                is_lost = name == "bulk" and self.state.hang_ups > 0
-                self.state.hang_ups -= is_lost
-            if is_lost:
-                self.close_connection = True
-                return None
-        return self._answer(status, answer, headers)
-
-    def _respond(
-        self, name: str | None, parts: Sequence[str], body: bytes, parameters: Mapping[str, Sequence[str]]
-    ) -> bytes:
-        if len(body) > self.state.max_content_length:
-            raise Refusal(413, "", "")
-        self._authenticate()
-        if name == "bulk":
-            return self.state.bulk(parts[0], self._decompressed(body), parameters)
-        if name == "search":
-            return self.state.search(parts[0], self._decompressed(body))
-        if name == "template":
-            return self._template(parts[1], body)
-        if parts == [""]:
-            return b'{"name":"stand-in","version":{"number":"9.0.0"},"tagline":"You Know, for Search"}'
-        raise Refusal(400, "illegal_argument_exception", f"no handler found for uri [{self.path}]")
-
-    def _template(self, name: str, body: bytes) -> bytes:
-        with self.state.lock:
-            if self.command == "PUT":
-                self.state.templates[name] = orjson.loads(body)
-                self.state.keep(template=name, body=self.state.templates[name])
-                return b'{"acknowledged":true}'
-            if name not in self.state.templates:
-                raise Refusal(404, "resource_not_found_exception", f"index template matching [{name}] not found")
-            found = {"name": name, "index_template": self.state.templates[name]}
-            return orjson.dumps({"index_templates": [found]})
-
-    def _authenticate(self) -> None:
-        basic = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
-        given = self.headers.get("Authorization", "")
-        if not given:
-            raise Refusal(401, "security_exception", "missing authentication credentials for REST request")
-        if given not in (f"ApiKey {API_KEY}", f"Basic {basic}"):
-            raise Refusal(401, "security_exception", f"unable to authenticate with provided credentials {given}")
-
-    def _decompressed(self, body: bytes) -> bytes:
-        encoding = self.headers.get("Content-Encoding", "identity")
-        if encoding == "identity":
-            return body
-        try:
-            body = zlib.decompress(body, wbits=16 + zlib.MAX_WBITS)
-        except zlib.error:
-            raise Refusal(400, "not_compressed_exception", "not compressed as it says") from None
-        if len(body) > self.state.max_content_length:
-            raise Refusal(413, "", "")
-        return body
-
-    def _answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("X-elastic-product", "Elasticsearch")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.wfile.flush()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: `/control` tells all there is to tell."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Take it as it comes that a client hangs up."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
-
-
-def main() -> None:
-    """Serve until the process is ended. The first line of output is the port."""
-    parser = argparse.ArgumentParser(prog="python -m tests.servers.elasticsearch")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--store", type=Path, help="the file in which documents are kept; none: in memory alone")
-    arguments = parser.parse_args()
-    _Handler.state = _State(arguments.store)
-    server = _Server(("127.0.0.1", arguments.port), _Handler)
-    print(server.server_address[1], flush=True)
-    with suppress(KeyboardInterrupt):
-        server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()

@@ -47,12 +47,14 @@ class Asked:
         parameters: Those of the query and of a form.
         headers: Its headers, with names in lower case.
         body: Its body, decompressed.
+        method: Its method.
     """
 
     path: str
     parameters: dict[str, str]
     headers: dict[str, str]
     body: bytes = field(repr=False)
+    method: str = "POST"
 
     def number(self, name: str, default: int) -> int:
         """Return a parameter that is a number."""
@@ -166,6 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._do()
 
+    def do_PUT(self) -> None:
+        self._do()
+
     def do_HEAD(self) -> None:
         self._send(Reply(200))
 
@@ -188,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         texts = parse_qs(url.query, keep_blank_values=True)
         if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
             texts.update(parse_qs(body.decode(), keep_blank_values=True))
-        self._send(self.owner.reply(Asked(url.path, {name: value[0] for name, value in texts.items()}, headers, body)))
+        parameters = {name: value[0] for name, value in texts.items()}
+        self._send(self.owner.reply(Asked(url.path, parameters, headers, body, self.command)))
 
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
