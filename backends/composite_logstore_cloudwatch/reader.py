@@ -99,11 +99,11 @@ class CloudwatchReader(KeysetReader):
             connection.close()
 
     def _get(self, arguments: Mapping[str, Any], allowance: Allowance) -> dict[str, Any]:
-        """Return an answer of CloudWatch.
+        """Return an answer of CloudWatch; an empty one if nothing was logged, and so there is no log stream.
 
         Raises:
             AnswerTooLargeError: The answer is too large: ask for fewer events.
-            DoesNotExistException: The log stream or its log group does not exist.
+            DoesNotExistException: The log group does not exist.
             LogStoreUnavailableError: CloudWatch cannot be reached, or fails.
             LogStoreRateLimitError: CloudWatch asks for a pause.
             LogStoreError: CloudWatch refuses, or its answer makes no sense.
@@ -117,7 +117,9 @@ class CloudwatchReader(KeysetReader):
                 self._connection = Connection(self._config)
             answer = self._connection.call("GetLogEvents", request, allowance.seconds, Bounds.PAGE_BYTES)
         except ServiceError as error:
-            raise self._judged(error, arguments["logStreamName"]) from None
+            if error.code == "ResourceNotFoundException" and "log stream" in error.said:
+                return {}
+            raise self._judged(error) from None
         except (UnreachedError, UnavailableError) as error:
             raise LogStoreUnavailableError(f"CloudWatch cannot be read: {error}.") from None
         events, tokens = answer.get("events", []), (answer.get("nextForwardToken"), answer.get("nextBackwardToken"))
@@ -128,11 +130,11 @@ class CloudwatchReader(KeysetReader):
         allowance.take(sum(len(event["message"]) for event in events))
         return answer
 
-    def _judged(self, error: ServiceError, name: str) -> Exception:
+    def _judged(self, error: ServiceError) -> Exception:
         """Return what an error of CloudWatch means for the page."""
         if error.code == "ResourceNotFoundException":
             group, region = self._config.log_group, self._connection.region if self._connection else ""
-            return DoesNotExistException(f"Log group '{group}' in {region} has no log stream '{name}'.")
+            return DoesNotExistException(f"There is no log group '{group}' in {region}.")
         if error.is_throttled:
             seconds = error.retry_after_seconds
             return LogStoreRateLimitError(

@@ -11,6 +11,7 @@ import pytest
 
 from composite_logstore.ansi import without_escapes
 from tests.programs import Programs
+from tests.servers.cloudwatch import CloudWatch
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.zenml_server import ZenML
@@ -36,6 +37,8 @@ def zenml(
 ) -> Iterator[ZenML]:
     """A ZenML with its server, and an active stack whose log store `logs` has three children."""
     zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml", programs=programs)
+    # With these the server, too, reads from CloudWatch.
+    zenml.env |= CloudWatch().environment
     with zenml:
         register_three_children(zenml, collector, datadog)
         yield zenml

@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 
 from tests.migrating import House, names
-from tests.servers.clickhouse import ClickHouse, RotelToClickHouse, is_installed
+from tests.servers.backends import NAMES, backends
 from tests.servers.cloudwatch import CloudWatch
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
-from tests.servers.elasticsearch import Elasticsearch
-from tests.servers.loki import Loki
-from tests.servers.victorialogs import VictoriaLogs
 from tests.servers.zenml_server import ZenML
 
 pytestmark = [pytest.mark.integration, pytest.mark.deep]
 
 EPOCHS = [f"epoch {number}" for number in range(5)]
-BACKENDS = ["clickhouse", "cloudwatch", "elasticsearch", "loki", "victorialogs"]
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +34,7 @@ def datadog(servers: ExitStack) -> Datadog:
 @pytest.fixture(scope="module")
 def children(servers: ExitStack) -> dict[str, dict[str, Any]]:
     """The settings of a child for each backend."""
-    loki, victorialogs = servers.enter_context(Loki()), servers.enter_context(VictoriaLogs())
-    otlp = {
-        "loki": (f"{loki.url}/otlp/v1/logs", {"query_url": loki.url}),
-        "victorialogs": (f"{victorialogs.url}/insert/opentelemetry/v1/logs", {"url": victorialogs.url}),
-    }
-    if is_installed():
-        clickhouse = servers.enter_context(ClickHouse())
-        collector = servers.enter_context(RotelToClickHouse(clickhouse))
-        otlp["clickhouse"] = (collector.http_endpoint, {"url": clickhouse.url, "database": "otel"})
-    found: dict[str, dict[str, Any]] = {
-        name: {"type": "otlp", "endpoint": endpoint, "read": {"type": name, **section}}
-        for name, (endpoint, section) in otlp.items()
-    }
-    found["elasticsearch"] = {"type": "elasticsearch", **servers.enter_context(Elasticsearch()).settings}
-    found["cloudwatch"] = {"type": "cloudwatch", **servers.enter_context(CloudWatch()).settings}
-    # However slow the machine is, no export is overdue.
-    return {name: {"name": name, "export_timeout_millis": 100_000, **one} for name, one in found.items()}
+    return {name: backend.child for name, backend in servers.enter_context(backends()).items()}
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +59,15 @@ def house(
 @pytest.mark.parametrize(
     ("store", "backend"),
     [
-        *((None, backend) for backend in BACKENDS),
-        *(("stock-datadog", backend) for backend in BACKENDS),
-        *(("at-datadog", backend) for backend in BACKENDS),
+        *((None, backend) for backend in NAMES),
+        *(("stock-datadog", backend) for backend in NAMES),
+        *(("at-datadog", backend) for backend in NAMES),
     ],
 )
 def test_a_stack_moves_and_verify_proves_it(
     house: House, children: dict[str, dict[str, Any]], store: str | None, backend: str
 ) -> None:
     """None is ZenML's default store, in the artifact store; `at-datadog` is our own child for Datadog."""
-    if backend not in children:
-        pytest.skip("there is no engine of ClickHouse for this machine")
     stack = f"{backend}-{store}"
     if store == "at-datadog":
         house.do(

@@ -42,6 +42,7 @@ class CloudWatch:
         self.limits: list[str] = []
         # A log stream → the bytes of its largest event.
         self._largest: dict[str, int] = {}
+        self._groups: set[str] = set()
         self._fault: tuple[str, int, str] | None = None
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -119,7 +120,14 @@ class CloudWatch:
         elif operation == "GetLogEvents":
             most = max(1, _ANSWER_BYTES // max(1, self._largest.get(name, 1)))
             body = json.dumps({**request, "limit": min(request["limit"], most)}).encode()
-        return self._forward({name: value for name, value in headers.items() if name != "Content-Length"}, body)
+        elif operation == "CreateLogGroup":
+            self._groups.add(request["logGroupName"])
+        kept = {name: value for name, value in headers.items() if name != "Content-Length"}
+        status, answer, error = self._forward(kept, body)
+        if b"ResourceNotFoundException" in answer and request["logGroupName"] in self._groups:
+            # moto says "log group" here, too.
+            answer = answer.replace(b"The specified log group", b"The specified log stream")
+        return status, answer, error
 
     def _forward(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)

@@ -94,6 +94,14 @@ def test_a_nanosecond_that_is_not_the_events_is_not_believed(cloudwatch: Simulat
     assert [entry.message for entry in read(logs, limit=1)] == ["2"]
 
 
+def test_a_log_without_a_log_stream_is_empty(cloudwatch: SimulatedCloudWatch) -> None:
+    def answer(operation: str, request: dict[str, Any]) -> None:
+        raise failure(operation, "ResourceNotFoundException", said="The specified log stream does not exist.")
+
+    cloudwatch.answer = answer
+    assert read(make_logs(make_stream())) == []
+
+
 ANSWERS: list[tuple[Exception, type[Exception], str]] = [
     (failure("GetLogEvents", "ResourceNotFoundException"), DoesNotExistException, "eu-central-1"),
     (failure("GetLogEvents", "ThrottlingException", retry_after_seconds=2.5), LogStoreRateLimitError, "Try again"),
