@@ -115,13 +115,19 @@ def _mistake_in(pattern: str, error: Exception) -> str:
             warnings.simplefilter("ignore")
             re.compile(pattern)
     except re.error as other:
-        # The standard library says more exactly where it is.
-        why, place = other.msg, place if other.pos is None else other.pos
+        # The standard library says more exactly where it is, but does not know all escapes, such as `\pL`.
+        is_of_re2 = other.msg.startswith("bad escape \\") and not (
+            why.startswith("invalid") and pattern.startswith(fragment, other.pos or 0)
+        )
+        if not is_of_re2:
+            why, place = other.msg, place if other.pos is None else other.pos
     except (OverflowError, RecursionError):
         pass
     if fragment.startswith(_LOOK_AROUND) or (fragment[:1] == "\\" and fragment[1:2].isdigit()):
         why = "look-around and back-references are not supported, since they can take for ever"
     elif why.startswith("invalid repetition size"):
         why = "an expression may be repeated 1,000 times at most"
+    elif why.startswith("pattern too large"):
+        return "is too large; repeat less in it, or split it into several expressions"
     where = f" at position {place + 1}" if place >= 0 else ""
     return f"is not a valid regular expression{where}: {why}"

@@ -316,11 +316,17 @@ def test_expressions_that_are_too_large_together_search_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "place"), [("a(b", 2), ("[z-a]", 2), ("(?<=x)y", 1), (r"(\w)\1", 5), ("\ud800", 1)]
+    ("pattern", "place"),
+    [("a(b", 2), ("[z-a]", 2), ("(?<=x)y", 1), (r"(\w)\1", 5), ("\ud800", 1), (r"\pL[z-a]", 5), (r"\pX", 1)],
 )
 def test_an_invalid_expression_is_refused_with_its_position(pattern: str, place: int) -> None:
     with pytest.raises(ValueError, match=f"position {place}:"):
         compiled(pattern)
+
+
+def test_an_expression_that_is_too_large_is_called_that() -> None:
+    with pytest.raises(ValueError, match="is too large"):
+        compiled(r"\pL{900}")
 
 
 @pytest.mark.parametrize("seed", range(50))
