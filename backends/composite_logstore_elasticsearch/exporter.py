@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -93,42 +93,23 @@ class ElasticsearchExporter:
             UnavailableError: The cluster takes nothing until something is mended.
         """
         deadline = time.monotonic() + self._timeout_seconds
-        encoders: dict[Stream, StreamEncoder] = {}
         operations: list[bytes] = []
         sent: list[LogEvent] = []
         unencodable: list[LogEvent] = []
         size = shortened = 0
-        for event in batch:
-            try:
-                encoder = encoders.get(event.stream)
-                if encoder is None:
-                    encoder = encoders[event.stream] = StreamEncoder(event.stream, self._common)
-                operation = encoder.operation(event)
-                if len(operation) > MAX_DOCUMENT_BYTES:
-                    operation = operation_of(event.uid, shorten_document(encoder.document(event)))
-                    shortened += 1
-            except UNENCODABLE:
+        for event, operation, is_short in self._encoded(batch):
+            if operation is None:
                 # An event of another program, from an archive, may not be encodable. A retry would fail too.
                 unencodable.append(event)
                 continue
             operations.append(operation)
             sent.append(event)
             size += len(operation)
+            shortened += is_short
             if size > MAX_REQUEST_BYTES and len(operations) > 1:
                 raise TooLargeError(f"a request to Elasticsearch has at most {MAX_REQUEST_BYTES} bytes")
         refused = self._send(operations, deadline) if operations else {}
-        # An index may refuse an event for one of its attributes: the event is worth more than the attribute's place.
-        again: dict[int, bytes] = {}
-        for place, refusal in refused.items():
-            if _is_about_fields(refusal):
-                document = orjson.loads(operations[place].split(b"\n", 2)[1])
-                if (kept := packed(document)) is not None:
-                    again[place] = operation_of(sent[place].uid, orjson.dumps(kept))
-        if again:
-            places = list(again)
-            still = self._send(list(again.values()), deadline)
-            refused = {place: refusal for place, refusal in refused.items() if place not in again}
-            refused.update({places[number]: refusal for number, refusal in still.items()})
+        refused = self._send_packed(refused, operations, sent, deadline)
         if not refused and not unencodable:
             return shortened
         reasons = sorted({self._reason(refusal) for refusal in refused.values()})[:_MOST_REASONS]
@@ -146,6 +127,43 @@ class ElasticsearchExporter:
     def close(self) -> None:
         """Close the connections."""
         self._connection.close()
+
+    def _encoded(self, batch: Sequence[LogEvent]) -> Iterator[tuple[LogEvent, bytes | None, bool]]:
+        """Yield each event, its operation, None if it cannot be encoded, and whether it had to be shortened."""
+        encoders: dict[Stream, StreamEncoder] = {}
+        for event in batch:
+            try:
+                encoder = encoders.get(event.stream)
+                if encoder is None:
+                    encoder = encoders[event.stream] = StreamEncoder(event.stream, self._common)
+                operation = encoder.operation(event)
+                is_short = len(operation) > MAX_DOCUMENT_BYTES
+                if is_short:
+                    operation = operation_of(event.uid, shorten_document(encoder.document(event)))
+            except UNENCODABLE:
+                yield event, None, False
+                continue
+            yield event, operation, is_short
+
+    def _send_packed(
+        self, refused: dict[int, Refusal], operations: Sequence[bytes], sent: Sequence[LogEvent], deadline: float
+    ) -> dict[int, Refusal]:
+        """Send events again that the index refused for one of their attributes, with the attributes as one text.
+
+        An event is worth more than its attributes' places in the index. Returns the refusals that remain.
+        """
+        again: dict[int, bytes] = {}
+        for place, refusal in refused.items():
+            if _is_about_fields(refusal):
+                document = orjson.loads(operations[place].split(b"\n", 2)[1])
+                if (kept := packed(document)) is not None:
+                    again[place] = operation_of(sent[place].uid, orjson.dumps(kept))
+        if not again:
+            return refused
+        places = list(again)
+        still = self._send(list(again.values()), deadline)
+        remaining = {place: refusal for place, refusal in refused.items() if place not in again}
+        return {**remaining, **{places[number]: refusal for number, refusal in still.items()}}
 
     def _send(self, operations: Sequence[bytes], deadline: float) -> dict[int, Refusal]:
         """Write documents, and return which ones the cluster refuses for good: their places → why.

@@ -60,7 +60,7 @@ class Unanswered(click.ClickException):
 
     def __init__(self) -> None:
         """Create the error."""
-        super().__init__("Nobody can answer this question: there is no terminal. '--yes' answers it with yes.")
+        super().__init__("This question cannot be answered: there is no terminal. '--yes' answers it with yes.")
 
 
 class Command(click.Command):
@@ -236,7 +236,7 @@ def ask(question: str, abort: bool = False) -> bool:
         abort: Whether the answer no ends the command.
 
     Raises:
-        Unanswered: There is nobody to answer.
+        Unanswered: There is no terminal, and no input.
     """
     try:
         answer = click.confirm(paragraph(question), err=True)

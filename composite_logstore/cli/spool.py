@@ -405,7 +405,7 @@ def purge_(stores: tuple[str, ...], children: tuple[str, ...], dry_run: bool, ye
 
 
 def _purge_set_aside(folders: Iterable[Path], children: Sequence[str], yes: bool, is_json: bool) -> None:
-    """Delete the pieces that could not be read and are kept aside, if nobody minds."""
+    """Delete the pieces that could not be read and are kept aside, after a question."""
     if children:
         return
     pieces = [Path(file) for file in _set_aside(folders)] if is_json else _show_damaged(folders)

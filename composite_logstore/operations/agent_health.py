@@ -1,4 +1,4 @@
-"""What probes and Prometheus ask an agent, over HTTP: bounded in requests at a time, and in seconds for each."""
+"""Answers probes and Prometheus about an agent, over HTTP: at most some requests at a time, each for some seconds."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class _Server(ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: the client has gone away."""
+        """Say nothing: the client has gone away, or was too slow."""
 
 
 class _Handler(BaseHTTPRequestHandler):

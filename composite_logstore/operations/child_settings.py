@@ -37,7 +37,7 @@ class ChildChange:
         store: The log store, as it was.
         child: The child's name.
         differences: The settings that change.
-        dropped: The names of settings that the child loses although nobody asked for it by name.
+        dropped: The names of settings that the child loses without having been named.
         is_done: Whether ZenML has the new settings; otherwise they were only tried.
     """
 
@@ -230,7 +230,7 @@ def _change(
     found.update(settings)
     if find_store(str(found.id)).raw_children != children:
         raise OperationError(
-            f"log store '{found.name}' has other children than it was given: somebody has changed it at the same time; "
+            f"log store '{found.name}' does not have the children that it was given: it was changed at the same time; "
             f"`composite-logstore child list {found.name}` shows them"
         )
     return ChildChange(found, child, differ, change.dropped, True)

@@ -113,7 +113,7 @@ def explain(
     """Explain what the settings of a child do to events of a run, or to lines, and send nothing.
 
     The events pass through the steps that the child's worker takes. At most 10,000 events and about 16 MiB are looked
-    at. With `children` and `lines` nobody is asked: then the log store need not exist yet.
+    at. With `children` and `lines`, ZenML is not asked: then the log store need not exist yet.
 
     Examples:
         >>> found = explain("logs", "live", run="train-1", children=[
@@ -179,7 +179,7 @@ def _notes(config: ChildConfig, is_of_lines: bool) -> Iterator[str]:
     for odd in config.odd_rules:
         yield f"Child '{config.name}': {odd}"
     if config.budget is not None:
-        yield "'budget' is not computed: it depends on what the child gets besides"
+        yield "'budget' is not computed: it depends on the other events that the child gets"
     if config.is_thinned:
         yield "'progress' is not computed: which updates of a progress bar it gets depends on the moment"
     if is_of_lines and config.collapse_repeats is not None:
@@ -312,7 +312,7 @@ def _read(source: Source, stream: Any, found: RegisteredStore) -> Iterator[LogEv
 
 
 def _events_of(lines: Iterable[str]) -> Iterator[LogEvent]:
-    """Yield the lines as events of streams that nobody has."""
+    """Yield the lines as events of streams that exist nowhere."""
     streams: dict[tuple[str, str], Stream] = {}
     for number, line in enumerate(lines):
         text = line.rstrip("\r\n")

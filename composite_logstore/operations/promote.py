@@ -143,7 +143,7 @@ def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:
 
 
 def excluded(child: ChildConfig, events: int, of: int) -> str:
-    """Return how many of the primary's events nobody sees any more once a child is the primary, and by which rule."""
+    """Say how many of the primary's events become invisible once a child is the primary, and by which rule."""
     named = quoted(child.excluded_by)
     return f"{events:,} of {of:,} events will not be visible: {named} of child '{child.name}' excludes them"
 

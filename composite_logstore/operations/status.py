@@ -24,7 +24,7 @@ from composite_logstore.operations.inventory import (
 from composite_logstore.spool.status_files import Said, read_statuses
 
 _LOOK_SECONDS = 10.0
-"""How often to look at the folders of dead processes: to read them takes long, and little changes there."""
+"""How often to look at the folders of dead processes, in seconds: reading them takes long, and little changes there."""
 _WORST = [State.HEALTHY.value, State.RETRYING.value, State.UNAVAILABLE.value]
 _NUMBER = Field(ge=0)
 
@@ -97,7 +97,7 @@ class ChildStatus:
         redacted: How many they have redacted.
         rejected: How many its backend has rejected.
         dropped: How many were lost.
-        last_error: The last problem of a process in the worst state, None if there was none.
+        last_error: The last problem of a process, of one in the worst state if that has any; None if there was none.
     """
 
     name: str

@@ -5,8 +5,8 @@ of the log store append to the child's newest file, and begin another once it is
 sent again is overwritten by blanks, which needs no room on disk, and an empty file is removed. A kill leaves a
 line as it was, so an event may be sent twice, and none is lost.
 
-Two files are locked. `lock` is held for moments, while a file is changed; `manage.lock` is held by whoever sends or
-purges events, so that two of them never work on the same ones. Processes that reject events wait for the first alone.
+Two files are locked. `lock` is held for moments, while a file is changed; `manage.lock` is held by a process that sends
+or purges events, so that no two of them work on the same ones. Processes that reject events wait for the first alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FILE = re.compile(r"([a-z0-9_-]+)\.([0-9]{20})\.log")
 _DISCARDED = ".discarded"
 _FILE_BYTES = 1024 * 1024
 _FILES = 16
-"""A file has at most so small a part of the bytes that there may be: the oldest file makes room as a whole."""
+"""A file has at most this fraction of all bytes, one in so many: the oldest file makes room as a whole."""
 _LOCK_SECONDS = 5.0
 
 

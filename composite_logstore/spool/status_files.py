@@ -1,9 +1,9 @@
-"""What each living process says of its children: a small file of each process, beside the folders of the spool.
+"""How each living process says its children are: one small file for each process, beside the folders of the spool.
 
     <log store's folder>/status/<writer>        one line with a checksum, as `format` describes it
 
 The process writes the line again and again, in place and in one call of the system, and holds the lock of the file
-(`flock`) until its end, however it ends. So a file that nobody has locked is that of a dead process. A reader that
+(`flock`) until its end, however it ends. So an unlocked file belongs to a dead process. A reader that
 comes in the middle of a write finds a wrong checksum, and reads again.
 """
 
