@@ -104,6 +104,8 @@ def why_unreached(error: BaseException) -> str:
     from zenml.config.global_config import GlobalConfiguration
     from zenml.enums import StoreType
 
+    if isinstance(error, ImportError):
+        return "a package that it needs is not installed: for a local database, `pip install 'zenml[local]'`"
     # Only the class of any other error: its message may contain a URL with a secret.
     words = str(error) if isinstance(error, UnreachedError) else type(error).__name__
     try:

@@ -169,3 +169,13 @@ def test_spool_list_claims_nothing_about_folders_that_only_zenml_knows(front: Fr
     result = run("spool", "drain")
     assert result.exit_code == 1
     assert f"http://127.0.0.1:{front.port}/zenml: " in result.stderr
+
+
+def test_a_zenml_without_its_database_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise ImportError("It seems like you've installed the `zenml` package without the `local` extra")
+
+    monkeypatch.setattr(GlobalConfiguration, "store_configuration", property(fail))
+    result = CliRunner().invoke(main, ["check", "logs"])
+    assert result.exit_code == 3
+    assert "zenml[local]" in result.stderr
