@@ -152,6 +152,9 @@ def _say_where(found: Tail, again: str, store: str | None) -> None:
     """Say which child was asked for the logs that were not found, and which ones have them."""
     with console(stderr=True).status("Asking the other children ..."):
         where = found.whereabouts()
+    if where.is_silent:
+        warn(f"Nothing was logged: the logs of run '{found.run.name}' that you asked for are empty.")
+        return
     asked = where.asked[:1].upper() + where.asked[1:]
     if where.is_filtered:
         warn(f"{asked} has logs of run '{found.run.name}', but none that you asked for.")

@@ -18,6 +18,7 @@ from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, aski
 from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, find_store, load_store
 from composite_logstore.operations.asking import ANSWER_SECONDS, ask
+from composite_logstore.reading.nothing import logged_events
 from composite_logstore.zenml import answers_pages, fetch_page, moved
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Whereabouts:
         without: The children that hold none of them.
         troubles: A child's name → why it could not be read.
         is_filtered: Whether the child that was asked holds some, but none that was wanted.
+        is_silent: Whether nothing was logged, as the metadata of the steps says. Then no child is asked.
     """
 
     asked: str = ""
@@ -98,6 +100,7 @@ class Whereabouts:
     without: list[str] = field(default_factory=list)
     troubles: dict[str, str] = field(default_factory=dict)
     is_filtered: bool = False
+    is_silent: bool = False
 
 
 class Tail:
@@ -181,6 +184,9 @@ class Tail:
         streams = list(self._streams.values())
         if self.shown:
             streams = [stream for stream in streams if stream.missing]
+        elif len(streams) <= _MOST_ASKED and all(logged_events(stream.of.logs) == 0 for stream in streams):
+            found.is_silent = True
+            return found
         ends = time.monotonic() + ANSWER_SECONDS
         holds: dict[str, bool] = {}
         for stream in streams[:_MOST_ASKED]:

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,8 @@ from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, S
 from composite_logstore.zenml import LogEntry, LogsEntriesResponse, LogStoreUnavailableError
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
+
+TAIL = import_module("composite_logstore.operations.tail")
 
 SECOND = 1_000_000_000
 
@@ -349,6 +352,16 @@ def test_without_logs_anywhere_each_child_is_named(world: World) -> None:
     assert "Nor has child 'b'." in result.stderr
     assert "Child 'c' cannot be read: the backend cannot be reached: refused." in result.stderr
     assert "logs run STORE" in result.stderr
+
+
+def test_logs_of_a_step_that_logged_nothing_are_not_looked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.stream(world.zenml.begin_run("run"), "client")
+    monkeypatch.setattr(TAIL, "logged_events", lambda logs: 0)
+    backend("b").fault = "refused"
+    result = world.run("run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'b'" not in result.stderr
+    assert "STORE" not in result.stderr
 
 
 def test_logs_that_a_filter_excludes_are_not_called_missing(world: World) -> None:
