@@ -54,6 +54,15 @@ def _pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(CompositeLogStore, "fetch", pages)
 
 
+@pytest.fixture(autouse=True)
+def _without_last_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests that kill a simulated process are about its own events. Those that are about its end are marked."""
+    is_meant = request.node.get_closest_marker("last_words") is not None
+    if not is_meant and "composite_logstore.delivery.last_words" in sys.modules:
+        for module in ("recovery", "tailing"):
+            monkeypatch.setattr(f"composite_logstore.delivery.{module}.add_last_words", lambda spool, time: [])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Say what may run side by side: files may, but what shares a server by way of a session's fixture may not."""

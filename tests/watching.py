@@ -44,11 +44,15 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_S
         time.sleep(0.01)
 
 
+LAST_WORDS = "ended without closing its logs"
+"""What an entry says that tells of the death of a process."""
+
+
 def fetched(store: CompositeLogStore, logs: LogsResponse) -> list[str]:
-    """Return what the primary shows of a stream, page by page."""
+    """Return what the primary shows of a stream, page by page, without the entries that say that a process has died."""
     page = store.fetch(logs, start="oldest", limit=1_000)
     entries: list[LogEntry] = list(page.items)
     while page.items and page.after:
         page = store.fetch(logs, after=page.after)
         entries += page.items
-    return [entry.message for entry in entries]
+    return [entry.message for entry in entries if LAST_WORDS not in entry.message]

@@ -76,6 +76,14 @@ def attributes() -> dict[str, Any]:
     return {PID: os.getpid()} if number is None else {PID: os.getpid(), RANK: number}
 
 
+def is_daemonic() -> bool:
+    """Return whether `multiprocessing` may kill this process at any time, as it does with the workers of its pools."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    with suppress(Exception):
+        return multiprocessing is not None and bool(multiprocessing.current_process().daemon)
+    return False
+
+
 def is_own(record: logging.LogRecord) -> bool:
     """Return whether a record is about the delivery of records."""
     return record.name.startswith("composite_logstore") or (record.threadName or "").startswith(_OWN_THREADS)

@@ -14,6 +14,7 @@ This is the theory of operation. The modules, from the ground up:
     journal            numbers events, and hands each out to the children that want it
     rejections         keeps the events that a backend rejects, before they are acknowledged
     budgets            a child's budget, shared by all processes of the machine where the spool allows it
+    last_words         says in the streams of a dead process that it has died
     worker             the thread that does what the deliveries of a child say, in turn
     recovery           delivers the events of dead processes
     tailing            delivers the events of living processes, for the agent

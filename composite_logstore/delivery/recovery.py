@@ -6,8 +6,9 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from math import inf
 from pathlib import Path
 from uuid import UUID
@@ -17,6 +18,7 @@ from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.delivery import Delivery
+from composite_logstore.delivery.last_words import add_last_words
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.delivery.space import drop_oldest_segment
 from composite_logstore.delivery.spilling import next_batch
@@ -63,6 +65,7 @@ class RecoveredJournal:
             batch_bytes: About how many bytes of events one export may have; without it the child's own limit holds.
         """
         self.spool = spool
+        self._clock = clock
         self._batch_bytes = batch_bytes
         self._notify = notify
         self.lock = threading.RLock()
@@ -100,7 +103,7 @@ class RecoveredJournal:
         # A progress bar → the second and the number of its last update, since only the last of each second counts.
         latest: dict[Bar, tuple[int, int]] = {}
         last = -1
-        for place, item in enumerate(self.spool.reader.scan()):
+        for place, item in enumerate(chain(self.spool.reader.scan(), self._last_words())):
             if place % _AT_A_TIME == 0:
                 # There may be many events to count: let other threads have the GIL.
                 time.sleep(0)
@@ -127,6 +130,10 @@ class RecoveredJournal:
             delivery.drop_spooled(lost[delivery.name], delivery.taken)
             for stream in streams:
                 delivery.end_stream(stream, last + 1)
+
+    def _last_words(self) -> Iterator[LogEvent]:
+        """Yield the events that say that the process has died, once all of its own were read."""
+        yield from add_last_words(self.spool, self._clock.time())
 
     def _accept(self, delivery: Delivery, event: LogEvent, latest: Mapping[Bar, tuple[int, int]]) -> None:
         """Count an event if the child gets it. A later update of the same second replaces an earlier one."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections import deque
 from collections.abc import Sequence
 from math import inf
 
+from composite_logstore.capture.process import is_daemonic, rank
 from composite_logstore.clock import Clock
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.schedule import Schedule
@@ -15,7 +18,7 @@ from composite_logstore.delivery.states import Load
 from composite_logstore.event import LogEvent, Stream, abridged
 from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool, Standing
-from composite_logstore.spool.format import LINE_BYTES, EventTooLongError, UnstorableEventError
+from composite_logstore.spool.format import LINE_BYTES, EventTooLongError, Process, UnstorableEventError
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
 
@@ -93,6 +96,7 @@ class Spilling:
         self._ended: dict[Stream, int] = {}
         self._unmarked: dict[Stream, int] = {}
         self._is_closed = False
+        self._may_name = True
         self._deliveries = deliveries
         self.settings = settings
         self._writer = writer
@@ -178,10 +182,26 @@ class Spilling:
                         unwritten.popleft()
                     return False
                 most -= 1
+            else:
+                self._name(event)
             unwritten.popleft()
         return False
 
     # Marks
+
+    def _name(self, event: LogEvent) -> None:
+        """Write that the stream of an event is open, so that others notice if this process dies.
+
+        Nobody needs the event itself. So nothing depends on it, and no error is told.
+        """
+        if not self._may_name or event.stream in self._ended:
+            return
+        try:
+            spool = self.spool or self._new_folder()
+            if not self._is_closed:
+                spool.segments.name(event.stream, event.number, self._space.take)
+        except Exception:
+            self._may_name = False
 
     def open_stream(self, stream: Stream) -> None:
         """Note that a stream gets events, even if it has ended before."""
@@ -219,7 +239,7 @@ class Spilling:
                     spool.segments.end(stream, self._space.take)
                 del self._unmarked[stream]
             if spool is not None and self._is_closed:
-                spool.segments.mark_closed(self._space.take)
+                spool.segments.mark_closed()
         except OSError:
             # As in `_append`.
             self._may_mark = False
@@ -362,6 +382,8 @@ class Spilling:
         spool, self.spool = self.spool, None
         held = self._in_memory()
         held.update((event.number, event) for event in spool.reader.in_use())
+        # Whoever has it now must not take this process for dead.
+        spool.segments.mark_closed()
         spool.abandon()
         before = self.unwritten[0].number if self.unwritten else inf
         again = [held[number] for number in sorted(held, reverse=True) if number < before]
@@ -415,7 +437,10 @@ class Spilling:
 
     def _new_folder(self) -> Spool:
         names = [delivery.name for delivery in self._deliveries]
-        self.spool = Spool.create(self.settings.component, self._writer, names)
+        process = Process(socket.gethostname(), os.getpid(), rank(), self._is_write_ahead)
+        self.spool = Spool.create(self.settings.component, self._writer, names, process=process)
+        # One of these is killed by its parent in the ordinary course.
+        self._is_closed = self._is_closed or is_daemonic()
         self._unmarked = dict(self._ended)
         self.acknowledge_all()
         self._write_marks()

@@ -19,6 +19,7 @@ from math import inf
 from composite_logstore.clock import Clock
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.delivery import Delivery, is_urgent
+from composite_logstore.delivery.last_words import add_last_words
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.delivery.recovery import RecoveredJournal
 from composite_logstore.delivery.spilling import next_batch
@@ -71,7 +72,6 @@ class TailedJournal(RecoveredJournal):
             notify: Called when a child has acknowledged all events that were read.
             batch_bytes: As for a `RecoveredJournal`.
         """
-        self._clock = clock
         self._former = spool.account()
         self.most_bytes = MOST_BYTES
         self.is_growing = True
@@ -295,6 +295,7 @@ class TailedJournal(RecoveredJournal):
         self._reader.close()
         with self.lock:
             self.is_growing = False
+            self._accept_all(add_last_words(self.spool, self._clock.time()))
             for delivery in self.deliveries:
                 delivery.flush(self._next)
                 for stream in self._streams:

@@ -77,9 +77,22 @@ def run(command: list[str], capture_fd: bool) -> int:
     relay.begin(process)
     code = _wait(process)
     collector.close()
+    if code < 0:
+        given["process.pid"] = process.pid
+        joined.take(_last_words(command[0], process.pid, -code), given)
     with contextlib.suppress(Exception):
         joined.flush()
     return ending.as_exit_code(code)
+
+
+def _last_words(command: str, pid: int, number: int) -> logging.LogRecord:
+    """Return the record that says that a signal has killed the command. All that it had sent was collected."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "without a name"
+    text = f"The command '{command}' (process {pid}) was killed by signal {number} ({name})."
+    return logging.LogRecord("composite_logstore", logging.ERROR, "", 0, text, (), None)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

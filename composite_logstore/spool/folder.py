@@ -18,7 +18,7 @@ from pathlib import Path
 from composite_logstore.event import WRITER, LogEvent
 from composite_logstore.spool.account import ACCOUNT, NEW_ACCOUNT, ChildAccount, read_account, write_account
 from composite_logstore.spool.damage import Damage, set_aside
-from composite_logstore.spool.format import DUE, POSITION, position_name, positions_in_header
+from composite_logstore.spool.format import DUE, POSITION, Process, position_name, positions_in_header
 from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK, DeliveryLock, FolderLock, made_at
 from composite_logstore.spool.mapped import NEW
 from composite_logstore.spool.positions import Positions, read_position
@@ -82,7 +82,14 @@ class Spool:
         self._seen: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, component: Path, writer: str, children: Iterable[str], is_shared: bool = False) -> Spool:
+    def create(
+        cls,
+        component: Path,
+        writer: str,
+        children: Iterable[str],
+        is_shared: bool = False,
+        process: Process | None = None,
+    ) -> Spool:
         """Make a folder for this process.
 
         Args:
@@ -90,6 +97,7 @@ class Spool:
             writer: The writer's name.
             children: The names of its children.
             is_shared: Whether an agent may deliver its events. This process holds the lock of the delivery at first.
+            process: This process, as its segments name it. If they do not, nobody says later how it has ended.
 
         Raises:
             OSError: The folder cannot be written or locked.
@@ -99,7 +107,9 @@ class Spool:
             hidden = f"{_HIDDEN}{writer}-{secrets.token_hex(4)}"
             try:
                 with home.make_folder(hidden) as folder:
-                    return cls._created(home, folder, writer, children, is_shared)
+                    spool = cls._created(home, folder, writer, children, is_shared)
+                    spool.segments.process = process
+                    return spool
             except BaseException:
                 home.remove(hidden)
                 raise

@@ -2,14 +2,15 @@
 
 A line is a checksum (CRC-32, 8 hexadecimal digits), a space, a JSON value and a line break. There are five kinds:
 
-    {"format": 2, "positions": ["a.settled"]}                       the header, the first line of each segment
+    {"format": 2, "positions": ["a.settled"], "process": [...]}     the header, the first line of each segment
     {"stream": id, "artifact_store_id": id, "attributes": {...}}    a stream, before its first event in a segment
     [stream's id, writer, number, sequence, ...]                    an event: the fields of `LogEvent`
     {"ended": stream's id}                                          a mark: the stream gets no more events
     {"closed": true}                                                a mark: the process has ended in order
 
-A mark comes after the events that it is about. It has no number. Events that are logged all the same may follow it: a
-stream is open again only after another line of the stream itself without a mark behind it. Format 1 has no marks.
+The header has the fields of `Process`, in format 2. A mark comes after the events that it is about. It has no number.
+Events that are logged all the same may follow it: a stream is open again only after another line of the stream itself
+without a mark behind it. Format 1 has no marks.
 
 Each line has its own checksum, so a damaged line hides no other. A checksum proves nothing about who wrote a line, so
 `decode_event` also checks the type and the range of each field.
@@ -51,6 +52,7 @@ _NUMBERED = re.compile(rb'[0-9a-f]{8} \["[^"]*","[^"]*",([0-9]{1,20}),')
 _HEX = re.compile(r"[0-9a-f]{1,32}"), re.compile(r"[0-9a-f]{1,16}")
 _INT64 = 1 << 63
 _FIELDS = len(LogEvent._fields)
+_MOST_HOST = 300
 _EXCEPTION = LogEvent._fields.index("exception")
 # The types of the fields before the exception. Compared by `type`, since `isinstance(True, int)` holds.
 _TYPES = [str, str, int, int, int, int, str, str, str, str, int, str]
@@ -104,9 +106,40 @@ def read_line(file: BinaryIO, most_zeros: int) -> tuple[int, bytes]:
     return zeros, b""
 
 
-def encode_header(children: Iterable[str]) -> bytes:
-    """Return the first line of a segment, which names the files of the children's positions."""
-    return encode_line(orjson.dumps({"format": FORMAT, "positions": [position_name(child) for child in children]}))
+class Process(NamedTuple):
+    """Which process has written a segment.
+
+    Attributes:
+        host: The name of its host.
+        pid: Its id there.
+        rank: Its rank among the processes of a distributed training, None if it has none.
+        is_write_ahead: Whether each event was on disk before `emit` returned, rather than within a second.
+    """
+
+    host: str
+    pid: int
+    rank: int | None
+    is_write_ahead: bool
+
+
+def encode_header(children: Iterable[str], process: Process | None = None) -> bytes:
+    """Return the first line of a segment, which names the files of the children's positions, and the process."""
+    header = {"format": FORMAT, "positions": [position_name(child) for child in children]}
+    return encode_line(orjson.dumps(header if process is None else {**header, "process": list(process)}))
+
+
+def process_in_header(header: dict[str, Any]) -> Process | None:
+    """Return which process a header's value names, None if it names none."""
+    fields = header.get("process")
+    if type(fields) is not list or len(fields) != len(Process._fields):
+        return None
+    host, pid, rank, is_write_ahead = fields
+    numbers = (pid, 0 if rank is None else rank)
+    if type(host) is not str or type(is_write_ahead) is not bool or any(type(number) is not int for number in numbers):
+        return None
+    if len(host) > _MOST_HOST or not all(0 <= number < _INT64 for number in numbers):
+        return None
+    return Process(host, pid, rank, is_write_ahead)
 
 
 def positions_in_header(line: bytes) -> list[str] | None:

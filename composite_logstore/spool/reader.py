@@ -27,10 +27,12 @@ from composite_logstore.spool.format import (
     READABLE,
     Closed,
     Ended,
+    Process,
     decode_event,
     decode_line,
     decode_mark,
     number_in,
+    process_in_header,
     read_line,
 )
 from composite_logstore.spool.marks import Marks
@@ -38,7 +40,7 @@ from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, 
 from composite_logstore.spool.segments import Segment, Segments
 from composite_logstore.spool.streams import Streams
 
-Item: TypeAlias = LogEvent | Stream | Ended | Closed | Damage
+Item: TypeAlias = LogEvent | Stream | Ended | Closed | Process | Damage
 """What a line of a segment says, or a piece that cannot be read."""
 _OTHER_VERSION = "another version has written it"
 _LINE_BREAK = ord("\n")
@@ -133,7 +135,7 @@ class SegmentReader:
     def items(self, segment: Segment, offset: int, is_scan: bool = False) -> Iterator[tuple[Item, int]]:
         """Yield what the lines of a segment say from an offset on, each item with the offset of the next line.
 
-        There are none if the file is gone. Headers are no items.
+        There are none if the file is gone.
 
         Args:
             segment: The segment.
@@ -193,8 +195,8 @@ class SegmentReader:
 
     def _item(
         self, value: Any, segment: Segment, begin: int, is_scan: bool
-    ) -> LogEvent | Stream | Ended | Closed | str | None:
-        """Return what a line's value says, None for a header, or what is wrong with the line."""
+    ) -> LogEvent | Stream | Ended | Closed | Process | str | None:
+        """Return what a line's value says, None for a header that names no process, or what is wrong with the line."""
         if isinstance(value, list):
             event = decode_event(value, self._streams.of)
             if event is not None:
@@ -203,7 +205,7 @@ class SegmentReader:
             if "stream" in value:
                 return self._streams.learned(value, is_scan) or "damaged"
             if value.get("format") in READABLE:
-                return None
+                return process_in_header(value)
             if begin == 0 and "format" in value:
                 return _OTHER_VERSION
             return decode_mark(value, self._streams.of) or "damaged"

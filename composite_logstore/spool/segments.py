@@ -23,6 +23,7 @@ from composite_logstore.spool.format import (
     Closed,
     Ended,
     EventTooLongError,
+    Process,
     encode_event,
     encode_header,
     encode_mark,
@@ -39,6 +40,9 @@ SPARE = "spare"
 _Item = TypeVar("_Item")
 _STREAMS = 10_000
 """How many streams a process remembers: one that serves for months has many."""
+_NAMES_BYTES = 64 * 1024
+"""How many bytes the first segment has if no event has to be on disk."""
+_CLOSED = encode_mark(Closed())
 _MOST_OPEN = 100
 """How many open streams each segment names."""
 _OPEN_BYTES = SEGMENT_BYTES // 16
@@ -79,6 +83,7 @@ class Segments:
 
     Attributes:
         all: The segments, oldest first. Replaced or changed in single steps, so that a reader may copy it at any time.
+        process: The process that writes them, None if it does not say.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Segments:
             found: The segments of a process that is dead, or of another one.
         """
         self.all = list(found)
+        self.process: Process | None = None
         self._folder = folder
         self._positions = positions
         self._streams = streams
@@ -108,6 +114,7 @@ class Segments:
         self._ids: dict[Stream, str] = {}
         self._spare: Mapped | None = None
         self._is_closed = False
+        self._has_only_names = False
         # For `tidy`: the segments to cut to their length, and the files to remove.
         self._full: deque[tuple[Mapped, str, int]] = deque()
         self._freed: deque[str] = deque()
@@ -167,6 +174,22 @@ class Segments:
         for stream in [stream for stream in self._open if _differs(self._written[stream], stream.metadata)]:
             self._write_stream(stream, self._next, has_room)
 
+    def name(self, stream: Stream, number: int, has_room: Callable[[int], bool]) -> None:
+        """Write that a stream is open, though none of its events has to be on disk.
+
+        Args:
+            stream: The stream.
+            number: The number of an event of it.
+            has_room: As for `append`.
+
+        Raises:
+            OSError: There is no room.
+        """
+        if stream not in self._written:
+            if self._in_use is None:
+                self._in_use = self._begin_segment(number, 0, has_room, has_only_names=True)
+            self._write_stream(stream, number, has_room)
+
     def end(self, stream: Stream, has_room: Callable[[int], bool]) -> None:
         """Write that a stream gets no more events. That of a stream without a line is only remembered.
 
@@ -192,18 +215,39 @@ class Segments:
             del self._ended[stream]
             self._ids.pop(stream, None)
 
-    def mark_closed(self, has_room: Callable[[int], bool]) -> None:
-        """Write that the process has ended in order, if anything has been written.
+    def mark_closed(self) -> None:
+        """Write that the process has ended in order, if anything has been written. There is always room for that."""
+        if self._in_use is not None and not self._is_marked_closed:
+            self._in_use.memory[self._end : self._end + len(_CLOSED)] = _CLOSED
+            self._end += len(_CLOSED)
+            self._is_marked_closed = True
+
+    @property
+    def next_name(self) -> int:
+        """The lowest number that an event in a further segment may have."""
+        return int(max(self.last, self.all[-1].first)) + 1 if self.all else 0
+
+    def add_end(self, events: Sequence[LogEvent], process: Process) -> None:
+        """Write a further segment as a whole, after which nothing follows: the process is dead.
 
         Args:
-            has_room: As for `append`.
+            events: Its events. Their streams have ended.
+            process: The dead process.
 
         Raises:
             OSError: There is no room.
         """
-        if self._in_use is not None and not self._is_marked_closed:
-            self._write(encode_mark(Closed()), self._next, has_room)
-            self._is_marked_closed = True
+        first = events[0].number
+        lines = [encode_header(self._positions.children, process)]
+        for event in events:
+            lines += [encode_stream(event.stream), encode_event(event, str(event.stream.id))]
+            lines.append(encode_mark(Ended(event.stream)))
+        name = f"{first:020d}.log"
+        with self._folder.open() as folder:
+            _write_whole(folder, name, [*lines, _CLOSED])
+        added = Segment(self._folder.path / name, first, events[-1].number)
+        added.kinds.update((event.level, bool(event.progress)) for event in events)
+        self.all.append(added)
 
     @property
     def _next(self) -> int:
@@ -234,12 +278,13 @@ class Segments:
     def _write(self, line: bytes, number: int, has_room: Callable[[int], bool]) -> None:
         segment = self._in_use
         end = self._end + len(line)
-        if segment is None or end > len(segment.memory):
+        # An orderly end must find room for its mark, even if the disk is full.
+        if segment is None or end + len(_CLOSED) > len(segment.memory):
             if len(line) > LINE_BYTES:
                 raise EventTooLongError(f"more than {LINE_BYTES} bytes")
             if segment is not None and self.all[-1].first >= number:
                 # It has no event yet, and another one would need the same name.
-                segment = self._grown(segment, end, has_room)
+                segment = self._grown(segment, end + len(_CLOSED), has_room)
             else:
                 segment = self._begin_segment(number, len(line), has_room)
             self._in_use = segment
@@ -254,10 +299,12 @@ class Segments:
             self._mend_in_use(folder)
             return (self._in_use or segment).grown(folder, self.all[-1].path.name, size)
 
-    def _begin_segment(self, first: int, size: int, has_room: Callable[[int], bool]) -> Mapped:
+    def _begin_segment(
+        self, first: int, size: int, has_room: Callable[[int], bool], has_only_names: bool = False
+    ) -> Mapped:
         # What came before is known even if the segments before are removed.
-        opening = encode_header(self._positions.children) + self._marks()
-        size = max(SEGMENT_BYTES, len(opening) + size)
+        opening = encode_header(self._positions.children, self.process) + self._marks()
+        size = max(_NAMES_BYTES if has_only_names else SEGMENT_BYTES, len(opening) + size + len(_CLOSED))
         path = self._folder.path / f"{first:020d}.log"
         with self._folder.open() as folder:
             # Once the segment in use is closed, its lines are no longer in memory.
@@ -270,6 +317,7 @@ class Segments:
                     raise SpoolFullError("'spool_max_bytes' is reached")
                 folder.put(NEW, path.name)
         self._close_in_use()
+        self._has_only_names = has_only_names
         new.memory[: len(opening)] = opening
         self._end = len(opening)
         self.all.append(Segment(path, first, first - 1))
@@ -288,8 +336,7 @@ class Segments:
             if size > _OPEN_BYTES:
                 break
             lines.append(line)
-        closed = [encode_mark(Closed())] if self._is_marked_closed else []
-        return b"".join([*reversed(lines), *closed])
+        return b"".join([*reversed(lines), _CLOSED if self._is_marked_closed else b""])
 
     def _named_spare(self, folder: PrivateFolder, name: str, size: int) -> Mapped | None:
         """Give the spare segment its name, if it is still in place and large enough."""
@@ -334,7 +381,7 @@ class Segments:
     @property
     def needs_spare(self) -> bool:
         """Whether there is no segment yet for when the one in use is full. Needs no lock."""
-        return self._spare is None and not self._is_closed
+        return self._spare is None and not self._is_closed and not self._has_only_names
 
     def prepare(self) -> None:
         """Allocate the next segment. Needs no lock: other threads that compute make each step of it take long.
@@ -421,16 +468,20 @@ class Segments:
         if not events:
             return []
         again = Segment(lost.path, lost.first, lost.last)
-        lines = [encode_header(self._positions.children)]
+        lines = [encode_header(self._positions.children, self.process)]
         lines += [self._lines_of(stream) for stream in dict.fromkeys(event.stream for event in events)]
         for event in events:
             lines.append(encode_event(event, str(event.stream.id)))
             again.kinds[event.level, bool(event.progress)] += 1
-        folder.make_way(NEW)
-        with os.fdopen(folder.create_file(NEW), "wb") as file:
-            file.write(b"".join(lines))
-        folder.put(NEW, lost.path.name)
+        _write_whole(folder, lost.path.name, lines)
         return [again]
+
+
+def _write_whole(folder: PrivateFolder, name: str, lines: Iterable[bytes]) -> None:
+    folder.make_way(NEW)
+    with os.fdopen(folder.create_file(NEW), "wb") as file:
+        file.write(b"".join(lines))
+    folder.put(NEW, name)
 
 
 def _taken_from(queue: deque[_Item]) -> Iterator[_Item]:

@@ -190,7 +190,10 @@ def test_a_signal_that_kills_the_command_is_how_run_ends(number: int, capture: l
     run = runs(capture, "sh", "-c", f"echo last words; kill -{number} $$")
     assert run.code == -number
     assert run.stdout == b"last words\n"
-    assert run.messages == (["last words"] if capture else [])
+    *messages, killed = run.messages
+    assert messages == (["last words"] if capture else [])
+    assert run.entries[-1]["level"] == 40
+    assert f"signal {number} ({signal.Signals(number).name})" in killed
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_intact_lines_are_read_and_no_others(
                     if id in open_streams:
                         open_streams[id] = False
         if is_closed:
-            spool.segments.mark_closed(lambda size: True)
+            spool.segments.mark_closed()
         whole = Spool.look(spool.folder)
         for _ in whole.reader.scan():
             pass

@@ -21,6 +21,7 @@ from composite_logstore_otlp.config import OtlpChildConfig
 from tests.servers.datadog import Datadog
 from tests.servers.faulty import FaultyProxy
 from tests.servers.otlp_receiver import OtlpReceiver
+from tests.watching import LAST_WORDS
 
 CHILDREN = ("archive", "collector", "live")
 
@@ -127,9 +128,12 @@ class ThreeBackends:
         return self.servers.folder / "logs-away"
 
     def held(self, streams: Collection[UUID]) -> dict[str, list[Held]]:
-        """Return what each child's backend holds of the streams: in the order of arrival, copies and all."""
+        """Return what each child's backend holds of the streams: in the order of arrival, copies and all.
+
+        Without the entries that say that a process has died.
+        """
         wanted = {str(id) for id in streams}
-        return {
+        held = {
             "archive": [held for stream in wanted for held in self._archived(stream)],
             "collector": [
                 _from_attributes(record.attributes, record.body)
@@ -142,6 +146,7 @@ class ThreeBackends:
                 if entry["zenml.log.id"] in wanted
             ],
         }
+        return {name: [one for one in copies if LAST_WORDS not in one.message] for name, copies in held.items()}
 
     def _archived(self, stream: str) -> Iterable[Held]:
         file = self._logs / f"{stream}.log"

@@ -19,6 +19,7 @@ from tests.servers.otlp_receiver import Answer, OtlpReceiver, Request, decode_re
 from tests.servers.three_backends import Held
 from tests.torture.oracle import NOT_WHOLE
 from tests.torture.programs import FULL, Archive
+from tests.watching import LAST_WORDS
 
 NONSENSE = {
     "500": Answer(status=500),
@@ -62,7 +63,9 @@ def _held(attributes: Mapping[str, Any], text: str) -> Held:
 
 
 def name_in(text: str) -> str:
-    """Return the name of a message; of one that is not whole, what there is of it."""
+    """Return the name of a message; of one that is not whole, what there is of it. `LAST_WORDS` for last words."""
+    if LAST_WORDS in text:
+        return LAST_WORDS
     try:
         return name_of(text)
     except (AssertionError, ValueError):
@@ -155,14 +158,15 @@ class Backends:
         link.rename(self._folder / name / "logs")
 
     def held(self) -> dict[str, list[Held]]:
-        """Return what they hold, in the order of arrival, copies and all."""
+        """Return what they hold, in the order of arrival, copies and all, without the entries of killed processes."""
         entries = self._datadog.seen()["entries"]
-        return {
+        held = {
             "archive": list(self._lines("archive")),
             "objects": list(self._lines("objects")),
             "collector": list(self._collector.held),
             "live": [_held(entry, entry["message"]) for entry in entries],
         }
+        return {name: [one for one in copies if one.message != LAST_WORDS] for name, copies in held.items()}
 
     def _lines(self, name: str) -> Iterator[Held]:
         folder = self._folder / name / "healthy"

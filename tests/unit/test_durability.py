@@ -61,7 +61,9 @@ def test_with_spill_undelivered_events_are_on_disk_within_a_second(tmp_path: Pat
     clock.advance(60)
     assert sorted(machine.backends["dead"].messages) == list("abcd")
     assert machine.backends["a"].messages == list("abcd")
-    assert not list(tmp_path.glob("*/*/*.log"))
+    # The new process lives, and has nothing on disk but the name of its stream.
+    (folder,) = folders_of_processes(tmp_path)
+    assert list(Spool.look(folder).reader.read(-1, 99)) == []
 
 
 @pytest.mark.parametrize("tenths", range(0, 16))
@@ -92,8 +94,10 @@ def test_with_spill_events_of_healthy_children_never_touch_the_disk(tmp_path: Pa
     for _ in range(100):
         machine.log(*"abc")
         clock.advance(0.5)
-    # The file of `composite-logstore status` has numbers alone.
-    assert [path.parent.name for path in tmp_path.rglob("*") if path.is_file()] == ["status"]
+    # The file of `composite-logstore status` has numbers alone, and the spool the name of the stream.
+    (folder,) = folders_of_processes(tmp_path)
+    assert {path.parent.name for path in tmp_path.rglob("*") if path.is_file()} == {"status", folder.name}
+    assert list(Spool.look(folder).reader.read(-1, 999)) == []
 
 
 @pytest.mark.parametrize("durability", ["spill", "write_ahead"])

@@ -122,7 +122,7 @@ def test_each_segment_names_the_open_streams_the_most_recent_ones_if_there_are_m
 def test_the_mark_of_an_orderly_end_stays_though_segments_before_are_removed(tmp_path: Path) -> None:
     spool, stream = create(tmp_path), make_stream()
     write(spool, "a", stream=stream)
-    spool.segments.mark_closed(roomy)
+    spool.segments.mark_closed()
     assert read(spool.folder)[1].is_closed
     write(spool, "late" + "x" * segments.SEGMENT_BYTES, stream=stream, first=1)
     spool.acknowledge("a", 1)
@@ -145,15 +145,14 @@ def test_an_event_that_does_not_fit_behind_its_stream_s_line_is_read(tmp_path: P
 def test_a_mark_without_room_is_written_later(tmp_path: Path) -> None:
     spool, stream = create(tmp_path), make_stream()
     (event,) = make_events(["x" * 4_194_000], stream)
-    # Its segment has no room for anything else.
+    # Its segment has no room for anything but the mark of an orderly end.
     (_, end) = (spool.segments.append(event, roomy), spool.segments._end)
-    spool.segments._in_use.memory.resize(end)  # type: ignore[union-attr]
+    spool.segments._in_use.memory.resize(end + 30)  # type: ignore[union-attr]
     with pytest.raises(segments.SpoolFullError):
         spool.segments.end(stream, full)
-    with pytest.raises(segments.SpoolFullError):
-        spool.segments.mark_closed(full)
+    spool.segments.mark_closed()
+    assert read(spool.folder)[1].is_closed
     spool.segments.end(stream, roomy)
-    spool.segments.mark_closed(roomy)
     said, marks = read(spool.folder)
     assert [len(text) for text in said] == [4_194_000, len(f"end of {stream.id}")]
     assert (marks.open, marks.is_closed) == ({}, True)

@@ -1,0 +1,93 @@
+"""The entry by which a stream tells that one of its processes has died.
+
+A process writes to its folder when a stream ends, and when it has ended in order itself. If its folder has neither of
+the two for a stream, it was killed, it called `os._exit`, or its machine failed: which one of these, nobody can know
+from outside. So whoever recovers the folder adds an event to the stream, which every child gets by its usual rules.
+
+The level is ERROR: such an end is what people look for when a step has failed, and what an alert is for. The events
+have a writer of their own, so that their sequence numbers are none of events that were delivered and never on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import suppress
+
+from composite_logstore.capture.process import PID, RANK
+from composite_logstore.event import HIGHEST, LogEvent
+from composite_logstore.plain import Plain
+from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.format import Process
+
+MOST_STREAMS = 100
+"""How many streams of one process get such an event: those with the latest events."""
+_INT64 = (1 << 63) - 1
+
+
+def add_last_words(spool: Spool, time: float) -> list[LogEvent]:
+    """Add an event to each open stream of a dead process, in a segment of its own, unless the process ended in order.
+
+    The segment is there as a whole or not at all, and says that the process has ended. So each stream gets one event,
+    whoever is killed meanwhile. If there is no room for it, there is none: to deliver the others makes room.
+
+    Args:
+        spool: The folder, which this process has locked, and all lines of which were read.
+        time: The time in seconds since the epoch.
+
+    Returns:
+        The events.
+    """
+    marks, segments = spool.reader.marks, spool.segments
+    process = marks.process
+    if process is None or marks.is_closed or not marks.open:
+        return []
+    text = _text(process)
+    attributes: dict[str, Plain] = {"host.name": process.host, PID: process.pid}
+    if process.rank is not None:
+        attributes[RANK] = process.rank
+    with suppress(OSError):
+        # Above all that a child has acknowledged: events may have been delivered that were never on disk.
+        number = int(max([segments.next_name, *map(spool.acknowledged, spool.children)]))
+        if number > HIGHEST - MOST_STREAMS:
+            return []
+        events = [
+            LogEvent(
+                stream=stream,
+                writer=hashlib.sha256(spool.folder.name.encode()).hexdigest()[:15],
+                number=number + place,
+                sequence=0,
+                # A clock may be wrong, and some backends order events by time.
+                time_unix_nano=min(max(int(time * 1e9), marks.last_unix_nano + 1), _INT64),
+                level=logging.ERROR,
+                level_name="ERROR",
+                message=text,
+                logger_name="composite_logstore",
+                file="",
+                line=0,
+                function="",
+                exception=None,
+                trace=None,
+                attributes=attributes,
+                metadata={},
+                progress=False,
+            )
+            for place, stream in enumerate([*marks.open][-MOST_STREAMS:])
+        ]
+        segments.add_end(events, process)
+        return events
+    return []
+
+
+def _text(process: Process) -> str:
+    who = f"The process {process.pid} on {process.host}"
+    if process.rank is not None:
+        who += f" (rank {process.rank})"
+    if process.is_write_ahead:
+        missing = "None of its events is missing ('durability' is 'write_ahead')"
+    else:
+        missing = "Events of its last second may be missing ('durability' is 'spill')"
+    return (
+        f"{who} ended without closing its logs: it was killed, perhaps for lack of memory, it called os._exit, or its "
+        f"machine failed. {missing}, unless it warned that its spool could not be used."
+    )
