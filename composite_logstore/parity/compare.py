@@ -186,7 +186,9 @@ class _Comparison:
                 continue
             # What precedes the missing events says whether they are repeats.
             wanted = {writer: Intervals([(0, absent.last)]) for writer, absent in of_child.items()}
-            held = self._holdings[name].numbers
+            # The event in whose place there is a notice has opened a window, too.
+            lacking = self._holdings[name]
+            held = {w: lacking.numbers.get(w, Intervals()) | lacking.notices.get(w, Intervals()) for w in wanted}
             for other, holding in list(self._holdings.items()):
                 if other == name or not any(holding.numbers.get(w, Intervals()) for w in wanted):
                     continue
@@ -197,7 +199,7 @@ class _Comparison:
                     if sequence in seen[writer]:
                         continue
                     seen[writer].add(sequence, sequence)
-                    if sequence in held.get(writer, Intervals()):
+                    if sequence in held[writer]:
                         repeats.note_held(event)
                     elif sequence in of_child[writer] and not repeats.expects(event):
                         holding.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
