@@ -6,14 +6,13 @@ import errno
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from composite_logstore import CompositeLogStoreConfig, LogEvent, RejectedError, UnavailableError
+from composite_logstore import LogEvent, RejectedError, UnavailableError
 from composite_logstore.backend import BACKFILLED
 from composite_logstore.cli.main import main
 from composite_logstore.config import UnknownChild
@@ -24,30 +23,15 @@ from composite_logstore.spool.rejected import RejectedFolder
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
 from tests.events import NOON
 from tests.simulation import make_child
+from tests.unit import test_cli
+from tests.unit.test_cli import INVENTORY
 
-INVENTORY = import_module("composite_logstore.operations.inventory")
 
-
-class Machine:
+class Machine(test_cli.Machine):
     """A machine with a log store that has rejected events."""
 
-    def __init__(self, disk: Path, clock: SimulatedClock) -> None:
-        self.disk = disk
-        self.clock = clock
-        self.stores: list[LogStore] = []
-        self.trouble: BaseException | None = None
-
-    def registered(self) -> list[LogStore]:
-        if self.trouble:
-            raise self.trouble
-        return self.stores
-
     def register(self, *children: Any, **settings: Any) -> LogStore:
-        settings = {"spool_directory": str(self.disk), **settings}
-        config = CompositeLogStoreConfig(primary=children[0].name, children=list(children), **settings)
-        id = self.stores[0].id if self.stores else import_module("uuid").uuid4()
-        self.stores = [LogStore(id, "logs", config)]
-        return self.stores[0]
+        return super().register(*children, id=self.stores[0].id if self.stores else None, **settings)
 
     @property
     def folder(self) -> RejectedFolder:
