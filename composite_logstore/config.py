@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
     ConfigDict,
@@ -64,6 +64,9 @@ BACKENDS = "composite_logstore.backends"
 
 MOST_CHILDREN = 100
 """How many children a log store may have: each takes a thread in a pipeline, and a page may ask each of them."""
+
+DELIVERY_VARIABLE = "COMPOSITE_LOGSTORE_DELIVERY"
+"""The environment variable that decides who delivers the events of a process, whatever the setting says."""
 
 QUEUE_BYTES = 64 * 1024**2
 """How many bytes of events may wait in memory, unless `max_queue_bytes` is set."""
@@ -435,6 +438,9 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         flush_limit_millis: How long a flush waits in all, in milliseconds.
         durability: Which events survive the process. `memory`: none, nothing is ever on disk. `spill`: an undelivered
             event is on disk within a second. `write_ahead`: an event is on disk before `emit` returns.
+        delivery: Who delivers the events of a process. `process`: the process itself. `agent`: the machine's agent,
+            from the spool. `auto`: the agent while one works, otherwise the process. The environment variable
+            `COMPOSITE_LOGSTORE_DELIVERY` decides if it is set.
         spool_directory: The folder for undelivered events; one in ZenML's configuration folder if not set.
         spool_max_bytes: How many bytes all processes of the log store together may use there.
         rejected_max_bytes: How many bytes of events that backends have rejected are kept beside them, so that they can
@@ -459,6 +465,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
     flush_timeout_millis: int = Field(default=5_000, ge=0)
     flush_limit_millis: int = Field(default=30_000, ge=0)
     durability: Literal["memory", "spill", "write_ahead"] = "spill"
+    delivery: Literal["process", "agent", "auto"] = "process"
     spool_directory: str | None = None
     spool_max_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
     rejected_max_bytes: int = Field(default=128 * 1024**2, ge=0)
@@ -645,7 +652,32 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
                     "'primary' by setting both at once"
                 )
         self._must_be_servable()
+        if why := self._undeliverable(self.delivery, "'delivery'"):
+            raise ValueError(why)
         return self
+
+    def _undeliverable(self, delivery: str, label: str) -> str:
+        """Return why events cannot be delivered like this, and the fix; empty if they can."""
+        if delivery == "process" or self.durability != "memory":
+            return ""
+        return (
+            f"{label} is '{delivery}', but with 'durability' 'memory' there is no spool for an agent to deliver from; "
+            "set 'durability' to 'spill' or 'write_ahead', or 'delivery' to 'process'"
+        )
+
+    @property
+    def chosen_delivery(self) -> Literal["process", "agent", "auto"]:
+        """Who delivers the events of this process: the environment's choice, or else the setting's.
+
+        Raises:
+            ValueError: The environment's choice is none, or needs a spool.
+        """
+        chosen = os.environ.get(DELIVERY_VARIABLE) or self.delivery
+        if chosen not in ("process", "agent", "auto"):
+            raise ValueError(f"{DELIVERY_VARIABLE} is no choice; set it to 'process', 'agent' or 'auto'")
+        if why := self._undeliverable(chosen, DELIVERY_VARIABLE):
+            raise ValueError(why)
+        return cast('Literal["process", "agent", "auto"]', chosen)
 
     def _must_be_servable(self) -> None:
         if not self.serve_from_artifact_store:
@@ -689,8 +721,15 @@ class HandlerConfig(CompositeLogStoreConfig):
         if name:
             raise ValueError(f"'{key}': a handler reads nothing; leave it out")
 
+    @property
+    def chosen_delivery(self) -> Literal["process", "agent", "auto"]:
+        """Always `process`: an agent has its settings from ZenML, which knows nothing of a handler."""
+        return "process"
+
     @model_validator(mode="after")
     def _can_be_used(self) -> HandlerConfig:
+        if self.delivery != "process":
+            raise ValueError("'delivery': an agent knows no handler, so each process delivers by itself; leave it out")
         self.check_registration(is_client=True)
         return self
 

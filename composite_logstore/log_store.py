@@ -333,6 +333,10 @@ class CompositeLogStore(BaseLogStore):
                 except OSError as error:
                     why = spool_problem(error, settings)
                     return False, f"log store '{self.name}', 'durability' is write_ahead: {why}"
+            try:
+                _ = self.config.chosen_delivery
+            except ValueError as error:
+                return False, f"log store '{self.name}': {error}"
             for child in self.config.enabled_children:
                 if self.config.serve_from_artifact_store and child.name == self.config.primary:
                     why_not = child.unservable(stack.artifact_store)

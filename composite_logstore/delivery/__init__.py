@@ -16,6 +16,7 @@ This is the theory of operation. The modules, from the ground up:
     budgets            a child's budget, shared by all processes of the machine where the spool allows it
     last_words         says in the streams of a dead process that it has died
     worker             the thread that does what the deliveries of a child say, in turn
+    handover           who delivers: this process or the machine's agent
     recovery           delivers the events of dead processes
     tailing            delivers the events of living processes, for the agent
     status             what the process says of its children, for `composite-logstore status`

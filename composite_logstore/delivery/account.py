@@ -7,6 +7,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from composite_logstore.spool.account import ChildAccount
+
 _MOST_REASONS = 20
 
 
@@ -54,6 +56,15 @@ class ChildStats:
                 sums[name] = dict(Counter(value) + Counter(getattr(other, name)))
         return replace(self, **sums, last_error=self.last_error or other.last_error)
 
+    @classmethod
+    def of_agents(cls, account: ChildAccount) -> ChildStats:
+        """Return the account of the events that agents have dealt with. None of them is pending."""
+        counts = account._asdict()
+        del counts["since"], counts["before"]
+        return cls(
+            accepted=account.delivered + account.rejected + account.dropped + account.withheld, pending=0, **counts
+        )
+
 
 def count_reason(reasons: MutableMapping[str, int], reason: str, number: int) -> None:
     """Count events by reason. Only the first 20 reasons are told apart: backends may put an ID into each.
@@ -66,3 +77,7 @@ def count_reason(reasons: MutableMapping[str, int], reason: str, number: int) ->
     if number > 0:
         known = reason if reason in reasons or len(reasons) < _MOST_REASONS else "other reasons"
         reasons[known] = reasons.get(known, 0) + number
+
+
+NOTHING = ChildStats("healthy", 0, 0, 0, 0, 0, 0, 0, 0, {}, {}, {}, None)
+"""The account of no events."""

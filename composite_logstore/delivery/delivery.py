@@ -18,7 +18,7 @@ from math import inf
 
 from composite_logstore.bounds import Bounds
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.account import ChildStats, count_reason
+from composite_logstore.delivery.account import NOTHING, ChildStats, count_reason
 from composite_logstore.delivery.backoff import Backoff, ExportPolicy, bounded_count
 from composite_logstore.delivery.progress_bars import ProgressBars
 from composite_logstore.delivery.states import TRANSITIONS, Action, EndStream, Export, Load, Outcome, State, Wait
@@ -97,6 +97,9 @@ class Delivery:
         self.taken = acknowledged_before - 1
         # How many events left a full queue and are not in the spool.
         self._lost = 0
+        # What agents have done, and how many accepted events were not meant for the child, as they see it.
+        self._elsewhere = NOTHING
+        self._unmeant = 0
         self._loaded_bytes = 0
         # Upper bounds for the events that `enqueued` has reported: their bytes, their number, the bytes of the largest.
         self._queue_bytes = self._queue_events = self._queue_largest = 0
@@ -253,6 +256,43 @@ class Delivery:
         wanted = self.progress_bars.wants(event) if event.progress else event
         return wanted if wanted and self._wants_level(wanted.level) else None
 
+    # Delivery by an agent
+
+    def hand_over(self) -> None:
+        """Forget the events in memory: from now on they are on disk or about to be. No export may be under way."""
+        if self.oldest < inf:
+            self.taken = int(self.oldest) - 1
+        self.queue.clear()
+        self._batches.clear()
+        self._loaded_bytes = self._queue_bytes = self._queue_events = self._queue_largest = 0
+        self._waiting_since, self._retry_at = None, -inf
+        self.progress_bars.forget()
+
+    def lose(self, event: LogEvent) -> None:
+        """Count an event as dropped, if it is meant for the child: there is no room for it, on disk or in memory."""
+        self._lost += self._config.wants(event.level, bool(event.progress))
+
+    def follow(self, before: int, elsewhere: ChildStats, waiting: int | None = None) -> None:
+        """Note what others have done for the child.
+
+        They have the present settings, and know which updates of a progress bar were the latest. So they know better
+        which events were meant for the child, and which were not lost after all.
+
+        Args:
+            before: The child has acknowledged all events below this number.
+            elsewhere: The account of all events that others have dealt with.
+            waiting: How many events wait on disk for the child, None if that is not known.
+        """
+        self.taken = max(self.taken, before - 1)
+        while self._ended and self._ended[0][0] <= before:
+            self._ended.popleft()
+        self._elsewhere = elsewhere
+        surplus = self._meant - self.acknowledged - self._lost - self._in_memory - (waiting or 0)
+        found = min(max(0, -surplus), self._lost)
+        self._lost -= found
+        if surplus < 0 or waiting is not None:
+            self._unmeant += surplus + found
+
     def flush(self, before: int) -> None:
         """Have all events with numbers below `before` exported without waiting for a fuller batch."""
         self._due_before = max(self._due_before, before)
@@ -401,8 +441,13 @@ class Delivery:
 
     @property
     def acknowledged(self) -> int:
-        """How many events are delivered, rejected or withheld. It grows while the child makes progress."""
-        return self._delivered + self._rejected + self._withheld
+        """How many events are delivered, rejected or withheld, here or elsewhere. It grows while there is progress."""
+        return self._delivered + self._rejected + self._withheld + self._elsewhere.accepted
+
+    @property
+    def _meant(self) -> int:
+        """How many events were meant for the child."""
+        return self._accepted() - self._unmeant
 
     @property
     def pending(self) -> int:
@@ -420,14 +465,14 @@ class Delivery:
     @property
     def _in_spool(self) -> int:
         """How many events are only on disk, since the queue was full."""
-        return self._accepted() - self.acknowledged - self._lost - self._in_memory if self._spooled else 0
+        return self._meant - self.acknowledged - self._lost - self._in_memory if self._spooled else 0
 
     def stats(self) -> ChildStats:
         """Return the account as of now."""
-        accepted, pending = self._accepted(), self.pending
-        return ChildStats(
+        accepted, pending = self._meant, self.pending
+        stats = ChildStats(
             state=self.state.value,
-            accepted=accepted,
+            accepted=accepted - self._elsewhere.accepted,
             delivered=self._delivered,
             rejected=self._rejected,
             rejected_not_kept=self.not_kept,
@@ -441,6 +486,7 @@ class Delivery:
             redacted=dict(self._redacted),
             last_error=self.last_error,
         )
+        return stats if self._elsewhere is NOTHING else stats.plus(self._elsewhere)
 
     def _acknowledge(self, rejected: int, shortened: object, processed: Processed | None) -> None:
         """Count the events of the export as delivered, rejected or withheld, and forget them."""

@@ -16,6 +16,7 @@ from composite_logstore.clock import Clock
 from composite_logstore.config import QUEUE_BYTES, ChildConfig
 from composite_logstore.delivery.delivery import URGENT_LEVEL, Delivery, is_urgent
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
+from composite_logstore.delivery.progress_bars import at_info
 from composite_logstore.delivery.spilling import Spilling, next_batch
 from composite_logstore.delivery.states import Load
 from composite_logstore.event import EVENT_BYTES, LogEvent, Stream
@@ -63,11 +64,13 @@ class _Route:
         latest: list[tuple[Delivery, Held]],
         held: Held | None,
         unwritten: deque[LogEvent] | None,
+        is_away: bool = False,
     ) -> None:
         self.children = frozenset(delivery.name for delivery in wanted_by)
-        queues = [delivery.queue for delivery in wanted_by]
+        queues = [] if is_away else [delivery.queue for delivery in wanted_by]
         # An event that no child wants does not go to disk.
-        self.queues = (*queues, unwritten) if unwritten is not None and (queues or latest) else tuple(queues)
+        is_wanted = bool(wanted_by or latest)
+        self.queues = (*queues, unwritten) if unwritten is not None and is_wanted else tuple(queues)
         self.latest = tuple(latest)
         self.held = held
         self.count: deque[int] = deque([0], maxlen=1)
@@ -107,8 +110,8 @@ class Journal:
         self.lock = threading.RLock()
         self.progress = clock.condition(self.lock)
         self._children = children
-        # A level, and whether the events are updates of a progress bar → their route.
-        self._routes: dict[tuple[int, bool], _Route] = {}
+        # A level, whether the events are updates of a progress bar, and whether an agent delivers them → their route.
+        self._routes: dict[tuple[int, bool, bool], _Route] = {}
         # Records that have no number yet. `append` adds to it without the lock.
         self._captured: deque[tuple[Stream, Note | LogEvent]] = deque()
         self._last: deque[LogEvent] = deque(maxlen=1)
@@ -121,6 +124,8 @@ class Journal:
         # Whether a worker waits for an urgent event, and whether one has arrived.
         self._awaits_urgent = self._is_urgent = False
         self._is_making_room = False
+        # Whether an agent delivers the events.
+        self._is_away = False
         self.spilling = spool and Spilling(spool, self.writer, self._deliveries, clock)
         # Without a spool nothing is ever added to it.
         self._unwritten: deque[LogEvent] = self.spilling.unwritten if self.spilling else deque()
@@ -347,12 +352,17 @@ class Journal:
             for delivery in self._deliveries:
                 if delivery.name in wanted_by:
                     delivery.lost_in_forks += count
+                    if self._is_away:
+                        # Here nobody reads them from disk, and finds out that they are not there.
+                        delivery.drop_spooled(count, delivery.taken)
 
     def _route(self, level: int, progress: bool) -> _Route:
-        kind = level, progress
+        kind = level, progress, self._is_away
         return self._routes.get(kind) or self._routes.setdefault(kind, self._new_route(level, progress))
 
     def _new_route(self, level: int, progress: bool) -> _Route:
+        if self._is_away:
+            return self._away_route(level, progress)
         wanted_by: list[Delivery] = []
         latest: list[tuple[Delivery, Held]] = []
         holders: list[Delivery] = []
@@ -369,6 +379,41 @@ class Journal:
                     holders.append(delivery)
         held = self._memory.held_by(holders) if holders else None
         return _Route(wanted_by, latest, held, self.spilling.unwritten if self.spilling else None)
+
+    def _away_route(self, level: int, progress: bool) -> _Route:
+        """Return the route of events that an agent delivers: to disk, and into no queue."""
+        children = zip(self._children, self._deliveries, strict=True)
+        wanted_by = [delivery for child, delivery in children if child.wants(level, progress)]
+        held = self._memory.held_by([]) if wanted_by else None
+        return _Route(wanted_by, [], held, self.spilling.unwritten if self.spilling else None, is_away=True)
+
+    def hand_over(self) -> None:
+        """Have an agent deliver all events that are not acknowledged, and all later ones. No export may be under way.
+
+        Under the lock. All events of the queues must be on disk or about to be.
+        """
+        if self.spilling:
+            self.hand_out()
+            self._is_away = self.spilling.is_away = True
+            for delivery in self._deliveries:
+                delivery.hand_over()
+
+    def take_back(self) -> None:
+        """Have this process deliver again: what is on disk, and all later events. Under the lock.
+
+        Events that could not be written yet are put into the queues.
+        """
+        if not self.spilling or not self._is_away:
+            return
+        self.hand_out()
+        self._is_away = self.spilling.is_away = False
+        self._cursors.clear()
+        # From the last to the first, since a signal handler may log, and its events are in the queues already.
+        for event in reversed(list(self._unwritten)):
+            for child, delivery in zip(self._children, self._deliveries, strict=True):
+                is_update = bool(event.progress)
+                if child.wants(event.level, is_update) and event.number < delivery.first_in_queue:
+                    delivery.queue.appendleft(at_info(event) if is_update and child.is_thinned else event)
 
     def wake_after(self, events: int, urgent: bool = False) -> bool:
         """Have `append` ask for the workers once so many more events have arrived. Under the lock.

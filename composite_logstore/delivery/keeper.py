@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from composite_logstore.clock import Clock
+from composite_logstore.delivery.handover import Handover
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.schedule import TICK_SECONDS
@@ -27,6 +28,7 @@ class Keeper:
     def __init__(
         self,
         journal: Journal,
+        handover: Handover,
         recovery: Recovery,
         clock: Clock,
         service: Callable[..., Service],
@@ -37,6 +39,7 @@ class Keeper:
 
         Args:
             journal: The journal.
+            handover: Decides who delivers. The keeper has it look.
             recovery: Delivers the backlog of dead processes in the same folder. The keeper starts it.
             clock: Where time comes from.
             service: Makes a service of a thread's name and its step.
@@ -44,6 +47,7 @@ class Keeper:
             report: Writes how the children are, for `composite-logstore status`.
         """
         self._journal = journal
+        self._handover = handover
         self._recovery = recovery
         self._clock = clock
         self._warn = warn
@@ -101,7 +105,8 @@ class Keeper:
         spilling = self._journal.spilling
         if spilling is None or self._has_ended:
             return None
-        self._recovery.start()
+        if not self._handover.is_away:
+            self._recovery.start()
         with patiently(self._journal.lock):
             spilling.try_again()
             number = self._journal.next_number
@@ -123,7 +128,7 @@ class Keeper:
         self._report(spilling)
         self._is_reported = self._is_reported and is_idle
         is_due = self._is_report_due()
-        if spilling.spool is not None or is_due:
+        if spilling.spool is not None or is_due or self._handover.is_due():
             self._housekeeping_due.set()
             if not self._housekeeping.start():
                 self._keep_house()
@@ -156,6 +161,7 @@ class Keeper:
             with suppress(OSError):
                 # Nobody's events depend on it.
                 self._report_status()
+        self._handover.look()
         if spilling is not None:
             spilling.maintain()
             if spilling.needs_room:

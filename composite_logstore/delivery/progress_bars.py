@@ -96,6 +96,28 @@ class ProgressBars:
             return event
         return at_info(event) if event.number in self.in_spool else None
 
+    def forget(self) -> None:
+        """Forget all updates: another process looks at those on disk from now on."""
+        self.in_spool.clear()
+        self._latest.clear()
+
+    def find(self, event: LogEvent) -> int:
+        """Note an update that waits on disk, in the order of the numbers.
+
+        Returns:
+            By how many the events that the child gets become more: 0 if it replaces one of the same second.
+        """
+        key = bar_of(event)
+        before = self._latest.pop(key, None)
+        self._latest[key] = event
+        if len(self._latest) > _MOST_BARS:
+            del self._latest[next(iter(self._latest))]
+        is_replaced = before is not None and second_of(before) == second_of(event) and before.number in self.in_spool
+        if before is not None and is_replaced:
+            self.in_spool.discard(before.number)
+        self.in_spool.add(event.number)
+        return 0 if is_replaced else 1
+
     def end_stream(self, stream: Stream) -> None:
         """Forget the last updates of a stream that has ended."""
         for key in [key for key in self._latest if key[0] == stream.id]:

@@ -56,7 +56,10 @@ def drop_oldest_segment(spool: Spool, deliveries: Sequence[Delivery], in_memory_
                 events = spool.reader.read(max(oldest.first - 1, delivery.taken), min(oldest.last + 1, waiting))
                 lost = sum(delivery.wants(event) is not None for event in events)
             delivery.drop_spooled(taken + lost, int(oldest.last))
-    for child in spool.children:
+    if not spool.delivers_here:
+        # The agent finds out by itself.
+        spool.segments.free(oldest.last + 1)
+    for child in spool.children if spool.delivers_here else ():
         # Including children that are no longer configured.
         if spool.acknowledged(child) <= oldest.last:
             spool.acknowledge(child, oldest.last + 1)

@@ -69,6 +69,8 @@ class Spilling:
         error: Why events cannot be written now, None if they can.
         unstorable: Why an event can never be written, None if there was no such event.
         schedule: Which events are due.
+        is_away: Whether an agent delivers the events, so that all of them have to be on disk.
+        only_in_memory: The highest number of an event that is not on disk and is not to be written any more.
         others: The recovered journals of this process, oldest first. They make room before this spool does.
     """
 
@@ -91,6 +93,8 @@ class Spilling:
         self.spool: Spool | None = None
         self.error: Exception | None = None
         self.unstorable: Exception | None = None
+        self.is_away = False
+        self.only_in_memory = -1
         self.others: Sequence[MakesRoom] = ()
         # Streams that have ended → the number below which their events are; and those whose mark is not written yet.
         self._ended: dict[Stream, int] = {}
@@ -135,7 +139,7 @@ class Spilling:
             Whether more are due.
         """
         # With `write_ahead` all are: they wait only because an earlier attempt failed.
-        return self.write(inf if self._is_write_ahead else self.schedule.due, _MOST_AT_ONCE)
+        return self.write(inf if self._is_write_ahead or self.is_away else self.schedule.due, _MOST_AT_ONCE)
 
     # Writing
 
@@ -164,7 +168,8 @@ class Spilling:
 
     def _write(self, before: float, most: float) -> bool:
         # With `write_ahead` no child can have an event that was just logged.
-        acknowledged = 0 if self._is_write_ahead else min(delivery.oldest for delivery in self._deliveries)
+        is_needed = self._is_write_ahead or self.is_away
+        acknowledged = 0 if is_needed else min(delivery.oldest for delivery in self._deliveries)
         unwritten = self.unwritten
         while unwritten and (event := unwritten[0]).number < before:
             if not most:
@@ -179,7 +184,7 @@ class Spilling:
                         continue
                     # There may be room later for those that all queues still have.
                     while len(unwritten) > self._most_waiting:
-                        unwritten.popleft()
+                        self._give_up(unwritten.popleft())
                     return False
                 most -= 1
             else:
@@ -277,8 +282,14 @@ class Spilling:
         self.write(last + 1)
         before = self.unwritten[0].number if self.unwritten else inf
         while self.unwritten and self.unwritten[0].number <= last:
-            self.unwritten.popleft()
+            self._give_up(self.unwritten.popleft())
         return self.spool.segments.first if self.spool is not None else inf, before
+
+    def _give_up(self, event: LogEvent) -> None:
+        """Write an event no more. If it is in no queue either, it is lost."""
+        self.only_in_memory = event.number
+        for delivery in self._deliveries if self.is_away else ():
+            delivery.lose(event)
 
     def _append(self, event: LogEvent) -> bool:
         """Write an event, shortened if no line can hold it. Returns whether the next one can be written, too."""
@@ -295,6 +306,7 @@ class Spilling:
         except UnstorableEventError as error:
             # The event stays in memory only.
             self.unstorable, self.error = error, None
+            self._give_up(event)
         except Exception as error:
             self._failed(error)
         return self.error is None
@@ -386,8 +398,15 @@ class Spilling:
         spool.segments.mark_closed()
         spool.abandon()
         before = self.unwritten[0].number if self.unwritten else inf
+        if self.is_away:
+            # The agent has delivered some of them.
+            first = min(delivery.taken for delivery in self._deliveries) + 1
+            held = {number: event for number, event in held.items() if number >= first}
         again = [held[number] for number in sorted(held, reverse=True) if number < before]
         self.unwritten.extendleft(again)
+        for delivery in self._deliveries if self.is_away else ():
+            left = sum(event.number > delivery.taken and delivery.wants(event) is not None for event in self.unwritten)
+            delivery.drop_spooled(delivery.pending - left, delivery.taken)
         if again:
             self.schedule.demand(again[0].number + 1)
 
@@ -405,7 +424,7 @@ class Spilling:
         Args:
             delivery: The child's delivery.
         """
-        if self.spool is not None:
+        if self.spool is not None and self.spool.delivers_here:
             newest = self.unwritten[-1].number if self.unwritten else self.spool.segments.last
             try:
                 self.spool.acknowledge(delivery.name, min(delivery.oldest, max(newest, self.spool.segments.last) + 1))
@@ -438,13 +457,18 @@ class Spilling:
     def _new_folder(self) -> Spool:
         names = [delivery.name for delivery in self._deliveries]
         process = Process(socket.gethostname(), os.getpid(), rank(), self._is_write_ahead)
-        self.spool = Spool.create(self.settings.component, self._writer, names, process=process)
+        is_shared = self.settings.is_shared
+        spool = self.spool = Spool.create(
+            self.settings.component, self._writer, names, is_shared=is_shared, process=process
+        )
         # One of these is killed by its parent in the ordinary course.
         self._is_closed = self._is_closed or is_daemonic()
         self._unmarked = dict(self._ended)
         self.acknowledge_all()
         self._write_marks()
-        return self.spool
+        if self.is_away:
+            spool.give_delivery()
+        return spool
 
     def _has_room(self, size: int) -> bool:
         """Say whether the spool may grow by a number of bytes, if need be after the oldest events were dropped."""

@@ -228,6 +228,11 @@ class Worker:
         self._awake.set()
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether the thread was told to end."""
+        return self._stopping
+
+    @property
     def is_running(self) -> bool:
         """Whether the thread runs."""
         return self._service.is_running

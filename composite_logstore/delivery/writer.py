@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from zenml.enums import LoggingLevels
@@ -21,6 +21,7 @@ from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.flush import Flush
+from composite_logstore.delivery.handover import Handover
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.keeper import Keeper
 from composite_logstore.delivery.metrics import Observed
@@ -62,8 +63,16 @@ class Writer:
         self._clock = clock.current
         self._streams: dict[UUID, Stream] = {}
         self.summaries = Summaries(component_id, self._clock)
-        self._spool = spool_settings(component_id, config)
+        self._delivery = self._chosen_delivery()
+        self._spool = spool_settings(component_id, config, is_shared=self._delivery != "process")
         self._begin()
+
+    def _chosen_delivery(self) -> Literal["process", "agent", "auto"]:
+        try:
+            return self._config.chosen_delivery
+        except ValueError as error:
+            _warn(f"{error}. Until then this process delivers its own events.")
+            return "process"
 
     def _begin(self) -> None:
         service = partial(Service, clock=self._clock, warn=_warn, note_problem=self._note_problem)
@@ -77,12 +86,17 @@ class Writer:
         if self._journal.spilling:
             self._journal.spilling.others = self._recovery.journals
         self._status = Status(self._spool.component, self._journal.writer, self._clock) if self._spool else None
-        self._keeper = Keeper(self._journal, self._recovery, self._clock, service, _warn, self._report_status)
-        self._workers = [
-            Worker(self._component_id, child, self._clock, budgets.of(child), self._spool) for child in children
-        ]
-        for worker, delivery in zip(self._workers, self._journal.deliveries, strict=True):
-            worker.take(delivery, self._journal)
+
+        def new_worker(place: int) -> Worker:
+            child = children[place]
+            worker = Worker(self._component_id, child, self._clock, budgets.of(child), self._spool)
+            worker.take(self._journal.deliveries[place], self._journal)
+            return worker
+
+        self._handover = Handover(self._delivery, self._journal, self._clock, new_worker, _warn)
+        self._keeper = Keeper(
+            self._journal, self._handover, self._recovery, self._clock, service, _warn, self._report_status
+        )
         self._forked = ForkedProcesses(self, self._journal, service)
         # Only in a forked process.
         self._parent: Parent | None = None
@@ -168,7 +182,8 @@ class Writer:
         if self._parent is not None and self._parent.end_stream(stream):
             return
         self._journal.end_stream(stream)
-        self._recovery.look_again()
+        if not self._handover.is_away:
+            self._recovery.look_again()
         with self._journal.lock:
             # A process that serves for months has many streams: it remembers the latest ones.
             for id in [id for id in self._streams if id != stream.id][: max(0, len(self._streams) - 10_000)]:
@@ -185,18 +200,32 @@ class Writer:
         self._collect()
         if not self._journal.next_number:
             return
+        self._handover.begin()
+        if self._handover.is_away:
+            self._handover.look(at_once=True)
         with self._journal.lock:
             before = self._journal.next_number
             flush = Flush(self._journal.deliveries, before, self._clock.now(), timeout, limit)
+        while not self._has_flushed(flush, before, blocking):
+            # Delivery was handed over meanwhile.
+            pass
+        for worker in self._handover.workers if blocking else ():
+            worker.report()
+
+    def _has_flushed(self, flush: Flush, before: int, blocking: bool) -> bool:
+        """Wait for those who deliver now. Returns False if others do, before the flush is over."""
+        is_away = self._handover.is_away
+        if is_away:
+            self._handover.demand()
+            return not blocking or self._handover.wait(flush)
         for worker in self._wake():
             worker.give_up(before)
-        if not blocking:
-            return
         with self._journal.lock:
-            while (seconds := flush.wait(self._clock.now())) > 0:
+            while blocking and (seconds := flush.wait(self._clock.now())) > 0:
+                if self._handover.is_away:
+                    return False
                 self._journal.progress.wait(min(seconds, _LONGEST_WAIT_SECONDS))
-        for worker in self._workers:
-            worker.report()
+        return True
 
     def _collect(self) -> None:
         """Journal incomplete lines, events that a dead parent has not journaled, and those that forked processes sent.
@@ -213,6 +242,7 @@ class Writer:
 
     def stats(self) -> dict[str, ChildStats]:
         """Return the account of each child as of now."""
+        self._handover.follow()
         with patiently(self._journal.lock):
             for delivery in self._journal.deliveries:
                 delivery.watch(self._clock.now())
@@ -240,7 +270,12 @@ class Writer:
         """Return the state of each child, for the metrics."""
         stats = self.stats()
         return [
-            Observed(self._component_id, child, stats[child.name], len(delivery.queue))
+            Observed(
+                self._component_id,
+                child,
+                stats[child.name],
+                delivery.pending if self._handover.is_away else len(delivery.queue),
+            )
             for child, delivery in zip(self._config.enabled_children, self._journal.deliveries, strict=True)
         ]
 
@@ -264,11 +299,14 @@ class Writer:
             is_on_disk = self._keeper.write_rest()
             if self._status is not None:
                 self._status.end()
+        self._handover.follow()
         with self._journal.lock:
             left = {delivery.name: delivery.pending for delivery in self._journal.deliveries if delivery.pending}
         if left:
             children = ", ".join(f"{number} for child '{name}'" for name, number in left.items())
-            if is_on_disk:
+            if is_on_disk and self._handover.is_away:
+                _warn(f"The process ends with events that wait on disk: {children}. The agent delivers them.")
+            elif is_on_disk:
                 _warn(f"The process ends with events that wait on disk: {children}. The next process delivers them.")
             else:
                 _warn(f"The process ends with events that could not be delivered: {children}.")
@@ -292,7 +330,7 @@ class Writer:
             return False
         self._keeper.stop()
         self._recovery.stop(at_once=True)
-        for worker in self._workers:
+        for worker in self._handover.workers:
             # Another writer may soon deliver the events on disk.
             worker.stop(at_once=is_left)
         self._keeper.let_go()
@@ -309,7 +347,7 @@ class Writer:
             lambda: self.flush(left := max(0.0, end - self._clock.now()), left),
             lambda: self.summaries.wait(end - self._clock.now()),
             self._recovery.stop,
-            *(worker.stop for worker in self._workers),
+            self._handover.stop,
             lambda: self._wait_for_workers(end),
         ]
         for step in steps:
@@ -321,7 +359,7 @@ class Writer:
     def _wait_for_workers(self, end: float) -> None:
         """Wait for workers that have delivered everything but must finish something, such as merging objects."""
         with self._journal.lock:
-            while any(worker.is_finishing for worker in self._workers) and self._clock.now() < end:
+            while any(worker.is_finishing for worker in self._handover.workers) and self._clock.now() < end:
                 self._journal.progress.wait(end - self._clock.now())
 
     # Forks
@@ -339,7 +377,7 @@ class Writer:
         """Begin anew in a forked process, as a sender to the parent: the threads are missing, locks may be held."""
         outbox = self._forked.outbox() or (self._parent and self._parent.again())
         # Never freed: an exporter that is finalized in a forked process can hang.
-        self._parents = self._workers, self._journal, self._recovery
+        self._parents = self._handover, self._journal, self._recovery
         self._begin()
         if outbox:
             self._parent = Parent(outbox, self._streams, self._journal, self._wake)
@@ -352,8 +390,9 @@ class Writer:
         Returns:
             The workers whose thread cannot be started.
         """
+        self._handover.begin()
         wanted = self._journal.wakes_wanted
-        asleep = [worker for worker in self._workers if not worker.wake()]
+        asleep = [worker for worker in self._handover.workers if not worker.wake()]
         all_awake = self._keeper.wake() and not asleep
         if self._forked.wake() and all_awake:
             self._journal.wakes_done = wanted

@@ -336,6 +336,11 @@ class Spool:
         with self._known.open() as folder:
             write_account(folder, account)
 
+    @property
+    def delivers_here(self) -> bool:
+        """Whether this process delivers the events, and nobody else does: it writes the positions and the account."""
+        return self.delivery_lock is not None or not self._is_shared
+
     def take_delivery(self) -> bool:
         """Lock the delivery of this process's own events, unless this process has done so.
 
@@ -361,12 +366,15 @@ class Spool:
     def close(self) -> bool:
         """Release the folder: remove it if all children have acknowledged all, else leave it to the next process.
 
+        An agent that delivers a living process's events removes the folder itself, once the process is dead.
+
         Returns:
             Whether it is removed.
         """
         is_done = False
         with contextlib.suppress(OSError):
-            is_done = all(self.acknowledged(child) > self.segments.last for child in self.children)
+            last = self.segments.last
+            is_done = self.delivers_here and all(self.acknowledged(child) > last for child in self.children)
             if is_done:
                 self._remove()
         self.abandon()

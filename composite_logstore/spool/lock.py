@@ -33,6 +33,8 @@ from composite_logstore.spool.private_folder import PrivateFolder, identity_of
 
 LOCK = "owner.lock"
 DELIVERY_LOCK = "delivery.lock"
+AGENT = "agent"
+"""The folder, beside those of the log stores, whose `owner.lock` the machine's agent holds."""
 _POLL_SECONDS = 0.01
 # Descriptor → the identity of the file that it had when it was locked.
 _held: dict[int, tuple[int, int]] = {}
@@ -313,6 +315,28 @@ def is_alive(folder: Path) -> bool:
     if lock is not None:
         lock.release()
     return lock is None
+
+
+def agent_works(root: Path) -> bool:
+    """Say whether an agent works: it holds the lock of its folder. Never raises.
+
+    Args:
+        root: The folder that has a folder for each log store.
+    """
+    file = None
+    try:
+        with PrivateFolder.open(root / AGENT) as folder:
+            file = folder.open_file(LOCK, os.O_RDONLY)
+        # A shared lock, so that no process that looks takes another one that looks for the agent.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        if file is not None:
+            os.close(file)
+    return False
 
 
 class Watch:

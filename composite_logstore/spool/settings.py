@@ -23,12 +23,14 @@ class SpoolSettings(NamedTuple):
         write_ahead: Whether each event is written before `emit` returns.
         max_bytes: How many bytes all processes of the log store may have on this machine.
         rejected_max_bytes: How many bytes of rejected events are kept there, besides.
+        is_shared: Whether an agent may deliver the events of living processes.
     """
 
     component: Path
     write_ahead: bool
     max_bytes: int
     rejected_max_bytes: int = 0
+    is_shared: bool = False
 
 
 def spool_folder(component_id: UUID, config: CompositeLogStoreConfig) -> Path:
@@ -45,13 +47,21 @@ def spool_root(spool_directory: str | None) -> Path:
     return Path(GlobalConfiguration().config_directory) / "composite_logstore" / "spool"
 
 
-def spool_settings(component_id: UUID, config: CompositeLogStoreConfig) -> SpoolSettings | None:
-    """Return where and how a log store's events are written to disk, None if they never are."""
+def spool_settings(
+    component_id: UUID, config: CompositeLogStoreConfig, is_shared: bool = False
+) -> SpoolSettings | None:
+    """Return where and how a log store's events are written to disk, None if they never are.
+
+    Args:
+        component_id: The log store's id.
+        config: Its settings.
+        is_shared: Whether an agent may deliver the events of this process.
+    """
     if config.durability == "memory":
         return None
     folder = spool_folder(component_id, config)
     is_write_ahead = config.durability == "write_ahead"
-    return SpoolSettings(folder, is_write_ahead, config.spool_max_bytes, config.rejected_max_bytes)
+    return SpoolSettings(folder, is_write_ahead, config.spool_max_bytes, config.rejected_max_bytes, is_shared)
 
 
 def check_spool(settings: SpoolSettings) -> None:

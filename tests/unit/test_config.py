@@ -132,6 +132,9 @@ def test_what_zenml_stores_gives_the_same_configuration_back() -> None:
         ([ARCHIVE | {"retry_max_interval_millis": 1}], {}, ["child 'archive'", "'retry_max_interval_millis'"]),
         ([ARCHIVE | {"progress": "some"}], {}, ["child 'archive'", "'progress'"]),
         ([ARCHIVE], {"durability": "always"}, ["durability", "'spill'"]),
+        ([ARCHIVE], {"delivery": "agent", "durability": "memory"}, ["'delivery'", "'durability'", "'spill'"]),
+        ([ARCHIVE], {"delivery": "auto", "durability": "memory"}, ["'delivery'", "'durability'", "'spill'"]),
+        ([ARCHIVE], {"delivery": "always"}, ["delivery", "'agent'"]),
         ([ARCHIVE], {"spool_directory": "spool"}, ["'spool_directory'", "absolute path"]),
         ([ARCHIVE], {"children": "[{]"}, ["'children'", "not valid JSON", "column"]),
         ([ARCHIVE], {"children": {"archive": {}}}, ["'children'", "must be a list"]),
@@ -283,3 +286,16 @@ class TestSecrets:
         config = make_config(ARCHIVE, LIVE | {"api_key": "{{datadog.nokey}}"})
         with pytest.raises(UnavailableError, match="secret 'datadog' has no key 'nokey'"):
             secret_references.resolve(config.child("live"))
+
+
+def test_the_environment_decides_who_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(ARCHIVE, delivery="auto")
+    assert config.chosen_delivery == "auto"
+    monkeypatch.setenv("COMPOSITE_LOGSTORE_DELIVERY", "process")
+    assert config.chosen_delivery == "process"
+    monkeypatch.setenv("COMPOSITE_LOGSTORE_DELIVERY", "always")
+    with pytest.raises(ValueError, match=r"COMPOSITE_LOGSTORE_DELIVERY.*'agent'"):
+        _ = config.chosen_delivery
+    monkeypatch.setenv("COMPOSITE_LOGSTORE_DELIVERY", "agent")
+    with pytest.raises(ValueError, match=r"COMPOSITE_LOGSTORE_DELIVERY.*'durability'"):
+        _ = make_config(ARCHIVE, durability="memory").chosen_delivery

@@ -62,6 +62,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any]]] = {
         [ARCHIVE, LIVE],
         {"serve_from_artifact_store": True, "fetch_fallback": ["live"]},
     ),
+    "`--delivery=agent --durability=memory`": ([ARCHIVE], {"delivery": "agent", "durability": "memory"}),
     "`--durability=always`": ([ARCHIVE], {"durability": "always"}),
     "`--spool_directory=spool`": ([ARCHIVE], {"spool_directory": "spool"}),
     "`--spool_max_bytes=1000`": ([ARCHIVE], {"spool_max_bytes": 1000}),
