@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,6 +46,7 @@ def agent(spool_directory: str | None, stores: tuple[str, ...], health_address: 
 
     if health_address is not None:
         parsed_address(health_address)
+    _raise_limit_of_files()
     one = Agent(spool_directory, stores, warn=warn, tell=lambda text: say(text, style="info"))
     with ExitStack() as stack:
         ended = stack.enter_context(_signals())
@@ -57,6 +59,13 @@ def agent(spool_directory: str | None, stores: tuple[str, ...], health_address: 
         say(f"Delivers what dead processes leave in {one.directory}. Ctrl-C or SIGTERM ends it.")
         one.run(ended)
     say("Ended. What is not delivered stays in the spool.", style="info")
+
+
+def _raise_limit_of_files() -> None:
+    """Open as many files as the system allows: some are needed for each process that the agent delivers for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

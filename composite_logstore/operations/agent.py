@@ -379,7 +379,7 @@ class _Home:
             return
         for folder in folders:
             if self.tails.has(folder):
-                self.tails.look(folder, self._has_died(folder))
+                self.tails.look(folder, self._has_died)
                 continue
             if folder in self._resting or recovery.has(folder):
                 continue

@@ -170,13 +170,13 @@ def metrics(agent: Agent) -> Iterator[str]:
     yield from _family(
         "events_total",
         "counter",
-        "Events of dead processes, by what became of them.",
+        "Events that the agent had to deliver, by what became of them.",
         [(labels | {"outcome": name}, number) for labels, one in children for name, number in one.outcomes.items()],
     )
     yield from _family(
         "pending_events",
         "gauge",
-        "Events of dead processes that wait.",
+        "Events that wait for the agent to deliver them.",
         [(labels, one.pending) for labels, one in children],
     )
     yield from _family(

@@ -27,13 +27,14 @@ _AGAIN_SECONDS = 60.0
 """After how many seconds to try a folder again that could not be used."""
 _IDLE_SECONDS = 10.0
 """After how many idle seconds a folder is given back if others wait."""
-_LOOKS_AT_FOLDER = 4
-"""At every which look at an idle folder to find out whether another segment has begun."""
+_LOOKS_AT_IDLE = 4
+"""At every which look at an idle process to find out, too, whether it is dead, or has begun another segment."""
 _MEMORY_BYTES = 64 * 1024 * 1024
 """How many bytes of events of all processes wait for a child in memory, about."""
 _LEAST_BYTES = 128 * 1024
 _FILES = 4
 """How many descriptors each folder needs."""
+_MOST_TAILED = 10_000
 _OTHER_FILES = 256
 """How many descriptors are left for connections, and for dead processes."""
 
@@ -41,7 +42,9 @@ _OTHER_FILES = 256
 def most_tailed() -> int:
     """Return of how many processes the agent can deliver at once, by the descriptors that it may have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (limit - _OTHER_FILES) // _FILES)
+    if limit == resource.RLIM_INFINITY:
+        return _MOST_TAILED
+    return min(_MOST_TAILED, max(1, (limit - _OTHER_FILES) // _FILES))
 
 
 class _Tail:
@@ -144,24 +147,26 @@ class Tails:
                 spool.abandon()
                 self._asks[folder] = inf
                 return
+            journal.most_bytes = self._share
             self._recovery.deliver(journal)
             self._tails[folder] = _Tail(journal, now)
 
-    def look(self, folder: Path, has_died: bool) -> None:
-        """Look at a process whose events are delivered.
+    def look(self, folder: Path, has_died: Callable[[Path], bool]) -> None:
+        """Look at a process whose events are delivered: at one that is idle, mostly with a single call of the system.
 
         Args:
             folder: The process's folder.
-            has_died: Whether the process is dead.
+            has_died: Returns whether the process is dead.
         """
         tail = self._tails[folder]
         tail.looks += 1
-        if has_died or not tail.is_quiet or self._has_grown(tail):
-            self._look(folder, tail, has_died)
+        is_thorough = not (tail.is_quiet and tail.looks % _LOOKS_AT_IDLE)
+        if is_thorough or self._has_grown(tail):
+            self._look(folder, tail, has_died(folder))
 
     def _has_grown(self, tail: _Tail) -> bool:
         try:
-            return tail.journal.has_grown(with_folder=not tail.looks % _LOOKS_AT_FOLDER)
+            return tail.journal.has_grown()
         except OSError:
             # A further look finds out what is wrong.
             return True
@@ -224,9 +229,12 @@ class Tails:
         if processes == self._sharing:
             return
         self._sharing = processes
-        most = min(MOST_BYTES, max(_LEAST_BYTES, _MEMORY_BYTES // max(1, processes)))
         for tail in self._tails.values():
-            tail.journal.most_bytes = most
+            tail.journal.most_bytes = self._share
+
+    @property
+    def _share(self) -> int:
+        return min(MOST_BYTES, max(_LEAST_BYTES, _MEMORY_BYTES // max(1, self._sharing)))
 
     def make_room(self) -> None:
         """Give the folders back that have been idle, so that others can be taken in turn."""
