@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -39,10 +39,10 @@ class Backend(NamedTuple):
     server: Any
     push: Callable[[bytes], None]
     make_reader: Callable[[], Any]
-    with_severity: bool
+    added: Callable[[LogEvent], Mapping[str, str | int]]
 
     def send(self, events: list[LogEvent]) -> None:
-        self.push(encode_request(events, RESOURCE, 1 << 24, self.with_severity).payload)
+        self.push(encode_request(events, RESOURCE, 1 << 24, self.added).payload)
 
     def send_foreign(self, stream: Stream, nanos: int, body: str, **attributes: str) -> None:
         request = ExportLogsServiceRequest()
@@ -59,11 +59,11 @@ def backend_of(name: str) -> Backend:
     if name == "loki":
         loki = Loki()
         config = LokiReaderConfig(type="loki", query_url="http://loki.example")
-        return Backend(loki, loki.push, lambda: LokiReader(config, "zenml"), False)
+        return Backend(loki, loki.push, lambda: LokiReader(config, "zenml"), config.added_attributes)
     victoria = VictoriaLogs()
     victoria.numbers, victoria.prefixes = name.endswith("new"), name.endswith("new")
     settings_ = VictoriaLogsReaderConfig(type="victorialogs", url="http://victorialogs.example")
-    return Backend(victoria, victoria.insert, lambda: VictoriaLogsReader(settings_), True)
+    return Backend(victoria, victoria.insert, lambda: VictoriaLogsReader(settings_), settings_.added_attributes)
 
 
 @pytest.fixture(scope="module", params=["loki", "victorialogs", "victorialogs new"])
