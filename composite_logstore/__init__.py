@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from composite_logstore.collector import CollectorExporter
     from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
     from composite_logstore.distributions import distributions_of
-    from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext
+    from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext, shown_fields
     from composite_logstore.flavor import CompositeLogStoreFlavor
     from composite_logstore.handler import CompositeHandler
     from composite_logstore.http_client import (
@@ -127,6 +127,7 @@ _HOMES = {
     "shorten": "plain",
     "shorten_fields": "plain",
     "shorten_in_json": "plain",
+    "shown_fields": "event",
     "shown_url": "http_client",
     "whole_number": "reading.records",
 }
@@ -194,6 +195,7 @@ __all__ = [
     "shorten",
     "shorten_fields",
     "shorten_in_json",
+    "shown_fields",
     "shown_url",
     "whole_number",
 ]

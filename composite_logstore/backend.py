@@ -292,6 +292,9 @@ class Scanned(NamedTuple):
 class Scanner(Protocol):
     """Optional for a reader: reads a whole stream fast, with every attribute of each record.
 
+    It may have one more method, `shown_of(content)`, which returns the `shown_fields` of a record's event without
+    making the event; or None, if that is not simple.
+
     Attributes:
         scan_format: The name of the contents' format. Contents with the same format can be compared directly.
     """

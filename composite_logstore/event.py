@@ -244,6 +244,17 @@ def total_size(events: Sequence[LogEvent]) -> int:
     return (EVENT_BYTES - _TEXT_BYTES) * len(events) + messages + sum(map(bytes_of, chain(exceptions, mappings)))
 
 
+def shown_fields(
+    sequence: int, text: str, level: int, logger_name: str, time_unix_nano: int, file: str, line: int
+) -> tuple[int, str, int, str, int, str, int]:
+    """Return the fields of an event that every reader shows, so that equal ones are the same event.
+
+    Escape sequences do not count: a child may do without. The arguments are those of a `LogEvent`.
+    """
+    level = max(0, min(level // 10 * 10, 50))
+    return sequence, without_escapes(text), level, logger_name, time_unix_nano // 1000, file, line if file else 0
+
+
 def stripped(event: LogEvent) -> LogEvent:
     """Return an event without the escape sequences of its message and its exception."""
     error = event.exception

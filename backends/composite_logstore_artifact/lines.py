@@ -14,7 +14,7 @@ from zenml.enums import LoggingLevels
 from zenml.log_stores.artifact.artifact_log_store import parse_log_entry
 from zenml.utils.time_utils import to_utc_timezone
 
-from composite_logstore import Event, ExceptionInfo, LogEvent, RankedEntry, Stream, TraceContext
+from composite_logstore import Event, ExceptionInfo, LogEvent, RankedEntry, Stream, TraceContext, shown_fields
 from composite_logstore.zenml import LogEntry
 
 SCAN_FORMAT = "archive"
@@ -156,6 +156,23 @@ def event_of(text: bytes, stream: Stream) -> LogEvent | None:
         return LogEvent(
             *what_it_is, 20, "INFO", message, "", "", 0, "", None, None, _NO_ATTRIBUTES, _NO_ATTRIBUTES, False
         )
+
+
+def shown_of(text: bytes) -> tuple[Any, ...] | None:
+    """Return the `shown_fields` of a line's event; None if that takes more than a look at the line."""
+    try:
+        fields = orjson.loads(text)
+    except ValueError:
+        return None
+    event = identity_of(fields)
+    if event is None or not is_surely_entry(fields) or "exception" in fields or "level_number" in fields:
+        return None
+    get = fields.get
+    nanos, lineno = get("time_unix_nano"), get("lineno", 0)
+    if not _is_integer(nanos, -_INT64, _INT64) or not 0 <= lineno < _INT64:
+        return None
+    place = get("name", ""), nanos, get("filename", ""), lineno
+    return shown_fields(event.sequence, fields["message"], fields["level"], *place)
 
 
 def _decode(fields: dict[str, Any]) -> tuple[Any, ...]:

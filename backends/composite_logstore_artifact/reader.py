@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from zenml.exceptions import DoesNotExistException, IllegalOperationError
 from zenml.log_stores.artifact.artifact_log_store import prepare_logs_uri
@@ -133,6 +133,10 @@ class ArtifactReader:
     def event_of(self, content: bytes, stream: Stream) -> LogEvent | None:
         """Return the event of a line; None if another program wrote the line."""
         return lines.event_of(content, stream)
+
+    def shown_of(self, content: bytes) -> tuple[Any, ...] | None:
+        """Return what every reader shows of a line's event; None if that takes more than a look at the line."""
+        return lines.shown_of(content)
 
     def entry_of(self, content: bytes) -> LogEntry | None:
         """Return a line as an entry, whichever program wrote it."""

@@ -177,23 +177,14 @@ def parse(row: list[Any]) -> Record:
     if not (type(body) is type(severity_text) is type(scope) is type(trace_id) is type(span_id) is str):
         raise ValueError("a column is no text")
     attributes = _attributes(row[_COLUMNS:])
+    nanos, severity_number, flags, sequence = map(_number, (nanos, severity_number, flags, sequence))
     text = str(attributes.get(_SEQUENCE, "")).removesuffix(".0")
     # As ClickHouse sorts it.
     if text.isascii() and text.isdigit() and len(text) <= _FLOAT_DIGITS:
-        attributes[_SEQUENCE] = _number(sequence)
+        attributes[_SEQUENCE] = sequence
     else:
         attributes.pop(_SEQUENCE, None)
-    return Record(
-        _number(nanos),
-        body,
-        _number(severity_number),
-        severity_text,
-        scope,
-        attributes,
-        trace_id,
-        span_id,
-        _number(flags),
-    )
+    return Record(nanos, body, severity_number, severity_text, scope, attributes, trace_id, span_id, flags)
 
 
 def _number(value: Any) -> int:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from composite_logstore.ansi import without_escapes
 from composite_logstore.backend import BACKFILLED
-from composite_logstore.event import LogEvent, stripped
+from composite_logstore.event import LogEvent, shown_fields, stripped
 from composite_logstore.plain import Plain
 from composite_logstore.processing.redaction import REDACTED, Pieces
 from composite_logstore.processing.repeats import REPEATED
@@ -34,12 +33,11 @@ class Seen(NamedTuple):
 
 
 def shown(event: LogEvent | None) -> tuple[Any, ...]:
-    """Return the fields of an event that every reader shows. Escape sequences do not count: a child may do without."""
+    """Return the fields of an event that every reader shows."""
     if event is None:
         return ()
-    level = max(0, min(event.level // 10 * 10, 50))
-    place = (event.file, event.line) if event.file else ("", 0)
-    return (event.sequence, without_escapes(event.text), level, event.logger_name, event.time_unix_nano // 1000, *place)
+    place = event.time_unix_nano, event.file, event.line
+    return shown_fields(event.sequence, event.text, event.level, event.logger_name, *place)
 
 
 def _whole(event: LogEvent) -> tuple[Any, ...]:

@@ -169,8 +169,7 @@ class Holding:
         if is_plain and not self._selective and self._budget is None:
             contents = chunk.contents
             if not self._is_raw:
-                scanner, stream = self.source.scanner, self._stream
-                contents = [shown(as_event(scanner, one, stream, ordinal + n)) for n, one in enumerate(contents)]
+                contents = self._shown(contents, ordinal)
             held.add(first, last)
             self._sum(self.sums[writer], first, last, contents)
             self._note_times(chunk.times, chunk.arrived)
@@ -181,6 +180,15 @@ class Holding:
             if 0 <= sequence < _HIGHEST and self._add_one(writer, sequence, content, ordinal + place, held)
         ]
         self._note_times(times, chunk.arrived)
+
+    def _shown(self, contents: Sequence[Any], ordinal: int) -> list[tuple[Any, ...]]:
+        """Return the fields that every reader shows of some records."""
+        scanner, stream = self.source.scanner, self._stream
+        shown_of = getattr(scanner, "shown_of", lambda content: None)
+        return [
+            shown_of(content) or shown(as_event(scanner, content, stream, ordinal + place))
+            for place, content in enumerate(contents)
+        ]
 
     def _remember_place(self, chunk: Scanned, writer: str, sequences: Sequence[int]) -> None:
         stretch = self._stretches[-1]

@@ -45,6 +45,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from uuid import UUID
 
@@ -56,7 +57,16 @@ from composite_logstore.bounded_http import AnswerTooLargeError
 from composite_logstore.delivery.backoff import PASSING, READ_ATTEMPTS, seconds_until_read
 from composite_logstore.event import HIGHEST
 from composite_logstore.reading.gaps import ended_at
-from composite_logstore.reading.records import STREAM, Position, Record, as_event, entry_of, event_of, position_of
+from composite_logstore.reading.records import (
+    STREAM,
+    Position,
+    Record,
+    as_event,
+    entry_of,
+    event_of,
+    position_of,
+    shown_of,
+)
 from composite_logstore.reading.searches import Allowance
 from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, LogStoreUnavailableError
 
@@ -306,14 +316,17 @@ class KeysetReader(ABC):
                     raise
                 self._sleep(seconds_until_read(error, failures - 1))
 
-    def event_of(self, content: Any, stream: Stream) -> LogEvent | None:
+    def event_of(self, content: _Placed, stream: Stream) -> LogEvent | None:
         """Return a scanned record as an event, None if another program wrote it."""
-        event = event_of(content)
-        return None if event is None else as_event(content, event, stream)
+        return None if content.event is None else as_event(content.record, content.event, stream)
 
-    def entry_of(self, content: Any) -> LogEntry | None:
+    def entry_of(self, content: _Placed) -> LogEntry | None:
         """Return a record of another program as an entry."""
-        return entry_of(content, None).entry
+        return entry_of(content.record, None).entry
+
+    def shown_of(self, content: _Placed) -> tuple[Any, ...] | None:
+        """Return what every reader shows of a scanned record's event, None if another program wrote it."""
+        return None if content.event is None else shown_of(content.record, content.event)
 
     # Searches
 
@@ -406,20 +419,17 @@ class KeysetReader(ABC):
         Returns:
             The records of the stream, and the place of the last record that need not be asked for again.
         """
-        placed: dict[Position, _Placed] = {}
-        last: tuple[Position, Event | None] | None = None
-        for record in answer.records:
-            event = event_of(record)
-            position = position_of(record, event)
-            if last is None or (position > last[0]) is is_newer:
-                last = position, event
-            if edge is None or (position > edge if is_newer else position < edge):
-                placed.setdefault(position, _Placed(position, record, event))
-        if last is None:
+        placed = sorted(map(_placed, answer.records), key=_place_of, reverse=not is_newer)
+        if not placed:
             return [], None
-        ordered = sorted(placed.values(), key=_place_of, reverse=not is_newer)
+        ordered: list[_Placed] = []
+        before = edge
+        for one in placed:
+            if before is None or (one.position > before if is_newer else one.position < before):
+                ordered.append(one)
+                before = one.position
         if not answer.is_all:
-            tie = self._tie(*last)
+            tie = self._tie(placed[-1].position, placed[-1].event)
             while ordered and tie is not None and self._tie(ordered[-1].position, ordered[-1].event) == tie:
                 ordered.pop()
         place = ordered[-1].position if ordered else None
@@ -475,8 +485,12 @@ def _is_simple(character: str) -> bool:
     return character < "\u0250" and len(lower) == len(upper) == 1 and upper.lower() == lower == character.casefold()
 
 
-def _place_of(placed: _Placed) -> Position:
-    return placed.position
+def _placed(record: Record) -> _Placed:
+    event = event_of(record)
+    return _Placed(position_of(record, event), record, event)
+
+
+_place_of = itemgetter(0)
 
 
 def _scanned(step: _Step) -> Iterator[Scanned]:
@@ -488,7 +502,7 @@ def _scanned(step: _Step) -> Iterator[Scanned]:
             events[0].writer if events else "",
             [event.sequence for event in events],
             [position.nanos for position, _, _ in group],
-            [record for _, record, _ in group],
+            group,
             None,
             _token(step.edge) if is_last and step.edge is not None else None,
         )

@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from zenml.enums import LoggingLevels
 
 from composite_logstore.backend import Event, ReadEntry
-from composite_logstore.event import LEVEL, PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext
+from composite_logstore.event import LEVEL, PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext, shown_fields
 from composite_logstore.zenml import LogEntry
 
 WRITER = "zenml.log.writer"
@@ -286,6 +286,14 @@ def as_event(record: Record, identity: Event, stream: Stream) -> LogEvent:
         or (record.scope in ("stdout", "stderr") and not file and LogEvent.is_update(record.body)),
     )
     return event if event.uid == uid else event._replace(number=identity.sequence)
+
+
+def shown_of(record: Record, identity: Event) -> tuple[Any, ...]:
+    """Return the `shown_fields` of the event that `as_event` returns."""
+    attributes = record.attributes
+    file = _text(attributes.get("code.file.path")) or ""
+    line = max(0, whole_number(attributes.get("code.line.number")) or 0)
+    return shown_fields(identity.sequence, text_of(record), level_of(record), record.scope, record.nanos, file, line)
 
 
 @lru_cache(maxsize=100)

@@ -11,8 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from composite_logstore import Allowance, Answer, AnswerTooLargeError, KeysetReader, PageRequest, Query, Record
-from composite_logstore.reading.records import SEQUENCE, STREAM, WRITER, event_of, position_of, whole_number
+from composite_logstore import Allowance, Answer, AnswerTooLargeError, Event, KeysetReader, PageRequest, Query, Record
+from composite_logstore.parity.fields import shown
+from composite_logstore.reading.records import (
+    SEQUENCE,
+    STREAM,
+    WRITER,
+    as_event,
+    event_of,
+    position_of,
+    shown_of,
+    whole_number,
+)
+from composite_logstore.testing import make_stream
 from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, make_logs
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -110,6 +121,26 @@ def micros(moment: datetime | None) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
 
 
+NAMES = ["code.file.path", "code.line.number", "exception.type", "exception.message", "zenml.log.level", "mine"]
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just({"a": [1]})
+
+
+@given(
+    record=st.builds(
+        Record,
+        nanos=st.integers(-(1 << 63), (1 << 63) - 1),
+        body=st.text(max_size=5) | st.just("\x1b[1mbold\x1b[0m"),
+        severity_number=st.integers(0, 30),
+        severity_text=st.sampled_from(["", "INFO", "TRACE", "odd"]),
+        scope=st.sampled_from(["train", "stderr", ""]),
+        attributes=st.dictionaries(st.sampled_from(NAMES), VALUES),
+    )
+)
+def test_what_is_compared_of_a_record_is_that_of_its_event(record: Record) -> None:
+    identity = Event("a" * 15, 7)
+    assert shown_of(record, identity) == shown(as_event(record, identity, make_stream()))
+
+
 @st.composite
 def streams(draw: st.DrawFn) -> list[Record]:
     """Records of some writers and of other programs, many of one time, some of them twice."""
@@ -187,7 +218,7 @@ def test_one_may_turn_round_at_any_page(records: list[Record], ties: bool, limit
 def test_a_scan_is_the_stream(records: list[Record], ties: bool) -> None:
     reader = ListReader(records, ties, 60)
     chunks = list(reader.scan(LOGS))
-    contents = [(one.nanos // 1000, one.body) for chunk in chunks for one in chunk.contents]
+    contents = [(one.record.nanos // 1000, one.record.body) for chunk in chunks for one in chunk.contents]
     assert contents == expected(records)
     for place, chunk in enumerate(chunks):
         if chunk.token is not None:
@@ -209,7 +240,7 @@ def test_a_scan_passes_pauses_of_any_length(steps: list[int], ties: bool, unit: 
         nanos = min(nanos + step, 300 * 10**9)
         records.append(make(nanos, "a" * 15, number, f"m{number}"))
     reader = ListReader(records, ties, 100 if not ties else 7, 1 if ties else unit)
-    contents = [(one.nanos // 1000, one.body) for chunk in reader.scan(LOGS) for one in chunk.contents]
+    contents = [(one.record.nanos // 1000, one.record.body) for chunk in reader.scan(LOGS) for one in chunk.contents]
     assert contents == expected(records)
 
 

@@ -15,6 +15,7 @@ from zenml.log_stores.datadog.datadog_log_exporter import DatadogLogExporter
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import ExceptionInfo, LogEvent, TraceContext
+from composite_logstore.parity.fields import shown
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact import encoding, lines, scanning
 from composite_logstore_artifact.filtering import LineFilter
@@ -109,6 +110,16 @@ def test_a_short_way_to_a_line_leads_to_the_same_line(event: LogEvent) -> None:
     line, plain = orjson.loads(encoding.encode(event)), orjson.loads(encoding._encode_any(event))
     assert in_micros(line.pop("timestamp", None)) == in_micros(plain.pop("timestamp", None))
     assert line == plain
+
+
+@settings(max_examples=400)
+@given(any_lines() | events().map(encoding.encode))
+def test_a_short_way_to_what_is_compared_leads_to_the_same(line: bytes) -> None:
+    assert lines.shown_of(line) in (None, shown(lines.event_of(line, make_stream())))
+
+
+def test_most_lines_have_a_short_way_to_what_is_compared() -> None:
+    assert lines.shown_of(encoding.encode(make_events(["hello"])[0])) is not None
 
 
 @given(events())

@@ -240,11 +240,12 @@ def test_a_copy_keeps_what_an_entry_does_not_show(cloudwatch: SimulatedCloudWatc
 
     (chunk,) = CloudwatchReader(CONFIG).scan(make_logs(stream))
 
-    found = CloudwatchReader(CONFIG).event_of(chunk.contents[0], stream)
+    (content,) = chunk.contents
+    found = CloudwatchReader(CONFIG).event_of(content, stream)
     assert found is not None
     # OpenTelemetry has no number for each level.
     assert found == event._replace(level=23)
-    assert CloudwatchReader(CONFIG).event_of(chunk.contents[0]._replace(attributes={}), stream) is None
+    assert CloudwatchReader(CONFIG).event_of(content._replace(event=None), stream) is None
 
 
 def test_a_millisecond_may_have_more_events_than_two_answers(
