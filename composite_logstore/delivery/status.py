@@ -19,7 +19,7 @@ REPORT_SECONDS = 1.0
 RATE_SECONDS = 10.0
 """Over how long a time rates are measured."""
 _MOST_ERROR_BYTES = 500
-_NUMBERS = ("accepted", "delivered", "rejected", "dropped", "withheld", "pending")
+_NUMBERS = ("delivered", "rejected", "dropped", "withheld", "pending")
 
 
 class Status:
@@ -35,7 +35,6 @@ class Status:
         """
         self._file = StatusFile(component, writer)
         self._clock = clock
-        self._writer = writer
         self._began = clock.time()
         # When the last reports were made, on the clock that never goes back and since the epoch, and what they said.
         self._earlier: deque[tuple[float, float, dict[str, int]]] = deque()
@@ -67,7 +66,6 @@ class Status:
         _, since, before = self._earlier[0]
         self._file.write(
             {
-                "writer": self._writer,
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "began": self._began,
