@@ -192,6 +192,8 @@ class Tails:
             if has_died and pause == inf and journal.process_died():
                 self._forget(folder)
                 recovery.set_aside(journal)
+                # The entry that says that the process has died is a new event.
+                recovery.wake(journal)
                 return inf
             self._note(journal)
         except FileNotFoundError:

@@ -23,6 +23,7 @@ from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.format import Process
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from tests.agents import Living, Place
 from tests.events import NOON, SECOND, WRITER, make_events, make_stream
 from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes, make_child, make_logs
 from tests.watching import LAST_WORDS
@@ -329,3 +330,44 @@ def test_a_worker_of_a_pool_is_known_by_being_daemonic(monkeypatch: pytest.Monke
     assert not process.is_daemonic()
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
     assert process.is_daemonic()
+
+
+# Beside an agent
+
+
+def test_an_agent_adds_it_to_what_a_dead_process_has_left(
+    tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(clock, tmp_path)
+    monkeypatch.setattr("composite_logstore.operations.agent.registered", place.registered)
+    monkeypatch.setattr("composite_logstore.operations.agent.check_server", lambda: None)
+    place.leave("a", "b")
+    agent = place.agent()
+    place.work(agent, 2)
+    for child in place.children:
+        assert [LAST_WORDS in text for text in place.delivered(child)] == [False, False, True]
+    assert place.folders == []
+    agent.end()
+
+
+def test_an_agent_that_delivers_for_a_process_adds_it_behind_the_last_events(
+    tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(clock, tmp_path)
+    monkeypatch.setattr("composite_logstore.operations.agent.registered", place.registered)
+    monkeypatch.setattr("composite_logstore.operations.agent.check_server", lambda: None)
+    process = Living(place)
+    process.spool.segments.process = Process("gpu-7", 4711, None, True)
+    agent = place.agent()
+    process.log("a", "b")
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["a", "b"]
+    process.log("c")
+    process.die()
+    place.work(agent, 2)
+    for child in place.children:
+        assert [LAST_WORDS in text for text in place.delivered(child)] == [False, False, False, True]
+        (entry,) = entries(place.backends[child])
+        assert "4711" in entry.message
+    assert place.folders == []
+    agent.end()
