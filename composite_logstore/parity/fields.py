@@ -40,14 +40,19 @@ def shown(event: LogEvent | None) -> tuple[Any, ...]:
     return shown_fields(event.sequence, event.text, event.level, event.logger_name, *place)
 
 
-def _whole(event: LogEvent) -> tuple[Any, ...]:
+def _shown(event: LogEvent, with_escapes: bool) -> tuple[Any, ...]:
+    sequence, text, *others = shown(event)
+    return (sequence, event.text if with_escapes else text, *others)
+
+
+def _whole(event: LogEvent, with_escapes: bool = False) -> tuple[Any, ...]:
     """Return all fields of an event, for children that share a format. The last one is a dictionary."""
-    plain = stripped(event)
+    plain = event if with_escapes else stripped(event)
     attributes = {**event.attributes, **event.metadata}
     for own in (BACKFILLED, REPEATED, REDACTED):
         attributes.pop(own, None)
     return (
-        *shown(event),
+        *_shown(event, with_escapes),
         event.time_unix_nano,
         event.level,
         event.level_name,
@@ -80,8 +85,16 @@ def differing(one: Seen, other: Seen, is_raw: bool) -> list[str]:
         other: The same event, as another child shows it.
         is_raw: Whether all fields count, and not only those that every reader shows.
     """
-    fields = _whole if is_raw else shown
-    pairs = zip(_WHOLE if is_raw else _SHOWN, fields(one.event), fields(other.event), strict=True)
+    differ = _differing(one, other, is_raw, with_escapes=False)
+    # A part of an escape sequence may be masked, which is none any more then.
+    return differ if differ and _differing(one, other, is_raw, with_escapes=True) else []
+
+
+def _differing(one: Seen, other: Seen, is_raw: bool, with_escapes: bool) -> list[str]:
+    fields = _whole if is_raw else _shown
+    pairs = zip(
+        _WHOLE if is_raw else _SHOWN, fields(one.event, with_escapes), fields(other.event, with_escapes), strict=True
+    )
     return list(
         dict.fromkeys(name for name, left, right in pairs if not _may_be_same(left, right, one.pieces, other.pieces))
     )

@@ -197,6 +197,7 @@ REDACTIONS = (
     {},
     {"formats": []},
     {"secrets": False},
+    {"patterns": [{"name": "colour", "pattern": r"[0-9]m"}]},
     {"patterns": [{"name": "user", "pattern": r"user=(?P<secret>\w+)", "replacement": "somebody"}]},
     {"patterns": [{"name": "card", "pattern": r"\d{16}"}, {"name": "mail", "pattern": "b+", "replacement": "="}]},
 )
@@ -281,6 +282,23 @@ def test_a_redacted_event_differs_in_what_is_not_masked_and_in_nothing_else(
     else:
         # What one of them masks may be what differs.
         assert different <= is_changed
+
+
+@pytest.mark.parametrize("are_archives", [True, False])
+def test_a_part_of_an_escape_sequence_that_is_masked_is_no_difference(are_archives: bool, tmp_path: Path) -> None:
+    stream = make_stream()
+    (event,) = make_events(["\x1b[31mred\x1b[0m and more"], stream)
+    redact = RedactSettings.model_validate({"patterns": [{"name": "number", "pattern": r"\d\d"}]})
+    masked = masked_by(redact, event)
+    assert masked.message == "\x1b[[redacted:number]mred\x1b[0m and more"
+    for live, different in ((masked, 0), (masked._replace(message=f"{masked.message} twice"), 1)):
+        root = tmp_path / str(different)
+        if are_archives:
+            sources = [archived("whole", [event], stream, root), archived("live", [live], stream, root)]
+        else:
+            sources = [simulated("whole", [event]), simulated("live", [live])]
+        sources[1] = sources[1]._replace(config=sources[1].config.model_copy(update={"redact": redact}))
+        assert compare(make_logs(stream), "", sources).children["live"].different == different
 
 
 @pytest.mark.parametrize("are_archives", [True, False])
