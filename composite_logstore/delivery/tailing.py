@@ -110,13 +110,16 @@ class TailedJournal(RecoveredJournal):
 
     # Growing
 
-    def has_grown(self) -> bool:
-        """Return whether the process has written more: one call of the system. It may miss that a segment has begun.
+    def has_grown(self, with_folder: bool) -> bool:
+        """Return whether the process has written more.
+
+        Args:
+            with_folder: Whether to find out whether a segment has begun, which is one more call of the system.
 
         Raises:
             OSError: That cannot be known now.
         """
-        return self._reader.has_grown()
+        return self._reader.has_grown() or (with_folder and self._reader.has_successor())
 
     def grow(self, has_died: bool = False) -> float:
         """Read some of what the process has written, if a child needs it.

@@ -160,13 +160,15 @@ class Tails:
         """
         tail = self._tails[folder]
         tail.looks += 1
-        is_thorough = not (tail.is_quiet and tail.looks % _LOOKS_AT_IDLE)
-        if is_thorough or self._has_grown(tail):
-            self._look(folder, tail, has_died(folder))
+        if tail.is_quiet:
+            is_thorough = not tail.looks % _LOOKS_AT_IDLE
+            if not self._has_grown(tail, is_thorough) and not (is_thorough and has_died(folder)):
+                return
+        self._look(folder, tail, has_died(folder))
 
-    def _has_grown(self, tail: _Tail) -> bool:
+    def _has_grown(self, tail: _Tail, with_folder: bool) -> bool:
         try:
-            return tail.journal.has_grown()
+            return tail.journal.has_grown(with_folder)
         except OSError:
             # A further look finds out what is wrong.
             return True

@@ -350,11 +350,11 @@ class GrowingReader:
                         return found
                     if self._offset > before:
                         continue
-                if not is_over and not self._has_successor():
+                if not is_over and not self.has_successor():
                     return []
             # Nothing more is written there.
             rest = self._rest()
-            if rest or not (self._has_successor() and self._is_next_open()):
+            if rest or not (self.has_successor() and self._is_next_open()):
                 return rest
 
     def has_grown(self) -> bool:
@@ -436,8 +436,13 @@ class GrowingReader:
         self.close()
         return found
 
-    def _has_successor(self) -> bool:
-        """Return whether there is a segment after the present one. The folder is listed if it may have changed."""
+    def has_successor(self) -> bool:
+        """Return whether there is a segment after the present one. The folder is listed if it may have changed.
+
+        Raises:
+            FileNotFoundError: The folder is gone.
+            OSError: The folder cannot be read now.
+        """
         self._list()
         present = self._segment
         return any(present is None or segment.first > present.first for segment in self._reader.segments.all)

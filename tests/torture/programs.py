@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,13 @@ class Source:
         self._numbers: Counter[str] = Counter()
         self._emits: list[Callable[[logging.LogRecord], None]]
         self._stats: Callable[[], dict[str, dict[str, Any]]]
+        delivery = log_store.settings["delivery"]
         if with_handler:
+            # An agent knows no handler.
+            delivery = "process"
+            settings = {name: value for name, value in log_store.settings.items() if name != "delivery"}
             handlers = [
-                CompositeHandler(PROGRAM, log_store.children, stream_id=id, **log_store.settings)
-                for id in log_store.streams
+                CompositeHandler(PROGRAM, log_store.children, stream_id=id, **settings) for id in log_store.streams
             ]
             self._emits = [handler.emit for handler in handlers]
             self._stats, writer = handlers[0].stats, handlers[0]._writer
@@ -131,7 +135,9 @@ class Source:
         self._say("component", str(writer._component_id))
         self._say("writer", self._writer)
         # Of this process as a whole: all that is to be alive at its end.
-        self.threads = {f"composite-logstore {child.name}" for child in log_store.children if child.enabled}
+        self.threads = set()
+        if delivery == "process":
+            self.threads |= {f"composite-logstore {child.name}" for child in log_store.children if child.enabled}
         if log_store.settings["durability"] != "memory":
             self.threads.add("composite-logstore spool")
 
@@ -253,6 +259,23 @@ def _thread_died(pipeline: Pipeline, args: threading.ExceptHookArgs) -> None:
     threading.__excepthook__(args)
     name = args.thread.name if args.thread else ""
     pipeline.say("thread-died", f"{name}: {args.exc_type.__name__}")
+
+
+def be_agent(pipeline: Pipeline) -> None:
+    """Deliver what the log store's processes log, until somebody ends it."""
+    _prepare(pipeline)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    agents: Any = import_module("composite_logstore.operations.agent")
+    store = import_module("composite_logstore.operations.inventory").LogStore
+    found = [store(pipeline.log_store.id, "logs", pipeline.store.config)]
+    agents.registered, agents.check_server = lambda: found, lambda: None
+    agent = agents.Agent(str(pipeline.log_store.settings["spool_directory"]), warn=lambda text: print(text, flush=True))
+    agent.begin()
+    agent.run(ended)
+    agent.end()
+    # The threads of exports that hang end with it.
+    os._exit(0)
 
 
 def recover(pipeline: Pipeline, with_handler: bool) -> None:

@@ -34,6 +34,7 @@ from tests.torture.backends import Backends, name_in
 from tests.torture.destruction import Destruction
 from tests.torture.oracle import End, Evidence, Logged, Walk, judge, oldest_lost
 from tests.torture.programs import Fork, Life
+from tests.watching import LAST_WORDS
 
 AT_ONCE = 6
 """How many processes live at a time, besides those that they fork."""
@@ -137,8 +138,8 @@ class Torture:
 
     def _let_live(self) -> None:
         numbers = count()
-        with ThreadPoolExecutor(AT_ONCE + 2) as pool:
-            parts = [pool.submit(self._fail_backends), pool.submit(self._destroy)]
+        with ThreadPoolExecutor(AT_ONCE + 3) as pool:
+            parts = [pool.submit(self._fail_backends), pool.submit(self._destroy), pool.submit(self._run_agents)]
             parts += [pool.submit(self._start_and_end, numbers) for _ in range(AT_ONCE)]
             end = time.monotonic() + self._seconds
             try:
@@ -164,18 +165,24 @@ class Torture:
             if backend in backends or rand.random() < 0.5
         ]
         durability = rand.choices(["write_ahead", "spill", "memory"], [6, 6, 1])[0]
+        delivery = "process" if durability == "memory" else rand.choice(["process", "agent", "auto"])
         streams = rand.sample(self._streams, STREAMS_OF_EACH)
-        return Settings(self._log_store(children, durability, streams), frozenset(backends))
+        return Settings(self._log_store(children, durability, streams, delivery), frozenset(backends))
 
     def _child(self, backend: str, suffix: str = "", **settings: Any) -> ChildConfig:
         return self._backends.child(backend, f"{backend}{suffix}", **CHILD, **settings)
 
     def _log_store(
-        self, children: Sequence[ChildConfig], durability: str, streams: Sequence[UUID] = ()
+        self, children: Sequence[ChildConfig], durability: str, streams: Sequence[UUID] = (), delivery: str = "process"
     ) -> LogStoreSettings:
         # The first is the primary.
         children = sorted(children, key=lambda child: (not child.enabled, child.type != "artifact"))
-        settings = {"durability": durability, "spool_directory": str(self._spool), "spool_max_bytes": 1 << 34}
+        settings = {
+            "durability": durability,
+            "delivery": delivery,
+            "spool_directory": str(self._spool),
+            "spool_max_bytes": 1 << 34,
+        }
         return LogStoreSettings(children, settings, self._id, streams or self._streams)
 
     def _draw_life(self, rand: random.Random) -> tuple[list[Settings], Life]:
@@ -289,12 +296,36 @@ class Torture:
         while not self._is_over.wait(rand.uniform(0.5, 4.0)):
             self._disk.destroy(rand)
 
+    def _run_agents(self) -> None:
+        """Have agents deliver, one after the other, for the children by their old names and by their new ones."""
+        rand = random.Random(f"{self._seed} agents")
+        log_store = self._log_store(self._all_children(), "write_ahead")
+        for number in count():
+            if self._is_over.wait(rand.choice([0.0, 0.5, 3.0])):
+                return
+            agent = self._start(programs.be_agent, log_store, name=f"agent{number}")
+            self._is_over.wait(rand.uniform(0.5, LONGEST_LIFE_SECONDS))
+            if rand.random() < 0.3:
+                agent.send(signal.SIGSTOP)
+                time.sleep(rand.choice([0.05, 0.5, 2.0]))
+                agent.send(signal.SIGCONT)
+                self.counted["stops of an agent"] += 1
+            is_killed = rand.random() < 0.7
+            agent.send(signal.SIGKILL if is_killed else signal.SIGTERM)
+            self.counted["kills of an agent" if is_killed else "orderly ends of an agent"] += 1
+            code = self._wait(agent)
+            if code not in (0, -signal.SIGKILL, -signal.SIGTERM):
+                self._complain(agent, f"ended with {code}")
+
     # The end
+
+    def _all_children(self) -> list[ChildConfig]:
+        """Return each child by its old name and by its new one."""
+        return [self._child(backend, suffix) for backend in Backends.NAMES for suffix in ("", "-2")]
 
     def _recover(self, with_handler: bool) -> None:
         """Have a last process deliver what the others have left, to each child by its old name and by its new one."""
-        children = [self._child(backend, suffix) for backend in Backends.NAMES for suffix in ("", "-2")]
-        settings = Settings(self._log_store(children, "spill"), frozenset(Backends.NAMES))
+        settings = Settings(self._log_store(self._all_children(), "spill"), frozenset(Backends.NAMES))
         name = f"recovery-{with_handler:d}"
         process = self._start(programs.recover, settings.log_store, with_handler, name=name)
         end = time.monotonic() + RECOVERY_SECONDS
@@ -396,7 +427,8 @@ def _entries(store: CompositeLogStore, logs: Any, start: str) -> list[tuple[str,
         pages.append(page.items)
     in_order = pages if start == "oldest" else reversed(pages)
     entries = [entry for items in in_order for entry in items]
-    return [(str(entry.id), name_in(entry.message)) for entry in entries if not _is_piece(entry.message)]
+    named = [(str(entry.id), name_in(entry.message)) for entry in entries if not _is_piece(entry.message)]
+    return [(id, name) for id, name in named if name != LAST_WORDS]
 
 
 def _is_piece(message: str) -> bool:
