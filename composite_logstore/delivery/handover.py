@@ -36,6 +36,7 @@ from composite_logstore.service import patiently
 from composite_logstore.spool.account import ChildAccount
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.lock import agent_works
+from composite_logstore.spool.reader import ForwardReader
 
 LOOK_SECONDS = 1.0
 """How often a process looks whether an agent works."""
@@ -500,6 +501,7 @@ class _Backlog:
         self.counts = dict.fromkeys(positions, 0)
         self._deliveries = deliveries
         self._after = min(positions.values(), default=0) - 1
+        self._reader: ForwardReader | None = None
         for delivery in deliveries:
             delivery.progress_bars.forget()
 
@@ -510,7 +512,10 @@ class _Backlog:
             OSError: The spool cannot be read now.
         """
         first = self._after
-        for event in spool.reader.read(self._after, spool.segments.last + 1):
+        if spool.segments.last <= first:
+            return 0
+        self._reader = self._reader or ForwardReader(spool.reader)
+        for event in self._reader.read(self._after, spool.segments.last + 1):
             self._after = event.number
             for delivery in self._deliveries:
                 if event.number >= self.positions[delivery.name]:

@@ -191,7 +191,7 @@ class WriteAheadHandovers(Handovers):
 
 
 def test_handovers_lose_nothing_and_double_one_batch_at_most() -> None:
-    run(Handovers, examples=5, steps=20)
+    run(Handovers, examples=12, steps=20)
 
 
 @pytest.mark.deep
