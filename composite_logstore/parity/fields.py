@@ -135,9 +135,8 @@ def _may_be_same_mapping(
         if name in right:
             continue
         for other in others:
-            if _fit(_pieces(name, of_left), _pieces(other, of_right)) and _may_be_same(
-                left[name], right[other], of_left, of_right
-            ):
+            is_name = _is_name(of_left(name), of_right(other))
+            if is_name and _may_be_same(left[name], right[other], of_left, of_right):
                 others.remove(other)
                 break
         else:
@@ -145,10 +144,12 @@ def _may_be_same_mapping(
     return True
 
 
-def _pieces(name: str, of: Pieces) -> Sequence[str]:
-    """Return the pieces of a name. Where two names would be the same when masked, one of them ends with `_`."""
-    *others, last = of(name)
-    return [*others, last.rstrip("_")] if others else [last]
+def _is_name(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Return whether two names fit. Where two would be the same when masked, one of them got `_` at its end."""
+    if _fit(left, right):
+        return True
+    ends = [*left[:-1], left[-1].rstrip("_")], [*right[:-1], right[-1].rstrip("_")]
+    return len(left) + len(right) > 2 and _fit(*ends)
 
 
 def _fit(left: Sequence[str], right: Sequence[str]) -> bool:
