@@ -16,7 +16,7 @@ from uuid import UUID
 
 from composite_logstore import zenml
 from composite_logstore.capture.open_streams import VARIABLE, Board, OpenStream, Reference, current, here
-from composite_logstore.capture.process import PID, ProcessCapture, attributes
+from composite_logstore.capture.process import PID, ProcessCapture, attributes, note_joined
 from composite_logstore.handler import logging_left_alone
 from composite_logstore.inert import InertError, described
 from composite_logstore.service import tell
@@ -153,6 +153,7 @@ class _Joining:
             if self.joined is None:
                 self.has_failed_for = text
                 return None
+            note_joined()
             from composite_logstore.log_store import adopting
 
             # In a forked process, the threads that its parent adopts are collected here.

@@ -29,6 +29,8 @@ _OWN_THREADS = ("composite-logstore ", "fsspecIO")
 # A process and its rank; and a process and the size of its environment in which no rank was found.
 _found: tuple[int, int] | None = None
 _missed: tuple[int, int] | None = None
+# The process that has joined the step that started it.
+_joined: int | None = None
 
 
 def rank() -> int | None:
@@ -74,6 +76,17 @@ def attributes() -> dict[str, Any]:
     """Return the attributes of the records of this process."""
     number = rank()
     return {PID: os.getpid()} if number is None else {PID: os.getpid(), RANK: number}
+
+
+def note_joined() -> None:
+    """Note that this process has joined the step that started it."""
+    global _joined
+    _joined = os.getpid()
+
+
+def has_joined() -> bool:
+    """Return whether this process has joined the step that started it. The processes that it forks have not."""
+    return _joined == os.getpid()
 
 
 def is_daemonic() -> bool:

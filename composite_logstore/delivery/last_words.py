@@ -4,8 +4,10 @@ A process writes to its folder when a stream ends, and when it has ended in orde
 the two for a stream, it was killed, it called `os._exit`, or its machine failed: which one of these, nobody can know
 from outside. So whoever recovers the folder adds an event to the stream, which every child gets by its usual rules.
 
-The level is ERROR: such an end is what people look for when a step has failed, and what an alert is for. The events
-have a writer of their own, so that their sequence numbers are none of events that were delivered and never on disk.
+The level is ERROR: such an end is what people look for when a step has failed, and what an alert is for. It is INFO for
+a process that a step has started and that has no rank: some launchers, such as Ray, kill such workers in the ordinary
+course. The events have a writer of their own, so that their sequence numbers are none of events that were delivered
+and never on disk.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ def add_last_words(spool: Spool, time: float) -> list[LogEvent]:
     if process is None or marks.is_closed or not marks.open:
         return []
     text = _text(process)
+    is_worker = process.has_joined and process.rank is None
+    level = logging.INFO if is_worker else logging.ERROR
     attributes: dict[str, Plain] = {"host.name": process.host, PID: process.pid}
     if process.rank is not None:
         attributes[RANK] = process.rank
@@ -59,8 +63,8 @@ def add_last_words(spool: Spool, time: float) -> list[LogEvent]:
                 sequence=0,
                 # A clock may be wrong, and some backends order events by time.
                 time_unix_nano=min(max(int(time * 1e9), marks.last_unix_nano + 1), _INT64),
-                level=logging.ERROR,
-                level_name="ERROR",
+                level=level,
+                level_name=logging.getLevelName(level),
                 message=text,
                 logger_name="composite_logstore",
                 file="",

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 
-from composite_logstore.capture.process import is_daemonic, rank
+from composite_logstore.capture.process import has_joined, is_daemonic, rank
 from composite_logstore.clock import Clock
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.schedule import Schedule
@@ -456,7 +456,7 @@ class Spilling:
 
     def _new_folder(self) -> Spool:
         names = [delivery.name for delivery in self._deliveries]
-        process = Process(socket.gethostname(), os.getpid(), rank(), self._is_write_ahead)
+        process = Process(socket.gethostname(), os.getpid(), rank(), self._is_write_ahead, has_joined())
         is_shared = self.settings.is_shared
         spool = self.spool = Spool.create(
             self.settings.component, self._writer, names, is_shared=is_shared, process=process

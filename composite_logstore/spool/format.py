@@ -114,12 +114,14 @@ class Process(NamedTuple):
         pid: Its id there.
         rank: Its rank among the processes of a distributed training, None if it has none.
         is_write_ahead: Whether each event was on disk before `emit` returned, rather than within a second.
+        has_joined: Whether it is one of the processes that a step has started, and not the one that runs the step.
     """
 
     host: str
     pid: int
     rank: int | None
     is_write_ahead: bool
+    has_joined: bool
 
 
 def encode_header(children: Iterable[str], process: Process | None = None) -> bytes:
@@ -133,13 +135,13 @@ def process_in_header(header: dict[str, Any]) -> Process | None:
     fields = header.get("process")
     if type(fields) is not list or len(fields) != len(Process._fields):
         return None
-    host, pid, rank, is_write_ahead = fields
+    host, pid, rank, *flags = fields
     numbers = (pid, 0 if rank is None else rank)
-    if type(host) is not str or type(is_write_ahead) is not bool or any(type(number) is not int for number in numbers):
+    if type(host) is not str or [*map(type, (*numbers, *flags))] != [int, int, bool, bool]:
         return None
     if len(host) > _MOST_HOST or not all(0 <= number < _INT64 for number in numbers):
         return None
-    return Process(host, pid, rank, is_write_ahead)
+    return Process(host, pid, rank, *flags)
 
 
 def positions_in_header(line: bytes) -> list[str] | None:

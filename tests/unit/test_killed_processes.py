@@ -181,9 +181,11 @@ def test_where_the_spool_cannot_be_used_healthy_children_cause_no_warning(
 # In the folder
 
 
-def dead_folder(tmp_path: Path, *messages: str, streams: int = 1, known: bool = True) -> Path:
+RANKED = Process("gpu-7", 4711, 3, is_write_ahead=True, has_joined=True)
+
+
+def dead_folder(tmp_path: Path, *messages: str, streams: int = 1, process: Process | None = RANKED) -> Path:
     """Return the folder of a process that was killed, each of whose events is of another stream in turn."""
-    process = Process("gpu-7", 4711, 3, True) if known else None
     spool = Spool.create(tmp_path / "component", WRITER, ["a", "b"], process=process)
     origins = [make_stream() for _ in range(streams)]
     for number, message in enumerate(messages):
@@ -210,6 +212,17 @@ def test_the_entry_says_which_process_it_was(tmp_path: Path) -> None:
     assert [event.details.get("zenml.log.rank") for event in events] == [None, 3]
     assert "4711" in events[-1].message
     assert "gpu-7" in events[-1].message
+
+
+@pytest.mark.parametrize(
+    ("rank", "has_joined", "level"),
+    [(None, False, "ERROR"), (0, False, "ERROR"), (3, True, "ERROR"), (None, True, "INFO")],
+)
+def test_a_worker_that_its_launcher_may_have_killed_is_no_error(
+    tmp_path: Path, rank: int | None, has_joined: bool, level: str
+) -> None:
+    _, events = recovered(dead_folder(tmp_path, "a", process=RANKED._replace(rank=rank, has_joined=has_joined)), "a")
+    assert [event.level_name for event in events[1:]] == [level]
 
 
 def test_the_entry_is_there_once_however_often_the_folder_is_recovered(tmp_path: Path) -> None:
@@ -303,7 +316,7 @@ def test_of_many_streams_those_with_the_latest_events_get_it(tmp_path: Path) -> 
 
 def test_a_folder_that_does_not_say_whose_it_is_gets_none(tmp_path: Path) -> None:
     """Such as one of an earlier release, which has no marks."""
-    _, events = recovered(dead_folder(tmp_path, "a", known=False), "a")
+    _, events = recovered(dead_folder(tmp_path, "a", process=None), "a")
     assert [event.message for event in events] == ["a"]
 
 
@@ -357,7 +370,7 @@ def test_an_agent_that_delivers_for_a_process_adds_it_behind_the_last_events(
     monkeypatch.setattr("composite_logstore.operations.agent.registered", place.registered)
     monkeypatch.setattr("composite_logstore.operations.agent.check_server", lambda: None)
     process = Living(place)
-    process.spool.segments.process = Process("gpu-7", 4711, None, True)
+    process.spool.segments.process = RANKED
     agent = place.agent()
     process.log("a", "b")
     place.work(agent, 2)
