@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -34,6 +35,7 @@ from examples.demo.account import (
     check_accounts,
     check_deliveries,
     has_pages,
+    is_last_words,
     log_table,
     step_end,
 )
@@ -140,8 +142,51 @@ def demonstrate(narrator: Narrator, directory: Path, stack: ExitStack) -> None:
     console.print()
     console.print(log_table(archived.step, 5))
     console.print()
+    kill_pipeline(narrator, zenml, datadog)
     if os.environ.get("STAY"):
         stay(narrator, zenml, report["run_id"])
+
+
+def kill_pipeline(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
+    """Kill the pipeline in its middle, and read its last words from the server."""
+    null = subprocess.DEVNULL
+    narrator.say("Now each line is to survive, and an agent to deliver what killed processes leave:")
+    narrator.show("$ zenml log-store update logs --durability=write_ahead\n$ composite-logstore agent")
+    zenml.cli("log-store", "update", "logs", "--durability=write_ahead")
+    commands = [["-m", "composite_logstore", "agent"], [str(PIPELINE), str(zenml.directory / "never.json")]]
+    agent, program = (
+        subprocess.Popen([sys.executable, *command], env=zenml.env, cwd=zenml.directory, stdout=null, stderr=null)
+        for command in commands
+    )
+    try:
+        known = {entry["zenml.log.id"] for entry in datadog.seen()["entries"]}
+        found: Counter[str] = Counter()
+
+        def is_training() -> bool:
+            new = [entry for entry in datadog.seen()["entries"] if entry["zenml.log.id"] not in known]
+            found.clear()
+            found.update(entry["zenml.log.id"] for entry in new if "loss" in entry["message"])
+            return found.total() >= KILL_AFTER
+
+        _wait("the pipeline trains once more", is_training)
+        program.kill()
+        began = time.monotonic()
+        narrator.say("The pipeline runs once more, and is killed in its middle with -9.")
+        ((stream, _),) = found.most_common(1)
+
+        def last_words() -> list[dict[str, Any]]:
+            entries = zenml.get(f"/logs/{stream}/entries", start="newest", limit=5)["items"]
+            return sorted(entries, key=lambda entry: str(entry["timestamp"]))
+
+        _wait("the server shows that it was killed", lambda: any(map(is_last_words, last_words())))
+        seconds = time.monotonic() - began
+        narrator.say(f"{seconds:.1f} s later ZenML's server shows its last words:")
+        for entry in last_words()[-3:]:
+            narrator.show(f"{entry['timestamp'][11:23]} {entry['message']}")
+    finally:
+        for process in (program, agent):
+            process.kill()
+            process.wait()
 
 
 def stay(narrator: Narrator, zenml: ZenML, run_id: str) -> None:

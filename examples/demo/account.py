@@ -102,6 +102,11 @@ def _cells(entry: dict[str, Any]) -> tuple[Text, ...]:
     return Text(entry["timestamp"][11:23]), Text(level), Text(entry["message"].strip())
 
 
+def is_last_words(entry: dict[str, Any]) -> bool:
+    """Whether an entry says that a process was killed."""
+    return "ended without closing its logs" in entry["message"]
+
+
 def has_pages() -> bool:
     """Whether ZenML's server returns logs in pages: releases before 0.97 do not."""
     from zenml import models

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,12 @@ def write_ahead(zenml: ZenML) -> Iterator[None]:
     zenml.cli("log-store", "update", "logs", "--durability=spill")
 
 
+def newest(zenml: ZenML, stream: str) -> dict[str, Any]:
+    """Return the last entry of a stream, as the server shows it."""
+    entries: list[dict[str, Any]] = zenml.get(f"/logs/{stream}/entries", start="oldest", limit=1_000)["items"]
+    return entries[-1]
+
+
 @pytest.mark.usefixtures("write_ahead")
 def test_the_last_line_of_a_killed_run_is_on_the_page(zenml: ZenML, tmp_path: Path) -> None:
     agent = zenml.popen("-m", "composite_logstore", "agent", "--store", "logs", "--health-address", ":0")
@@ -35,6 +43,9 @@ def test_the_last_line_of_a_killed_run_is_on_the_page(zenml: ZenML, tmp_path: Pa
     stream = zenml.streams(run_id)["step"]["id"]
     wait_until(lambda: len(lines_of(zenml, stream)) >= len(said), "the archive has what was left")
     assert [entry["message"] for entry in lines_of(zenml, stream)] == said
+    # And behind it that the process has died.
+    wait_until(lambda: "ended without closing its logs" in newest(zenml, stream)["message"], "the entry is there")
+    assert newest(zenml, stream)["level"] == logging.ERROR
 
     agent.send_signal(signal.SIGTERM)
     rest, _ = agent.communicate(timeout=120)

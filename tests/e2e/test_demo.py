@@ -90,6 +90,9 @@ def test_demo(hidden: bool, temporary: Path, tmp_path: Path, start: Callable[...
     assert re.search(r"The step's end took \d+\.\d\d s", output)
     assert "all that were logged while it was dead" in " ".join(output.split())
     assert output.index("Training: 5 epochs") < output.index("Trained: the loss is")
+    last_words = re.search(r"(\d+\.\d) s later ZenML's server shows its last words", output)
+    assert last_words is not None, output
+    assert "ended without closing its logs" in output
     assert API_KEY not in output
     assert APPLICATION_KEY not in output
     assert_nothing_left(temporary)
