@@ -70,8 +70,9 @@ coverage: $(STAMP) ## which lines the unit tests execute
 test-unit: $(STAMP) ## the fast tests only: unit and properties
 	@$(PY) -m pytest tests/unit tests/properties -m 'not deep' $(PYTEST_ARGS)
 
+# VERSIONS=turn runs the one whose turn it is today.
 test-versions: $(STAMP) ## unit, property and process tests on every other Python of this machine
-	@$(PY) -m tests.versions $(PYTEST_PROCESSES) $(PYTEST_ARGS)
+	@$(PY) -m tests.versions "$(VERSIONS)" $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 test-resolutions: $(STAMP) ## unit and property tests on the lowest and the newest dependencies
 	@$(PY) -m tests.resolutions $(PYTEST_PROCESSES) $(PYTEST_ARGS)
@@ -85,6 +86,7 @@ test-releases: $(STAMP) ## tests on releases of ZenML, in RELEASES or all; write
 
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
+	@$(PY) -m tests.versions "" $(PYTEST_PROCESSES)
 	@$(PY) -m tests.releases "" $(PYTEST_PROCESSES)
 	@$(PY) -m tests.resolutions $(PYTEST_PROCESSES)
 

@@ -2,6 +2,7 @@
 
 Those are the unit tests, the properties, and what is marked `process`: how processes fork and end. Each version has an
 environment of its own, `.venv-3.12` say, which `make install` makes. The version that runs this has `make test`.
+With `VERSIONS=turn`, as in CI, only one of them runs, another one each day; `make test-deep` runs all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from datetime import datetime, timezone
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -77,18 +79,26 @@ def run(version: str, interpreter: str, processes: str, arguments: list[str]) ->
     return not any(codes)
 
 
-def main(processes: str, *arguments: str) -> None:
+def todays(versions: Collection[str]) -> str:
+    """Return the version whose turn it is today (UTC)."""
+    return sorted(versions)[datetime.now(timezone.utc).toordinal() % len(versions)]
+
+
+def main(wish: str, processes: str, *arguments: str) -> None:
     said = []
     has_failed = False
+    found = {version: one for version in supported() if version != OWN and (one := find(version))}
     for version in supported():
         if version == OWN:
             said.append(f"{version}: left to `make test`")
             continue
-        found = find(version)
-        if found is None:
+        if version not in found:
             said.append(f"{version}: not found on this machine")
             continue
-        interpreter, exactly = found
+        interpreter, exactly = found[version]
+        if wish == "turn" and version != todays(found):
+            said.append(f"{exactly}: another day's turn")
+            continue
         print(f"Python {exactly}", flush=True)
         begin = time.monotonic()
         has_passed = run(version, interpreter, processes, list(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,39 @@ def test_what_is_not_there_is_said_and_is_no_error(
             install(machine / f"bin/python{version}", f"{version}.1")
         ran.clear()
         with pytest.raises(SystemExit) as ended:
-            versions.main("2")
+            versions.main("", "2")
         assert ended.value.code == code
         assert ran == installed
         last = capsys.readouterr().out.splitlines()[-1]
         assert "3.10.1: passed" in last
         assert "3.12: not found" in last
         assert ("3.13.1: FAILED" if code else "3.13: not found") in last
+
+
+def test_each_takes_its_turn(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(version: str, *_: object) -> bool:
+        ran.append(version)
+        return True
+
+    monkeypatch.setattr(versions, "run", run)
+    monkeypatch.setattr(versions, "OWN", "3.11")
+    there = ["3.10", "3.12", "3.13"]
+    for version in [*there, "3.11"]:
+        install(machine / f"bin/python{version}", f"{version}.1")
+    for days in range(2 * len(there)):
+
+        class Clock:
+            now = staticmethod(lambda _, days=days: datetime(2026, 12, 31, tzinfo=timezone.utc) + timedelta(days=days))
+
+        monkeypatch.setattr(versions, "datetime", Clock)
+        with pytest.raises(SystemExit):
+            versions.main("turn", "2")
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.count("passed") == 1
+        assert "3.14: not found" in last
+    assert ran[: len(there)] == ran[len(there) :]
+    assert sorted(ran) == sorted(there * 2)
