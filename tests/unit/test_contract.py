@@ -627,6 +627,14 @@ READER_DEFECTS = {
                 yield chunk._replace(contents=[object() for _ in chunk.contents])
         """,
     ),
+    "takes a word for nothing": (
+        "test_words_that_backends_write_for_nothing_are_kept",
+        """
+        def event_of(self, content, stream):
+            logger = "" if content.logger_name == "unknown" else content.logger_name
+            return content._replace(stream=stream, logger_name=logger)
+        """,
+    ),
     "scans from where there is nothing": (
         "test_a_scan_of_what_is_not_there",
         """
