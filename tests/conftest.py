@@ -102,5 +102,4 @@ def _no_worker_outlives_its_test() -> Iterator[None]:
     before = set(writers._writers)
     yield
     for key in writers._writers.keys() - before:
-        for worker in writers._writers.pop(key)._workers:
-            worker.stop()
+        writers._writers.pop(key)._handover.stop()
