@@ -66,6 +66,8 @@ sys.exit(max(process.wait() for process in processes) or 5)
 """
 
 RANKS = 2
+# The last one kills itself.
+KILLED_RANK = 1
 RANKS_BELOW_RUN = 4
 # Of a rank with both: four entries of one that joins, and three of one below `run`.
 ENTRIES_OF_RANK = 7
@@ -169,7 +171,8 @@ def main() -> None:
     while time.monotonic() < end:
         report["steps"] = archived(client, run.id, folder)
         found = [entry.get("attributes", {}).get(RANK) for entry in report["steps"]["first"]["entries"]]
-        if found.count(0) == found.count(1) == ENTRIES_OF_RANK:
+        # One more tells that the killed rank has ended.
+        if (found.count(0), found.count(KILLED_RANK)) == (ENTRIES_OF_RANK, ENTRIES_OF_RANK + 1):
             break
         time.sleep(0.2)
     Path(sys.argv[1]).write_text(json.dumps(report))

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.integration.joining_program import RANKS, RANKS_BELOW_RUN
+from tests.integration.joining_program import KILLED_RANK, RANKS, RANKS_BELOW_RUN
 from tests.servers.zenml_server import ZenML
 
 PROGRAM = Path(__file__).with_name("joining_program.py")
@@ -57,12 +57,15 @@ def test_each_rank_of_a_launcher_is_in_the_step_s_one_stream_even_if_it_is_kille
     for rank in range(RANKS):
         entries = of_rank(report, rank, below_run=False)
         pids |= {entry["attributes"]["process.pid"] for entry in entries}
-        assert [(entry["message"], entry["level"], entry["name"]) for entry in entries] == [
+        own, others = entries[:4], entries[4:]
+        assert [(entry["message"], entry["level"], entry["name"]) for entry in own] == [
             ("printed", 20, "stdout"),
             ("on stderr", 40, "stderr"),
             ("logged", 30, "worker"),
             ("in a thread", 20, "stdout"),
         ]
+        told_of_its_end = [(entry["level"], entry["name"]) for entry in others]
+        assert told_of_its_end == ([(40, "composite_logstore")] if rank == KILLED_RANK else [])
     assert len(pids) == RANKS
     assert report["pid"] not in pids
 
