@@ -107,7 +107,7 @@ class Handover:
         new_worker: Callable[[int], Worker],
         warn: Callable[[str], None],
     ) -> None:
-        """Begin with a worker for each child; none is started.
+        """Prepare; no worker is started.
 
         Args:
             mode: The setting `delivery`.
@@ -122,10 +122,11 @@ class Handover:
         self._new_worker = new_worker
         self._warn = warn
         self.is_away = False
-        self.workers = self._new_workers()
         # Only one thread looks at a time. The others need not wait for it, nor does a signal handler.
         self._looking = threading.Lock()
         self._has_begun = self._mode == "process"
+        # Before it is decided, no thread may start one.
+        self.workers = self._new_workers() if self._has_begun else []
         self._look_at = -inf
         # When the present offer began, and when the next one may begin.
         self._offered_at = self._offer_at = -inf
@@ -149,13 +150,21 @@ class Handover:
     # Looking
 
     def begin(self) -> None:
-        """Decide who delivers at first. Called with the first event, before any worker is started. Never raises."""
+        """Decide who delivers at first. Called with the first event, before any worker is started. Never raises.
+
+        Another thread that logs meanwhile finds no worker to wake: the thread that decides wakes them.
+        """
         if self._has_begun:
             return
-        self._has_begun = True
-        if self._mode == "agent" or self._agent_works:
-            with self._journal.lock:
-                self._go()
+        with self._alone() as is_alone:
+            if not is_alone or self._has_begun:
+                return
+            if self._mode == "agent" or self._agent_works:
+                with self._journal.lock:
+                    self._go()
+            if not self.is_away:
+                self.workers = self._new_workers()
+            self._has_begun = True
 
     def is_due(self) -> bool:
         """Return whether to call `look`, which may take the disk long."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from composite_logstore.delivery import handover
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock
@@ -78,6 +79,29 @@ def test_with_an_agent_the_process_exports_nothing(
     assert [event.message for event in both.holds["b"]] == ["one", "two"]
     assert both.machine.backends["a"].exports == 0
     assert both.exporting == []
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_no_export_begins_while_it_is_decided_who_delivers(
+    clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    both = Both(clock, tmp_path, "auto")
+    looks = 0
+
+    def look(root: Path) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            # Another thread, or a signal handler, logs meanwhile.
+            both.log("two")
+            assert both.exporting == []
+        return works
+
+    monkeypatch.setattr(handover, "agent_works", look)
+    both.log("one")
+    assert both.exporting == ([] if works else ["composite-logstore a", "composite-logstore b"])
+    clock.advance(6)
+    assert both.counts("accepted", "pending", "delivered") == ([2, 2, 0] if works else [2, 0, 2])
 
 
 def test_the_account_is_the_process_s_and_the_agent_s(clock: SimulatedClock, tmp_path: Path) -> None:
