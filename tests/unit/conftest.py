@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,9 @@ from composite_logstore import log_store
 from composite_logstore.capture.open_streams import here
 from composite_logstore.delivery import writers
 from composite_logstore.operations import asking
+from composite_logstore.spool.lock import release_all
+from composite_logstore.testing import SimulatedClock
+from tests.agents import Place
 from tests.patience import PATIENCE_SECONDS
 
 
@@ -40,3 +45,22 @@ def _no_streams_left() -> Iterator[None]:
     for stream in here:
         here.closed(stream.id)
     log_store._origins.clear()
+
+
+@pytest.fixture
+def clock() -> Iterator[SimulatedClock]:
+    """A clock that the test moves. Afterwards no folder is locked any more by a process that the test let die."""
+    with SimulatedClock() as clock:
+        yield clock
+    release_all()
+
+
+@pytest.fixture
+def place(clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A machine with a registered log store, on which agents run."""
+    place = Place(clock, tmp_path / "spool")
+    agent = import_module("composite_logstore.operations.agent")
+    monkeypatch.setattr(agent, "registered", place.registered)
+    monkeypatch.setattr(agent, "check_server", lambda: None)
+    monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
+    return place

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from socket import create_connection
 from typing import Any
@@ -24,31 +23,11 @@ from composite_logstore.operations.agent import ALIVE_SECONDS, SETTINGS_SECONDS,
 from composite_logstore.operations.agent_health import Health, metrics, parsed_address
 from composite_logstore.spool import lock
 from composite_logstore.spool.folder import Spool
-from composite_logstore.spool.lock import release_all
 from composite_logstore.spool.reader import SegmentReader
-from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
+from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig
 from tests.agents import Place
 from tests.patience import PATIENCE_SECONDS
 from tests.watching import wait_until
-
-AGENT = import_module("composite_logstore.operations.agent")
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
-    release_all()
-
-
-@pytest.fixture
-def place(clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    place = Place(clock, tmp_path / "spool")
-    monkeypatch.setattr(AGENT, "registered", place.registered)
-    monkeypatch.setattr(AGENT, "check_server", lambda: None)
-    monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
-    return place
-
 
 # Deaths
 

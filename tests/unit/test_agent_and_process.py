@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from composite_logstore import UnavailableError
 from composite_logstore.operations.agent import Agent
-from composite_logstore.spool.lock import release_all
-from composite_logstore.testing import SimulatedClock
 from tests.agents import Place
 from tests.simulation import assert_accounts_add_up
-
-AGENT = import_module("composite_logstore.operations.agent")
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
-    release_all()
-
-
-@pytest.fixture
-def place(clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    place = Place(clock, tmp_path / "spool")
-    monkeypatch.setattr(AGENT, "registered", place.registered)
-    monkeypatch.setattr(AGENT, "check_server", lambda: None)
-    return place
 
 
 def stats(place: Place, child: str = "live") -> dict[str, Any]:

@@ -96,13 +96,6 @@ class Machine:
 
 
 @pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
-    release_all()
-
-
-@pytest.fixture
 def machine(tmp_path: Path, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
     machine = Machine(tmp_path / "spool", clock)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,27 +14,11 @@ from composite_logstore.operations import agent_tails
 from composite_logstore.operations.agent import SETTINGS_SECONDS
 from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool
-from composite_logstore.spool.lock import DELIVERY_LOCK, release_all
-from composite_logstore.testing import SimulatedClock
+from composite_logstore.spool.lock import DELIVERY_LOCK
 from tests.agents import Living, Place
 from tests.events import make_events, make_stream
 
 AGENT = import_module("composite_logstore.operations.agent")
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
-    release_all()
-
-
-@pytest.fixture
-def place(clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    place = Place(clock, tmp_path / "spool")
-    monkeypatch.setattr(AGENT, "registered", place.registered)
-    monkeypatch.setattr(AGENT, "check_server", lambda: None)
-    return place
 
 
 def numbers(first: int, before: int) -> list[str]:
