@@ -124,6 +124,26 @@ class LogEvent(NamedTuple):
     metadata: Mapping[str, Plain]
     progress: bool | int
 
+    @classmethod
+    def at(
+        cls,
+        level: int = 20,
+        level_name: str = "",
+        logger_name: str = "",
+        file: str = "",
+        line: int = 0,
+        function: str = "",
+        writer: str = "",
+    ) -> LogEvent:
+        """Return an event with nothing but what all events from one place in the code share.
+
+        Encoders find out from it what they need to encode only once for each place.
+        """
+        stream = Stream(UUID(int=0), {})
+        return cls(
+            stream, writer, 0, 0, 0, level, level_name, "", logger_name, file, line, function, None, None, {}, {}, False
+        )
+
     @property
     def uid(self) -> str:
         """The event's UUID (version 8, RFC 9562): 60 bits of writer, 62 bits of number.

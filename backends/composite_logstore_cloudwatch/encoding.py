@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -39,8 +38,7 @@ _INDISPENSABLE = frozenset(
     }
 )
 
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
-_OWN_NAMES = frozenset({*_EVENT.identity, *_EVENT._replace(file="f", line=1, function="f").details})
+_OWN_NAMES = frozenset({*LogEvent.at().identity, *LogEvent.at(file="f", line=1, function="f").details})
 
 
 class StreamEncoder:
@@ -89,15 +87,7 @@ def _place(
     level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str
 ) -> tuple[str, str]:
     """Return the encoded fields and attributes that all events from one place in the code share, without braces."""
-    event = _EVENT._replace(
-        level=level,
-        level_name=level_name,
-        logger_name=logger_name,
-        file=file,
-        line=line,
-        function=function,
-        writer=writer,
-    )
+    event = LogEvent.at(level, level_name, logger_name, file, line, function, writer)
     fields = {
         "severityNumber": event.severity_number,
         "severityText": event.severity_text,

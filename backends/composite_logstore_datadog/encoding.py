@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -140,27 +139,16 @@ def _status(severity_number: int) -> str:
     return ("debug", "debug", "debug", "info", "warn", "error", "fatal")[(severity_number + 3) // 4]
 
 
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
-
-
 _OWN_NAMES = ("message", "timestamp", "otel.timestamp", "log.record.uid", "zenml.log.sequence")
 
 
-_ORDINARY_NAMES = frozenset(_fields(_EVENT)) | set(_EVENT._replace(file="f", line=1, function="f").details)
+_ORDINARY_NAMES = frozenset(_fields(LogEvent.at())) | set(LogEvent.at(file="f", line=1, function="f").details)
 
 
 @lru_cache(maxsize=10_000)
 def _place(level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str) -> str:
     """Return the fields that all entries from one place in the code share, encoded, without braces."""
-    event = _EVENT._replace(
-        level=level,
-        level_name=level_name,
-        logger_name=logger_name,
-        file=file,
-        line=line,
-        function=function,
-        writer=writer,
-    )
+    event = LogEvent.at(level, level_name, logger_name, file, line, function, writer)
     entry = {**event.details, **_fields(event)}
     return orjson.dumps({name: value for name, value in entry.items() if name not in _OWN_NAMES})[1:-1].decode()
 

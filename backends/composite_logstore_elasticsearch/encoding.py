@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -146,25 +145,15 @@ def _fields(event: LogEvent) -> dict[str, Any]:
     return fields
 
 
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
-
 _OWN_NAMES = ("message", "timestamp_nanos", "@timestamp", "event_id", "log.record.uid", "zenml.log.sequence")
 
-_ORDINARY_NAMES = frozenset(_fields(_EVENT)) | set(_EVENT._replace(file="f", line=1, function="f").details)
+_ORDINARY_NAMES = frozenset(_fields(LogEvent.at())) | set(LogEvent.at(file="f", line=1, function="f").details)
 
 
 @lru_cache(maxsize=10_000)
 def _place(level: int, level_name: str, logger_name: str, file: str, line: int, function: str, writer: str) -> str:
     """Return the fields that all documents from one place in the code share, encoded, without braces."""
-    event = _EVENT._replace(
-        level=level,
-        level_name=level_name,
-        logger_name=logger_name,
-        file=file,
-        line=line,
-        function=function,
-        writer=writer,
-    )
+    event = LogEvent.at(level, level_name, logger_name, file, line, function, writer)
     document = {**event.details, **_fields(event)}
     return orjson.dumps({name: value for name, value in document.items() if name not in _OWN_NAMES})[1:-1].decode()
 

@@ -20,7 +20,6 @@ from operator import attrgetter
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, NamedTuple, TypeAlias
-from uuid import UUID
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope
@@ -151,7 +150,6 @@ _UID = b"\x32\x38\x0a\x0elog.record.uid\x12\x26\x0a\x24"
 _SEQUENCE = b"\x0a\x12zenml.log.sequence\x12"
 # The field numbers of the time and the observed time, each followed by its value.
 _times = Struct("<BQBQ").pack
-_EVENT = LogEvent(Stream(UUID(int=0), {}), "", 0, 0, 0, 20, "", "", "", "", 0, "", None, None, {}, {}, False)
 
 
 def _encode_ordinary(event: LogEvent, stream: _StreamAttributes, more: Mapping[str, str | int]) -> bytes:
@@ -189,7 +187,7 @@ def _before_body(size: int) -> bytes:
 
 @lru_cache(maxsize=100)
 def _severity(level: int, level_name: str) -> bytes:
-    event = _EVENT._replace(level=level, level_name=level_name)
+    event = LogEvent.at(level, level_name)
     number, text = SeverityNumber.ValueType(event.severity_number), event.severity_text
     return LogRecord(severity_number=number, severity_text=text).SerializeToString()
 
@@ -197,7 +195,7 @@ def _severity(level: int, level_name: str) -> bytes:
 @lru_cache(maxsize=10_000)
 def _place(writer: str, file: str, line: int, function: str) -> bytes:
     """Return the attributes that all events from one place in the code share."""
-    event = _EVENT._replace(writer=writer, file=file, line=line, function=function)
+    event = LogEvent.at(writer=writer, file=file, line=line, function=function)
     return _attributes((*event.details.items(), ("zenml.log.writer", writer)))
 
 
