@@ -42,6 +42,7 @@ class CloudwatchReader(KeysetReader):
 
     max_records = 20_000
     time_unit_nanos = _MILLION
+    narrows = False
 
     def __init__(self, config: CloudwatchChildConfig) -> None:
         """Prepare; credentials are looked for with the first page.
@@ -58,8 +59,6 @@ class CloudwatchReader(KeysetReader):
         Within a millisecond CloudWatch has an order of its own, so that its first events are known once all are.
         """
         is_newer = query.direction == "newer"
-        # CloudWatch cannot filter by a level or a text, so many of the events may not be wanted.
-        limit = query.limit if query.search is None and not query.severity_number else self.max_records
         arguments: dict[str, Any] = {
             "logStreamName": f"{self._config.log_stream_prefix}{query.logs_id}",
             "startFromHead": is_newer,
@@ -71,7 +70,7 @@ class CloudwatchReader(KeysetReader):
         events: list[dict[str, Any]] = []
         token: str | None = None
         while allowance.is_left:
-            missing = limit - len(events)
+            missing = query.limit - len(events)
             arguments["limit"] = min(missing, MOST_EVENTS) if missing > 0 else MOST_EVENTS
             try:
                 answer = self._get(arguments, allowance)
@@ -86,7 +85,7 @@ class CloudwatchReader(KeysetReader):
             if following is None or following == token:
                 return Answer(_records(events, query), is_all=True)
             arguments["nextToken"] = token = following
-            if len(events) >= limit and _has_whole_moment(events, reached):
+            if len(events) >= query.limit and _has_whole_moment(events, reached):
                 break
         if not events:
             raise LogStoreUnavailableError("CloudWatch came to no end. Try again later, or ask for a shorter time.")

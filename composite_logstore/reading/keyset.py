@@ -201,6 +201,7 @@ class KeysetReader(ABC):
         sorts_ties: Whether the backend sorts by time, then by writer as text, then by sequence as number, each missing
             one as empty or 0; and narrows by `Query.edge`. Otherwise it sorts by time alone.
         time_unit_nanos: The unit of the time that it sorts by, in nanoseconds.
+        narrows: Whether the backend can narrow a search by severity and text.
         scan_format: Its records can be compared with those of other readers, as events.
     """
 
@@ -211,6 +212,7 @@ class KeysetReader(ABC):
     max_records: ClassVar[int] = 10_000
     sorts_ties: ClassVar[bool] = False
     time_unit_nanos: ClassVar[int] = 1
+    narrows: ClassVar[bool] = True
 
     @abstractmethod
     def search(self, query: Query, allowance: Allowance) -> Answer:
@@ -253,7 +255,7 @@ class KeysetReader(ABC):
         if first > last or (token is not None and is_newer and token.nanos > last):
             # The clock of the machine that read the page before may be ahead.
             return Page()
-        wanted = _Wanted(request)
+        wanted = _Wanted(request, (first, last))
         limit = min(request.limit, self.max_page_size)
         allowance = Allowance()
         found: list[tuple[Position, ReadEntry]] = []
@@ -265,7 +267,7 @@ class KeysetReader(ABC):
                         found.append((position, read))
                 if len(found) >= (1 if wanted.is_all else limit):
                     break
-        except LogStoreUnavailableError:
+        except PASSING:
             # What was found is a page, and the next one may succeed.
             if not found and step.edge == token:
                 raise
@@ -298,7 +300,7 @@ class KeysetReader(ABC):
         edge = _parse(token)
         first, last = _window(request)
         self._check(edge, first, last)
-        wanted = _Wanted(request)
+        wanted = _Wanted(request, (first, last))
         step = _Step([], edge, False)
         slices = _Slices()
         failures = 0
@@ -376,7 +378,8 @@ class KeysetReader(ABC):
         is_newer = request.direction == "newer"
         most, has_moved = self.max_records, False
         # Where the backend cannot narrow, few of the records are wanted.
-        size = min(limit + _MARGIN, most) if wanted.is_narrowed else most
+        is_narrowed = wanted.is_narrowed and (self.narrows or not (wanted.severity_number or wanted.narrowing))
+        size = min(limit + _MARGIN, most) if is_narrowed else most
         while allowance.is_left:
             query = whole = self._query(request, edge, size, window, wanted)
             if slices is not None:
@@ -453,10 +456,10 @@ class _Wanted:
         is_narrowed: Whether it can narrow to the text that is wanted.
     """
 
-    def __init__(self, request: PageRequest) -> None:
+    def __init__(self, request: PageRequest, window: tuple[int, int]) -> None:
         filter_ = request.filter
         self._logs_id = str(request.logs.id)
-        self._first, self._last = _window(request)
+        self._first, self._last = window
         self._level = filter_.level.value if filter_.level else 0
         self._search = filter_.search.lower() if filter_.search else None
         self.is_all = filter_ == LogsEntriesFilter()

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from composite_logstore import Allowance, Answer, AnswerTooLargeError, Event, KeysetReader, PageRequest, Query, Record
+from composite_logstore.delivery.backoff import PASSING
 from composite_logstore.parity.fields import shown
+from composite_logstore.reading import keyset
 from composite_logstore.reading.records import (
     SEQUENCE,
     STREAM,
@@ -311,3 +313,46 @@ def test_a_forged_token_is_refused(token: str, direction: Direction) -> None:
     with pytest.raises(ValueError, match="token"):
         reader.read(PageRequest(LOGS, direction, token, 5, LogsEntriesFilter()))
     assert reader.searches == 0
+
+
+@pytest.mark.parametrize("passing", PASSING)
+def test_what_was_found_before_a_search_fails_is_a_page(passing: type[Exception]) -> None:
+    class Failing(ListReader):
+        def search(self, query: Query, allowance: Allowance) -> Answer:
+            if self.searches:
+                raise passing("Try again later.")
+            return super().search(query, allowance)
+
+    reader = Failing([make(number) for number in range(9)], ties=True, most=3)
+    page = reader.read(PageRequest(LOGS, "newer", None, 9, LogsEntriesFilter(search="x")))
+    assert page.entries
+    with pytest.raises(passing):
+        reader.read(PageRequest(LOGS, "newer", page.newer, 9, LogsEntriesFilter(search="x")))
+
+
+@pytest.mark.parametrize("scans", [False, True])
+def test_zenml_is_asked_once_when_the_stream_ended(monkeypatch: pytest.MonkeyPatch, scans: bool) -> None:
+    asked = []
+    monkeypatch.setattr(keyset, "ended_at", lambda logs: asked.append(logs))
+    reader = ListReader([make(number) for number in range(9)], ties=True, most=3)
+    if scans:
+        assert sum(len(scanned.contents) for scanned in reader.scan(LOGS)) == 9
+    else:
+        assert reader.read(PageRequest(LOGS, "older", None, 5, LogsEntriesFilter())).entries
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("narrows", "asked"), [(True, 60), (False, 80)])
+def test_a_backend_that_cannot_narrow_is_asked_for_more(narrows: bool, asked: int) -> None:
+    limits = []
+
+    class Reader(ListReader):
+        def search(self, query: Query, allowance: Allowance) -> Answer:
+            limits.append(query.limit)
+            return super().search(query, allowance)
+
+    reader = Reader([make(number) for number in range(9)], ties=True, most=80)
+    reader.narrows = narrows  # type: ignore[misc]
+    reader.read(PageRequest(LOGS, "newer", None, 10, LogsEntriesFilter(search="x")))
+    reader.read(PageRequest(LOGS, "newer", None, 10, LogsEntriesFilter()))
+    assert limits == [asked, 60]

@@ -13,7 +13,7 @@ from zenml.enums import LoggingLevels
 from zenml.exceptions import DoesNotExistException
 from zenml.models import LogsResponse
 
-from composite_logstore import AnswerTooLargeError, Bounds, PageRequest, UnavailableError
+from composite_logstore import Allowance, AnswerTooLargeError, Bounds, PageRequest, Query, UnavailableError
 from composite_logstore.testing import make_events, make_logs, make_stream
 from composite_logstore.testing.contract import walk
 from composite_logstore.zenml import (
@@ -92,6 +92,22 @@ def test_a_nanosecond_that_is_not_the_events_is_not_believed(cloudwatch: Simulat
 
     assert [entry.message for entry in read(logs)] == ["0", "1", "2"]
     assert [entry.message for entry in read(logs, limit=1)] == ["2"]
+
+
+def test_as_many_events_are_asked_for_as_the_query_wants(cloudwatch: SimulatedCloudWatch) -> None:
+    """After an answer that was too large, that is fewer, whatever the page is narrowed to."""
+    stream = make_stream()
+    asked: list[int] = []
+
+    def answer(operation: str, request: dict[str, Any]) -> None:
+        asked.append(request["limit"])
+
+    cloudwatch.answer = answer
+    cloudwatch.streams[f"zenml/{stream.id}"] = []
+    now = time.time_ns()
+    query = Query(stream.id, "older", now - 10**9, now, None, 15, 17, "x")
+    CloudwatchReader(CONFIG).search(query, Allowance())
+    assert set(asked) == {15}
 
 
 def test_a_log_without_a_log_stream_is_empty(cloudwatch: SimulatedCloudWatch) -> None:
