@@ -71,17 +71,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def cause_of(error: BaseException, kind: type[Cause]) -> Cause | None:
     """Return the exception of that kind that caused an error of `requests`. An `OSError` must come from the system."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        candidate = pending.pop()
-        if candidate is None or id(candidate) in seen:
-            continue
-        seen.add(id(candidate))
-        if isinstance(candidate, kind) and not (kind is OSError and not getattr(candidate, "strerror", None)):
-            return candidate
-        pending += [candidate.__cause__, candidate.__context__]
-        pending += [part for part in candidate.args if isinstance(part, BaseException)]
+    for cause in _causes(error):
+        if isinstance(cause, kind) and not (kind is OSError and not getattr(cause, "strerror", None)):
+            return cause
     return None
 
 
@@ -334,7 +326,7 @@ def _causes(error: BaseException) -> list[BaseException]:
         candidate = pending.pop()
         if isinstance(candidate, BaseException) and not any(candidate is other for other in causes):
             causes.append(candidate)
-            pending += [candidate.__cause__, candidate.__context__, *candidate.args]
+            pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]
     return causes
 
 

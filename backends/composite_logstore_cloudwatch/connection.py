@@ -26,7 +26,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from zenml.constants import ENV_ZENML_SERVER
 from zenml.exceptions import IllegalOperationError
 
-from composite_logstore import AnswerTooLargeError, HttpClient, UnavailableError, quote, seconds_asked_for
+from composite_logstore import AnswerTooLargeError, HttpClient, UnavailableError, cause_of, quote, seconds_asked_for
 
 if TYPE_CHECKING:
     from zenml.service_connectors.service_connector import ServiceConnector
@@ -246,17 +246,16 @@ class Connection:
 
     def _unreached(self, error: Exception, is_late: bool) -> Exception:
         """Return the error for a request without an answer. The text of `error` may repeat the request's headers."""
-        causes = list(_causes(error))
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return UnavailableError(
-                    f"the certificate of {self._url} cannot be trusted ({cause.verify_message}); check 'endpoint_url', "
-                    f"or name the authority that signed it in AWS_CA_BUNDLE"
-                )
-        system = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
-        how = "did not answer in time" if is_late else f"cannot be reached: {system or type(error).__name__}"
+        if tls := cause_of(error, ssl.SSLCertVerificationError):
+            return UnavailableError(
+                f"the certificate of {self._url} cannot be trusted ({tls.verify_message}); check 'endpoint_url', "
+                f"or name the authority that signed it in AWS_CA_BUNDLE"
+            )
+        system = cause_of(error, OSError)
+        why = system.strerror if system else type(error).__name__
+        how = "did not answer in time" if is_late else f"cannot be reached: {why}"
         # Without a connection, the size of the request is not the cause.
-        return UnreachedError(f"{self._url} {how}", not any(isinstance(cause, _UNCONNECTED) for cause in causes))
+        return UnreachedError(f"{self._url} {how}", not any(cause_of(error, kind) for kind in _UNCONNECTED))
 
     def close(self) -> None:
         """Close the connections."""
@@ -271,10 +270,15 @@ def url_of(config: CloudwatchChildConfig, region: str | None = None) -> str:
     Args:
         config: The child's settings.
         region: The region, if it is known.
+
+    Raises:
+        UnavailableError: Nothing names the region.
     """
     if config.endpoint_url:
         return f"{config.endpoint_url.rstrip('/')}/"
     region = region or config.region or boto3.Session().region_name
+    if not region:
+        raise UnavailableError("boto3 knows no region; set 'region'")
     return f"https://logs.{region}.amazonaws.com{'.cn' if str(region).startswith('cn-') else ''}/"
 
 
@@ -344,15 +348,3 @@ def _service_error(
         quote(said, hidden) if isinstance(said, str) else "",
         seconds_asked_for(response.headers),
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it wraps: `requests` and urllib3 each wrap errors once more."""
-    waiting: list[Any] = [error]
-    seen: list[BaseException] = []
-    while waiting:
-        cause = waiting.pop(0)
-        if isinstance(cause, BaseException) and not any(cause is other for other in seen):
-            seen.append(cause)
-            yield cause
-            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
