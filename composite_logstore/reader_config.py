@@ -144,6 +144,14 @@ class HttpCredentialsConfig(ReaderConfig):
                 raise ValueError("has a line break or a control character; copy it again")
         return value
 
+    @field_validator("username")
+    @classmethod
+    def _username_fits_a_header(cls, value: str | None) -> str | None:
+        # https://www.rfc-editor.org/rfc/rfc7617#section-2
+        if value is not None and (":" in value or not value.isprintable()):
+            raise ValueError("holds a colon or a control character, which no user may have; correct it")
+        return value
+
     @field_validator("api_key")
     @classmethod
     def _is_ascii(cls, value: SecretStr | None) -> SecretStr | None:

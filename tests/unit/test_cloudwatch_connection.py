@@ -105,6 +105,11 @@ def test_where_requests_go(settings: dict[str, Any], region: str | None, url: st
     assert url_of(make(**settings), region) == url
 
 
+def test_without_a_region_no_host_is_asked() -> None:
+    with pytest.raises(UnavailableError, match="'region'"):
+        url_of(make(region=None))
+
+
 def test_region_and_credentials_have_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnavailableError, match="'region'"):
         connect(region=None)

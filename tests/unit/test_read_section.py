@@ -90,6 +90,8 @@ def test_settings_survive_registration() -> None:
         ({**SECTION, "url": "https://lines.example:99999"}, ["'read.url'"]),
         ({**SECTION, "password": "s3cret"}, ["'read.password'", "'username'"]),
         ({**SECTION, "username": "a", "api_key": "s3cret"}, ["'read.api_key'", "'username'"]),
+        ({**SECTION, "username": "a:b", "password": "s3cret"}, ["'read.username'", "colon"]),
+        ({**SECTION, "username": "a\nb", "password": "s3cret"}, ["'read.username'", "control character"]),
         ({**SECTION, "api_key": "s3cret\nx"}, ["'read.api_key'", "line break"]),
         ({**SECTION, "api_key": " "}, ["'read.api_key'", "empty"]),
         ({**SECTION, "api_key": "s3crét"}, ["'read.api_key'", "copy it again"]),
