@@ -168,7 +168,7 @@ class CloudwatchExporter:
             if not error.is_refused or not error.code:
                 raise
             raise UnavailableError(
-                f"log group '{self._config.log_group}' does not exist, and AWS does not allow to create it "
+                f"log group '{self._config.log_group}' does not exist, and AWS does not allow creating it "
                 f"({error.code}); create it, allow logs:CreateLogGroup, or check 'log_group' and 'region'"
             ) from None
         self._owes_retention = self._config.retention_days is not None

@@ -270,7 +270,9 @@ def ask(searches: HttpSearches, path: str, body: Any, allowance: Allowance) -> M
     if answer.get("error"):
         raise LogStoreUnavailableError("Elasticsearch failed in the middle of its answer. Try again later.")
     if answer.get("timed_out") is not False or type(failed) is not int:
-        raise LogStoreError("Elasticsearch returned an invalid search result. Check that it is one which answers.")
+        raise LogStoreError(
+            "Elasticsearch returned an invalid search result. Check that it answers there itself, and not a proxy."
+        )
     return answer
 
 

@@ -108,8 +108,9 @@ class VictoriaLogsReader(TimeSortedReader):
         # A single entry that lost it says nothing about this stream.
         if records and not any("zenml.log.id" in record.attributes for record in records):
             raise LogStoreError(
-                "VictoriaLogs has entries from this time without the attribute 'zenml.log.id', by which it finds them. "
-                "Remove the rule that drops or renames it: in a processor of the collector, or 'VL-Ignore-Fields'."
+                "VictoriaLogs has entries from this time without the attribute 'zenml.log.id', by which they are "
+                "found. Remove the rule that drops or renames it: in a processor of the collector, or "
+                "'VL-Ignore-Fields'."
             )
 
     def _records(self, query: str, allowance: Allowance) -> list[Record]:

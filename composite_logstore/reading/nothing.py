@@ -68,7 +68,8 @@ def explain(
     if not reasons:
         return None
     if others:
-        reasons.append(f"Child {quoted(others)} may have more: `composite-logstore logs RUN --from {others[0]}`.")
+        which = "Child" if len(others) == 1 else "Children"
+        reasons.append(f"{which} {quoted(others)} may have more: `composite-logstore logs RUN --from {others[0]}`.")
     return LogEntry(
         # The same ID each time that the page is read.
         id=uuid5(NAMESPACE_URL, f"composite-logstore/{logs.id}/{name}/nothing"),
