@@ -83,10 +83,12 @@ def download(path: Path, force: bool) -> Iterator[Download]:
         with open(descriptor, "wb") as raw:
             file = io.TextIOWrapper(_compressed(path, raw), encoding="utf-8", errors="backslashreplace")
             written = Download(path, file)
-            yield written
-            with _in_words(path):
-                # Writes the last block.
-                file.close()
+            try:
+                yield written
+            finally:
+                with _in_words(path):
+                    # Writes the last block.
+                    file.close()
         if written.is_complete:
             with _in_words(path):
                 os.chmod(temporary, 0o666 & ~_umask())

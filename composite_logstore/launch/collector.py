@@ -89,7 +89,8 @@ class Output:
 
     def resize(self) -> None:
         """Give a pseudo-terminal the size of the terminal."""
-        with suppress(OSError):
+        # The thread that reads may have closed it.
+        with suppress(OSError, ValueError):
             import fcntl
             import termios
 
@@ -182,7 +183,8 @@ class Collector:
         """
         self._take = take
         self._captures = captures
-        self._lock = threading.Lock()
+        # Reentrant: the handler of SIGWINCH may interrupt the code that holds it.
+        self._lock = threading.RLock()
         self._outputs: list[Output] = []
         self._threads: list[threading.Thread] = []
         self._folder = tempfile.mkdtemp(prefix="composite-logstore-")
@@ -253,8 +255,9 @@ class Collector:
     def _start(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target, name="composite-logstore run", daemon=True)
         with self._lock:
-            self._threads = [thread for thread in self._threads if thread.is_alive()] + [thread]
-        thread.start()
+            # Started first: one that does not run yet would be taken for one that has ended.
+            thread.start()
+            self._threads = [*(other for other in self._threads if other.is_alive()), thread]
 
     def _listen(self) -> None:
         while True:
@@ -265,10 +268,14 @@ class Collector:
             except OSError:
                 time.sleep(0.1)
                 continue
-            if len(self._threads) > self._most_processes:
+            if sum(thread.is_alive() for thread in self._threads) > self._most_processes:
                 connection.close()
-            else:
+                continue
+            try:
                 self._start(lambda connection=connection: self._serve(connection))  # type: ignore[misc]
+            except RuntimeError:
+                # The system allows no more threads.
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, ValueError, TypeError, LookupError, AttributeError):

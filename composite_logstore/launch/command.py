@@ -15,7 +15,7 @@ import threading
 from typing import Any
 
 from composite_logstore.capture.open_streams import VARIABLE
-from composite_logstore.capture.process import attributes
+from composite_logstore.capture.process import PID, attributes
 from composite_logstore.joining import find_in_time, is_below_run
 from composite_logstore.launch.collector import Collector
 
@@ -71,14 +71,13 @@ def run(command: list[str], capture_fd: bool) -> int:
     except OSError as error:
         collector.close()
         return _refused(command, error)
+    given[PID] = process.pid
     if outputs:
-        given["process.pid"] = process.pid
         collector.watch(outputs)
     relay.begin(process)
     code = _wait(process)
     collector.close()
     if code < 0:
-        given["process.pid"] = process.pid
         joined.take(_last_words(command[0], process.pid, -code), given)
     with contextlib.suppress(Exception):
         joined.flush()

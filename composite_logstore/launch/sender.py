@@ -55,8 +55,8 @@ class Sender:
         attributes, fields = self._attributes(), _fields_of(record)
         try:
             content = json.dumps([attributes, fields], default=_plain).encode()
-        except (ValueError, RecursionError):
-            # Something contains itself.
+        except (TypeError, ValueError, RecursionError):
+            # Something contains itself, or a mapping has keys that JSON does not know.
             fields["extra"] = {key: _text(value) for key, value in fields["extra"].items()}
             content = json.dumps([attributes, fields], default=_plain).encode()
         if len(content) > MOST_BYTES:
