@@ -26,7 +26,7 @@ from composite_logstore.zenml import LogStoreUnavailableError
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
 from tests.unit.test_backfilling import archive, write
-from tests.unit.test_cli import Machine, clock, machine  # noqa: F401 - fixtures
+from tests.unit.test_cli import Machine, machine  # noqa: F401 - a fixture
 
 # All that a terminal obeys, and all that is there and not seen. A line break is looked at by itself.
 OBEYED = re.compile(
