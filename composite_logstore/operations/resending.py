@@ -246,6 +246,11 @@ class Resending:
         processed = self._processor.process(wanted)
         if len(wanted) < len(events):
             processed.withheld["below 'min_level'"] += len(events) - len(wanted)
+        # Events over the budget stay here and can be sent later, so no notice in the log stands in for one of them.
+        sent = [event for event in processed.events if NOTICE not in event.attributes]
+        if len(sent) < len(processed.events):
+            processed.withheld[REASON] += len(processed.events) - len(sent)
+            processed.events = sent
         return processed
 
     def _settle(self, events: _Events, processed: Processed, again: Sequence[RejectedEvent]) -> None:
@@ -259,10 +264,7 @@ class Resending:
         self._give_up_at = self._clock.now() + GIVE_UP_SECONDS
         self._processor.commit(processed)
         self._result.withheld += processed.withheld
-        # A notice stands in place of an event that the budget withholds.
-        sent = [event.number for event in processed.events if NOTICE not in event.attributes]
-        self._result.withheld[REASON] += len(processed.events) - len(sent)
-        self._result.withheld = +self._result.withheld
+        sent = [event.number for event in processed.events]
         rejected = again[0].number if again else 0
         self._result.delivered += max(0, len(sent) - rejected)
         if again and self._folder.keep(self._result.child, again).error is not None:

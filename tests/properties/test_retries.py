@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from composite_logstore import CompositeLogStoreConfig
 from composite_logstore.operations import retry_rejected
@@ -81,7 +81,7 @@ class Retries(RuleBasedStateMachine):
         self.folder.keep("a", [RejectedEvent(one, "too old", NOON, 1, 1 if is_certain else 9) for one in events])
         self.rejected.update(event.uid for event in events)
 
-    @rule(fault=st.none() | st.sampled_from([fault for fault in FAULTS if fault != "silent"]))
+    @rule(fault=st.sampled_from([None, *(fault for fault in FAULTS if fault != "silent")]))
     def fail(self, fault: str | None) -> None:
         self.backend.fault = fault
 
@@ -92,6 +92,7 @@ class Retries(RuleBasedStateMachine):
     def kept(self) -> list[KeptLine]:
         return list(self.folder.read("a"))
 
+    @precondition(kept)
     @rule(uncertain=st.booleans())
     def retry(self, uncertain: bool) -> None:
         before = [line.rejected for line in self.kept() if line.rejected and (uncertain or line.rejected.is_certain)]
@@ -109,6 +110,7 @@ class Retries(RuleBasedStateMachine):
             if self.backend.fault not in ("answer lost", "rejects one"):
                 assert one.delivered == len(arrived)
 
+    @precondition(kept)
     @rule(uncertain=st.booleans(), after=st.integers(0, 3))
     def be_killed(self, uncertain: bool, after: int) -> None:
         """The process is killed when it is about to remove what the backend has answered for."""
@@ -157,7 +159,7 @@ class Retries(RuleBasedStateMachine):
 
 
 def test_a_rejected_event_is_delivered_once_or_kept_and_a_kill_makes_copies_at_most() -> None:
-    run(Retries, 15, 20)
+    run(Retries, 30, 20)
 
 
 def _keep_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,4 +190,4 @@ def _remove_what_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_machine_finds_planted_bugs(bug: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
     with pytest.raises(AssertionError):
-        run(Retries, 40, 20, phases=[Phase.generate], database=None, report_multiple_bugs=False)
+        run(Retries, 150, 20, phases=[Phase.generate], database=None, report_multiple_bugs=False)

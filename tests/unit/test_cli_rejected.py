@@ -244,6 +244,17 @@ def test_what_exceeds_the_budget_stays(machine: Machine) -> None:
     assert [message for message, _ in machine.kept()] == ["e"]
 
 
+@pytest.mark.parametrize("says", ["nothing", "which", "how many"])
+def test_what_exceeds_the_budget_is_neither_sent_nor_rejected(machine: Machine, says: str) -> None:
+    # A notice in place of such an event would be taken for the event.
+    machine.register(make_child("a", Judging(says, *"abcde"), budget={"events": 2, "per": "minute", "then": "stop"}))
+    machine.reject(list("abcde"))
+    (one,) = machine.values("retry", "logs", code=1)["children"]
+    assert (one["delivered"], one["rejected"], one["remaining"]) == (0, {"still bad": 2}, 5)
+    assert (one["withheld"], backend().messages) == ({"over budget": 3}, [])
+    assert sorted(machine.kept()) == [(name, "still bad" if name in "ab" else "too old") for name in "abcde"]
+
+
 def test_batches_have_one_writer_in_order_and_the_child_s_size(machine: Machine) -> None:
     machine.register(make_child("a", max_export_batch_size=2))
     first, second = sorted(secrets.token_hex(8)[:15] for _ in range(2))
