@@ -19,6 +19,7 @@ from composite_logstore.cli.console import (
     show_differences,
     show_table,
     warn,
+    yes_option,
 )
 from composite_logstore.inert import paragraph
 
@@ -77,9 +78,6 @@ def _joined(settings: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], bool]
     return {name: value for one in settings for name, value in one.items()}, False
 
 
-_yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-
-
 @child.command("list", cls=Command, examples=["child list logs"])
 @click.argument("store")
 @output_option
@@ -111,7 +109,7 @@ def list_(store: str, output: str) -> None:
 @click.argument("store")
 @click.argument("settings", metavar="KEY=VALUE...|JSON|@FILE", nargs=-1, required=True, type=Settings())
 @dry_run_option
-@_yes_option
+@yes_option
 @output_option
 def add(store: str, settings: tuple[dict[str, Any], ...], dry_run: bool, yes: bool, output: str) -> None:
     """Add a child to a log store.
@@ -140,7 +138,7 @@ def add(store: str, settings: tuple[dict[str, Any], ...], dry_run: bool, yes: bo
 @click.argument("settings", metavar="[KEY=VALUE...|JSON|@FILE]", nargs=-1, type=Settings())
 @click.option("--unset", metavar="KEY", multiple=True, help="Give this setting its default again. Can be repeated.")
 @dry_run_option
-@_yes_option
+@yes_option
 @output_option
 def set_(
     store: str,
@@ -173,7 +171,7 @@ def set_(
 @click.argument("store")
 @click.argument("child")
 @dry_run_option
-@_yes_option
+@yes_option
 @output_option
 def remove(store: str, child: str, dry_run: bool, yes: bool, output: str) -> None:
     """Remove a child from a log store.

@@ -41,6 +41,8 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Make all checks, show what would be done, and change nothing."
 )
 
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
 NOTHING_CHANGED = "This was a dry run: nothing has changed."
 
 

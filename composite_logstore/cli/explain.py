@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import Command, console, output_option, say, say_json, show_table, status, warn
+from composite_logstore.cli.console import (
+    Command,
+    console,
+    counted,
+    output_option,
+    say,
+    say_json,
+    show_table,
+    status,
+    warn,
+)
 
 if TYPE_CHECKING:
     from composite_logstore.operations import Effect, Explanation
@@ -88,8 +98,8 @@ def _show(found: Explanation, run: str | None) -> None:
         rows += [_row("redacted", effect.rule, effect) for effect in found.redacted]
         show_table(["What", "By", "Events", "Size", "Example"], rows, numbers=["Events", "Size"])
         say(
-            f"Of {_events(found.events)}, {_size(found.bytes)}, child '{found.child}' gets {found.sent.events:,}, "
-            f"{_size(found.sent.bytes)}.\n"
+            f"Of {counted(found.events, 'event')}, {_size(found.bytes)}, child '{found.child}' gets "
+            f"{found.sent.events:,}, {_size(found.sent.bytes)}.\n"
         )
         say(f"Saved: {found.saved_events:.0%} of the events, {found.saved_bytes:.0%} of the bytes.")
         if not found.is_whole:
@@ -105,10 +115,6 @@ def _row(what: str, rule: str, effect: Effect) -> tuple[str, ...]:
     if len(example) > most:
         example = f"{example[: most - 1].rstrip('…')}…"
     return what, rule, f"{effect.events:,}", _size(effect.bytes), example
-
-
-def _events(number: int) -> str:
-    return f"{number:,} {'event' if number == 1 else 'events'}"
 
 
 def _size(number: int) -> str:

@@ -23,6 +23,7 @@ from composite_logstore.cli.console import (
     say_json,
     show_table,
     warn,
+    yes_option,
 )
 from composite_logstore.cli.options import Moment
 from composite_logstore.inert import paragraph
@@ -98,7 +99,7 @@ class Target(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--status", is_flag=True, help="Show how far the move is, and change nothing.")
 @click.option("--undo", "is_undo", is_flag=True, help="Undo the last stage that changed something.")
 @dry_run_option
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_option
 @click.pass_context
 def migrate(

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import NOTHING_CHANGED, Command, dry_run_option, output_option, say, say_json
+from composite_logstore.cli.console import (
+    NOTHING_CHANGED,
+    Command,
+    dry_run_option,
+    output_option,
+    say,
+    say_json,
+    yes_option,
+)
 from composite_logstore.names import command
 
 if TYPE_CHECKING:
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("child")
 @click.option("--force", is_flag=True, help="Do not compare CHILD with the primary first.")
 @dry_run_option
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_option
 def promote(store: str, child: str, force: bool, dry_run: bool, yes: bool, output: str) -> None:
     """Make a child the primary, from which logs are read.

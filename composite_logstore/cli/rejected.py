@@ -24,6 +24,7 @@ from composite_logstore.cli.console import (
     show_table,
     status,
     warn,
+    yes_option,
 )
 from composite_logstore.names import command
 
@@ -273,7 +274,7 @@ def _say_retried(one: Retried, dry_run: bool) -> None:
 @_store
 @_child
 @dry_run_option
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_option
 def purge(store: str, child: str | None, dry_run: bool, yes: bool, output: str) -> None:
     """Delete rejected events for good.

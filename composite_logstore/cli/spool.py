@@ -27,6 +27,7 @@ from composite_logstore.cli.console import (
     show_table,
     status,
     warn,
+    yes_option,
 )
 from composite_logstore.names import quoted
 
@@ -351,7 +352,7 @@ def _account(child: str, account: ChildStats, to: str | None) -> str:
     help="Only events for this child; those for other children stay. Can be repeated.",
 )
 @dry_run_option
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@yes_option
 @output_option
 def purge_(stores: tuple[str, ...], children: tuple[str, ...], dry_run: bool, yes: bool, output: str) -> None:
     """Delete undelivered events without delivering them.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import Command, output_option, say, say_json, show_differences, warn
+from composite_logstore.cli.console import Command, counted, output_option, say, say_json, show_differences, warn
 
 if TYPE_CHECKING:
     from composite_logstore.operations import Validation
@@ -59,7 +59,7 @@ def _show(file: str, result: Validation, store: str | None) -> None:
     if result.is_valid:
         say(f"{file} is valid: {', '.join(result.children)}.", style="success")
     else:
-        say(f"{file} is not valid: {len(result.mistakes)} {'mistake' if len(result.mistakes) == 1 else 'mistakes'}.")
+        say(f"{file} is not valid: {counted(len(result.mistakes), 'mistake')}.")
 
 
 @click.command(cls=Command, examples=["schema > children.schema.json"])

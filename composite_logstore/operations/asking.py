@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from composite_logstore import secret_references
-from composite_logstore.backend import PageRequest, UnavailableError
+from composite_logstore.backend import PageRequest
 from composite_logstore.config import ChildConfig
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def ask(children: Sequence[ChildConfig], logs: LogsResponse, seconds: float | No
 def _answer(child: ChildConfig, logs: LogsResponse) -> Answer:
     from zenml.exceptions import DoesNotExistException
 
-    from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, LogStoreRateLimitError
+    from composite_logstore.parity.scan import is_foreseen
+    from composite_logstore.zenml import LogsEntriesFilter, LogStoreRateLimitError
 
     try:
         with closing(secret_references.resolve(child).create_reader()) as reader:
@@ -73,7 +74,5 @@ def _answer(child: ChildConfig, logs: LogsResponse) -> Answer:
     except (DoesNotExistException, LogStoreRateLimitError):
         # The backend is there.
         return Answer()
-    except (LogStoreError, UnavailableError, ValueError) as error:
-        return Answer(trouble=str(error))
     except Exception as error:
-        return Answer(trouble=f"its reader raised {type(error).__name__}")
+        return Answer(trouble=str(error) if is_foreseen(error) else f"its reader raised {type(error).__name__}")

@@ -143,7 +143,7 @@ def collector_config(store: str, endpoint: str = "http://localhost:4318") -> Col
     moved = [children[name] for name in exporters]
     sender = _sender(found.config, moved, exporters, reader, endpoint)
     result.settings = _settings(found.config, result, moved, exporters, sender)
-    result.log_store = _log_store(found, result, exporters, sender, reader)
+    result.log_store = _log_store(found, exporters, sender, reader)
     return result
 
 
@@ -330,7 +330,6 @@ def _sender(
 
 def _log_store(
     found: RegisteredStore,
-    result: CollectorConfig,
     exporters: Mapping[str, CollectorExporter],
     sender: Mapping[str, Any],
     reader: str | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from uuid import uuid5
 
 import composite_logstore
-from composite_logstore.catalog.errors import ArgumentError, asking_zenml, nearest
+from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml, nearest
 from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, explain
 from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
@@ -235,7 +235,12 @@ def _is_readable(log_store: ComponentResponse) -> bool:
     from zenml.stack import StackComponent
 
     with asking_zenml():
-        loaded = StackComponent.from_model(log_store)
+        try:
+            loaded = StackComponent.from_model(log_store)
+        except ImportError as error:
+            # An integration of ZenML is missing here.
+            why = f"log store '{log_store.name}' cannot be loaded here ({type(error).__name__})"
+            raise NoAnswerError(why) from error
     assert isinstance(loaded, BaseLogStore)
     try:
         fetch_page(loaded, logs_of_checks(log_store.id), limit=1)
