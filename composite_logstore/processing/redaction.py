@@ -290,6 +290,8 @@ class Redact(Step):
         self._masks_secrets = settings.secrets
         self._told: set[str] = set()
         self._places: dict[tuple[str, str, str, str], tuple[tuple[str, str, str, str], frozenset[str]]] = {}
+        # A stream → its attributes when they were last masked, and the names of what was masked in them.
+        self._of_streams: WeakKeyDictionary[Stream, tuple[dict[str, Plain], set[str]]] = WeakKeyDictionary()
         self._streams: WeakKeyDictionary[Stream, Stream] = WeakKeyDictionary()
         self._lines = _KeyLines()
 
@@ -301,6 +303,7 @@ class Redact(Step):
                 self._secrets.learn(stream)
         if self._redactor.refresh():
             self._places.clear()
+            self._of_streams.clear()
         if self._masks_secrets and len(self._secrets.ignored) > len(self._told):
             self._warn()
         streams: dict[Stream, tuple[Stream, set[str]]] = {}
@@ -412,16 +415,16 @@ class Redact(Step):
 
     def _stream(self, stream: Stream) -> tuple[Stream, set[str]] | None:
         """Return a stream with its attributes masked, and the names of what was masked. None if nothing was."""
-        names: set[str] = set()
-        metadata = self._redactor.mapping(stream.attributes, names)
-        if not names:
-            return None
-        masked = self._streams.get(stream)
-        if masked is None:
-            masked = Stream(stream.id, {}, stream.artifact_store_id, stream.stderr_level)
-            self._streams[stream] = masked
-        masked.metadata = metadata
-        return masked, names
+        attributes = stream.attributes
+        before, names = self._of_streams.get(stream, ({}, set()))
+        if attributes != before:
+            names = set()
+            metadata = self._redactor.mapping(attributes, names)
+            if names:
+                masked = Stream(stream.id, {}, stream.artifact_store_id, stream.stderr_level)
+                self._streams.setdefault(stream, masked).metadata = metadata
+            self._of_streams[stream] = attributes, names
+        return (self._streams[stream], names) if names else None
 
 
 def _with_escapes(text: str, places: Sequence[int]) -> Iterator[int]:

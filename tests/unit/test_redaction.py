@@ -251,6 +251,31 @@ def test_a_secret_that_becomes_known_later_is_masked_from_then_on() -> None:
     assert process(masks, [make_event("hunter2!")])[0][0].message == "[redacted:secret]"
 
 
+def test_the_attributes_of_a_stream_are_searched_once_until_they_or_the_secrets_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[str] = []
+    redact = Redactor.redact
+
+    def record(redactor: Redactor, text: str) -> tuple[str, frozenset[str]]:
+        searched.append(text)
+        return redact(redactor, text)
+
+    monkeypatch.setattr(Redactor, "redact", record)
+    secrets = KnownSecrets()
+    masks = Redact(RedactSettings(), secrets)
+    stream = make_stream(note="hunter2! sesame!")
+    for secret, name in (("", "train"), ("hunter2!", "train"), ("", "hunter2!"), ("sesame!", "hunter2!")):
+        secrets.note("a secret", secret)
+        stream.metadata["zenml.pipeline.name"] = name
+        searched.clear()
+        shown = [process(masks, [event])[0][0].stream for event in make_events(["one", "two", "three"], stream)]
+        assert searched.count(stream.metadata["note"]) == 1
+        expected = {key: redact(redactor(secrets), value)[0] for key, value in stream.attributes.items()}
+        assert [one.attributes for one in shown] == [expected] * 3
+    assert set(expected.values()) >= {"[redacted:secret]", "[redacted:secret] [redacted:secret]"}
+
+
 def test_secrets_are_not_masked_if_the_settings_say_so() -> None:
     assert process(step("hunter2!", secrets=False), [make_event("hunter2!")])[1] == {}
 
