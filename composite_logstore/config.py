@@ -280,7 +280,7 @@ class ChildConfig(Section):
     def create_processor(self) -> Processor:
         """Create what processes each batch before it is exported, with secrets resolved."""
         steps: list[Step] = [StripEscapes()] if self.ansi == "strip" else []
-        if self.redact is not None and self.is_selective and self.redact.masks_private_keys:
+        if self.redact is not None and self.redact.masks_private_keys:
             steps.append(MarkKeyLines())
         steps += self._selecting_steps()
         if self.collapse_repeats:

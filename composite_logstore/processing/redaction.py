@@ -104,7 +104,6 @@ class Redactor:
         self._patterns = [pattern.replace("(?P<secret>", "(?:") for pattern in self._patterns]
         for own in settings.patterns:
             self._add(own.name, own.pattern, own.masked_as)
-        self.masks_private_keys = any(rule.name == PRIVATE_KEY for rule in self._rules)
         self.sees_edges = any(edge in own.pattern for own in settings.patterns for edge in _EDGES)
         self._which = ExpressionSet(self._patterns)
         self._forms: list[str] = []
@@ -229,20 +228,24 @@ class Redactor:
         return masked
 
 
-class _KeyLines:
-    """Knows the private keys of which each line is an event."""
+class MarkKeyLines(Step):
+    """Marks the lines of private keys for `Redact`, before other steps withhold the first line that tells them."""
 
     def __init__(self) -> None:
+        """Know no key yet."""
         # A stream, a writer and a logger → the number of the event with the first line of a private key, and of the one
         # with the last. Deliveries repeat events, so these are not a state that moves.
         self._blocks: OrderedDict[tuple[UUID, str, str], tuple[int, int]] = OrderedDict()
 
-    @property
-    def is_any(self) -> bool:
-        """Whether there is such a key."""
-        return bool(self._blocks)
+    def process(self, batch: Processed) -> None:
+        """Mark them."""
+        if self._blocks or any("-----" in event.message for event in batch.events):
+            batch.events = [
+                event._replace(metadata={**event.metadata, _KEY_LINE_MARK: True}) if self._is_line(event) else event
+                for event in batch.events
+            ]
 
-    def has(self, event: LogEvent) -> bool:
+    def _is_line(self, event: LogEvent) -> bool:
         """Return whether an event is a line of a private key whose first line was another event.
 
         Of what else is logged meanwhile only lines that look alike are masked, too.
@@ -264,24 +267,8 @@ class _KeyLines:
         return _KEY_LINE.fullmatch(event.message) is not None
 
 
-class MarkKeyLines(Step):
-    """Marks the lines of private keys for `Redact`, before other steps withhold the first line that tells them."""
-
-    def __init__(self) -> None:
-        """Know no key yet."""
-        self._lines = _KeyLines()
-
-    def process(self, batch: Processed) -> None:
-        """Mark them."""
-        if self._lines.is_any or any("-----" in event.message for event in batch.events):
-            batch.events = [
-                event._replace(metadata={**event.metadata, _KEY_LINE_MARK: True}) if self._lines.has(event) else event
-                for event in batch.events
-            ]
-
-
 class Redact(Step):
-    """Masks secrets and keys in each event of a batch."""
+    """Masks secrets and keys in each event of a batch, and the lines of private keys that `MarkKeyLines` has marked."""
 
     def __init__(self, settings: RedactSettings, secrets: KnownSecrets = known_secrets) -> None:
         """Prepare. The arguments are those of `Redactor`."""
@@ -293,7 +280,6 @@ class Redact(Step):
         # A stream → its attributes when they were last masked, and the names of what was masked in them.
         self._of_streams: WeakKeyDictionary[Stream, tuple[dict[str, Plain], set[str]]] = WeakKeyDictionary()
         self._streams: WeakKeyDictionary[Stream, Stream] = WeakKeyDictionary()
-        self._lines = _KeyLines()
 
     def process(self, batch: Processed) -> None:
         """Mask everything, and count the events by the names of what was masked."""
@@ -336,8 +322,6 @@ class Redact(Step):
 
     def _may_change(self, chunk: Sequence[LogEvent]) -> bool:
         """Return whether some event of a chunk may have something to mask."""
-        if self._lines.is_any:
-            return True
         texts: list[str] = []
         for event in chunk:
             texts.append(event.message)
@@ -375,8 +359,7 @@ class Redact(Step):
         redactor = self._redactor
         message, found = redactor.redact(event.message)
         names |= found
-        is_marked = _KEY_LINE_MARK in event.metadata
-        if self._redactor.masks_private_keys and (self._lines.has(event) or is_marked):
+        if _KEY_LINE_MARK in event.metadata:
             message = placeholder(PRIVATE_KEY)
             names.add(PRIVATE_KEY)
         exception = event.exception

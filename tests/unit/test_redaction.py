@@ -29,7 +29,7 @@ from composite_logstore.plain import text_of
 from composite_logstore.processing import known_secrets
 from composite_logstore.processing.key_formats import FORMATS
 from composite_logstore.processing.known_secrets import LONGEST, MOST, SHORTEST, KnownSecrets
-from composite_logstore.processing.processor import Processed
+from composite_logstore.processing.processor import Processed, Processor
 from composite_logstore.processing.redaction import MOST_LINES, REDACTED, Redact, Redactor
 from composite_logstore.processing.settings import RedactSettings
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_event
@@ -251,17 +251,21 @@ def test_a_secret_that_becomes_known_later_is_masked_from_then_on() -> None:
     assert process(masks, [make_event("hunter2!")])[0][0].message == "[redacted:secret]"
 
 
-def test_the_attributes_of_a_stream_are_searched_once_until_they_or_the_secrets_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    searched: list[str] = []
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the texts that have been searched each by itself."""
+    texts: list[str] = []
     redact = Redactor.redact
 
     def record(redactor: Redactor, text: str) -> tuple[str, frozenset[str]]:
-        searched.append(text)
+        texts.append(text)
         return redact(redactor, text)
 
     monkeypatch.setattr(Redactor, "redact", record)
+    return texts
+
+
+def test_the_attributes_of_a_stream_are_searched_once_until_they_or_the_secrets_change(searched: list[str]) -> None:
     secrets = KnownSecrets()
     masks = Redact(RedactSettings(), secrets)
     stream = make_stream(note="hunter2! sesame!")
@@ -271,7 +275,7 @@ def test_the_attributes_of_a_stream_are_searched_once_until_they_or_the_secrets_
         searched.clear()
         shown = [process(masks, [event])[0][0].stream for event in make_events(["one", "two", "three"], stream)]
         assert searched.count(stream.metadata["note"]) == 1
-        expected = {key: redact(redactor(secrets), value)[0] for key, value in stream.attributes.items()}
+        expected = {key: redactor(secrets).redact(value)[0] for key, value in stream.attributes.items()}
         assert [one.attributes for one in shown] == [expected] * 3
     assert set(expected.values()) >= {"[redacted:secret]", "[redacted:secret] [redacted:secret]"}
 
@@ -499,12 +503,16 @@ def test_an_event_counts_once_for_each_name() -> None:
 # Private keys, line by line
 
 
+def masking(**settings: Any) -> Processor:
+    return make_child("a", redact={"secrets": False}, **settings).create_processor()
+
+
 def test_a_private_key_is_masked_line_by_line_however_it_is_batched() -> None:
     lines = ["begin", *PEM.splitlines(), "finished", letters(40)]
     events = make_events(lines)
-    masks = step()
-    whole, _ = process(masks, events)
-    again = [event for size in range(len(events)) for event in process(masks, events[size : size + 1])[0]]
+    masks = masking()
+    whole = masks.process(events).events
+    again = [event for size in range(len(events)) for event in masks.process(events[size : size + 1]).events]
     for processed in (whole, again):
         assert [event.message for event in processed] == [
             "begin",
@@ -518,13 +526,22 @@ def test_a_private_key_is_masked_line_by_line_however_it_is_batched() -> None:
 def test_other_loggers_and_streams_may_print_words_beside_a_private_key() -> None:
     begin = PEM.splitlines()[0]
     stream = make_stream()
-    masks = step()
-    process(masks, make_events([begin], stream))
+    masks = masking()
+    masks.process(make_events([begin], stream))
     others = make_events(["word"], stream, first=1, logger_name="other") + make_events(["word"], first=1)
-    assert [event.message for event in process(masks, others)[0]] == ["word", "word"]
-    assert process(masks, make_events(["not a line", "word"], stream, first=1))[1] == {"private_key": 1}
+    assert [event.message for event in masks.process(others).events] == ["word", "word"]
+    assert masks.process(make_events(["not a line", "word"], stream, first=1)).redacted == {"private_key": 1}
     late = make_events(["word"], stream, first=MOST_LINES + 1)
-    assert process(masks, late)[1] == {}
+    assert masks.process(late).redacted == {}
+
+
+def test_after_a_private_key_other_events_are_not_searched_one_by_one(searched: list[str]) -> None:
+    masks = masking()
+    stream = make_stream()
+    masks.process(make_events(PEM.splitlines(), stream))
+    searched.clear()
+    masks.process(make_events(["a line", "another"], stream, first=100))
+    assert not {"a line", "another"} & set(searched)
 
 
 @pytest.mark.parametrize(
@@ -533,11 +550,10 @@ def test_other_loggers_and_streams_may_print_words_beside_a_private_key() -> Non
     ids=lambda settings: next(iter(settings)),
 )
 def test_the_lines_of_a_private_key_are_masked_whatever_rules_do_to_its_first_line(settings: dict[str, Any]) -> None:
-    child = make_child("a", redact={"secrets": False}, **settings)
     stream = make_stream()
     lines = PEM.splitlines()
     other = [line.swapcase() if "-----" not in line else line for line in lines]
-    processor = child.create_processor()
+    processor = masking(**settings)
     received: list[LogEvent] = []
     for number, message in enumerate([*lines, "between", *other, *other]):
         batch = processor.process(make_events([message], stream, first=number))
