@@ -288,6 +288,9 @@ def _take_run(sample: _Sample, found: RegisteredStore, run: str, report: Reporte
         for place, stream in enumerate(streams):
             share = max(1, sample.room // (len(streams) - place))
             sample.take(_read(source, stream, found), share)
+    except ConnectionError as error:
+        # ZenML cannot be asked which secrets to mask.
+        raise NoAnswerError(str(error)) from error
     finally:
         source.close()
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 from zenml.logger import get_logger
 
 from composite_logstore import clock, secret_references
-from composite_logstore.backend import BACKFILLED, Exporter, ExportError, UnavailableError
+from composite_logstore.backend import BACKFILLED, Exporter, ExportError, RetryableError, UnavailableError
 from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy, rejection
 from composite_logstore.delivery.budgets import Budgets
@@ -236,14 +236,21 @@ class Resending:
             raise _StoppedError(f"its exporter raised {type(error).__name__}") from error
 
     def _process(self, events: Sequence[LogEvent]) -> Processed:
-        """Return a batch as the child gets it, marked: it comes after later events of its writer."""
+        """Return a batch as the child gets it, marked: it comes after later events of its writer.
+
+        Raises:
+            RetryableError: ZenML cannot be asked which secrets to mask.
+        """
         self._streams.update(dict.fromkeys(event.stream for event in events))
         wanted = [
             event._replace(metadata={**event.metadata, BACKFILLED: True})
             for event in events
             if self._config.wants(event.level, bool(event.progress))
         ]
-        processed = self._processor.process(wanted)
+        try:
+            processed = self._processor.process(wanted)
+        except ConnectionError as error:
+            raise RetryableError(str(error)) from error
         if len(wanted) < len(events):
             processed.withheld["below 'min_level'"] += len(events) - len(wanted)
         # Events over the budget stay here and can be sent later, so no notice in the log stands in for one of them.

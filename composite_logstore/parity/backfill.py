@@ -79,7 +79,8 @@ class Backfill:
             What became of the stream's events.
 
         Raises:
-            BackfillStoppedError: A child cannot be read, or the child to copy to accepts no more events.
+            BackfillStoppedError: A child cannot be read, the child to copy to accepts no more events, or ZenML cannot
+                be asked which secrets to mask.
         """
         result = Copied() if result is None else result
         if self.ledger.is_resumed and str(logs.id) in self.ledger.finished:
@@ -177,7 +178,8 @@ class _StreamCopy:
         """Copy the stream.
 
         Raises:
-            BackfillStoppedError: The source cannot be read, or the child accepts no more events.
+            BackfillStoppedError: The source cannot be read, the child accepts no more events, or ZenML cannot be asked
+                which secrets to mask.
         """
         for chunk in self._chunks():
             tell(len(chunk.contents))

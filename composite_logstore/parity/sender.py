@@ -133,9 +133,13 @@ class Sender:
         """Add an event to its writer's batch, as the child gets it, unless the child's settings withhold it.
 
         Raises:
-            BackfillStoppedError: The child does not take an earlier batch.
+            BackfillStoppedError: The child does not take an earlier batch, or ZenML cannot be asked which secrets to
+                mask.
         """
-        processed = self._processor.process([event])
+        try:
+            processed = self._processor.process([event])
+        except ConnectionError as error:
+            raise BackfillStoppedError(str(error)) from error
         # Batches are retried as they are, so what was processed is processed for good.
         self._processor.commit(processed)
         if not processed.events:

@@ -75,6 +75,9 @@ class KnownSecrets:
         """Ask ZenML for the secrets of the run that wrote a stream, unless this process writes it.
 
         Others deliver the events of a dead process, and copy those of any: they may not know its secrets.
+
+        Raises:
+            ConnectionError: ZenML cannot be reached. The message says of which run the secrets are.
         """
         if stream.id in self._own_streams:
             return

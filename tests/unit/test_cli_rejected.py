@@ -6,8 +6,10 @@ import errno
 import json
 import secrets
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,11 +19,12 @@ from composite_logstore.backend import BACKFILLED
 from composite_logstore.cli.main import main
 from composite_logstore.config import UnknownChild
 from composite_logstore.operations.inventory import LogStore
+from composite_logstore.processing import known_secrets
 from composite_logstore.spool import rejected as on_disk
 from composite_logstore.spool.format import RejectedEvent
 from composite_logstore.spool.rejected import RejectedFolder
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock, make_events
-from tests.events import NOON
+from tests.events import NOON, make_stream
 from tests.simulation import make_child
 from tests.unit import test_cli
 from tests.unit.test_cli import INVENTORY
@@ -222,6 +225,18 @@ def test_if_the_backend_does_not_say_which_they_stay_as_uncertain_until_asked_fo
     assert machine.values("retry", "logs", code=1)["children"][0]["delivered"] == 0
     assert machine.values("retry", "logs", "--uncertain")["children"][0]["delivered"] == 2
     assert machine.kept() == []
+
+
+def test_while_zenml_cannot_be_asked_for_secrets_nothing_is_sent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.register(make_child("a", redact={}))
+    machine.reject(["one"], stream=make_stream(**{"zenml.step.run.id": str(uuid4())}))
+    monkeypatch.setattr(known_secrets, "_unreached", known_secrets._Unreached(inf, "connection refused"))
+    (one,) = machine.values("retry", "logs", code=1)["children"]
+    assert "connection refused" in one["obstacle"]
+    assert machine.kept() == [("one", "too old")]
+    assert backend().exports == 0
 
 
 def test_what_the_settings_withhold_stays(machine: Machine) -> None:

@@ -15,6 +15,7 @@ from zenml.exceptions import ZenKeyError
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream
 from composite_logstore.inert import inert
 from composite_logstore.operations import ArgumentError, Explanation, NoAnswerError, explain
+from composite_logstore.processing.known_secrets import KnownSecrets
 from composite_logstore.testing import make_events
 from tests.simulated_zenml import SimulatedZenML
 from tests.unit.test_backfilling import archive, write
@@ -260,6 +261,17 @@ def test_a_primary_that_cannot_be_read_gives_no_answer(run: Run, monkeypatch: py
     monkeypatch.setattr(EXPLAIN, "as_event", gone)
     with pytest.raises(NoAnswerError, match="disk is gone"):
         run.explain()
+
+
+def test_while_zenml_cannot_be_asked_for_secrets_there_is_no_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.step("fit", "a")
+
+    def unreached(*_: object) -> None:
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr(KnownSecrets, "learn", unreached)
+    with pytest.raises(NoAnswerError, match="connection refused"):
+        run.explain(redact={})
 
 
 # Arguments

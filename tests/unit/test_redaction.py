@@ -9,6 +9,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from composite_logstore.backend import BACKFILLED, RejectedError, RetryableError
 from composite_logstore.config import CompositeLogStoreConfig, parse_child
 from composite_logstore.event import ExceptionInfo, LogEvent
 from composite_logstore.parity.compare import compare
+from composite_logstore.parity.result import BackfillStoppedError
 from composite_logstore.parity.scan import open_source
 from composite_logstore.plain import text_of
 from composite_logstore.processing import known_secrets
@@ -762,6 +764,18 @@ def test_one_child_gets_masked_events_and_another_the_original(caplog: pytest.Lo
     assert AWS not in repr(stats)
     assert AWS not in caplog.text
     assert [stream.id for stream in live.ended] == [logs.id]
+
+
+def test_a_backfill_stops_while_zenml_cannot_be_asked_for_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = make_stream(**{"zenml.step.run.id": str(uuid4())})
+    source, target = archive("a", tmp_path), archive("b", tmp_path).model_copy(update={"redact": RedactSettings()})
+    write(source, make_events(["one", "two"], stream))
+    monkeypatch.setattr(known_secrets, "_unreached", known_secrets._Unreached(inf, "connection refused"))
+    with pytest.raises(BackfillStoppedError, match="connection refused"):
+        copy(source, target, stream, tmp_path)
+    assert compare(testing.make_logs(stream), "", [open_source(source), open_source(target)]).children["b"].events == 0
 
 
 def test_backfill_masks_what_it_copies(tmp_path: Path) -> None:
