@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from composite_logstore import secret_references
 from composite_logstore.backend import Copier, ExportError, Scanned
+from composite_logstore.delivery.account import count_reason
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
 from composite_logstore.delivery.states import Outcome
 from composite_logstore.event import LogEvent, Stream
@@ -124,7 +125,7 @@ class Sender:
 
         Args:
             stream: The stream, with the attributes that its events get.
-            result: What to count in.
+            result: What to count in. The sender's thread counts what is copied and rejected, and nothing else does.
         """
         self._stream = stream
         self._result = result
@@ -288,7 +289,8 @@ class Sender:
 
     def _count_rejected(self, batch: _Batch, decision: Decision) -> None:
         rejected = decision.rejected or 0
-        self._result.add(Copied(copied=len(batch.records) - rejected, rejected={decision.reason: rejected}))
+        self._result.copied += len(batch.records) - rejected
+        count_reason(self._result.rejected, decision.reason, rejected)
         if not decision.rejected_in_a_row:
             # Otherwise the child may reject everything, and the next backfill tries these events again.
             self._note(batch)

@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -63,7 +64,13 @@ def write(child: ChildConfig, events: Sequence[LogEvent]) -> None:
 
 
 def copy(
-    source: ChildConfig, target: ChildConfig, stream: Stream, folder: Path, rate: float | None = None, **options: Any
+    source: ChildConfig,
+    target: ChildConfig,
+    stream: Stream,
+    folder: Path,
+    rate: float | None = None,
+    result: Copied | None = None,
+    **options: Any,
 ) -> Copied:
     """Do what the command does for one stream."""
     there = None if target.unreadable else open_source(target)
@@ -71,7 +78,7 @@ def copy(
     with open_ledger(folder / "ledgers", STORE, target.name, since) as ledger:
         copying = Backfill(open_source(source), target, there, ledger, rate, **options)
         try:
-            result = copying.copy(make_logs(stream), stream)
+            result = copying.copy(make_logs(stream), stream, result)
         finally:
             copying.close()
         ledger.complete()
@@ -203,6 +210,35 @@ def test_what_is_refused_is_counted_and_what_is_too_large_is_split(tmp_path: Pat
     result = copy(a, b, stream, tmp_path)
     assert (result.copied, result.rejected) == (19, {"no sevens": 1})
     assert len(backend.received) == 19
+
+
+class Watched(Copied):
+    """Notes which threads change which of its counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: dict[str, set[int]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "threads" in vars(self) and name != "threads":
+            self.threads.setdefault(name, set()).add(get_ident())
+
+
+def test_no_count_is_changed_by_two_threads_at_once(tmp_path: Path) -> None:
+    stream = make_stream()
+    a, b = archive("a", tmp_path), WriteOnly(name="b", type="write-only", min_level="INFO", max_export_batch_size=5)
+    write(a, make_events([str(number) for number in range(40)], stream, levels=(10, 20)))
+
+    class Judging(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            raise RejectedError("bad", count=1)
+
+    BACKENDS["b"] = Judging()
+    result = Watched()
+    copy(a, b, stream, tmp_path, result=result)
+    assert (result.copied, result.unwanted, result.rejected) == (16, 20, {"bad": 4})
+    assert {name: len(threads) for name, threads in result.threads.items()} == {"copied": 1, "unwanted": 1}
 
 
 def test_a_batch_that_is_rejected_late_is_copied_in_halves(tmp_path: Path) -> None:
