@@ -31,8 +31,6 @@ GIVE_UP_SECONDS = 60.0
 # that are being filled may together have so many times the bytes of the largest.
 _LARGER = 4
 _QUEUED = 2
-# About how many bytes an event takes besides its message.
-_EVENT_BYTES = 512
 
 
 @dataclass(slots=True)
@@ -211,7 +209,7 @@ class Sender:
             self._exporter.end_stream(self._stream)
 
     def _put_event(self, writer: str, sequence: int, event: LogEvent) -> None:
-        self._put(writer, False, [sequence], [event], _EVENT_BYTES + len(event.message))
+        self._put(writer, False, [sequence], [event], event.size)
 
     def _put(self, writer: str, is_scanned: bool, sequences: Any, records: Any, size: int) -> None:
         """Add records to their writer's batch; first export a batch that leaves no room for them."""

@@ -212,6 +212,26 @@ def test_what_is_refused_is_counted_and_what_is_too_large_is_split(tmp_path: Pat
     assert len(backend.received) == 19
 
 
+def test_a_batch_has_no_more_bytes_than_the_child_takes_wherever_they_are(tmp_path: Path) -> None:
+    stream = make_stream()
+
+    class Small(WriteOnly):
+        max_batch_bytes = 10_000
+
+    a, b = archive("a", tmp_path), Small(name="b", type="small")
+    write(a, make_events([str(number) for number in range(10)], stream, attributes={"report": "x" * 3_000}))
+    sizes: list[int] = []
+
+    class Measuring(SimulatedBackend):
+        def export(self, batch: Sequence[LogEvent]) -> int:
+            sizes.append(sum(event.size for event in batch))
+            return super().export(batch)
+
+    BACKENDS["b"] = Measuring()
+    assert copy(a, b, stream, tmp_path).copied == 10
+    assert max(sizes) <= 10_000
+
+
 class Watched(Copied):
     """Notes which threads change which of its counts."""
 
