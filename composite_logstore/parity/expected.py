@@ -33,15 +33,18 @@ class Expectation:
         self.doubt = ""
         if isinstance(source.scanner, PageScanner):
             child = _without_own_attributes(child, stream)
-        self._selector = child.create_selector()
-        self._is_sampled = child.sample is not None
         self._has_rules = bool(child.drop or child.keep)
-        self._by_rules = child.model_copy(update={"sample": None}).create_selector()
+        self._rules = child.model_copy(update={"sample": None}).create_selector()
+        self._sampling = child.model_copy(update={"drop": [], "keep": []}).create_selector()
+        # The ids of events decide below this level, and may not be shown.
+        self._needs_id_below = 0
+        if child.sample is not None and source.scanner.scan_format == PAGES:
+            self._needs_id_below = child.sample.below.value
 
     @property
     def is_certain(self) -> bool:
         """Whether the child should have every event."""
-        return self._selector.changes_nothing
+        return self._rules.changes_nothing and self._sampling.changes_nothing
 
     def expects(self, event: LogEvent, content: Any) -> bool:
         """Return whether the child should have an event, as far as rules and sampling say.
@@ -54,11 +57,12 @@ class Expectation:
             # The rules saw the text as it was.
             self.doubt = f"'drop' or 'keep' may exclude it: '{self._source.name}' shows it with secrets masked"
             return True
-        selector = self._selector
-        if self._is_sampled and self._source.scanner.scan_format == PAGES and not self._shows_uid(event, content):
-            selector = self._by_rules
+        if not self._rules.wants(event):
+            return False
+        if event.level < self._needs_id_below and not self._shows_uid(event, content):
             self.doubt = f"'sample' may exclude it: '{self._source.name}' does not show the event's own id"
-        return selector.wants(event)
+            return True
+        return self._sampling.wants(event)
 
     def _shows_uid(self, event: LogEvent, content: Any) -> bool:
         entry = self._source.scanner.entry_of(content)
