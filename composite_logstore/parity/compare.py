@@ -412,8 +412,10 @@ class _Comparison:
         """Return why an event may rightly be missing, in words; an empty text if nothing says so."""
         if named.sequence in self._over_budget.get(named.child, {}).get(named.writer, Intervals()):
             return "it may have been over the child's 'budget', which was used up then"
-        doubts = (self._holdings[name].doubt(named.child) for name in holders if name in self._holdings)
-        return next((doubt for doubt in doubts if doubt), "")
+        holdings = (self._holdings[name] for name in holders if name in self._holdings)
+        doubts = [holding.doubt(named.child, named.writer, named.sequence) for holding in holdings]
+        # Where one of them tells, there is no doubt.
+        return doubts[0] if doubts and all(doubts) else ""
 
 
 def _common(one: Intervals, other: Intervals) -> Intervals:

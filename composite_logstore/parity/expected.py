@@ -7,7 +7,10 @@ from typing import Any
 from composite_logstore.backend import PAGES
 from composite_logstore.config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
+from composite_logstore.intervals import Intervals
 from composite_logstore.parity.scan import PageScanner, Source
+from composite_logstore.processing.processor import Processor
+from composite_logstore.processing.settings import Matcher
 
 
 class Expectation:
@@ -15,9 +18,6 @@ class Expectation:
 
     Where what the other child shows does not tell, they are expected: it is better to report an event that may rightly
     be missing than to be silent about one that is lost.
-
-    Attributes:
-        doubt: Why an event was expected that may rightly be missing, in words; empty if there was no doubt.
     """
 
     def __init__(self, child: ChildConfig, source: Source, stream: Stream) -> None:
@@ -30,12 +30,17 @@ class Expectation:
         """
         self._source = source
         self._masks = source.masks()
-        self.doubt = ""
-        if isinstance(source.scanner, PageScanner):
-            child = _without_own_attributes(child, stream)
+        # In words why an event was expected that may rightly be missing → a writer → the numbers of such events.
+        self._doubts: dict[str, dict[str, Intervals]] = {}
         self._has_rules = bool(child.drop or child.keep)
-        self._rules = child.model_copy(update={"sample": None}).create_selector()
-        self._sampling = child.model_copy(update={"drop": [], "keep": []}).create_selector()
+        drop, keep = child.drop, child.keep
+        if isinstance(source.scanner, PageScanner):
+            drop, keep = _without_own_attributes(drop, stream), _without_own_attributes(keep, stream)
+        # The first excludes what the rules exclude whatever the attributes are that are not shown; the second excludes
+        # all that they may exclude, and is None if that is the same.
+        self._rules = _selector(child, keep=keep, sample=None)
+        self._strictest = None if (drop, keep) == (child.drop, child.keep) else _selector(child, drop=drop, sample=None)
+        self._sampling = _selector(child, drop=[], keep=[])
         # The ids of events decide below this level, and may not be shown.
         self._needs_id_below = 0
         if child.sample is not None and source.scanner.scan_format == PAGES:
@@ -53,27 +58,42 @@ class Expectation:
             event: The event, as the other child shows it.
             content: The record that it was read from.
         """
+        doubt = ""
         if self._has_rules and self._masks.are_in(event):
             # The rules saw the text as it was.
-            self.doubt = f"'drop' or 'keep' may exclude it: '{self._source.name}' shows it with secrets masked"
-            return True
-        if not self._rules.wants(event):
+            doubt = f"'drop' or 'keep' may exclude it: '{self._source.name}' shows it with secrets masked"
+        elif not self._rules.wants(event):
             return False
+        elif self._strictest is not None and not self._strictest.wants(event):
+            doubt = f"'drop' or 'keep' may exclude it: '{self._source.name}' does not show its attributes"
         if event.level < self._needs_id_below and not self._shows_uid(event, content):
-            self.doubt = f"'sample' may exclude it: '{self._source.name}' does not show the event's own id"
-            return True
-        return self._sampling.wants(event)
+            doubt = doubt or f"'sample' may exclude it: '{self._source.name}' does not show the event's own id"
+        elif not self._sampling.wants(event):
+            return False
+        if doubt:
+            of_writer = self._doubts.setdefault(doubt, {}).setdefault(event.writer, Intervals())
+            of_writer.add(event.sequence, event.sequence)
+        return True
+
+    def doubt(self, writer: str, sequence: int) -> str:
+        """Return why an event was expected that may rightly be missing, in words; empty if there was no doubt."""
+        return next((doubt for doubt, found in self._doubts.items() if sequence in found.get(writer, ())), "")
 
     def _shows_uid(self, event: LogEvent, content: Any) -> bool:
         entry = self._source.scanner.entry_of(content)
         return entry is not None and str(entry.id) == event.uid
 
 
-def _without_own_attributes(child: ChildConfig, stream: Stream) -> ChildConfig:
-    """Return settings whose `keep` asks for no attribute of an event: the pages of a reader do not show them."""
+def _selector(child: ChildConfig, **changes: Any) -> Processor:
+    return child.model_copy(update=changes).create_selector()
+
+
+def _without_own_attributes(matchers: list[Matcher], stream: Stream) -> list[Matcher]:
+    """Return matchers that ask for no attribute of an event: the pages of a reader do not show them."""
     known = stream.attributes
-    keep = []
-    for matcher in child.keep:
+    shown = []
+    for matcher in matchers:
         asked = {name: value for name, value in (matcher.attributes or {}).items() if name in known}
-        keep.append(matcher.model_copy(update={"attributes": asked or None}))
-    return child.model_copy(update={"keep": keep})
+        is_shown = asked == (matcher.attributes or {})
+        shown.append(matcher if is_shown else matcher.model_copy(update={"attributes": asked or None}))
+    return shown

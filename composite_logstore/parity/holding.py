@@ -262,9 +262,9 @@ class Holding:
             self.exempt.setdefault(name, {}).setdefault(writer, Intervals()).add(sequence, sequence)
         return bool(exempt)
 
-    def doubt(self, child: str) -> str:
-        """Return why some events were expected of another child that it may rightly be missing, in words."""
-        return self._judges[child].doubt if child in self._judges else ""
+    def doubt(self, child: str, writer: str, sequence: int) -> str:
+        """Return why an event was expected of another child that it may rightly be missing, in words."""
+        return self._judges[child].doubt(writer, sequence) if child in self._judges else ""
 
     def over_budget(self, writer: str) -> Intervals:
         """Return the numbers of a writer's events that may have been over the child's budget.

@@ -173,6 +173,45 @@ def test_pages_do_not_show_attributes_so_what_is_kept_by_them_is_expected(tmp_pa
     assert compared(stream, open_source(make_child("pages", backend)), some).children["some"].missing == 2
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"keep": [{"attributes": {"tenant": "*"}, "message": "^a"}, {"message": "^b"}]},
+        {"drop": [{"attributes": {"tenant": "x"}, "message": "^a"}]},
+        {"drop": [{"attributes": {"tenant": "x", "zenml.log.source": "step"}, "message": "^a"}]},
+        {"sample": {"ratio": 0.000001, "below": "WARNING"}},
+    ],
+    ids=["keep", "drop", "drop of a stream", "sample"],
+)
+def test_only_an_event_that_may_rightly_be_missing_says_why(rules: dict[str, Any], tmp_path: Path) -> None:
+    stream = make_stream(**{"zenml.log.source": "step"})
+    events = make_events(["a", "b", "a"], stream, levels=(20, 40, 20))
+    backend = SimulatedBackend()
+    backend.received += [event._replace(number=event.number + 1_000) for event in events]
+    source = open_source(make_child("pages", backend))
+    source.scanner.entry_of = lambda content: content.entry.model_copy(update={"id": stream.id})  # type: ignore[method-assign]
+    result = compared(stream, source, archive("some", tmp_path, **rules))
+    details = {named.sequence: named.detail for named in result.differences if named.kind == "missing"}
+    assert details.keys() == {0, 1, 2}
+    assert details[1] == ""
+    assert f"'{next(iter(rules))}'" in details[0] == details[2]
+    assert "'pages'" in details[0]
+
+
+def test_of_masked_events_only_they_say_that_rules_may_exclude_them(tmp_path: Path) -> None:
+    stream = make_stream()
+    key = "AKIA" + "ABCD2345" * 2
+    events = make_events(["one", f"two {key}", "three"], stream)
+    masked, whole = archive("masked", tmp_path, redact={"secrets": False}), archive("whole", tmp_path)
+    write(masked, deliver(masked, events))
+    write(whole, events)
+    some = archive("some", tmp_path, drop=[{"message": "key"}])
+    for others, doubtful in (([masked], {1}), ([masked, whole], set()), ([whole, masked], set())):
+        named = [one for one in compared(stream, *others, some).differences if one.child == "some"]
+        assert [one.sequence for one in named] == [0, 1, 2]
+        assert {one.sequence for one in named if "'drop'" in one.detail} == doubtful
+
+
 class WallClock(Clock):
     """Tells the time of the event that is delivered."""
 
