@@ -51,7 +51,7 @@ def mistakes_in(config_class: type[BaseModel], error: ValidationError) -> Iterat
         if detail["type"] == "extra_forbidden":
             *section, key = detail["loc"]
             known = list(_section(config_class, section).model_fields)
-            whose = f"of '{section[0]}'" if section else "of this type"
+            whose = f"of '{'.'.join(map(str, section))}'" if section else "of this type"
             yield f"unknown key '{field}'{did_you_mean(str(key), known)}; the keys {whose} are: {', '.join(known)}"
         elif detail["type"] == "missing":
             yield f"'{field}' is required; set it"

@@ -394,7 +394,8 @@ def test_what_remains_beside_a_masked_part_is_no_secret() -> None:
         ({"formats": ["aws_keys"]}, "redact.formats", "aws_key"),
         ({"formats": "some"}, "redact.formats", "all"),
         ({"secrets": False, "formats": []}, "redact", "leave"),
-        ({"secret": True}, "redact.secret", "secrets"),
+        ({"secret": True}, "redact.secret", "keys of 'redact' are: secrets,"),
+        ({"patterns": [{"nam": "a"}]}, "redact.patterns.0.nam", "keys of 'redact.patterns.0' are: name,"),
     ],
 )
 def test_a_mistake_names_the_field_and_the_fix(section: dict[str, Any], field: str, said: str) -> None:
