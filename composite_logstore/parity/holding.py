@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from composite_logstore.backend import BACKFILLED, PAGES, Scanned
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore.event import HIGHEST, LogEvent, Stream
 from composite_logstore.intervals import Intervals
 from composite_logstore.parity.expected import Expectation
 from composite_logstore.parity.fields import shown
@@ -29,7 +29,6 @@ MASK = (1 << 64) - 1
 """A checksum is a sum of hashes modulo 2^64, so that no order is needed."""
 
 _MINUTE = 60_000_000_000
-_HIGHEST = 1 << 62
 # How many records at least lie between two places at which a scan can begin again.
 _STRETCH = 16_384
 _LOOKED_AT = 20
@@ -163,7 +162,7 @@ class Holding:
             last - first == size - 1
             and held.last < first
             and first >= 0
-            and last < _HIGHEST
+            and last <= HIGHEST
             and (isinstance(sequences, range) or sequences == list(range(first, last + 1)))
         )
         if is_plain and not self._selective and self._budget is None:
@@ -177,7 +176,7 @@ class Holding:
         times = [
             chunk.times[place]
             for place, (sequence, content) in enumerate(zip(sequences, chunk.contents, strict=True))
-            if 0 <= sequence < _HIGHEST and self._add_one(writer, sequence, content, ordinal + place, held)
+            if 0 <= sequence <= HIGHEST and self._add_one(writer, sequence, content, ordinal + place, held)
         ]
         self._note_times(times, chunk.arrived)
 
@@ -274,7 +273,7 @@ class Holding:
         paid = self._paid.get(writer, Intervals())
         found = Intervals()
         for first, last in self.notices.get(writer, ()):
-            _, end = next(iter(Intervals([(last, _HIGHEST - 1)]) - paid), (last, last))
+            _, end = next(iter(Intervals([(last, HIGHEST)]) - paid), (last, last))
             found.add(first, end)
         return found
 

@@ -27,7 +27,7 @@ from composite_logstore.backend import (
 )
 from composite_logstore.bounds import Bounds
 from composite_logstore.delivery.backoff import PASSING, READ_ATTEMPTS, seconds_until_read
-from composite_logstore.event import LogEvent, Stream
+from composite_logstore.event import HIGHEST, LogEvent, Stream
 from composite_logstore.processing.redaction import Masks
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from composite_logstore.config import ChildConfig
 
-_NUMBER = (1 << 62) - 1
 _INT64 = 1 << 63
 
 
@@ -114,7 +113,7 @@ class PageScanner:
         if identity is None:
             return None
         writer, sequence = identity
-        number = entry.id.int & _NUMBER
+        number = entry.id.int & HIGHEST
         event = rebuilt(entry, writer, number, sequence, stream)
         return event if event.uid == str(entry.id) else event._replace(number=sequence)
 

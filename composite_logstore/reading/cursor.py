@@ -16,6 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from composite_logstore.backend import Event, ReadEntry, checked_entry
+from composite_logstore.event import HIGHEST
 from composite_logstore.intervals import Interval, Intervals
 from composite_logstore.zenml import LogsEntriesFilter, LogStoreError
 
@@ -28,7 +29,6 @@ LARGEST_SEEN = 3_000
 
 # The same before compression. It bounds the work that a forged cursor can cause.
 _LARGEST_EXPANDED = 128 * 1024
-_HIGHEST = 1 << 62
 
 Direction: TypeAlias = Literal["newer", "older"]
 SeenEvents: TypeAlias = dict[str, Intervals]
@@ -107,7 +107,7 @@ def _decode_seen(value: Any) -> SeenEvents:
 def _intervals(steps: Any) -> Intervals:
     if not isinstance(steps, list) or not all(type(step) is int and step >= 0 for step in steps):
         raise ValueError("not steps")
-    if sum(steps) >= _HIGHEST:
+    if sum(steps) > HIGHEST:
         raise ValueError("too far")
     places = list(accumulate(steps))
     return Intervals(zip(places[::2], places[1::2], strict=True))

@@ -12,7 +12,16 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from zenml.enums import LoggingLevels
 
 from composite_logstore.backend import Event, ReadEntry
-from composite_logstore.event import LEVEL, PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext, shown_fields
+from composite_logstore.event import (
+    HIGHEST,
+    LEVEL,
+    PROGRESS_BAR,
+    ExceptionInfo,
+    LogEvent,
+    Stream,
+    TraceContext,
+    shown_fields,
+)
 from composite_logstore.zenml import LogEntry
 
 WRITER = "zenml.log.writer"
@@ -22,7 +31,6 @@ STREAM = "zenml.log.id"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _INT64 = 1 << 63
-_NUMBER = (1 << 62) - 1
 _LONGEST_NUMBER = 40
 
 _LEVELS = {
@@ -262,7 +270,7 @@ def as_event(record: Record, identity: Event, stream: Stream) -> LogEvent:
     uid: Any = attributes.get(UID)
     known = _known(frozenset(stream.metadata))
     try:
-        number = int(uid[19:].replace("-", ""), 16) & _NUMBER
+        number = int(uid[19:].replace("-", ""), 16) & HIGHEST
     except (ValueError, TypeError, AttributeError, LookupError):
         number = identity.sequence
     event = LogEvent(
