@@ -126,7 +126,7 @@ FORMATS: tuple[KeyFormat, ...] = (
     KeyFormat(
         "authorization_header",
         rf"(?i:authorization){_IS}(?i:bearer|basic|token|apikey|bot|negotiate)\s{{1,3}}(?P<secret>[\w.~+/=:-]{{6,}})"
-        r"|\b[Bb]earer\s{1,3}(?P<secret>[A-Za-z0-9_.~+/-]{20,}={0,2})",
+        r"|\b[Bb]earer\s{1,3}[A-Za-z0-9_.~+/-]{20,}={0,2}",
         "https://www.rfc-editor.org/rfc/rfc9110#section-11.6.2",
     ),
     KeyFormat(
