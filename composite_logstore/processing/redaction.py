@@ -20,7 +20,7 @@ from composite_logstore.event import ExceptionInfo, LogEvent, Stream
 from composite_logstore.plain import Plain
 from composite_logstore.processing.expressions import ExpressionSet, any_of, compiled, literally
 from composite_logstore.processing.key_formats import FORMATS
-from composite_logstore.processing.known_secrets import KnownSecrets, known_secrets
+from composite_logstore.processing.known_secrets import LONGEST, SHORTEST, KnownSecrets, known_secrets
 from composite_logstore.processing.processor import Processed, Step
 from composite_logstore.processing.settings import RedactSettings, placeholder
 from composite_logstore.service import tell
@@ -315,8 +315,8 @@ class Redact(Step):
         for name in ignored[:10]:
             tell(
                 logger.warning,
-                "the value of %s is not redacted as a whole: it has less than 6 characters, or a line of more than "
-                "65,536, or is one of too many",
+                f"the value of %s is not redacted as a whole: it has less than {SHORTEST} characters, or a line of "
+                f"more than {LONGEST:,}, or is one of too many",
                 name,
             )
 

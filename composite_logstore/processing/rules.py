@@ -165,7 +165,7 @@ class Rules(Step):
         if candidates.asks_message:
             # As a reader shows it, so that a comparison decides alike.
             text = event.message if event.exception is None else event.text
-            found = self._expressions.matching(without_escapes(text) if "\x1b" in text or "\x9b" in text else text)
+            found = self._expressions.matching(without_escapes(text))
         of_stream: Mapping[str, Plain] = {}
         of_event: Mapping[str, Plain] = {}
         if candidates.asks_stream:

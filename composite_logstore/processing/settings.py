@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from zenml.enums import LoggingLevels
 
 from composite_logstore.mistakes import Section
@@ -223,7 +223,7 @@ class RedactSettings(Section):
 
     @field_validator("patterns")
     @classmethod
-    def _have_own_names(cls, value: list[OwnPattern], info: ValidationInfo) -> list[OwnPattern]:
+    def _have_own_names(cls, value: list[OwnPattern]) -> list[OwnPattern]:
         taken = {one.name for one in FORMATS} | {"secret"}
         for own in value:
             if own.name in taken:
