@@ -113,6 +113,16 @@ def test_the_children_are_named_while_they_are_checked(monkeypatch: pytest.Monke
     assert told == [("earlier", "s3"), ()]
 
 
+@pytest.mark.usefixtures("zenml")
+def test_an_earlier_log_store_whose_package_is_missing_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: object) -> None:
+        raise ModuleNotFoundError("No module named 'acme'")
+
+    monkeypatch.setattr("zenml.stack.StackComponent.from_model", fail)
+    with pytest.raises(operations.NoAnswerError, match=r"'acme-logs'.*ModuleNotFoundError"):
+        MIGRATE._is_readable(SimpleNamespace(id=UUID(int=3), name="acme-logs"))
+
+
 # With a log store between whose children a stack moves
 
 
@@ -150,12 +160,17 @@ def backend(name: str) -> SimulatedBackend:
 
 
 @pytest.fixture
-def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> House:
+def zenml(monkeypatch: pytest.MonkeyPatch) -> SimulatedZenML:
+    return SimulatedZenML.take_place(monkeypatch)
+
+
+@pytest.fixture
+def house(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> House:
     monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
     monkeypatch.setattr(MIGRATE, "ARRIVAL_SECONDS", 0.0)
     known = {**config.backends(), "simulated": SimpleNamespace(load=lambda: SimulatedChildConfig)}
     monkeypatch.setattr(config, "backends", lambda: known)
-    return House(SimulatedZenML.take_place(monkeypatch))
+    return House(zenml)
 
 
 CONTINUE = ["composite-logstore", "migrate", "my prod", "--to", "b"]
