@@ -15,6 +15,7 @@ from composite_logstore.delivery.tailing import MOST_BYTES, TailedJournal
 from composite_logstore.inert import described
 from composite_logstore.operations.inventory import reason_of
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.lock import is_alive
 from composite_logstore.spool.private_folder import UntrustedError
 
 PENDING_SECONDS = 0.05
@@ -186,6 +187,8 @@ class Tails:
         if recovery is None:
             return inf
         try:
+            # A look at the lock says it not for certain, and nothing would be read any more of a process that lives.
+            has_died = has_died and not is_alive(folder)
             pause = journal.grow(has_died)
             is_idle = journal.is_idle
             is_due = not is_idle and journal.heed_due()

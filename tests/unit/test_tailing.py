@@ -14,7 +14,7 @@ from composite_logstore.operations import agent_tails
 from composite_logstore.operations.agent import SETTINGS_SECONDS
 from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool
-from composite_logstore.spool.lock import DELIVERY_LOCK
+from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK
 from tests.agents import Living, Place
 from tests.events import make_events, make_stream
 
@@ -347,4 +347,25 @@ def test_streams_that_end_are_ended_while_the_process_goes_on(place: Place) -> N
     place.work(agent, 2)
     assert place.folders == []
     assert len(place.backends["archive"].ended) == 1
+    agent.end()
+
+
+def test_a_lock_that_is_renewed_while_its_process_lives_hides_no_later_event(place: Place) -> None:
+    place.backends["live"].fault = UnavailableError("gone")
+    process = Living(place)
+    process.log("one")
+    agent = place.agent()
+    place.work(agent, 2)
+    (process.spool.folder / LOCK).unlink()
+    process.spool.mend(lambda first, last: [])
+    place.work(agent, 2)
+    process.log("two")
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["one", "two"]
+    place.backends["live"].fault = None
+    place.work(agent, 90)
+    assert place.delivered("live") == ["one", "two"]
+    process.die()
+    place.work(agent, 2)
+    assert place.folders == []
     agent.end()
