@@ -86,10 +86,10 @@ class SimulatedAgent:
         if killed:
             self.kill()
 
-    def account(self, **changes: object) -> None:
-        """Write the accounts."""
+    def account(self, *children: str, **changes: object) -> None:
+        """Write the accounts: of these children, of all if none is given."""
         for spool in self.spools:
-            account = {child: self._counts[spool.folder, child] for child in spool.children}
+            account = {child: self._counts[spool.folder, child] for child in children or spool.children}
             spool.write_account({child: counts._replace(**changes) for child, counts in account.items()})  # type: ignore[arg-type]
 
     def work(self) -> None:

@@ -45,7 +45,7 @@ OFFER_SECONDS = 10.0
 AGAIN_SECONDS = 60.0
 """When to offer it again."""
 STILL_SECONDS = 30.0
-"""After how long without any progress an agent counts as stopped, while events wait."""
+"""After how long without any progress an agent counts as stopped, while events wait: beyond a child's own delay."""
 _POLL_SECONDS = 0.02
 """How often a flush looks how far the agent is."""
 _FEW = 200
@@ -131,7 +131,8 @@ class Handover:
         # When the present offer began, and when the next one may begin.
         self._offered_at = self._offer_at = -inf
         self._left_at: float | None = None
-        self._progress_at = -inf
+        # Since when events wait without any progress, infinity if they do not.
+        self._still_since = inf
         self._spool: Spool | None = None
         self._elsewhere = {delivery.name: _Elsewhere() for delivery in journal.deliveries}
 
@@ -268,7 +269,8 @@ class Handover:
         self.workers = []
         self._left_at = None
         self.is_away = True
-        self._offered_at = self._progress_at = self._clock.now()
+        self._offered_at = self._clock.now()
+        self._still_since = inf
 
     def _has_said_how_far(self, spool: Spool) -> bool:
         """Write the account as of now, if agents have written one: the next agent continues it."""
@@ -363,9 +365,9 @@ class Handover:
             has_all = elsewhere.known is not None and before > spool.segments.last and not self._spilling.unwritten
             delivery.follow(before, elsewhere.stats, 0 if has_all else None)
         spool.segments.free(freed)
-        if changed or not any(delivery.pending for delivery in deliveries):
-            self._progress_at = now
-        is_still = now - self._progress_at > STILL_SECONDS
+        is_still = not changed and any(delivery.pending for delivery in deliveries)
+        self._still_since = min(self._still_since, now) if is_still else inf
+        still_seconds = now - self._still_since
         for delivery in deliveries:
             if delivery.name in changed:
                 child = account[delivery.name]
@@ -374,7 +376,7 @@ class Handover:
                 delivery.state = State.HEALTHY
             elif changed and delivery.name not in account:
                 self._give_up([delivery], NOT_ITS_CHILD)
-            elif is_still and delivery.state is State.HEALTHY:
+            elif still_seconds > STILL_SECONDS + delivery.delay and delivery.state is State.HEALTHY:
                 self._give_up([delivery], STOPPED)
         return [line for delivery in deliveries for line in self._news(delivery)]
 

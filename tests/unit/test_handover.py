@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from composite_logstore.delivery import handover
+from composite_logstore.delivery.handover import AGAIN_SECONDS, NOT_ITS_CHILD, OFFER_SECONDS, STILL_SECONDS, STOPPED
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock
@@ -202,6 +203,85 @@ def test_a_flush_without_an_agent_does_not_wait_at_all(clock: SimulatedClock, tm
     assert both.exporting == []
     both.agent().work()
     assert both.counts("state", "pending") == ["healthy", 0]
+
+
+# An agent that makes no progress
+
+
+def test_an_agent_that_has_stopped_is_told_once_and_flushes_wait_for_it_no_more(
+    clock: SimulatedClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = Both(clock, tmp_path, "agent")
+    agent = both.agent()
+    both.log("one")
+    clock.advance(1)
+    agent.look()
+    clock.advance(STILL_SECONDS - 2)
+    assert both.counts("state", "last_error") == ["healthy", None]
+    for _ in range(3):
+        clock.advance(STILL_SECONDS)
+        both.log("more")
+    assert both.counts("state", "last_error", "pending") == ["unavailable", STOPPED, 4]
+    assert len([text for text in caplog.messages if STOPPED in text]) == 2
+    began = clock.now()
+    both.store.flush()
+    assert clock.now() == began
+    agent.work()
+    clock.advance(2)
+    assert both.counts("state", "pending") == ["healthy", 0]
+
+
+@pytest.mark.parametrize("seconds", [60, 4_000])
+def test_after_a_pause_the_agent_is_given_time(
+    clock: SimulatedClock, tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    both = Both(clock, tmp_path, "agent")
+    agent = both.agent()
+    both.log("one")
+    clock.advance(1)
+    agent.work()
+    clock.advance(seconds)
+    both.log("two")
+    clock.advance(2)
+    assert both.counts("state", "pending", "last_error") == ["healthy", 1, None]
+    agent.work()
+    clock.advance(2)
+    assert both.counts("state", "pending") == ["healthy", 0]
+    assert caplog.messages == []
+
+
+def test_an_agent_that_waits_for_a_fuller_batch_has_not_stopped(
+    clock: SimulatedClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = Both(clock, tmp_path, "agent", schedule_delay_millis=120_000)
+    agent = both.agent()
+    both.log("one")
+    clock.advance(1)
+    agent.look()
+    clock.advance(110)
+    assert both.counts("state", "pending") == ["healthy", 1]
+    agent.work()
+    clock.advance(2)
+    assert both.counts("state", "pending") == ["healthy", 0]
+    assert caplog.messages == []
+
+
+def test_a_child_that_the_agent_does_not_have_is_told_once(
+    clock: SimulatedClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = Both(clock, tmp_path, "agent")
+    agent = both.agent()
+    for _ in range(3):
+        both.log("more")
+        clock.advance(1)
+        agent.look()
+        agent.deliver("a")
+        agent.account("a")
+        clock.advance(1)
+    assert both.counts("state", "pending") == ["healthy", 0]
+    other = both.stats()["b"]
+    assert (other["state"], other["last_error"], other["pending"]) == ("unavailable", NOT_ITS_CHILD, 3)
+    assert len([text for text in caplog.messages if NOT_ITS_CHILD in text]) == 1
 
 
 # The end
