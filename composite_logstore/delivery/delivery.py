@@ -454,6 +454,11 @@ class Delivery:
         """How many events wait in memory or on disk, or are being exported."""
         return self._in_memory + self._in_spool
 
+    @property
+    def is_exporting(self) -> bool:
+        """Whether an export is under way."""
+        return self._exporting_since is not None
+
     def _is_overdue(self, now: float) -> bool:
         """Return whether an export is under way and takes longer than `export_timeout_millis`."""
         return self._exporting_since is not None and now - self._exporting_since > self._timeout

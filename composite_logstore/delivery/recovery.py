@@ -43,9 +43,11 @@ class RecoveredJournal:
         progress: Notified, under the lock, when a delivery has made progress.
         deliveries: One for each child that was configured in the dead process and is enabled now.
         spool: The folder of the dead process.
+        is_given_back: Whether it is not delivered any more.
     """
 
     is_growing = False
+    is_given_back = False
 
     def __init__(
         self,
@@ -147,8 +149,10 @@ class RecoveredJournal:
 
     @property
     def is_done(self) -> bool:
-        """Whether all enabled children have acknowledged all events."""
+        """Whether all enabled children have acknowledged all events, or, once it is given back, export none."""
         with self.lock:
+            if self.is_given_back:
+                return not any(delivery.is_exporting for delivery in self.deliveries)
             return all(delivery.oldest == inf for delivery in self.deliveries)
 
     def needs(self, delivery: Delivery) -> bool:
@@ -306,10 +310,14 @@ class Recovery:
                 worker.wake(delivery)
 
     def give_back(self, journal: RecoveredJournal) -> None:
-        """Deliver a journal no more, and close it. What an export under way comes to is not noted in it."""
+        """Deliver a journal no more, and close it once no export of it is under way: nobody else may begin before."""
         with self._lock, journal.lock:
-            if journal in self.journals:
-                self._close(journal, at_once=True)
+            journal.is_given_back = True
+            for delivery in journal.deliveries:
+                if worker := self._workers.get(delivery.name):
+                    worker.let_go(delivery, at_once=True)
+            if journal in self.journals and journal.is_done:
+                self._close(journal)
 
     def look_soon(self) -> None:
         """Look whether a journal is done."""
@@ -469,7 +477,7 @@ class Recovery:
             for name in self._workers.keys() - needed:
                 self._workers.pop(name).stop()
 
-    def _close(self, journal: RecoveredJournal, at_once: bool = False) -> None:
+    def _close(self, journal: RecoveredJournal) -> None:
         """Close a journal. Under both locks."""
         self.journals.remove(journal)
         for delivery in journal.deliveries:
@@ -478,7 +486,7 @@ class Recovery:
             before = self._finished.get(delivery.name)
             self._finished[delivery.name] = before.plus(stats) if before else stats
             if worker := self._workers.get(delivery.name):
-                worker.let_go(delivery, at_once)
+                worker.let_go(delivery)
         journal.close()
 
 

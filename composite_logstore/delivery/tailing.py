@@ -11,13 +11,12 @@ disk when it can take them, so an outage takes no memory. While no child needs f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from errno import ENOENT
+from functools import cached_property
 from math import inf
 
-from composite_logstore.clock import Clock
-from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.delivery import Delivery, is_urgent
 from composite_logstore.delivery.last_words import add_last_words
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
@@ -28,7 +27,6 @@ from composite_logstore.event import EVENT_BYTES, LogEvent, Stream, total_size
 from composite_logstore.service import patiently
 from composite_logstore.spool.account import ChildAccount
 from composite_logstore.spool.damage import Damage
-from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.format import Ended
 
 NOTE_SECONDS = 0.25
@@ -52,31 +50,15 @@ class TailedJournal(RecoveredJournal):
         most_bytes: How many bytes of events wait for a child in memory, about.
         is_growing: Whether the process lives, or not all that it wrote has been read.
         has_news: Whether more has become of the events than the account says.
-        is_given_back: Whether the folder was given back, so that nothing is written there any more.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        children: Mapping[str, ChildConfig],
-        clock: Clock,
-        notify: Callable[[], None] = lambda: None,
-        batch_bytes: int | None = None,
-    ) -> None:
-        """Read how far the children are, and no event yet.
+    most_bytes = MOST_BYTES
+    is_growing = True
 
-        Args:
-            spool: The folder, whose delivery this process has locked.
-            children: A child's name in the spool → the settings of the child that gets its events now.
-            clock: The source of time and random numbers.
-            notify: Called when a child has acknowledged all events that were read.
-            batch_bytes: As for a `RecoveredJournal`.
-        """
-        self._former = spool.account()
-        self.most_bytes = MOST_BYTES
-        self.is_growing = True
-        self.is_given_back = False
-        super().__init__(spool, children, clock, notify, batch_bytes)
+    @cached_property
+    def _former(self) -> dict[str, ChildAccount]:
+        """The account as it was found."""
+        return self.spool.account()
 
     def _acknowledged(self, name: str) -> int:
         # If this is below the position, an agent was killed between writing the position and the account.
@@ -305,8 +287,8 @@ class TailedJournal(RecoveredJournal):
 
     @property
     def is_done(self) -> bool:
-        """Whether the process is dead, and all children have acknowledged all events."""
-        return not self.is_growing and super().is_done
+        """Whether the process is dead, and all children have acknowledged all events; or as in a dead one's journal."""
+        return (self.is_given_back or not self.is_growing) and super().is_done
 
     @property
     def is_idle(self) -> bool:
@@ -322,13 +304,14 @@ class TailedJournal(RecoveredJournal):
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Record on disk which events a delivery has acknowledged. Under the lock."""
-        if self.is_given_back:
-            return
         self.has_news = True
         if not self.is_growing:
             super().acknowledge(delivery)
-            return
-        self._note_position(delivery)
+        elif self.is_given_back:
+            # It is written when the journal is closed, if the delivery is still locked.
+            self._notify()
+        else:
+            self._note_position(delivery)
 
     def _note_position(self, delivery: Delivery) -> None:
         before = int(max(self._begins[delivery.name], min(delivery.oldest, self._next)))
@@ -353,7 +336,7 @@ class TailedJournal(RecoveredJournal):
         is_due_done = self._due_noted < self._due <= min(self._noted.values(), default=0)
         now = self._clock.now()
         is_soon = now - self._noted_at < NOTE_SECONDS and not (is_due_done or at_once)
-        if not (self.has_news and self.is_growing) or self.is_given_back or is_soon:
+        if not (self.has_news and self.is_growing) or is_soon:
             return
         if not self.spool.delivers:
             raise FileNotFoundError(ENOENT, "the lock of the delivery was taken away", str(self.spool.folder))
@@ -398,7 +381,6 @@ class TailedJournal(RecoveredJournal):
         self._reader.close()
         with suppress(OSError):
             self.note(at_once=True)
-        self.is_given_back = True
         if self.is_growing:
             self.spool.abandon()
         else:

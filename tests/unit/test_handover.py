@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from composite_logstore.delivery import handover
-from composite_logstore.delivery.handover import AGAIN_SECONDS, NOT_ITS_CHILD, OFFER_SECONDS, STILL_SECONDS, STOPPED
+from composite_logstore.delivery.handover import NOT_ITS_CHILD, STILL_SECONDS, STOPPED
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock

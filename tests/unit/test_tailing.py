@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from importlib import import_module
 from typing import Any
 
+import orjson
 import pytest
 
 from composite_logstore import UnavailableError
 from composite_logstore.delivery import tailing
 from composite_logstore.operations import agent_tails
-from composite_logstore.operations.agent import SETTINGS_SECONDS
+from composite_logstore.operations.agent import END_SECONDS, SETTINGS_SECONDS
 from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool
+from composite_logstore.spool.format import decode_line, encode_line
 from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK
 from tests.agents import Living, Place
 from tests.events import make_events, make_stream
@@ -369,3 +372,71 @@ def test_a_lock_that_is_renewed_while_its_process_lives_hides_no_later_event(pla
     place.work(agent, 2)
     assert place.folders == []
     agent.end()
+
+
+def test_a_folder_is_given_back_once_the_export_under_way_has_returned(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Living(place)
+    agent = place.agent()
+    place.backends["live"].fault = "silent"
+    process.log("one")
+    place.work(agent, 1)
+    with monkeypatch.context() as patch:
+
+        def no_files(*_: object) -> float:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patch.setattr(tailing.TailedJournal, "grow", no_files)
+        place.work(agent, 2)
+    # Otherwise its process would export the same events at the same time.
+    assert not process.spool.take_delivery()
+    place.backends["live"].fault = None
+    place.clock.advance(1)
+    assert process.spool.take_delivery()
+    assert place.delivered("live") == ["one"]
+    assert process.position("live") == process.account("live", "delivered") == 1
+    process.spool.give_delivery()
+    process.log("two")
+    place.work(agent, 70)
+    assert place.delivered("live") == place.delivered("archive") == ["one", "two"]
+    agent.end()
+
+
+def test_a_folder_of_another_version_is_left_to_its_process_and_tried_again(place: Place) -> None:
+    process = Living(place)
+    process.log("one")
+    (path,) = process.spool.folder.glob("*.log")
+    data = path.read_bytes()
+    header = data[: data.index(b"\n") + 1]
+    value = decode_line(header)
+    newer = encode_line(orjson.dumps({**value, "format": 999}))
+    path.write_bytes(newer + data[len(header) :])
+    agent = place.agent()
+    place.work(agent, 130)
+    assert place.delivered("archive") == []
+    assert len([text for text in place.said if "version" in text]) == 1
+    assert process.spool.take_delivery()
+    process.spool.give_delivery()
+    path.write_bytes(data)
+    place.work(agent, 70)
+    assert place.delivered("archive") == ["one"]
+    agent.end()
+
+
+def test_the_end_of_the_agent_waits_only_some_seconds_for_an_export_that_hangs(place: Place) -> None:
+    process = Living(place)
+    agent = place.agent()
+    place.backends["live"].fault = "silent"
+    process.log("one")
+    place.work(agent, 2)
+    began = place.clock.now()
+    agent.end()
+    assert END_SECONDS <= place.clock.now() - began < END_SECONDS + 1
+    assert process.account("archive", "delivered") == 1
+    # The delivery stays locked until the export returns.
+    assert not process.spool.take_delivery()
+    place.backends["live"].fault = None
+    place.clock.advance(1)
+    assert process.spool.take_delivery()
+    assert process.account("live", "delivered") == 1
