@@ -128,6 +128,7 @@ class Handover:
         # Before it is decided, no thread may start one.
         self.workers = self._new_workers() if self._has_begun else []
         self._look_at = -inf
+        self._has_stopped = False
         # When the present offer began, and when the next one may begin.
         self._offered_at = self._offer_at = -inf
         self._left_at: float | None = None
@@ -169,19 +170,20 @@ class Handover:
 
     def is_due(self) -> bool:
         """Return whether to call `look`, which may take the disk long."""
-        return self._mode != "process" and self._has_begun and self._clock.now() >= self._look_at
+        is_able = self._mode != "process" and self._has_begun and not self._has_stopped
+        return is_able and self._clock.now() >= self._look_at
 
-    def look(self, at_once: bool = False) -> None:
-        """Hand over if it is time to, or take back. Needs no lock.
+    def look_soon(self) -> None:
+        """Have `look` be due now, even if the last one was just before."""
+        self._look_at = -inf
 
-        Args:
-            at_once: Whether to look even if the last look was just now.
-        """
-        if not self.is_due() and not (at_once and self._mode != "process"):
+    def look(self) -> None:
+        """Hand over if it is time to, or take back, which may take the disk long. Needs no lock."""
+        if not self.is_due():
             return
         with self._alone() as is_alone:
             if is_alone:
-                self._look_at = max(self._look_at, self._clock.now() + LOOK_SECONDS)
+                self._look_at = self._clock.now() + LOOK_SECONDS
                 if self.is_away:
                     self._look_from_away()
                 else:
@@ -191,7 +193,7 @@ class Handover:
 
     def stop(self) -> None:
         """Have the workers end as soon as their deliveries only wait, and hand over no more."""
-        self._look_at = inf
+        self._has_stopped = True
         for worker in self.workers:
             worker.stop()
 
@@ -222,7 +224,7 @@ class Handover:
                 worker.stop(at_once=True)
         if any(worker.is_running for worker in self.workers):
             # It looks again soon.
-            self._look_at = min(self._look_at, now)
+            self.look_soon()
             return
         self._write_all()
         with patiently(self._journal.lock):
@@ -404,7 +406,7 @@ class Handover:
             if self._spilling.spool is not None:
                 # Events that no child gets have numbers, and are not there.
                 self._spilling.spool.demand(int(self._spilling.spool.segments.last) + 1)
-        if not self._agent_works:
+        if self._mode == "agent" and not self._agent_works:
             with self._journal.lock:
                 self._give_up(self._journal.deliveries, NO_AGENT)
 

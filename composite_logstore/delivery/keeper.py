@@ -80,6 +80,12 @@ class Keeper:
             spilling.write()
         return False
 
+    def keep_house(self) -> None:
+        """Wake the thread that does slow work."""
+        self._housekeeping_due.set()
+        if not self._housekeeping.start():
+            self._keep_house()
+
     def write_rest(self) -> bool:
         """Write all undelivered events to disk. Returns whether they are there."""
         if self._journal.spilling is None:
@@ -129,9 +135,7 @@ class Keeper:
         self._is_reported = self._is_reported and is_idle
         is_due = self._is_report_due()
         if spilling.spool is not None or is_due or self._handover.is_due():
-            self._housekeeping_due.set()
-            if not self._housekeeping.start():
-                self._keep_house()
+            self.keep_house()
         if is_idle:
             may_sleep = self._is_reported and not is_needed and not self._recovery.journals
             return partial(self._writing_due.wait, None if may_sleep else _LOOK_SECONDS)

@@ -202,7 +202,9 @@ class Writer:
             return
         self._handover.begin()
         if self._handover.is_away:
-            self._handover.look(at_once=True)
+            # Without an agent that may take longer than a flush may.
+            self._handover.look_soon()
+            self._keeper.keep_house()
         with self._journal.lock:
             before = self._journal.next_number
             flush = Flush(self._journal.deliveries, before, self._clock.now(), timeout, limit)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from composite_logstore.delivery import handover
-from composite_logstore.delivery.handover import NOT_ITS_CHILD, STILL_SECONDS, STOPPED
+from composite_logstore.delivery.handover import AGAIN_SECONDS, NOT_ITS_CHILD, OFFER_SECONDS, STILL_SECONDS, STOPPED
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock
@@ -373,6 +373,53 @@ def test_a_flush_takes_back_at_once(clock: SimulatedClock, tmp_path: Path) -> No
     both.store.flush()
     assert clock.now() - began < 0.5
     assert both.there() == ["one", "two"]
+
+
+@pytest.mark.parametrize("seconds", [2, 100])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_flush_waits_for_a_backlog_to_be_counted_but_no_longer_than_for_a_backend(
+    clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, has_begun: bool
+) -> None:
+    both = Both(clock, tmp_path, "auto")
+    agent = both.agent()
+    both.log("one")
+    clock.advance(1)
+    count = handover._Backlog.count
+
+    def count_slowly(backlog: handover._Backlog, spool: Spool) -> int:
+        found = count(backlog, spool)
+        if found:
+            clock.advance(seconds)
+        return found
+
+    monkeypatch.setattr(handover._Backlog, "count", count_slowly)
+    agent.kill()
+    if has_begun:
+        clock.advance(1)
+    began = clock.now()
+    both.store.flush()
+    assert clock.now() - began < 6
+    assert both.there() == (["one"] if seconds == 2 else [])
+    clock.advance(110)
+    assert both.there() == ["one"]
+    assert both.counts("state", "pending", "delivered") == ["healthy", 0, 1]
+
+
+def test_the_delivery_is_offered_again_after_a_minute(clock: SimulatedClock, tmp_path: Path) -> None:
+    both = Both(clock, tmp_path, "auto")
+    both.agent()
+    both.log("one")
+    clock.advance(OFFER_SECONDS + 2)
+    assert both.there() == ["one"]
+    both.log("two")
+    clock.advance(AGAIN_SECONDS - 5)
+    assert both.there() == ["one", "two"]
+    assert both.exporting
+    both.log("three")
+    clock.advance(3)
+    both.log("four")
+    clock.advance(4)
+    assert both.exporting == []
 
 
 def test_an_agent_that_does_not_take_the_delivery_gets_it_back_later(clock: SimulatedClock, tmp_path: Path) -> None:
