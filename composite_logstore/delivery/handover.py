@@ -453,7 +453,8 @@ class Handover:
     def _take_back(self, spool: Spool | None) -> None:
         """Deliver here again, beginning with what is on disk. This process holds the lock of the delivery."""
         try:
-            backlog = _Backlog(spool, self._journal.deliveries, self._positions(spool))
+            positions, uncounted = self._positions(spool)
+            backlog = _Backlog(self._journal.deliveries, positions)
             if spool is not None:
                 # Most of it without the journal's lock: `emit` must not wait.
                 for _ in range(_MOST_ROUNDS):
@@ -472,7 +473,10 @@ class Handover:
                 self._journal.take_back()
                 for delivery in self._journal.deliveries:
                     name = delivery.name
-                    delivery.follow(backlog.positions[name], self._elsewhere[name].stats, backlog.counts[name])
+                    elsewhere = self._elsewhere[name]
+                    elsewhere.add_delivered(uncounted[name])
+                    elsewhere.counted = positions[name]
+                    delivery.follow(positions[name], elsewhere.stats, backlog.counts[name])
                     delivery.state, delivery.last_error = State.HEALTHY, None
                 self.workers = self._new_workers()
                 self.is_away = False
@@ -483,21 +487,22 @@ class Handover:
         for worker in self.workers:
             worker.wake()
 
-    def _positions(self, spool: Spool | None) -> dict[str, int]:
-        """Return where each child goes on. What was acknowledged, and no account says, counts as delivered."""
-        account = spool.account() if spool is not None else {}
-        positions = {}
-        for delivery in self._journal.deliveries:
-            name, elsewhere = delivery.name, self._elsewhere[delivery.name]
-            if spool is None:
-                positions[name] = delivery.taken + 1
-                continue
+    def _positions(self, spool: Spool | None) -> tuple[dict[str, int], dict[str, int]]:
+        """Return where each child goes on, and how many events before that were acknowledged and are in no account.
+
+        If this process does not take the delivery back after all, the next agent counts those.
+        """
+        if spool is None:
+            positions = {delivery.name: delivery.taken + 1 for delivery in self._journal.deliveries}
+            return positions, dict.fromkeys(positions, 0)
+        account = spool.account()
+        positions, uncounted = {}, {}
+        for name, elsewhere in self._elsewhere.items():
             if name in account:
                 self._has_noted(spool, name, account[name])
             positions[name] = max(spool.acknowledged(name), elsewhere.counted)
-            elsewhere.add_delivered(self._wanted(spool, name, elsewhere.counted, positions[name]))
-            elsewhere.counted = positions[name]
-        return positions
+            uncounted[name] = self._wanted(spool, name, elsewhere.counted, positions[name])
+        return positions, uncounted
 
 
 class _Backlog:
@@ -508,7 +513,7 @@ class _Backlog:
         counts: How many events from that number on wait for it.
     """
 
-    def __init__(self, spool: Spool | None, deliveries: Sequence[Delivery], positions: dict[str, int]) -> None:
+    def __init__(self, deliveries: Sequence[Delivery], positions: dict[str, int]) -> None:
         """Count nothing yet."""
         self.positions = positions
         self.counts = dict.fromkeys(positions, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -360,6 +362,30 @@ def test_a_killed_agent_costs_nothing_but_one_batch_twice(clock: SimulatedClock,
     twice = ["two"] if killed == "export" else []
     assert both.there() == ["one", "two", *twice, "three", "four"]
     assert both.counts("accepted", "delivered", "pending", "dropped") == [4, 4, 0, 0]
+
+
+def test_what_a_process_could_not_take_back_the_next_agent_counts_once(
+    clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_files(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    both = Both(clock, tmp_path, "auto")
+    agent = both.agent()
+    both.log("one", "two", "three")
+    clock.advance(1)
+    agent.look()
+    agent.deliver("a", 1)
+    agent.account()
+    agent.deliver("a", 1, "position")
+    with monkeypatch.context() as patch:
+        patch.setattr(handover._Backlog, "count", no_files)
+        clock.advance(3)
+    assert both.exporting == []
+    both.agent().work()
+    clock.advance(2)
+    assert both.there() == ["one", "two", "three"]
+    assert both.counts("accepted", "delivered", "pending", "dropped") == [3, 3, 0, 0]
 
 
 def test_a_flush_takes_back_at_once(clock: SimulatedClock, tmp_path: Path) -> None:
