@@ -19,7 +19,7 @@ from composite_logstore.event import WRITER, LogEvent
 from composite_logstore.spool.account import ACCOUNT, NEW_ACCOUNT, ChildAccount, read_account, write_account
 from composite_logstore.spool.damage import Damage, set_aside
 from composite_logstore.spool.format import DUE, POSITION, Process, position_name, positions_in_header
-from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK, DeliveryLock, FolderLock, made_at
+from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK, NEW_DELIVERY_LOCK, DeliveryLock, FolderLock, made_at
 from composite_logstore.spool.mapped import NEW
 from composite_logstore.spool.positions import Positions, read_position
 from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, has_unsafe_rights, identity_of
@@ -28,7 +28,7 @@ from composite_logstore.spool.segments import SEGMENT, SPARE, Segment, Segments
 from composite_logstore.spool.streams import Streams
 
 _PROCESS = re.compile(rf"{WRITER.pattern}(-[0-9]{{1,6}})?")
-_NO_EVENTS = (LOCK, DELIVERY_LOCK, ACCOUNT, NEW_ACCOUNT, DUE, SPARE, NEW)
+_NO_EVENTS = (LOCK, DELIVERY_LOCK, NEW_DELIVERY_LOCK, ACCOUNT, NEW_ACCOUNT, DUE, SPARE, NEW)
 _HIDDEN = ".hidden-"
 _ABANDONED_SECONDS = 3600.0
 _HEADER_BYTES = 1 << 20
@@ -485,13 +485,13 @@ class Spool:
         return True
 
     def _mend_delivery_lock(self, folder: PrivateFolder) -> None:
-        was_ours = self.delivery_lock is not None
-        self.give_delivery()
-        folder.make_way(DELIVERY_LOCK)
         # The lock of a file that was taken away counts no more, so an agent that holds it has to look whether it does.
-        self.delivery_lock = DeliveryLock.create(folder)
-        if not was_ours:
+        lock = DeliveryLock.create(folder)
+        if self.delivery_lock is None:
+            lock.release()
+        else:
             self.give_delivery()
+            self.delivery_lock = lock
 
 
 def _free_for_delivery(folder: PrivateFolder) -> tuple[bool, DeliveryLock | None]:

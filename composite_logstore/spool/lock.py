@@ -33,6 +33,7 @@ from composite_logstore.spool.private_folder import PrivateFolder, identity_of
 
 LOCK = "owner.lock"
 DELIVERY_LOCK = "delivery.lock"
+NEW_DELIVERY_LOCK = "delivery.lock.new"
 AGENT = "agent"
 """The folder, beside those of the log stores, whose `owner.lock` the machine's agent holds."""
 _POLL_SECONDS = 0.01
@@ -98,7 +99,10 @@ def _opened_lock(folder: PrivateFolder, name: str) -> int:
 
 
 def hold(descriptor: int) -> None:
-    """Have a locked file closed in forked processes, whose copies would keep it locked, and by `release_all`."""
+    """Have a file closed in forked processes, whose copies would keep it locked, and by `release_all`.
+
+    Call this before the file is locked: another thread may fork at any moment.
+    """
     _held[descriptor] = identity_of(os.fstat(descriptor))
 
 
@@ -160,6 +164,8 @@ class FolderLock:
         """
         file = None
         guard = os.dup(folder.fd)
+        hold(guard)
+        kept: tuple[int, ...] = ()
         try:
             try:
                 is_guarded: bool | None = lock_file(guard)
@@ -167,19 +173,20 @@ class FolderLock:
                 # NFS locks only what is open for writing.
                 is_guarded = None
             file = _opened(folder, is_own, is_guarded)
-            # The file may have been exchanged before it was locked.
-            if file is None or not lock_file(file) or not folder.has(LOCK, identity_of(os.fstat(file))):
+            if file is None:
                 return None
-            _held[file] = identity_of(os.fstat(file))
-            if is_guarded:
-                _held[guard] = folder.identity
+            hold(file)
+            # The file may have been exchanged before it was locked.
+            if not lock_file(file) or not folder.has(LOCK, identity_of(os.fstat(file))):
+                return None
+            kept = (file, guard) if is_guarded else (file,)
             return cls(file, guard if is_guarded else None)
         except FileExistsError:
             return None
         finally:
             for descriptor in (file, guard):
-                if descriptor is not None and descriptor not in _held:
-                    os.close(descriptor)
+                if descriptor is not None and descriptor not in kept:
+                    let_go(descriptor)
 
     def release(self) -> None:
         """Release the lock. Call this once: afterwards its descriptors may belong to another lock."""
@@ -258,16 +265,22 @@ class DeliveryLock:
 
     @classmethod
     def create(cls, folder: PrivateFolder) -> DeliveryLock:
-        """Make the file in a folder that nobody else knows yet, and lock it.
+        """Make the file, in place of anything that has its name. It gets the name once it is locked.
 
         Raises:
             OSError: It cannot be made or locked.
         """
-        os.close(folder.create_file(DELIVERY_LOCK))
-        lock = cls.acquire(folder)
-        if lock is None:
-            raise OSError(errno.EAGAIN, "another process holds its lock", str(folder.path / DELIVERY_LOCK))
-        return lock
+        folder.make_way(NEW_DELIVERY_LOCK)
+        file = folder.create_file(NEW_DELIVERY_LOCK)
+        hold(file)
+        try:
+            if not lock_file(file):
+                raise OSError(errno.EAGAIN, "another process holds its lock", str(folder.path / NEW_DELIVERY_LOCK))
+            folder.put(NEW_DELIVERY_LOCK, DELIVERY_LOCK)
+        except BaseException:
+            let_go(file)
+            raise
+        return cls(file)
 
     @classmethod
     def acquire(cls, folder: PrivateFolder) -> DeliveryLock | None:
@@ -281,15 +294,16 @@ class DeliveryLock:
             OSError: The file cannot be locked, or is not to be trusted.
         """
         file = folder.open_file(DELIVERY_LOCK, os.O_RDWR)
+        hold(file)
+        lock = None
         try:
             # The file may have been exchanged before it was locked.
-            if not lock_file(file) or not folder.has(DELIVERY_LOCK, identity_of(os.fstat(file))):
-                return None
-            hold(file)
-            return cls(file)
+            if lock_file(file) and folder.has(DELIVERY_LOCK, identity_of(os.fstat(file))):
+                lock = cls(file)
+            return lock
         finally:
-            if file not in _held:
-                os.close(file)
+            if lock is None:
+                let_go(file)
 
     def is_in(self, folder: PrivateFolder) -> bool:
         """Say whether this is still the folder's lock: its file is in place, and the descriptor still belongs to it."""
@@ -329,6 +343,8 @@ def agent_works(root: Path) -> bool:
             file = folder.open_file(LOCK, os.O_RDONLY)
         # A shared lock, so that no process that looks takes another one that looks for the agent.
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # A process that was forked meanwhile has a copy of the descriptor, and would keep every agent away.
+        fcntl.flock(file, fcntl.LOCK_UN)
     except BlockingIOError:
         return True
     except OSError:

@@ -81,11 +81,11 @@ class StatusFile:
         _forget_the_dead(folder)
         folder.make_way(self._writer)
         file = folder.create_file(self._writer)
+        hold(file)
         if not lock_file(file):
             # A reader looks whether it is locked. The next attempt makes another one.
-            os.close(file)
+            let_go(file)
             return
-        hold(file)
         self._file, self._identity = file, identity_of(os.fstat(file))
 
     def remove(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import orjson
 import pytest
 
 from composite_logstore.event import LogEvent
+from composite_logstore.spool import lock
 from composite_logstore.spool.account import ACCOUNT, ChildAccount, read_account
 from composite_logstore.spool.folder import Spool, Standing
 from composite_logstore.spool.format import DUE, encode_line
-from composite_logstore.spool.lock import DELIVERY_LOCK
+from composite_logstore.spool.lock import AGENT, DELIVERY_LOCK, FolderLock, agent_works
 from composite_logstore.spool.private_folder import PrivateFolder
 from tests.events import WRITER, make_events
 
@@ -139,6 +142,89 @@ def test_a_lock_that_is_taken_away_is_restored(tmp_path: Path, is_handed_over: b
     assert spool.mend(lambda first, last: [])
     assert spool.standing() is Standing.IN_PLACE
     assert (Spool.tail(spool.folder) is not None) is is_handed_over
+
+
+def test_no_agent_takes_a_lock_before_it_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = create(tmp_path)
+    (spool.folder / DELIVERY_LOCK).unlink()
+    lock_file = lock.lock_file
+
+    def look(descriptor: int) -> bool:
+        # An agent looks at this very moment.
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "lock_file", lock_file)
+            with pytest.raises(FileNotFoundError):
+                Spool.tail(spool.folder)
+        return lock_file(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "lock_file", look)
+        assert spool.mend(lambda first, last: [])
+    assert spool.delivers_here
+    assert Spool.tail(spool.folder) is None
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("take", [Spool.recover, Spool.tail])
+def test_a_process_that_is_forked_while_a_lock_is_taken_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], Spool | None]
+) -> None:
+    spool = hand_over(tmp_path)
+    if take == Spool.recover:
+        die(spool)
+    read, write = os.pipe()
+    children: list[int] = []
+    lock_file = lock.lock_file
+
+    def fork(descriptor: int) -> bool:
+        is_locked = lock_file(descriptor)
+        child = os.fork()
+        if not child:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        children.append(child)
+        return is_locked
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "lock_file", fork)
+            first = take(spool.folder)
+        assert first is not None
+        # As the end of a process does it.
+        lock.release_all()
+        assert take(spool.folder) is not None
+    finally:
+        os.close(write)
+        for child in children:
+            os.waitpid(child, 0)
+        os.close(read)
+
+
+def test_a_process_that_is_forked_during_a_look_keeps_no_agent_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PrivateFolder.make(tmp_path / AGENT) as folder:
+        agent = FolderLock.acquire(folder, is_own=True)
+    assert agent is not None
+    assert agent_works(tmp_path)
+    agent.release()
+    copies: list[int] = []
+    flock = fcntl.flock
+
+    def fork(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        copies.append(os.dup(descriptor))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", fork)
+        assert not agent_works(tmp_path)
+    with PrivateFolder.open(tmp_path / AGENT) as folder:
+        agent = FolderLock.acquire(folder)
+    assert agent is not None
+    agent.release()
+    for copy in copies:
+        os.close(copy)
 
 
 # What an agent writes
