@@ -1,7 +1,7 @@
 """The reader: reads pages through Datadog's log search.
 
-It runs on ZenML's server, where Datadog's client need not be installed, so it uses `HttpClient`. Its queries and errors
-are those of ZenML's own Datadog store.
+It runs on ZenML's server, where Datadog's client need not be installed. Its queries are those of ZenML's own Datadog
+store.
 """
 
 from __future__ import annotations
@@ -10,27 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from math import ceil
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
-from urllib3.exceptions import HTTPError
 from zenml.enums import LoggingLevels
-from zenml.logger import get_logger
 from zenml.utils.time_utils import to_utc_timezone, utc_now
 
-from composite_logstore import (
-    Allowance,
-    AnswerTooLargeError,
-    Event,
-    HttpClient,
-    Page,
-    PageRequest,
-    seconds_asked_for,
-    shown_url,
-)
-from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, LogStoreRateLimitError, LogStoreUnavailableError
+from composite_logstore import Allowance, AnswerTooLargeError, Event, HttpSearches, Page, PageRequest
+from composite_logstore.zenml import LogsEntriesFilter, LogStoreError, LogStoreUnavailableError
 from composite_logstore_datadog.decoding import EPOCH, STATUSES, millis_of, parse
 from composite_logstore_datadog.tokens import (
     CLOCK_SKEW,
@@ -46,9 +34,6 @@ from composite_logstore_datadog.tokens import (
 if TYPE_CHECKING:
     from composite_logstore import HttpResponse
     from composite_logstore_datadog.config import DatadogChildConfig
-
-logger = get_logger(__name__)
-
 
 FURTHEST_AHEAD = timedelta(hours=2)
 """A client's time may also be ahead of the server's. Datadog drops events that are further ahead than this."""
@@ -68,9 +53,6 @@ _MILLISECOND = timedelta(milliseconds=1)
 _SHORTER = 8
 """If the logs of an answer are too large, the next search asks for so many times fewer."""
 
-# Faults of an answer that may be complete next time.
-_INCOMPLETE = {"too late": "came too late", "cut": "was cut off"}
-
 
 class DatadogReader:
     """Reads pages, most of them with one search each.
@@ -89,12 +71,12 @@ class DatadogReader:
         Args:
             config: The child's settings, with secrets resolved and an application key.
         """
-        self._http = HttpClient()
-        self._url = config.search_url
         self._service = config.service_name
-        self._headers = {"Content-Type": "application/json", "dd-api-key": config.api_key.get_secret_value()}
+        headers = {"Content-Type": "application/json", "dd-api-key": config.api_key.get_secret_value()}
         if config.application_key is not None:
-            self._headers["dd-application-key"] = config.application_key.get_secret_value()
+            headers["dd-application-key"] = config.application_key.get_secret_value()
+        setting = "api_endpoint" if config.api_endpoint else "site"
+        self._searches = HttpSearches("Datadog", config.search_url, headers, _refusal, url_setting=setting)
 
     def read(self, request: PageRequest) -> Page:
         """Read one page.
@@ -210,7 +192,7 @@ class DatadogReader:
 
     def close(self) -> None:
         """Close the connection."""
-        self._http.close()
+        self._searches.close()
 
     def _search(self, body: dict[str, Any], allowance: Allowance) -> tuple[list[dict[str, Any]], str | None]:
         """Return the logs that were found, and Datadog's own cursor if there are more.
@@ -221,29 +203,8 @@ class DatadogReader:
             AnswerTooLargeError: The answer is too large.
             LogStoreError: As `read` does.
         """
-        try:
-            response = self._http.request(
-                "POST",
-                self._url,
-                headers=self._headers,
-                body=orjson.dumps(body),
-                timeout_seconds=allowance.seconds,
-                max_bytes=allowance.max_bytes,
-            )
-        except (HTTPError, OSError) as error:
-            # Not chained: the error may repeat a header, and with it a key.
-            logger.debug("Datadog log search failed: %s", type(error).__name__)
-            raise LogStoreUnavailableError(
-                f"Could not reach Datadog to read these logs ({type(error).__name__})."
-            ) from None
-        if response.status != 200:
-            raise _refusal(response, self._url)
-        allowance.take(len(response.body))
-        if response.fault == "too large":
-            raise AnswerTooLargeError
-        if response.fault in _INCOMPLETE:
-            raise LogStoreUnavailableError(f"Datadog's answer {_INCOMPLETE[response.fault]}. Try again later.")
-        return _parse_answer(response, body["page"]["limit"])
+        response = self._searches.ask("POST", "", orjson.dumps(body), allowance)
+        return _parse_answer(response.body, body["page"]["limit"])
 
 
 def build_query(service: str, logs_id: UUID, filter_: LogsEntriesFilter) -> str:
@@ -261,33 +222,19 @@ def build_query(service: str, logs_id: UUID, filter_: LogsEntriesFilter) -> str:
     return " AND ".join(terms)
 
 
-def _refusal(response: HttpResponse, url: str) -> LogStoreError:
-    status = response.status
-    if status == 429:
-        seconds = seconds_asked_for(response.headers)
-        return LogStoreRateLimitError(
-            "Datadog rate limited the log search. Try again later.",
-            retry_after=None if seconds is None else ceil(seconds),
-        )
-    if status >= 500:
-        return LogStoreUnavailableError("Datadog is temporarily unavailable. Try again later.")
-    message = f"Datadog rejected the log search with status {status}."
-    if status in (401, 403):
-        message += (
-            " Check 'api_key' and 'application_key', that the application key may read logs (scope"
-            " 'logs_read_data'), and that 'site' is the one they belong to."
-        )
-    elif status != 400:
-        # Such a status is not about the question, but about its address.
-        place = f" It was sent to {shown_url(url)}, where Datadog's log search is expected"
-        message += f"{place}: check 'api_endpoint' and 'site'."
-    return LogStoreError(message)
+def _refusal(response: HttpResponse) -> LogStoreError | None:
+    if response.status not in (401, 403):
+        return None
+    return LogStoreError(
+        f"Datadog rejected the search with status {response.status}. Check 'api_key' and 'application_key', that the "
+        f"application key may read logs (scope 'logs_read_data'), and that 'site' is the one they belong to."
+    )
 
 
-def _parse_answer(response: HttpResponse, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the logs and the cursor of an answer, if the answer is valid and complete."""
+def _parse_answer(body: bytes, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the logs and the cursor of an answer, if the answer is valid."""
     try:
-        answer = orjson.loads(response.body if response.fault is None else b"")
+        answer = orjson.loads(body)
     except ValueError:
         raise LogStoreError("Datadog returned a response that could not be read as a log search result.") from None
     if not isinstance(answer, dict) or "data" not in answer:

@@ -123,7 +123,7 @@ def test_a_page_or_an_error_of_the_backend_and_nothing_else(
     answers: list[HttpResponse], direction: Literal["newer", "older"]
 ) -> None:
     reader = DatadogReader(CONFIG)
-    reader._http = server = Server(answers)  # type: ignore[assignment]
+    reader._searches._http = server = Server(answers)  # type: ignore[assignment]
     token = None
     with pytest.MonkeyPatch.context() as patch, suppress(LogStoreError):
         patch.setattr(Bounds, "SEARCHES", 10)

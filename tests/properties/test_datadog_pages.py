@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from zenml.enums import LoggingLevels
 
 from composite_logstore import Event, HttpResponse, LogEvent, PageRequest
+from composite_logstore.reading import searches
 from composite_logstore.testing import make_logs
 from composite_logstore.zenml import LogsEntriesFilter
 from composite_logstore_datadog import reader as reader_module
@@ -56,7 +57,7 @@ def datadog() -> Iterator[Datadog]:
     """One with pages so small that most of them end within a millisecond."""
     datadog = Datadog()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader_module, "HttpClient", lambda: datadog.search)
+        patch.setattr(searches, "HttpClient", lambda **_: datadog.search)
         patch.setattr(reader_module, "_MARGIN", 1)
         patch.setattr(DatadogReader, "max_page_size", 6)
         yield datadog

@@ -21,6 +21,7 @@ from zenml.enums import LoggingLevels
 from zenml.log_stores.datadog.datadog_log_store import DatadogLogStore
 
 from composite_logstore import Bounds, Event, HttpResponse, Page, PageRequest
+from composite_logstore.reading import searches
 from composite_logstore.zenml import (
     LogsEntriesFilter,
     LogStoreError,
@@ -71,7 +72,7 @@ class Search:
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Search:
     search = Search()
-    monkeypatch.setattr(datadog, "HttpClient", lambda: search)
+    monkeypatch.setattr(searches, "HttpClient", lambda **_: search)
     monkeypatch.setattr(datadog, "utc_now", lambda tz_aware: NOON)
     return search
 
@@ -542,11 +543,7 @@ def test_what_stayed_flat_is_found(search: Search) -> None:
         ((400, {}, b'{"errors":["x"]}'), LogStoreError, "status 400"),
         ((401, {}, KEY.encode()), LogStoreError, "'application_key'"),
         ((403, {}, KEY.encode()), LogStoreError, "'logs_read_data'"),
-        (
-            (404, {}, b""),
-            LogStoreError,
-            r"status 404.* https?://\S+/api/v2/logs/events/search, where Datadog's log search",
-        ),
+        ((404, {}, b""), LogStoreError, r" https://\S+/api/v2/logs/events/search .*status 404.*'site'"),
         ((302, {"Location": "https://elsewhere.test"}, b""), LogStoreError, "status 302"),
         ((200, {}, b"<html>"), LogStoreError, "could not be read"),
         ((200, {}, b"[]"), LogStoreError, "invalid log search result"),
@@ -571,6 +568,12 @@ def test_errors(search: Search, answer: Any, error: type[Exception], message: st
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_an_error_names_the_setting_that_has_the_address(search: Search) -> None:
+    search.answers = [(404, {}, b"")]
+    with pytest.raises(LogStoreError, match="'api_endpoint'"):
+        read(reader=make_reader(api_endpoint="https://gateway.test"))
 
 
 @pytest.mark.parametrize(
