@@ -434,7 +434,9 @@ class Handover:
         spool = self._spilling.spool
         if spool is not self._spool:
             self._begin_folder(spool)
-        if works and (spool is None or now - self._offered_at < OFFER_SECONDS):
+        # An agent would get nothing of what cannot be written, and this process may deliver it from memory.
+        is_stuck = self._mode == "auto" and self._spilling.error is not None
+        if works and not is_stuck and (spool is None or now - self._offered_at < OFFER_SECONDS):
             self._offered_at = max(self._offered_at, now if spool is None else -inf)
             return
         with suppress(OSError):

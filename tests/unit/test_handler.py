@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from composite_logstore import CompositeHandler, LogEvent, RetryableError
+from composite_logstore.spool.lock import DELIVERY_LOCK
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import assert_accounts_add_up, make_child
 
@@ -34,6 +35,29 @@ def make_handler(*children: Any, **settings: Any) -> CompositeHandler:
 
 def events(backend: SimulatedBackend) -> list[LogEvent]:
     return list(backend.received)
+
+
+# Who delivers
+
+
+@pytest.mark.parametrize("delivery", ["agent", "auto"])
+def test_no_agent_can_be_asked_to_deliver(delivery: str) -> None:
+    with pytest.raises(ValueError, match="'delivery'"):
+        make_handler(make_child("one"), durability="spill", delivery=delivery)
+
+
+def test_the_environment_hands_nothing_to_an_agent(
+    train: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPOSITE_LOGSTORE_DELIVERY", "agent")
+    backend = SimulatedBackend()
+    handler = make_handler(make_child("one", backend), durability="write_ahead", spool_directory=str(tmp_path))
+    handler.attach(train, level="INFO")
+    train.info("one")
+    handler.flush()
+    assert backend.messages == ["one"]
+    assert list(tmp_path.rglob(DELIVERY_LOCK)) == []
+    handler.close()
 
 
 # Records

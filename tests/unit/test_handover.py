@@ -152,6 +152,36 @@ def test_what_cannot_be_written_waits_and_is_dropped_when_there_is_no_room(
     assert both.there() == both.said[151:]
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_process_that_cannot_write_delivers_by_itself(
+    clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    monkeypatch.setattr(handover, "AGAIN_SECONDS", 10)
+    both = Both(clock, tmp_path, "auto", schedule_delay_millis=500)
+    tmp_path.joinpath(str(both.machine.id)).write_text("no folder")
+    if has_begun:
+        both.machine.backends["a"].fault = "refused"
+        both.log("zero")
+        clock.advance(3)
+        both.machine.backends["a"].fault = None
+    agent = both.agent()
+    for _ in range(3):
+        both.log("one", "two", "three")
+        clock.advance(3)
+    clock.advance(9)
+    assert both.there() == both.said
+    tmp_path.joinpath(str(both.machine.id)).unlink()
+    for _ in range(12):
+        both.log("more")
+        clock.advance(2)
+        agent.work()
+    clock.advance(1)
+    assert both.exporting == []
+    assert both.there() == both.said
+    found = both.counts("accepted", "delivered", "pending", "dropped")
+    assert found == [len(both.said), len(both.said), 0, 0]
+
+
 # Flushes
 
 
