@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from errno import ENOENT
 from functools import cached_property
+from itertools import chain
 from math import inf
 
+from composite_logstore.delivery.account import count_reason
 from composite_logstore.delivery.delivery import Delivery, is_urgent
 from composite_logstore.delivery.last_words import add_last_words
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
@@ -388,4 +390,7 @@ class TailedJournal(RecoveredJournal):
 
 
 def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    return dict(Counter(one) + Counter(other))
+    counts: dict[str, int] = {}
+    for reason, number in chain(one.items(), other.items()):
+        count_reason(counts, reason, number)
+    return counts

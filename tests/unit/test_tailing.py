@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from composite_logstore import UnavailableError
+from composite_logstore import RejectedError, UnavailableError
 from composite_logstore.delivery import tailing
 from composite_logstore.operations import agent_tails
 from composite_logstore.operations.agent import END_SECONDS, SETTINGS_SECONDS
@@ -440,3 +440,22 @@ def test_the_end_of_the_agent_waits_only_some_seconds_for_an_export_that_hangs(p
     place.clock.advance(1)
     assert process.spool.take_delivery()
     assert process.account("live", "delivered") == 1
+
+
+def test_the_account_of_many_agents_tells_no_more_reasons_apart_than_that_of_one(place: Place) -> None:
+    place.backends["live"].faults = [RejectedError("the id 0 is unknown")]
+    process = Living(place)
+    process.log("bad")
+    agent = place.agent()
+    place.work(agent, 2)
+    agent.end()
+    reasons = {f"the id {number} is unknown": 1 for number in range(100)}
+    account = process.spool.account()
+    account["live"] = account["live"]._replace(rejected=100, rejected_reasons=reasons)
+    process.spool.write_account(account)
+    place.backends["live"].faults = [RejectedError("the id 100 is unknown")]
+    process.log("bad")
+    agent = place.agent()
+    place.work(agent, 2)
+    agent.end()
+    assert process.account("live", "rejected") == sum(process.account("live", "rejected_reasons").values()) == 101
