@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     help="Answer /healthz, /readyz and /metrics there. Without HOST on the loopback interface alone.",
 )
 def agent(spool_directory: str | None, stores: tuple[str, ...], health_address: str | None) -> None:
-    """Deliver what killed processes leave, at once.
+    """Deliver the logs of this machine's processes.
 
-    Runs until SIGTERM or Ctrl-C. Notices within a second that a process has died, and delivers its events with the
-    present settings of its log store. What is not delivered at the end stays in the spool.
+    Delivers what killed processes leave, at once, and what running processes log if their 'delivery' is 'agent' or
+    'auto'. Uses the present settings of each log store. Runs until SIGTERM or Ctrl-C; the spool keeps what is not
+    delivered by then.
 
     Exit code: 0, 1 if another agent works there or the directory cannot be used, 2 for wrong usage.
     """
@@ -56,7 +57,7 @@ def agent(spool_directory: str | None, stores: tuple[str, ...], health_address: 
             health = Health(one, health_address)
             stack.callback(health.close)
             say(f"Answers probes at {health.address}.")
-        say(f"Delivers what dead processes leave in {one.directory}. Ctrl-C or SIGTERM ends it.")
+        say(f"Delivers the logs of processes that write to {one.directory}. Ctrl-C or SIGTERM ends it.")
         one.run(ended)
     say("Ended. What is not delivered stays in the spool.", style="info")
 

@@ -83,7 +83,7 @@ class Delivered(NamedTuple):
 
 
 class Agent:
-    """Delivers what dead processes leave in the folders of a spool directory.
+    """Delivers what the processes that write to a spool directory log or, once dead, leave.
 
     One thread calls `begin`, then `look` again and again, and `end` at last. The other methods may be called by others.
 

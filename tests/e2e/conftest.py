@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,12 +13,14 @@ from typing import Any
 import pytest
 
 from composite_logstore.ansi import without_escapes
+from composite_logstore.config import DELIVERY_VARIABLE
 from tests.programs import Programs
 from tests.servers.cloudwatch import CloudWatch
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.zenml_server import ZenML
 
+AN_AGENT_DELIVERS = os.environ.get(DELIVERY_VARIABLE, "process") != "process"
 PIPELINE = Path(__file__).with_name("pipeline.py")
 
 
@@ -41,7 +46,29 @@ def zenml(
     zenml.env |= CloudWatch().environment
     with zenml:
         register_three_children(zenml, collector, datadog)
-        yield zenml
+        with chosen_agent(zenml):
+            yield zenml
+
+
+def chosen_agent(zenml: ZenML, *options: str) -> AbstractContextManager[None]:
+    """Run an agent if the environment says that one delivers: `make test-deep` runs all these tests with one."""
+    return agent(zenml, *options) if AN_AGENT_DELIVERS else nullcontext()
+
+
+@contextmanager
+def agent(zenml: ZenML, *options: str) -> Iterator[None]:
+    """Run an agent."""
+    process = zenml.popen("-m", "composite_logstore", "agent", *options)
+    assert process.stdout is not None
+    while "Delivers" not in (line := process.stdout.readline()):
+        assert line, "the agent has ended"
+    try:
+        yield
+    finally:
+        assert process.poll() is None, process.communicate()[0]
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
 
 
 def register_three_children(zenml: ZenML, collector: Collector, datadog: Datadog) -> None:

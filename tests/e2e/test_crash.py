@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import AN_AGENT_DELIVERS
 from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import ZenML
@@ -38,7 +39,8 @@ def test_the_next_run_delivers_what_a_killed_one_has_left(
     assert len(said) == LINES // 2 + 1
     stream = zenml.streams(run_id)["step"]["id"]
     before = [entry["message"] for entry in lines_of(zenml, stream)]
-    assert len(before) < len(said)
+    # An agent may have delivered it already.
+    assert AN_AGENT_DELIVERS or len(before) < len(said)
 
     zenml.python(str(PROGRAM), str(tmp_path / "next"), str(LINES))
     wait_until(lambda: len(lines_of(zenml, stream)) >= len(said), "the archive has what was left")
