@@ -386,7 +386,9 @@ class _Home:
             if not self._has_died(folder):
                 self._recovered.discard(folder)
                 self.tails.take(folder, has_room)
-            elif folder in self._recovered:
+                continue
+            self.tails.wait_no_more(folder)
+            if folder in self._recovered:
                 # Nothing in it is for a child that the log store has now. It is read again when the settings change.
                 self._resting.add(folder)
             else:
@@ -410,11 +412,11 @@ class _Home:
                 self.tails.forget({*self._folders})
                 self._recovered &= {*self._folders}
                 self._resting &= {*self._folders}
-        except FileNotFoundError:
-            self._folders = []
         except OSError as error:
-            self._folders = []
-            self._warn_once(f"the folder {self._home} cannot be read: {_why(error)}.")
+            # Once it is there again, it need not have changed.
+            self._folders, self._changed_ns = [], -1
+            if not isinstance(error, FileNotFoundError):
+                self._warn_once(f"the folder {self._home} cannot be read: {_why(error)}.")
         return self._folders
 
     def _has_died(self, folder: Path) -> bool:

@@ -110,6 +110,10 @@ class Tails:
         for gone in self._tails.keys() - folders:
             self._give_back(gone)
 
+    def wait_no_more(self, folder: Path) -> None:
+        """Keep no place in the row for a process that is dead: no other would be taken before it."""
+        self._waiting.pop(folder, None)
+
     def has(self, folder: Path) -> bool:
         """Say whether it delivers the events of a folder."""
         return folder in self._tails

@@ -120,6 +120,33 @@ def test_a_folder_that_cannot_be_read_delays_no_later_one(place: Place) -> None:
     agent.end()
 
 
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.ENOENT])
+def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_at_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    place.leave("one")
+    (folder,) = place.folders
+    sibling = Spool.recover(folder)
+    assert sibling is not None
+    os.utime(folder.parent, (1e9, 1e9))
+    agent = place.agent()
+    place.work(agent, 1)
+    with monkeypatch.context() as patch:
+        stat = os.stat
+
+        def fail(path: Any, **options: Any) -> os.stat_result:
+            if path == folder.parent:
+                raise OSError(error, os.strerror(error))
+            return stat(path, **options)
+
+        patch.setattr(os, "stat", fail)
+        place.work(agent, 1)
+    sibling.abandon()
+    place.work(agent, 2)
+    assert place.delivered("archive") == ["one"]
+    agent.end()
+
+
 def test_a_folder_that_is_tried_again_delays_no_later_death(place: Place) -> None:
     place.leave("one")
     (bad,) = place.folders

@@ -256,6 +256,23 @@ def test_more_processes_than_can_be_open_at_once_are_taken_in_turn(
     agent.end()
 
 
+def test_a_dead_process_that_waits_for_other_settings_keeps_no_other_waiting(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AGENT, "most_tailed", lambda: 1)
+    place.settings["live"] = {"enabled": False}
+    processes = [Living(place, f"{number:x}" * 15) for number in range(1, 4)]
+    for process in processes:
+        process.log("one")
+    agent = place.agent()
+    place.work(agent, 1)
+    assert place.delivered("archive") == ["one"]
+    processes[1].die()
+    place.work(agent, 60)
+    assert place.delivered("archive") == ["one"] * 3
+    agent.end()
+
+
 def test_changed_settings_apply_to_living_processes(place: Place) -> None:
     process = Living(place)
     place.settings["live"] = {"enabled": False}
