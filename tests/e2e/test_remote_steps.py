@@ -15,7 +15,7 @@ from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import ZenML
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.deep]
 
 # A name → the types of its children, what ZenML has to install, and what is there by that. ZenML's own images have
 # ZenML.

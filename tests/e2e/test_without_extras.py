@@ -17,7 +17,7 @@ from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
 from tests.servers.zenml_server import ZenML
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.deep]
 
 LINES = 300
 SOURCES = ["client", "prepare_step", "step"]

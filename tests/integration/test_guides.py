@@ -301,6 +301,7 @@ def test_redundant_delivery(tmp_path: Path, programs: Programs) -> None:
         reader.follow(page, since="It comes back")
 
 
+@pytest.mark.deep
 def test_an_archive_and_live_monitoring(tmp_path: Path, programs: Programs) -> None:
     with start_collector() as collector, Datadog() as datadog:
         settings = {name: datadog.settings[name] for name in ("endpoint", "api_endpoint")}
