@@ -316,7 +316,7 @@ class Recovery:
             for delivery in journal.deliveries:
                 if worker := self._workers.get(delivery.name):
                     worker.let_go(delivery, at_once=True)
-            if journal in self.journals and journal.is_done:
+            if journal.is_done:
                 self._close(journal)
 
     def look_soon(self) -> None:
@@ -478,7 +478,9 @@ class Recovery:
                 self._workers.pop(name).stop()
 
     def _close(self, journal: RecoveredJournal) -> None:
-        """Close a journal. Under both locks."""
+        """Close a journal, unless another thread has just done so. Under both locks."""
+        if journal not in self.journals:
+            return
         self.journals.remove(journal)
         for delivery in journal.deliveries:
             journal.acknowledge(delivery)

@@ -69,7 +69,7 @@ class Delivered(NamedTuple):
         store: The log store.
         child: The child's name.
         outcomes: `delivered`, `rejected`, `dropped` and `withheld` → how many events.
-        pending: How many events of dead processes wait.
+        pending: How many events wait, of living processes that it delivers for and of dead ones.
         state: The child's state: `healthy`, `retrying` or `unavailable`.
         last_error: The last problem of the child, empty if there was none.
     """
@@ -165,7 +165,7 @@ class Agent:
         return lock
 
     def look(self) -> None:
-        """Look once for processes that have died, and have their events delivered. Call it every `LOOK_SECONDS`."""
+        """Look once at all processes, and have their events delivered. Call it every `LOOK_SECONDS`."""
         known, homes = self._known, self._found()
         for id in homes - self._homes.keys():
             self._homes[id] = _Home(self.directory / str(id), self._clock, self._warn, self._tell)
@@ -469,7 +469,7 @@ class _Home:
                 )
 
     def _worst(self) -> dict[str, ChildStats]:
-        """Return for each child the account, among those of all dead processes, in which it fares worst."""
+        """Return for each child the account, among those of all processes, in which it fares worst."""
         worst: dict[str, ChildStats] = {}
         for name, account in self._accounts():
             if name not in worst or _RANK[State(account.state)] > _RANK[State(worst[name].state)]:

@@ -420,6 +420,29 @@ def test_a_folder_is_given_back_once_the_export_under_way_has_returned(
     agent.end()
 
 
+def test_a_folder_that_two_threads_give_back_is_closed_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Living(place)
+    agent = place.agent()
+    process.log("one")
+    place.work(agent, 2)
+    (recovery,) = [home._recovery for home in agent._homes.values()]
+    assert recovery is not None
+    asked: list[tailing.TailedJournal] = []
+
+    def is_done(journal: tailing.TailedJournal) -> bool:
+        asked.append(journal)
+        if len(asked) == 1:
+            recovery.give_back(journal)
+        return True
+
+    monkeypatch.setattr(tailing.TailedJournal, "is_done", property(is_done))
+    recovery.look_soon()
+    place.clock.advance(1)
+    assert recovery.journals == []
+    assert place.said == []
+    assert process.spool.take_delivery()
+
+
 def test_a_folder_of_another_version_is_left_to_its_process_and_tried_again(place: Place) -> None:
     process = Living(place)
     process.log("one")
