@@ -178,12 +178,18 @@ def test_a_process_that_is_forked_while_a_lock_is_taken_does_not_keep_it(
 
     def fork(descriptor: int) -> bool:
         is_locked = lock_file(descriptor)
+        began, begin = os.pipe()
         child = os.fork()
         if not child:
             os.close(write)
+            os.write(begin, b"x")
             os.read(read, 1)
             os._exit(0)
         children.append(child)
+        # By then it has let go of all locks.
+        os.read(began, 1)
+        os.close(began)
+        os.close(begin)
         return is_locked
 
     try:
