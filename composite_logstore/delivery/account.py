@@ -10,6 +10,8 @@ from typing import Any
 from composite_logstore.spool.account import ChildAccount
 
 _MOST_REASONS = 20
+OTHER_REASONS = "other reasons"
+"""What counts the events of all further reasons."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def count_reason(reasons: MutableMapping[str, int], reason: str, number: int) ->
         number: How many more.
     """
     if number > 0:
-        known = reason if reason in reasons or len(reasons) < _MOST_REASONS else "other reasons"
+        known = reason if reason in reasons or len(reasons) < _MOST_REASONS else OTHER_REASONS
         reasons[known] = reasons.get(known, 0) + number
 
 

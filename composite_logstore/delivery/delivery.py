@@ -18,7 +18,7 @@ from math import inf
 
 from composite_logstore.bounds import Bounds
 from composite_logstore.config import ChildConfig
-from composite_logstore.delivery.account import NOTHING, ChildStats, count_reason
+from composite_logstore.delivery.account import NOTHING, OTHER_REASONS, ChildStats, count_reason
 from composite_logstore.delivery.backoff import Backoff, ExportPolicy, bounded_count
 from composite_logstore.delivery.progress_bars import ProgressBars
 from composite_logstore.delivery.states import TRANSITIONS, Action, EndStream, Export, Load, Outcome, State, Wait
@@ -343,8 +343,9 @@ class Delivery:
         """Count events as delivered that were withheld for a reason, and were exported in the end."""
         self._delivered += events
         self._withheld -= events
+        counted = reason if reason in self._withheld_reasons else OTHER_REASONS
         # Without the reasons that are left with no event.
-        self._withheld_reasons = self._withheld_reasons - Counter({reason: events})
+        self._withheld_reasons = self._withheld_reasons - Counter({counted: events})
 
     def failed(self, error: BaseException, now: float, processed: Processed | None = None) -> bool:
         """Note that the export raised.

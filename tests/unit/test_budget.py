@@ -488,6 +488,23 @@ def test_repeats_at_the_end_of_a_stream_are_charged_too(clock: SimulatedClock) -
         assert 0 not in stats["withheld_reasons"].values()
 
 
+def test_repeats_shown_at_the_end_of_a_stream_are_counted_once_however_many_rules_there_are(
+    clock: SimulatedClock,
+) -> None:
+    live = SimulatedBackend()
+    rules = [{"message": f"^rule {number}$"} for number in range(30)]
+    store = make_store(make_child("live", live, drop=rules, collapse_repeats={"window_millis": 600_000}))
+    origin = store.register_origin("step", make_logs(store), {})
+    for message in [*(f"rule {number}" for number in range(30)), *["again"] * 5]:
+        store.emit(origin, logging.LogRecord("train", 20, "/code/train.py", 1, message, (), None))
+        clock.advance(1)
+    store.deregister_origin(origin)
+    clock.advance(10)
+    stats = store.stats()["live"]
+    assert (stats["delivered"], stats["withheld"], stats["accepted"]) == (2, 33, 35)
+    assert sum(stats["withheld_reasons"].values()) == 33
+
+
 def test_what_is_copied_spends_nothing() -> None:
     processor = make_child("live", budget={"events": 1, "then": "stop"}).create_processor()
     assert len(processor.process(numbered(5)).events) == 5
