@@ -227,6 +227,11 @@ class Handover:
             self.look_soon()
             return
         self._write_all()
+        if self._spilling.error is not None and self._spilling.unwritten:
+            # The disk takes nothing, so this process goes on delivering from memory.
+            self._left_at, self._offer_at = None, now + AGAIN_SECONDS
+            self._renew_workers()
+            return
         with patiently(self._journal.lock):
             if self._can_go:
                 self._go()
@@ -464,12 +469,12 @@ class Handover:
                         break
                     self._write_all()
             with patiently(self._journal.lock):
-                if spool is not self._spilling.spool:
-                    # It was taken away meanwhile.
-                    return
                 self._journal.hand_out()
                 self._spilling.try_again()
                 self._spilling.write()
+                if spool is not self._spilling.spool:
+                    # It was taken away meanwhile, or this process has just made one. The next look decides about that.
+                    return
                 if spool is not None:
                     backlog.count(spool)
                 self._journal.take_back()

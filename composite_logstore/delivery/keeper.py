@@ -124,7 +124,9 @@ class Keeper:
             # Events that are due come first: everything else may take its time.
             is_more = spilling.write_due()
             spilling.refresh()
-            spilling.acknowledge_all()
+            if not spilling.is_away:
+                # An agent knows better how far the children are, even while this process takes the delivery back.
+                spilling.acknowledge_all()
             is_needed = spilling.is_needed
         while is_more:
             # Let another thread that waits for the lock go first.

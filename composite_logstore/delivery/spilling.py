@@ -442,7 +442,8 @@ class Spilling:
         self.try_again()
         self.write()
         self.most_unwritten = 0
-        self.acknowledge_all()
+        if not self.is_away:
+            self.acknowledge_all()
         if not self.is_needed:
             self.release()
 

@@ -46,7 +46,7 @@ _MOST_BARS = 1_000
 class TailedJournal(RecoveredJournal):
     """The journal of a living process, read from its spool while it grows.
 
-    One thread calls `grow`, `note`, `process_died` and `close`.
+    One thread calls `grow`, `note` and `process_died`. `close` comes after these, from that thread or from recovery's.
 
     Attributes:
         most_bytes: How many bytes of events wait for a child in memory, about.

@@ -127,6 +127,14 @@ def _release(descriptor: int) -> None:
             os.close(descriptor)
 
 
+def _unlock(descriptor: int) -> None:
+    """Release a lock of this process, also if a process that was just forked still has a copy of the descriptor."""
+    with contextlib.suppress(OSError):
+        if _held.get(descriptor) == identity_of(os.fstat(descriptor)):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    _release(descriptor)
+
+
 def _is_in(folder: PrivateFolder, name: str, descriptor: int) -> bool:
     identity = _held.get(descriptor)
     try:
@@ -191,7 +199,7 @@ class FolderLock:
     def release(self) -> None:
         """Release the lock. Call this once: afterwards its descriptors may belong to another lock."""
         for descriptor in self._descriptors():
-            _release(descriptor)
+            _unlock(descriptor)
 
     def is_in(self, folder: PrivateFolder) -> bool:
         """Say whether this is still the folder's lock: its file is in place, and the descriptor still belongs to it."""
@@ -311,11 +319,7 @@ class DeliveryLock:
 
     def release(self) -> None:
         """Release the lock. Call this once: afterwards its descriptor may belong to another lock."""
-        with contextlib.suppress(OSError):
-            if _held.get(self._file) == identity_of(os.fstat(self._file)):
-                # A process that was just forked may still have a copy of the descriptor, so closing it would not do.
-                fcntl.flock(self._file, fcntl.LOCK_UN)
-        _release(self._file)
+        _unlock(self._file)
 
 
 def is_alive(folder: Path) -> bool:

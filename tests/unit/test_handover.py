@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from composite_logstore.delivery import handover
-from composite_logstore.delivery.handover import AGAIN_SECONDS, NOT_ITS_CHILD, OFFER_SECONDS, STILL_SECONDS, STOPPED
+from composite_logstore.delivery.handover import (
+    AGAIN_SECONDS,
+    NOT_ITS_CHILD,
+    OFFER_SECONDS,
+    STILL_SECONDS,
+    STOPPED,
+    Handover,
+)
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock
@@ -180,6 +187,42 @@ def test_a_process_that_cannot_write_delivers_by_itself(
     assert both.there() == both.said
     found = both.counts("accepted", "delivered", "pending", "dropped")
     assert found == [len(both.said), len(both.said), 0, 0]
+
+
+def test_a_folder_that_is_made_while_a_process_takes_the_delivery_back_is_the_agent_s(
+    clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Both(clock, tmp_path, "auto", "write_ahead")
+    blocking = tmp_path / str(both.machine.id)
+    blocking.write_text("no folder")
+    agent = both.agent()
+    positions = Handover._positions
+
+    def unblocked(self: Handover, spool: Spool | None) -> Any:
+        blocking.unlink(missing_ok=True)
+        return positions(self, spool)
+
+    monkeypatch.setattr(Handover, "_positions", unblocked)
+    both.log("one")
+    clock.advance(1)
+    agent.work()
+    both.log("two")
+    clock.advance(2)
+    agent.work()
+    clock.advance(1)
+    assert both.there() == both.said
+    assert both.counts("accepted", "delivered") == [2, 2]
+
+
+def test_while_the_disk_is_full_a_process_goes_on_delivering(clock: SimulatedClock, tmp_path: Path) -> None:
+    both = Both(clock, tmp_path, "auto", schedule_delay_millis=500)
+    tmp_path.joinpath(str(both.machine.id)).write_text("no folder")
+    both.agent()
+    clock.advance(15)
+    for number in range(90):
+        both.log(f"event {number}")
+        clock.advance(3)
+        assert both.there() == both.said
 
 
 # Flushes
@@ -397,7 +440,11 @@ def test_a_killed_agent_costs_nothing_but_one_batch_twice(clock: SimulatedClock,
 def test_what_a_process_could_not_take_back_the_next_agent_counts_once(
     clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seconds = [1.5]
+
     def no_files(*_: object) -> int:
+        # The spool's thread works meanwhile.
+        clock.advance(seconds.pop() if seconds else 0)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     both = Both(clock, tmp_path, "auto")

@@ -207,6 +207,19 @@ def test_a_process_that_is_forked_while_a_lock_is_taken_does_not_keep_it(
         os.close(read)
 
 
+def test_a_process_that_is_forked_while_a_folder_is_given_back_does_not_keep_it(tmp_path: Path) -> None:
+    with PrivateFolder.make(tmp_path / AGENT) as folder:
+        held = FolderLock.acquire(folder, is_own=True)
+    assert held is not None
+    copy = os.dup(held.file)
+    held.release()
+    with PrivateFolder.open(tmp_path / AGENT) as folder:
+        again = FolderLock.acquire(folder)
+    assert again is not None
+    again.release()
+    os.close(copy)
+
+
 def test_a_process_that_is_forked_during_a_look_keeps_no_agent_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
