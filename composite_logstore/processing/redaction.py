@@ -233,9 +233,9 @@ class MarkKeyLines(Step):
 
     def __init__(self) -> None:
         """Know no key yet."""
-        # A stream, a writer and a logger → the number of the event with the first line of a private key, and of the one
+        # A stream, a writer and a logger → the number of the event with the first line of a private key → of the one
         # with the last. Deliveries repeat events, so these are not a state that moves.
-        self._blocks: OrderedDict[tuple[UUID, str, str], tuple[int, int]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[UUID, str, str], dict[int, int]] = OrderedDict()
 
     def process(self, batch: Processed) -> None:
         """Mark them."""
@@ -253,16 +253,20 @@ class MarkKeyLines(Step):
         key = event.stream.id, event.writer, event.logger_name
         begins = [match.end() for match in _BEGINS.finditer(event.message)] if "-----" in event.message else []
         if begins and not _ENDS.search(event.message, begins[-1]):
-            self._blocks[key] = event.sequence, event.sequence + MOST_LINES
+            blocks = self._blocks.setdefault(key, {})
+            blocks[event.sequence] = event.sequence + MOST_LINES
+            if len(blocks) > _MOST_BLOCKS:
+                del blocks[min(blocks)]
             self._blocks.move_to_end(key)
             if len(self._blocks) > _MOST_BLOCKS:
                 self._blocks.popitem(last=False)
             return False
-        first, last = self._blocks.get(key, (0, -1))
-        if not first < event.sequence <= last:
+        blocks = self._blocks.get(key, {})
+        first = max((first for first in blocks if first < event.sequence), default=None)
+        if first is None or event.sequence > blocks[first]:
             return False
         if _ENDS.search(event.message):
-            self._blocks[key] = first, event.sequence
+            blocks[first] = event.sequence
             return False
         return _KEY_LINE.fullmatch(event.message) is not None
 

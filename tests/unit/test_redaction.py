@@ -526,6 +526,15 @@ def test_a_private_key_is_masked_line_by_line_however_it_is_batched() -> None:
         ]
 
 
+def test_a_retry_masks_the_rest_of_a_private_key_though_another_one_follows() -> None:
+    events = make_events([*PEM.splitlines(), *PEM.splitlines()])
+    masks = masking()
+    masks.process(events[:2])
+    tries = [[event.message for event in masks.process(events[2:]).events] for _ in range(2)]
+    assert tries[0] == tries[1]
+    assert tries[0][0] == "[redacted:private_key]"
+
+
 def test_other_loggers_and_streams_may_print_words_beside_a_private_key() -> None:
     begin = PEM.splitlines()[0]
     stream = make_stream()
