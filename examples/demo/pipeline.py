@@ -22,7 +22,7 @@ from composite_logstore import CompositeLogStore
 EPOCHS = 5
 BATCHES = 600
 BATCH_SECONDS = 0.0025
-CATCH_UP_SECONDS = 60.0
+CATCH_UP_SECONDS = 180.0
 
 logger = logging.getLogger("training")
 
