@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import threading
 import time
@@ -25,6 +26,7 @@ from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.faulty import FaultyProxy
 from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, s3_server
 from tests.servers.zenml_server import ZenML
+from tests.watching import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -109,10 +111,10 @@ class Reader:
         return done.stdout
 
 
-# Parts of the output that differ each time: moments, ids, durations, sizes, rates, and the run that came first.
+# Parts of the output that differ each time: moments, ids, durations, sizes, rates, processes, and the first run.
 VOLATILE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d(\.\d+)?)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{15}\b"
-    r"|\b\d[\d.,]*( ?(ms|s|min|h|kB|MB)|/s)\b|run '[^']*'|─+"
+    r"|\b\d[\d.,]*( ?(ms|s|min|h|kB|MB)|/s)\b|run '[^']*'|process \d+|─+"
 )
 # How much there is, in sentences and in the first two columns of `verify`: it differs while pipelines run beside.
 COUNTS = re.compile(r"\b\d[\d,]*(?= (?:events|streams|already)\b)|(?<=\S  )\s*\d+ +\d+(?=(?: +\d+){6}$)")
@@ -335,3 +337,21 @@ def test_keep_everything_and_send_what_matters(tmp_path: Path, programs: Program
         reader.follow("keep-everything-send-what-matters.md")
         sent = json.dumps(datadog.seen())
         assert "sw0rdfish" not in sent
+
+
+@pytest.mark.deep
+def test_the_last_words_of_a_killed_run(tmp_path: Path, programs: Programs) -> None:
+    reader = Reader(tmp_path, programs, {"gpu-7": socket.gethostname()})
+    page, last = "last-words.md", "Its last words"
+    reader.follow(page, until="An agent")
+    agent = reader.zenml.popen("-m", "composite_logstore", "agent")
+    try:
+        assert agent.stdout is not None
+        assert any("Delivers" in line for line in iter(agent.stdout.readline, ""))
+        reader.follow(page, since="A run is killed", until=last)
+        wait_until(lambda: "No undelivered events" in reader.run("composite-logstore spool list"), "all is delivered")
+        reader.follow(page, since=last)
+    finally:
+        agent.terminate()
+        output, _ = agent.communicate(timeout=120)
+    assert agent.returncode == 0, output
