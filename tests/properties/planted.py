@@ -104,5 +104,5 @@ DURABILITY_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 RULE_BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a retry counts as withheld once more": lambda patch: patch.setattr(Delivery, "failed", withholds_again),
-    "rules are forgotten": lambda patch: patch.setattr(Rules, "reason", lambda *_: None),
+    "rules are forgotten": lambda patch: patch.setattr(Rules, "_reason", lambda *_: None),
 }
