@@ -9,7 +9,6 @@ every 20 ms. It takes about ten seconds a round. The lowest, the median and the 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -58,15 +57,8 @@ def main(rounds: int) -> None:
             settings = ("--primary=archive", f"--children={children}", "--durability=write_ahead")
             zenml.cli("log-store", "register", "logs", "--flavor", "composite", *settings)
             zenml.cli("stack", "register", "killed", "-o", "default", "-a", "default", "--log_store", "logs", "--set")
-            agent = zenml.popen("-m", "composite_logstore", "agent")
-            assert agent.stdout is not None
-            while "Delivers what dead processes leave" not in agent.stdout.readline():
-                pass
-            try:
+            with zenml.agent():
                 found = [killed(zenml, program, Path(directory) / str(number)) for number in range(rounds)]
-            finally:
-                agent.send_signal(signal.SIGTERM)
-                agent.communicate(timeout=WAIT_SECONDS)
     print("| on the page after `kill -9` | lowest | median | highest |\n|---|---|---|---|")
     for name, times in zip(("the last line", "the entry"), zip(*found, strict=True), strict=True):
         print(f"| {name} | {min(times):.2f} s | {median(times):.2f} s | {max(times):.2f} s |")

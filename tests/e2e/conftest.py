@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -52,23 +51,7 @@ def zenml(
 
 def chosen_agent(zenml: ZenML, *options: str) -> AbstractContextManager[None]:
     """Run an agent if the environment says that one delivers: `make test-deep` runs all these tests with one."""
-    return agent(zenml, *options) if AN_AGENT_DELIVERS else nullcontext()
-
-
-@contextmanager
-def agent(zenml: ZenML, *options: str) -> Iterator[None]:
-    """Run an agent."""
-    process = zenml.popen("-m", "composite_logstore", "agent", *options)
-    assert process.stdout is not None
-    while "Delivers" not in (line := process.stdout.readline()):
-        assert line, "the agent has ended"
-    try:
-        yield
-    finally:
-        assert process.poll() is None, process.communicate()[0]
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    return zenml.agent(*options) if AN_AGENT_DELIVERS else nullcontext()
 
 
 def register_three_children(zenml: ZenML, collector: Collector, datadog: Datadog) -> None:

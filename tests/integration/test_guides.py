@@ -344,14 +344,7 @@ def test_the_last_words_of_a_killed_run(tmp_path: Path, programs: Programs) -> N
     reader = Reader(tmp_path, programs, {"gpu-7": socket.gethostname()})
     page, last = "last-words.md", "Its last words"
     reader.follow(page, until="An agent")
-    agent = reader.zenml.popen("-m", "composite_logstore", "agent")
-    try:
-        assert agent.stdout is not None
-        assert any("Delivers" in line for line in iter(agent.stdout.readline, ""))
+    with reader.zenml.agent():
         reader.follow(page, since="A run is killed", until=last)
         wait_until(lambda: "No undelivered events" in reader.run("composite-logstore spool list"), "all is delivered")
         reader.follow(page, since=last)
-    finally:
-        agent.terminate()
-        output, _ = agent.communicate(timeout=120)
-    assert agent.returncode == 0, output

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,24 @@ class ZenML:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @contextmanager
+    def agent(self, *options: str) -> Iterator[None]:
+        """Run `composite-logstore agent`, which has to work from the first moment and to end in order.
+
+        Args:
+            options: What comes after `composite-logstore agent`.
+        """
+        process = self.popen("-m", "composite_logstore", "agent", *options)
+        assert process.stdout is not None
+        while "Delivers" not in (line := process.stdout.readline()):
+            assert line, "the agent has ended"
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
 
     def _run(self, command: list[str], fails: bool, timeout: float) -> str:
         done = subprocess.run(
