@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from composite_logstore.spool.format import DUE, encode_line
 from composite_logstore.spool.lock import AGENT, DELIVERY_LOCK, FolderLock, agent_works
 from composite_logstore.spool.private_folder import PrivateFolder
 from tests.events import WRITER, make_events
+from tests.forks import idle_fork
 
 ACCOUNT_OF_A = ChildAccount(
     since=2,
@@ -117,19 +119,9 @@ def test_the_agent_inherits_the_folder_of_a_process_that_dies(tmp_path: Path) ->
 
 def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
     spool = create(tmp_path)
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(write)
-        os.read(read, 1)
-        os._exit(0)
-    os.close(read)
-    try:
+    with idle_fork():
         spool.give_delivery()
         assert Spool.tail(spool.folder) is not None
-    finally:
-        os.close(write)
-        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("is_handed_over", [False, True])
@@ -172,27 +164,15 @@ def test_a_process_that_is_forked_while_a_lock_is_taken_does_not_keep_it(
     spool = hand_over(tmp_path)
     if take == Spool.recover:
         die(spool)
-    read, write = os.pipe()
-    children: list[int] = []
     lock_file = lock.lock_file
 
-    def fork(descriptor: int) -> bool:
-        is_locked = lock_file(descriptor)
-        began, begin = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(write)
-            os.write(begin, b"x")
-            os.read(read, 1)
-            os._exit(0)
-        children.append(child)
-        # By then it has let go of all locks.
-        os.read(began, 1)
-        os.close(began)
-        os.close(begin)
-        return is_locked
+    with ExitStack() as processes:
 
-    try:
+        def fork(descriptor: int) -> bool:
+            is_locked = lock_file(descriptor)
+            processes.enter_context(idle_fork())
+            return is_locked
+
         with monkeypatch.context() as patch:
             patch.setattr(lock, "lock_file", fork)
             first = take(spool.folder)
@@ -200,11 +180,6 @@ def test_a_process_that_is_forked_while_a_lock_is_taken_does_not_keep_it(
         # As the end of a process does it.
         lock.release_all()
         assert take(spool.folder) is not None
-    finally:
-        os.close(write)
-        for child in children:
-            os.waitpid(child, 0)
-        os.close(read)
 
 
 def test_a_process_that_is_forked_while_a_folder_is_given_back_does_not_keep_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from composite_logstore.spool.private_folder import PrivateFolder
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.segments import SEGMENT_BYTES, SpoolFullError
 from tests.events import WRITER, make_events, make_stream
+from tests.forks import idle_fork
 
 
 def roomy(size: int) -> bool:
@@ -313,19 +314,6 @@ def test_only_the_folders_of_processes_are_found_oldest_first(tmp_path: Path) ->
 @pytest.mark.process
 def test_a_forked_process_does_not_keep_its_parent_s_lock(tmp_path: Path) -> None:
     spool = create(tmp_path)
-    read, done = os.pipe()
-    began, begin = os.pipe()
-    process = os.fork()
-    if not process:
-        os.close(done)
-        os.write(begin, b".")
-        os.read(read, 1)
-        os._exit(0)
-    os.close(read)
-    os.read(began, 1)
-    folder = die(spool)
-    try:
+    with idle_fork():
+        folder = die(spool)
         assert Spool.recover(folder) is not None
-    finally:
-        os.close(done)
-        os.waitpid(process, 0)

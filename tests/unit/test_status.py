@@ -25,6 +25,7 @@ from composite_logstore.operations.inventory import LogStore
 from composite_logstore.spool.lock import release_all
 from composite_logstore.spool.status_files import StatusFile, read_statuses
 from composite_logstore.testing import SimulatedClock
+from tests.forks import idle_fork
 from tests.simulation import Machine, make_child
 
 INVENTORY = import_module("composite_logstore.operations.inventory")
@@ -267,20 +268,10 @@ def test_a_long_error_is_cut(machine: Watched, clock: SimulatedClock) -> None:
 def test_a_forked_process_does_not_keep_a_dead_parent_s_file_locked(tmp_path: Path) -> None:
     file = StatusFile(tmp_path, "0123456789abcde")
     file.write({"pid": 1})
-    gate, wait = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.write(gate[1], b"x")
-        os.read(wait[0], 1)
-        os._exit(0)
-    os.read(gate[0], 1)
-    assert [said.is_alive for said in read_statuses(tmp_path)] == [True]
-    release_all()
-    assert [said.is_alive for said in read_statuses(tmp_path)] == [False]
-    os.write(wait[1], b"x")
-    os.waitpid(pid, 0)
-    for descriptor in (*gate, *wait):
-        os.close(descriptor)
+    with idle_fork():
+        assert [said.is_alive for said in read_statuses(tmp_path)] == [True]
+        release_all()
+        assert [said.is_alive for said in read_statuses(tmp_path)] == [False]
 
 
 def test_a_descriptor_that_a_program_has_taken_is_left_alone(tmp_path: Path) -> None:
