@@ -69,6 +69,12 @@ class Both:
         """The messages that a child's backend holds, from the process and from the agent."""
         return [event.message for event in self.holds[child]]
 
+    def assert_served_by(self, agent: SimulatedAgent) -> None:
+        """Have an agent deliver what waits, and check that the process knows it."""
+        agent.work()
+        self.clock.advance(2)
+        assert self.counts("state", "pending") == ["healthy", 0]
+
     @property
     def exporting(self) -> list[str]:
         return [name for name in self.clock.threads if name in ("composite-logstore a", "composite-logstore b")]
@@ -301,9 +307,7 @@ def test_an_agent_that_has_stopped_is_told_once_and_flushes_wait_for_it_no_more(
     began = clock.now()
     both.store.flush()
     assert clock.now() == began
-    agent.work()
-    clock.advance(2)
-    assert both.counts("state", "pending") == ["healthy", 0]
+    both.assert_served_by(agent)
 
 
 @pytest.mark.parametrize("seconds", [60, 4_000])
@@ -319,9 +323,7 @@ def test_after_a_pause_the_agent_is_given_time(
     both.log("two")
     clock.advance(2)
     assert both.counts("state", "pending", "last_error") == ["healthy", 1, None]
-    agent.work()
-    clock.advance(2)
-    assert both.counts("state", "pending") == ["healthy", 0]
+    both.assert_served_by(agent)
     assert caplog.messages == []
 
 
@@ -335,9 +337,7 @@ def test_an_agent_that_waits_for_a_fuller_batch_has_not_stopped(
     agent.look()
     clock.advance(110)
     assert both.counts("state", "pending") == ["healthy", 1]
-    agent.work()
-    clock.advance(2)
-    assert both.counts("state", "pending") == ["healthy", 0]
+    both.assert_served_by(agent)
     assert caplog.messages == []
 
 
