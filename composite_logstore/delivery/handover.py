@@ -215,8 +215,7 @@ class Handover:
             # An export does not return. The other children must not wait for it.
             works, self._offer_at = False, now + AGAIN_SECONDS
         if not works:
-            self._left_at = None
-            self._renew_workers()
+            self._stay()
             return
         if self._left_at is None:
             self._left_at = now
@@ -229,15 +228,16 @@ class Handover:
         self._write_all()
         if self._spilling.error is not None and self._spilling.unwritten:
             # The disk takes nothing, so this process goes on delivering from memory.
-            self._left_at, self._offer_at = None, now + AGAIN_SECONDS
-            self._renew_workers()
+            self._offer_at = now + AGAIN_SECONDS
+            self._stay()
             return
         with patiently(self._journal.lock):
             if self._can_go:
                 self._go()
 
-    def _renew_workers(self) -> None:
-        """Replace the workers that have stopped in order to hand over."""
+    def _stay(self) -> None:
+        """Go on delivering here: replace the workers that have stopped in order to hand over."""
+        self._left_at = None
         for place, worker in enumerate(self.workers):
             if worker.is_stopping and not worker.is_running:
                 self.workers[place] = self._new_worker(place)

@@ -108,23 +108,19 @@ def hold(descriptor: int) -> None:
 
 def let_go(descriptor: int) -> None:
     """Close a file that `hold` was called for, unless the descriptor belongs to another file by now."""
-    _release(descriptor)
+    identity = _held.pop(descriptor, None)
+    with contextlib.suppress(OSError):
+        if identity is not None and identity_of(os.fstat(descriptor)) == identity:
+            os.close(descriptor)
 
 
 def release_all() -> None:
     """Release all locks of this process, as its end does."""
     for descriptor in list(_held):
-        _release(descriptor)
+        let_go(descriptor)
 
 
 os.register_at_fork(after_in_child=release_all)
-
-
-def _release(descriptor: int) -> None:
-    identity = _held.pop(descriptor, None)
-    with contextlib.suppress(OSError):
-        if identity is not None and identity_of(os.fstat(descriptor)) == identity:
-            os.close(descriptor)
 
 
 def _unlock(descriptor: int) -> None:
@@ -132,7 +128,7 @@ def _unlock(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         if _held.get(descriptor) == identity_of(os.fstat(descriptor)):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-    _release(descriptor)
+    let_go(descriptor)
 
 
 def _is_in(folder: PrivateFolder, name: str, descriptor: int) -> bool:
@@ -217,7 +213,7 @@ class FolderLock:
         lost = set(self._descriptors())
         self.file, self.guard = new.file, new.guard if new.guard is not None else self.guard
         for descriptor in lost - set(self._descriptors()):
-            _release(descriptor)
+            let_go(descriptor)
         return True
 
     def restore_rights(self, path: Path) -> None:
