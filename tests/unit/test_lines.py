@@ -41,13 +41,14 @@ def wrapped(name: str) -> io.StringIO:
 
 
 @pytest.fixture(autouse=True)
-def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     if "clock" not in request.fixturenames:
         # On a busy machine a second may pass between two prints.
         monkeypatch.setattr(lines, "HELD_SECONDS", PATIENCE_SECONDS)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, wrapped(name))
-    monkeypatch.setattr(logging.root, "level", logging.INFO)
+    # ZenML asks the root logger, which remembers what it has answered until a level is set in this way.
+    caplog.set_level(logging.INFO)
 
 
 class Step:

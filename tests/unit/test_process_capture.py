@@ -148,12 +148,13 @@ def test_neither_a_logger_without_propagation_nor_a_new_configuration_loses_reco
         logger.addHandler(logging.StreamHandler(io.StringIO()))
         logger.warning("alone")
         root = logging.getLogger()
-        before = list(root.handlers), root.level
+        handlers, level = list(root.handlers), root.level
         try:
             logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "root": {"handlers": []}})
             logging.getLogger("test.after").warning("after")
         finally:
-            root.handlers[:], root.level = before
+            root.handlers[:] = handlers
+            root.setLevel(level)
         assert collected == [("test.alone", 30, "alone"), ("test.after", 30, "after")]
 
 
