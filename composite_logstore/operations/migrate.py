@@ -239,8 +239,10 @@ def _is_readable(log_store: ComponentResponse) -> bool:
             loaded = StackComponent.from_model(log_store)
         except ImportError as error:
             # An integration of ZenML is missing here.
-            why = f"log store '{log_store.name}' cannot be loaded here ({type(error).__name__})"
-            raise NoAnswerError(why) from error
+            raise NoAnswerError(
+                f"log store '{log_store.name}' cannot be loaded here ({type(error).__name__}): "
+                "install the package of its flavor"
+            ) from error
     assert isinstance(loaded, BaseLogStore)
     try:
         fetch_page(loaded, logs_of_checks(log_store.id), limit=1)
