@@ -41,20 +41,20 @@ SECONDS = 20
 KILLED = 5
 
 _fork = multiprocessing.get_context("fork")
-_others = set(range(1, os.cpu_count() or 1))
+others = set(range(1, os.cpu_count() or 1))
 
 
 class Place:
     """A log store in which processes log, and its agent."""
 
-    def __init__(self, disk: str, *children: Any) -> None:
+    def __init__(self, disk: str, *children: Any, durability: str = "write_ahead") -> None:
         self.id = uuid4()
         self.children = children
         self.config = CompositeLogStoreConfig(
             primary=children[0].name,
             children=list(children),
             spool_directory=f"{disk}/spool",
-            durability="write_ahead",
+            durability=durability,
             delivery="agent",
         )
         agents: Any = import_module("composite_logstore.operations.agent")
@@ -66,15 +66,16 @@ class Place:
         """Start a process that logs, and waits to be killed."""
 
         def run() -> None:
-            with on_cores(_others):
-                log(emitter(self._store()))
+            with on_cores(others):
+                log(emitter(self.store()))
                 threading.Event().wait()
 
         process = _fork.Process(target=run, daemon=True)
         process.start()
         return process
 
-    def _store(self) -> CompositeLogStore:
+    def store(self) -> CompositeLogStore:
+        """Return the log store as a process has it."""
         store = make(CompositeLogStore, self.config)
         assert isinstance(store, CompositeLogStore)
         store.id = self.id
@@ -108,9 +109,9 @@ def megabytes() -> float:
 
 
 @contextmanager
-def place(*children: Any) -> Iterator[Place]:
+def place(*children: Any, **settings: str) -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as disk:
-        one = Place(disk, *children)
+        one = Place(disk, *children, **settings)
         one.agent.begin()
         yield one
         one.agent.end()

@@ -1,8 +1,8 @@
 """How old an event is when it gets to disk, with `durability: spill` and a backend that refuses it.
 
 Idle; with twice as many processes that compute as there are cores; beside what 300 dead processes left, which is
-counted meanwhile; and beside threads of the same process that compute as well. The age is taken when the line is in the
-mapped file, from the time at which `emit` returned. It takes two minutes.
+counted meanwhile; and beside threads of the same process that compute as well. The age is taken just before the line is
+copied into the mapped file, from the time at which `emit` returned. It takes two minutes.
 
     python -m benchmarks.spilling
 """
@@ -15,7 +15,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from shutil import rmtree
 from statistics import median
@@ -23,8 +23,9 @@ from statistics import median
 from benchmarks.durability import busy
 from benchmarks.stores import NullChildConfig, NullExporter, composite, emitter
 from composite_logstore import LogEvent, RetryableError
+from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool
-from composite_logstore.spool.segments import Segments
+from composite_logstore.spool.format import encode_event
 from composite_logstore.testing import make_events
 
 SECONDS = 25
@@ -68,13 +69,12 @@ def ages(disk: str, dead: int) -> list[float]:
     """Log for some time, and return the age at which each event got to disk, in seconds."""
     found: list[float] = []
     emitted: list[float] = []
-    append = Segments.append
 
-    def timed(segments: Segments, event: LogEvent, room: Callable[[int], bool]) -> None:
-        append(segments, event, room)
-        # If it has not returned yet, the event is on disk before it does.
+    def timed(event: LogEvent, stream: str) -> bytes:
+        # If `emit` has not returned yet, the event is on disk before it does.
         number = int(event.message)
         found.append(time.monotonic() - emitted[number] if number < len(emitted) else 0.0)
+        return encode_event(event, stream)
 
     store = composite(disk, RefusingChildConfig(name="refusing", type="null"))
     for number in range(dead):
@@ -84,7 +84,7 @@ def ages(disk: str, dead: int) -> list[float]:
             left.segments.append(event, lambda size: True)
         left.abandon()
     emit = emitter(store)
-    Segments.append = timed  # type: ignore[method-assign]
+    segments.encode_event = timed  # type: ignore[attr-defined]
     try:
         end = time.monotonic() + SECONDS
         while (now := time.monotonic()) < end:
@@ -93,7 +93,7 @@ def ages(disk: str, dead: int) -> list[float]:
             time.sleep(max(0.0, now + 1 / RECORDS_PER_SECOND - time.monotonic()))
         time.sleep(1.5)
     finally:
-        Segments.append = append  # type: ignore[method-assign]
+        segments.encode_event = encode_event  # type: ignore[attr-defined]
     return found
 
 

@@ -178,6 +178,13 @@ class Spilling:
                 self._write_marks()
             if event.number >= acknowledged:
                 spool = self.spool
+                # For one event alone it takes longer than `_append`.
+                if len(unwritten) > 1 and spool is not None and self.error is None and not self._unmarked:
+                    # `_append` finds out why an event cannot be written.
+                    with contextlib.suppress(Exception):
+                        most -= spool.segments.write_from(unwritten, before, most)
+                    if not unwritten or unwritten[0] is not event:
+                        continue
                 if not self._append(event):
                     if spool is not None and self.spool is None:
                         # The folder was gone. Its events are unwritten again, and come first.

@@ -197,16 +197,16 @@ def test_what_the_spool_raises_that_nobody_foresaw_is_not_the_event_s_fault(
     machine = Machine(clock, tmp_path, durability)
     machine.log("a")
     clock.advance(2)
-    append = Segments.append
 
     def closed(*_: Any) -> None:
         raise ValueError("mmap closed or invalid")
 
-    monkeypatch.setattr(Segments, "append", closed)
-    machine.log("b", "c")
-    clock.advance(2)
+    with monkeypatch.context() as patched:
+        for way in ("append", "write_from"):
+            patched.setattr(Segments, way, closed)
+        machine.log("b", "c")
+        clock.advance(2)
     assert sum("mmap closed" in line for line in told) == 1
-    monkeypatch.setattr(Segments, "append", append)
     machine.log("d")
     clock.advance(2)
     assert sum("can be used again" in line for line in told) == 1

@@ -14,7 +14,10 @@ import pytest
 from composite_logstore.delivery import space
 from composite_logstore.delivery.schedule import Schedule
 from composite_logstore.delivery.space import Space
+from composite_logstore.event import LogEvent
+from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool, bytes_used
+from composite_logstore.spool.format import encode_event
 from composite_logstore.spool.segments import SEGMENT_BYTES, Segments
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
@@ -51,13 +54,12 @@ def clock() -> Iterator[BusyMachine]:
 def ages(clock: BusyMachine, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """How old each event was when it was written, by its message: the time at which it was logged."""
     found: dict[str, float] = {}
-    append = Segments.append
 
-    def noting(self: Segments, event: Any, room: Callable[[int], bool]) -> None:
-        append(self, event, room)
+    def noting(event: LogEvent, stream: str) -> bytes:
         found[event.message] = clock.now() - float(event.message)
+        return encode_event(event, stream)
 
-    monkeypatch.setattr(Segments, "append", noting)
+    monkeypatch.setattr(segments, "encode_event", noting)
     return found
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import zlib
+from collections import Counter, deque
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from composite_logstore.event import ExceptionInfo, LogEvent, TraceContext
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
-from composite_logstore.spool.format import EventTooLongError
+from composite_logstore.spool.format import EventTooLongError, UnstorableEventError
 from composite_logstore.spool.private_folder import PrivateFolder
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.segments import SEGMENT_BYTES, SpoolFullError
@@ -145,6 +147,45 @@ def test_a_full_spool_is_an_error_that_damages_nothing(tmp_path: Path) -> None:
     assert [event.number for event in spool.reader.read(-1, float("inf"))] == [0]
     spool.segments.append(events[1], roomy)
     assert [event.number for event in spool.reader.read(-1, float("inf"))] == [0, 1]
+
+
+@pytest.mark.parametrize(("before", "most", "written"), [(inf, inf, 5), (inf, 3, 3), (4, inf, 3), (inf, 0, 0)], ids=str)
+def test_of_a_queue_those_events_are_written_that_need_no_more_than_a_line(
+    tmp_path: Path, before: float, most: float, written: int
+) -> None:
+    spool = create(tmp_path)
+    events = make_events(list("abcdef"), levels=(20, 40))
+    queue = deque([*events, *make_events("g", first=6)])
+    assert spool.segments.write_from(queue, inf, inf) == 0
+    write(spool, [queue.popleft()])
+    assert spool.segments.write_from(queue, before, most) == written
+    # The last event's stream has no line in this segment yet.
+    assert [event.number for event in queue] == [*range(written + 1, 7)]
+    assert [event.number for event in spool.reader.read(-1, inf)] == [*range(written + 1)]
+    assert spool.segments.last == written
+    levels = Counter(event.level for event in events[: written + 1])
+    assert {level: count for (level, _), count in spool.segments.all[0].kinds.items()} == levels
+
+
+def test_of_a_queue_those_events_are_written_that_the_segment_has_room_for(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    events = make_events(["x" * (SEGMENT_BYTES // 3)] * 4)
+    write(spool, events[:1])
+    queue = deque(events[1:])
+    assert spool.segments.write_from(queue, inf, inf) == 1
+    assert [event.number for event in queue] == [2, 3]
+
+
+def test_what_no_line_can_express_is_told_after_the_events_before_it_are_written(tmp_path: Path) -> None:
+    spool = create(tmp_path)
+    events = make_events(list("abcd"))
+    write(spool, events[:1])
+    queue = deque([events[1], events[2]._replace(time_unix_nano=1 << 70), events[3]])
+    with pytest.raises(UnstorableEventError):
+        spool.segments.write_from(queue, inf, inf)
+    assert [event.number for event in queue] == [2, 3]
+    assert [event.number for event in spool.reader.read(-1, inf)] == [0, 1]
+    assert spool.segments.all[0].kinds.total() == 2
 
 
 def test_attributes_that_are_added_later_are_written_too(tmp_path: Path) -> None:
