@@ -48,7 +48,7 @@ KILL_AFTER = 500
 """How many events the collector gets before it is killed."""
 DEAD_FOR = 1000
 """How many events the other children get before the collector is started again."""
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 POLL_SECONDS = 0.2
 """Asking a backend for all that it has costs it time, which the pipeline needs."""
 
