@@ -15,6 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import requests
 
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.collector import find_rotel
 from tests.servers.datadog import API_KEY, APPLICATION_KEY
 
@@ -54,7 +55,7 @@ def start(temporary: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for program in started:
         if program.poll() is None:
             program.terminate()
-        program.communicate(timeout=60)
+        program.communicate(timeout=PATIENCE_SECONDS)
 
 
 def processes(temporary: Path) -> list[psutil.Process]:
@@ -112,7 +113,7 @@ def test_it_stays_until_it_is_interrupted(temporary: Path, start: Callable[..., 
     assert requests.get(address[0], timeout=60).ok
     assert requests.get(f"{address[1]}/api/v1/info", timeout=60).ok
     program.send_signal(signal.SIGINT)
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE_SECONDS)
     assert program.returncode == 0, output
     assert_nothing_left(temporary)
 
@@ -125,7 +126,7 @@ def test_interrupted_while_the_server_starts(temporary: Path, start: Callable[..
         assert time.monotonic() < end
         time.sleep(0.05)
     program.send_signal(signal.SIGINT)
-    output, _ = program.communicate(timeout=60)
+    output, _ = program.communicate(timeout=PATIENCE_SECONDS)
     assert program.returncode == 130, output
     assert "Interrupted" in output
     assert_nothing_left(temporary)

@@ -25,6 +25,7 @@ from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import make_logs
 from tests.events import make_events, make_stream
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.reverse_proxy import ReverseProxy
 from tests.servers.s3 import S3Server, s3_server
 from tests.simulation import make_logs as make_store_logs
@@ -252,7 +253,7 @@ for number in range(20):
 store.deregister_origin(step)
 store.emit(run, logging.LogRecord("train", 20, "train.py", 1, "late", (), None))
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=PATIENCE_SECONDS)
 
     assert messages(read(store, stream)) == [str(number) for number in range(20)]
     assert len(store.listdir(prepare_logs_uri(store, stream.id))) == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.otlp_receiver import Answer, OtlpReceiver
 from tests.servers.zenml_server import ZenML
 
@@ -74,13 +75,13 @@ def test_events_of_a_killed_process_are_listed_and_drained_even_in_two_goes(tmp_
             assert first.poll() is None
             time.sleep(0.05)
         first.send_signal(signal.SIGINT)
-        output, _ = first.communicate(timeout=60)
+        output, _ = first.communicate(timeout=PATIENCE_SECONDS)
         assert (first.returncode, "Interrupted." in output) == (1, True), output
         assert 0 < len(receiver.records()) < len(MESSAGES)
 
         receiver.judge = None
         second = drain(zenml)
-        output, _ = second.communicate(timeout=60)
+        output, _ = second.communicate(timeout=PATIENCE_SECONDS)
         assert (second.returncode, output.splitlines()[-1]) == (0, "No undelivered events."), output
         assert [record.body for record in receiver.records()] == MESSAGES
     (file,) = (tmp_path / "zenml").glob("**/logs/*.log")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.commands import Commands, wait_until
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.otlp_receiver import OtlpReceiver
@@ -239,7 +240,7 @@ def test_a_pipeline_that_was_interrupted_goes_on_and_tells_nobody_a_secret(fleet
     process = fleet.start(*arguments, "--pipeline", "--slices", "2", "--rate", "4", "--output", "json")
     wait_until(lambda: len(fleet.receiver.records()) >= 3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 3, err
     stopped = json.loads(out)
     assert stopped["stopped"] == "Interrupted"
@@ -272,7 +273,7 @@ def test_a_copy_that_is_interrupted_killed_and_held_up_goes_on_and_sends_nothing
     assert second.returncode == 3
     assert "another backfill to child 'stopped' runs on this machine" in second.stderr
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 3
     assert "Interrupted. Run the same command again to resume." in err
     wait_until(lambda: len(received()) == json.loads(out)["copied"])
@@ -314,7 +315,7 @@ def test_a_verify_that_ends_in_its_middle_goes_on(fleet: Fleet, how: signal.Sign
     second = fleet.command(*arguments)
     process.send_signal(signal.SIGCONT)
     process.send_signal(how)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert second.returncode == 3
     assert "the same verify already runs on this machine" in second.stderr
     if how == signal.SIGINT:

@@ -17,6 +17,7 @@ import pytest
 
 from composite_logstore.operations.asking import ANSWER_SECONDS
 from tests.commands import Commands
+from tests.patience import PATIENCE_SECONDS
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.zenml_server import ZenML
@@ -134,7 +135,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
             yield house
         finally:
             house.go()
-            house.run.communicate(timeout=60)
+            house.run.communicate(timeout=PATIENCE_SECONDS)
             house.close()
 
 
@@ -259,10 +260,10 @@ def test_a_run_is_followed_to_its_end_or_to_a_ctrl_c(house: House) -> None:
     lines = until_epoch_2(to_the_end)
     until_epoch_2(interrupted)
     interrupted.send_signal(signal.SIGINT)
-    rest, _ = interrupted.communicate(timeout=60)
+    rest, _ = interrupted.communicate(timeout=PATIENCE_SECONDS)
     assert (interrupted.returncode, rest) == (130, "")
     house.go()
-    rest, _ = to_the_end.communicate(timeout=60)
+    rest, _ = to_the_end.communicate(timeout=PATIENCE_SECONDS)
     assert to_the_end.returncode == 0, rest
     said = [line.split(" ", 2)[2].strip() for line in (*lines, *rest.splitlines())]
     assert [line.split()[-1] for line in said if line.startswith("WARN")] == ["0", "1", "2"]

@@ -21,6 +21,7 @@ from uuid import UUID
 import pytest
 
 from composite_logstore.capture.open_streams import VARIABLE, Reference
+from tests.patience import PATIENCE_SECONDS
 
 PROGRAM = str(Path(__file__).with_name("run_program.py"))
 
@@ -59,7 +60,7 @@ class Runs:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         return subprocess.Popen(arguments, env=self.env, cwd=self.folder, **{**pipes, **keywords})
 
-    def end(self, process: subprocess.Popen[bytes], timeout: float = 60) -> Run:
+    def end(self, process: subprocess.Popen[bytes], timeout: float = PATIENCE_SECONDS) -> Run:
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         finally:
@@ -320,9 +321,9 @@ open(sys.argv[2], "w").close()
 def test_run_does_not_wait_for_a_daemon_whose_output_still_appears(capture: list[str], runs: Runs) -> None:
     alive = runs.folder / "alive"
     process = runs.start(capture, sys.executable, "-c", DAEMON, "2", str(alive))
-    assert process.wait(60) == 4
+    assert process.wait(PATIENCE_SECONDS) == 4
     assert not alive.exists()
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=PATIENCE_SECONDS)
     # It was not broken by the end of `run`.
     assert stdout == b"parent\ndaemon\n"
     end = time.monotonic() + 30
@@ -337,7 +338,7 @@ def test_who_closes_the_terminal_ends_the_command_as_without_run(runs: Runs) -> 
     os.read(process.stdout.fileno(), 10)
     process.stdout.close()
     process.stdout = None
-    assert process.wait(60) == -signal.SIGPIPE
+    assert process.wait(PATIENCE_SECONDS) == -signal.SIGPIPE
     assert process.stderr is not None
     process.stderr.close()
 
@@ -381,7 +382,7 @@ def test_without_a_step_the_command_takes_the_place_of_run(runs: Runs) -> None:
         "echo $$; kill $$",
     ]
     process = subprocess.Popen(arguments, env=runs.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert int(stdout) == process.pid
     assert process.returncode == -signal.SIGTERM
     assert len(stderr.splitlines()) == 1

@@ -13,6 +13,7 @@ from zenml import __version__
 
 from composite_logstore import UnavailableError
 from composite_logstore_datadog.config import DatadogChildConfig
+from tests.patience import PATIENCE_SECONDS
 
 
 def make(**settings: Any) -> DatadogChildConfig:
@@ -109,4 +110,4 @@ from composite_logstore_datadog.config import DatadogChildConfig
 config = DatadogChildConfig(name="live", type="datadog", api_key="test-key", application_key="test-app-key")
 config.create_reader()
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_SECONDS)
