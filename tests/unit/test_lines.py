@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def _streams(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ca
         # On a busy machine a second may pass between two prints.
         monkeypatch.setattr(lines, "HELD_SECONDS", PATIENCE_SECONDS)
     for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, wrapped(name))
+        # Not another object in its place: pytest puts its own back before the test begins. ZenML has wrapped it only if
+        # it was imported while pytest captured.
+        stream = getattr(sys, name)
+        monkeypatch.setattr(stream, "write", _wrapped_write(partial(type(stream).write, stream), name))
     # ZenML asks the root logger, which remembers what it has answered until a level is set in this way.
     caplog.set_level(logging.INFO)
 

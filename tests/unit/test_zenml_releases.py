@@ -386,7 +386,6 @@ class PresentContext:
 
 @pytest.mark.parametrize("context", [FirstContext, EarlyContext, PresentContext])
 def test_every_record_passes_the_function_that_is_wrapped(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging_utils, "LoggingContext", context)
     name = "dispatch" if context is PresentContext else "emit"
     monkeypatch.setattr(context, name, vars(context)[name])
     context.got = []
@@ -403,8 +402,11 @@ def test_every_record_passes_the_function_that_is_wrapped(context: Any, monkeypa
         wrapped.is_wrapped = True  # type: ignore[attr-defined]
         return wrapped
 
-    for _ in range(3):
-        zenml.wrap_dispatch(wrap)
+    # For so long only, since whatever pytest prints may pass the context of the installed release.
+    with monkeypatch.context() as patched:
+        patched.setattr(logging_utils, "LoggingContext", context)
+        for _ in range(3):
+            zenml.wrap_dispatch(wrap)
     getattr(context, name)("a record")
     assert passed == context.got == ["a record"]
 
@@ -415,12 +417,12 @@ def test_the_active_context_of_the_first_release_is_found(monkeypatch: pytest.Mo
 
     variable: ContextVar[Any] = ContextVar("active_logging_context", default=None)
     monkeypatch.setattr(BaseLogStore, "fetch", of_first_lists)
-    monkeypatch.setattr(logging_utils, "LoggingContext", FirstContext)
-    monkeypatch.setattr(logging_utils, "active_logging_context", variable, raising=False)
     context: Any = FirstContext()
-    assert zenml.active_context() is None
-    assert not process.has_context()
-    zenml.activate(context)
-    assert zenml.active_context() is context
-    assert process.has_context()
-    variable.set(None)
+    with monkeypatch.context() as patched:
+        patched.setattr(logging_utils, "LoggingContext", FirstContext)
+        patched.setattr(logging_utils, "active_logging_context", variable, raising=False)
+        assert zenml.active_context() is None
+        assert not process.has_context()
+        zenml.activate(context)
+        assert zenml.active_context() is context
+        assert process.has_context()
