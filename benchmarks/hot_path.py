@@ -2,7 +2,7 @@
 
 First one process at a time logs to three children whose exporters do nothing: with a log store that does nothing, with
 ZenML's own, and with ours, which delivers by itself or has an agent do it. The agent has the first core, and the
-process has the others. Then each step of a record's way to the agent is measured by itself. It takes three minutes.
+process has the others. Then each step of a record's way to the agent is measured by itself. It takes two minutes.
 
     python -m benchmarks.hot_path
 """
@@ -20,12 +20,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count, repeat
 from operator import methodcaller
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 from benchmarks.agent import Place, others, place
 from benchmarks.backends import on_cores
-from benchmarks.contenders import cpu_seconds
+from benchmarks.contenders import Contender, measure
 from benchmarks.durability import busy
 from benchmarks.stores import (
     ENDPOINT,
@@ -38,7 +38,7 @@ from benchmarks.stores import (
     null_children,
     register,
 )
-from benchmarks.training import calibrated, loop_seconds, quiet_console, zenml_context
+from benchmarks.training import calibrated, loop_seconds, quiet_console, slowdown, zenml_context
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.delivery.journal import MOST_CAPTURED
 from composite_logstore.spool.format import encode_event
@@ -46,8 +46,7 @@ from composite_logstore.spool.format import encode_event
 NULL, STOCK = "a log store that does nothing", "ZenML, one log store"
 PROCESS, AGENT = "three children, `delivery: process`", "three children, `delivery: agent`"
 RECORDS = 50_000
-ITERATIONS = 10_000
-ROUNDS = 5
+ITERATIONS = 50_000
 THREADS = 3
 STEPS = 40 * MOST_CAPTURED
 
@@ -56,32 +55,16 @@ _fork = multiprocessing.get_context("fork")
 
 def processor_micros(store: Any) -> float:
     """Return what the process uses for each record until all are delivered, in µs."""
-    emit = emitter(store)
-    # As many as are measured, so that their memory is there.
-    for record in make_records(RECORDS):
-        emit(record)
-    store.flush()
-    records = make_records(RECORDS)
-    begin = cpu_seconds()
-    for record in records:
-        emit(record)
-    store.flush()
-    return (cpu_seconds() - begin) / RECORDS * 1e6
+    micros: float = measure(Contender(emitter(store), store.flush), RECORDS)["cpu_micros"]
+    return micros
 
 
-def slowdown(store: Any) -> float:
+def loop_slowdown(store: Any) -> float:
     """Return how much longer a loop takes that logs 10,000 records a second, as a share."""
     quiet_console()
     size = calibrated()
-    ratios = []
     with zenml_context(store):
-        loop_seconds(ITERATIONS // 10, size, is_logging=True)
-        for _ in range(ROUNDS):
-            alone = loop_seconds(ITERATIONS, size, is_logging=False)
-            ratios.append(loop_seconds(ITERATIONS, size, is_logging=True) / alone)
-            # What waits is not carried over into the loop that does not log.
-            store.flush()
-    return median(ratios) - 1
+        return slowdown(partial(loop_seconds, size), ITERATIONS, True, store.flush)
 
 
 def slowest_millis(store: Any) -> float:
@@ -89,7 +72,7 @@ def slowest_millis(store: Any) -> float:
     emit = emitter(store)
     times = []
     with busy(THREADS):
-        for record in make_records(ITERATIONS):
+        for record in make_records(RECORDS // 5):
             begin = time.perf_counter()
             emit(record)
             times.append(time.perf_counter() - begin)
@@ -98,17 +81,17 @@ def slowest_millis(store: Any) -> float:
     return quantiles(times, n=1000)[998] * 1e3
 
 
-MEASURES: tuple[Callable[[Any], float], ...] = (processor_micros, slowdown, slowest_millis)
+MEASURES: tuple[Callable[[Any], float], ...] = (processor_micros, loop_slowdown, slowest_millis)
 
 
-def in_process(one: Place | None, build: Callable[[], Any], measure: Callable[[Any], float]) -> float:
+def in_process(one: Place | None, build: Callable[[], Any], measured: Callable[[Any], float]) -> float:
     """Measure in a process of its own, beside the agent if there is one."""
     here, there = _fork.Pipe()
 
     def run() -> None:
         logging.disable(logging.NOTSET)
         with on_cores(others):
-            there.send(measure(build()))
+            there.send(measured(build()))
         os._exit(0)
 
     process = _fork.Process(target=run)
@@ -134,7 +117,7 @@ def costs(name: str) -> list[float]:
             PROCESS: lambda: composite(disk, *null_children(3), durability="spill", delivery="process"),
             AGENT: one.store,
         }
-        return [in_process(one if name == AGENT else None, builds[name], measure) for measure in MEASURES]
+        return [in_process(one if name == AGENT else None, builds[name], measured) for measured in MEASURES]
 
 
 def steps() -> dict[str, float]:

@@ -15,9 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
+from statistics import median
 from typing import Any
 
 from zenml.log_stores.base_log_store import BaseLogStore, BaseLogStoreOrigin
@@ -87,7 +89,7 @@ def calibrated() -> int:
     return size
 
 
-def loop_seconds(iterations: int, size: int, is_logging: bool) -> float:
+def loop_seconds(size: int, iterations: int, is_logging: bool) -> float:
     """Return how long the loop takes."""
     log = logging.getLogger("train").info
     begin = time.perf_counter()
@@ -98,6 +100,31 @@ def loop_seconds(iterations: int, size: int, is_logging: bool) -> float:
     return time.perf_counter() - begin
 
 
+def slowdown(
+    seconds: Callable[[int, bool], float], iterations: int, is_logging: bool, flush: Callable[[], object]
+) -> float:
+    """Run a loop without logging and with it, in turn, and return how much longer it takes, as a share.
+
+    Args:
+        seconds: Runs it, so many times round and with or without logging, and returns how many seconds that took.
+        iterations: How many times round, in all rounds without logging together.
+        is_logging: Whether it logs where it is said to log.
+        flush: Returns when everything is delivered: what waits is not carried over into the loop that does not log.
+    """
+    seconds(iterations // 10, True)
+    ratios = []
+    for _ in range(3):
+        alone = seconds(iterations // 3, False)
+        ratios.append(seconds(iterations // 3, is_logging) / alone)
+        flush()
+    return median(ratios) - 1
+
+
+def flush_of(store: Forwarding) -> Callable[[], object]:
+    """Return the flush of the contender who gets the records, if there is one."""
+    return store.contender.flush if store.contender else lambda: None
+
+
 def loop(name: str, places: dict[str, str], iterations: int) -> dict[str, float]:
     """Run the loop once without logging and once with it, in turn, and return the slowdown."""
     store = make(Forwarding, None)
@@ -106,15 +133,8 @@ def loop(name: str, places: dict[str, str], iterations: int) -> dict[str, float]
         store.contender = CONTENDERS[name](places)
     size = calibrated()
     with zenml_context(store):
-        loop_seconds(iterations // 10, size, is_logging=True)
-        ratios = []
-        for _ in range(3):
-            alone = loop_seconds(iterations // 3, size, is_logging=False)
-            ratios.append(loop_seconds(iterations // 3, size, is_logging=name != NOWHERE) / alone)
-            if store.contender:
-                # What waits is not carried over into the loop that does not log.
-                store.contender.flush()
-    return {"slowdown": sorted(ratios)[1] - 1}
+        slower = slowdown(partial(loop_seconds, size), iterations, name != NOWHERE, flush_of(store))
+    return {"slowdown": slower}
 
 
 LINES = 10
@@ -149,14 +169,8 @@ def torch_loop(name: str, places: dict[str, str], iterations: int) -> dict[str, 
     if name in CONTENDERS:
         store.contender = CONTENDERS[name](places)
     with zenml_context(store):
-        torch_seconds(torch, device, iterations // 10, is_logging=True)
-        ratios = []
-        for _ in range(3):
-            alone = torch_seconds(torch, device, iterations // 3, is_logging=False)
-            ratios.append(torch_seconds(torch, device, iterations // 3, is_logging=name != NOWHERE) / alone)
-            if store.contender:
-                store.contender.flush()
-    return {"slowdown": sorted(ratios)[1] - 1, "device": torch.cuda.get_device_name() if device == "cuda" else device}
+        slower = slowdown(partial(torch_seconds, torch, device), iterations, name != NOWHERE, flush_of(store))
+    return {"slowdown": slower, "device": torch.cuda.get_device_name() if device == "cuda" else device}
 
 
 THREADED = {

@@ -174,7 +174,8 @@ class Segments:
             most: How many events to write at most.
 
         Returns:
-            How many events were written. The next one needs a line of its stream, or a further segment.
+            How many events were written. If more were asked for, the next one needs a line of its stream or a further
+            segment.
 
         Raises:
             UnstorableEventError: No line can express the next event.
