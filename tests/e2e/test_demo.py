@@ -72,7 +72,8 @@ def assert_nothing_left(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("hidden", [False, pytest.param(True, marks=pytest.mark.deep)], ids=["collector", "receiver"])
+@pytest.mark.deep
+@pytest.mark.parametrize("hidden", [False, True], ids=["collector", "receiver"])
 def test_demo(hidden: bool, temporary: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     variables = {}
     if hidden:

@@ -290,6 +290,7 @@ def test_a_move_to_clickhouse(tmp_path: Path, programs: Programs) -> None:
             assert found == {run: [f"epoch {number}" for number in range(1, 21)]}
 
 
+@pytest.mark.deep
 def test_redundant_delivery(tmp_path: Path, programs: Programs) -> None:
     with s3_server() as s3, FaultyProxy(int(s3.endpoint.rpartition(":")[2])) as network:
         there = {"_id=...": f"_id={ACCESS_KEY}", "_access_key=...": f"_access_key={SECRET_KEY}"}
