@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     )
     from composite_logstore.bounded_http import AnswerTooLargeError
     from composite_logstore.bounds import Bounds
+    from composite_logstore.child_config import ChildConfig, Secret
     from composite_logstore.collector import CollectorExporter
-    from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, Secret
+    from composite_logstore.config import CompositeLogStoreConfig
     from composite_logstore.distributions import distributions_of
     from composite_logstore.event import ExceptionInfo, LogEvent, Stream, TraceContext, shown_fields
     from composite_logstore.flavor import CompositeLogStoreFlavor
@@ -70,7 +71,7 @@ _HOMES = {
     "AnswerTooLargeError": "bounded_http",
     "BACKFILLED": "backend",
     "Bounds": "bounds",
-    "ChildConfig": "config",
+    "ChildConfig": "child_config",
     "CollectorExporter": "collector",
     "CompositeHandler": "handler",
     "CompositeLogStore": "log_store",
@@ -101,7 +102,7 @@ _HOMES = {
     "RetryableError": "backend",
     "Scanned": "backend",
     "Scanner": "backend",
-    "Secret": "config",
+    "Secret": "child_config",
     "Span": "reading.by_time",
     "Stream": "event",
     "TimeSortedReader": "reading.by_time",

@@ -14,7 +14,8 @@ from composite_logstore.capture.process import is_own
 from composite_logstore.capture.record import note
 
 if TYPE_CHECKING:
-    from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+    from composite_logstore.child_config import ChildConfig
+    from composite_logstore.config import CompositeLogStoreConfig
     from composite_logstore.delivery.writer import Writer
     from composite_logstore.event import Stream
 

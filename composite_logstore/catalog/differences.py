@@ -10,7 +10,8 @@ from typing import Any
 
 from zenml.enums import LoggingLevels
 
-from composite_logstore.config import ChildConfig, backends
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.child_types import backends
 from composite_logstore.secret_references import masked
 
 

@@ -10,7 +10,8 @@ from uuid import UUID
 import orjson
 
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml, nearest
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.config import CompositeLogStoreConfig
 
 if TYPE_CHECKING:
     from zenml.models import ComponentResponse

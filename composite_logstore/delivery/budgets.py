@@ -11,8 +11,8 @@ from uuid import UUID
 
 from zenml.logger import get_logger
 
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.clock import Clock
-from composite_logstore.config import ChildConfig
 from composite_logstore.processing.budget import Account, Budget, OwnAccount, Told
 from composite_logstore.service import tell
 from composite_logstore.spool.charges import SharedAccount

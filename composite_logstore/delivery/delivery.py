@@ -17,7 +17,7 @@ from itertools import accumulate, chain, islice
 from math import inf
 
 from composite_logstore.bounds import Bounds
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.delivery.account import NOTHING, OTHER_REASONS, ChildStats, count_reason
 from composite_logstore.delivery.backoff import Backoff, ExportPolicy, bounded_count
 from composite_logstore.delivery.progress_bars import ProgressBars

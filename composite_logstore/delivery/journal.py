@@ -12,8 +12,9 @@ from operator import attrgetter
 from typing import Any
 
 from composite_logstore.capture.record import Note, numbered
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.clock import Clock
-from composite_logstore.config import QUEUE_BYTES, ChildConfig
+from composite_logstore.config import QUEUE_BYTES
 from composite_logstore.delivery.delivery import URGENT_LEVEL, Delivery, is_urgent
 from composite_logstore.delivery.memory import Held, Memory, batch_bytes
 from composite_logstore.delivery.progress_bars import at_info

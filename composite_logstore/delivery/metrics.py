@@ -17,7 +17,7 @@ from uuid import UUID
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation, get_meter
 
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 
 

@@ -13,8 +13,8 @@ from math import inf
 from pathlib import Path
 from uuid import UUID
 
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.clock import Clock
-from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.delivery import Delivery

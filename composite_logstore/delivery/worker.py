@@ -21,8 +21,8 @@ from zenml.logger import get_logger
 
 from composite_logstore import secret_references
 from composite_logstore.backend import Exporter, RetryableError
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.clock import Clock
-from composite_logstore.config import ChildConfig
 from composite_logstore.delivery import metrics
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.delivery import Delivery

@@ -8,8 +8,8 @@ from contextlib import suppress
 from math import inf
 from pathlib import Path
 
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.clock import Clock
-from composite_logstore.config import ChildConfig
 from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.delivery.tailing import MOST_BYTES, TailedJournal
 from composite_logstore.inert import described

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from composite_logstore import secret_references
 from composite_logstore.backend import PageRequest
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from composite_logstore.catalog.errors import ArgumentError
 from composite_logstore.catalog.stores import collectors, find_store
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.names import quoted
 from composite_logstore.operations.copying import Totals, copy_streams, ended, ledger_of
 from composite_logstore.operations.pipeline_launch import MOST_SLICES, copy_as_pipeline, refuse_second, suitable_stack

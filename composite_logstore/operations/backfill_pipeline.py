@@ -36,7 +36,7 @@ from composite_logstore.parity.result import BackfillStoppedError
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-    from composite_logstore.config import ChildConfig
+    from composite_logstore.child_config import ChildConfig
 
 PIPELINE = "composite_logstore_backfill"
 

@@ -23,7 +23,7 @@ from composite_logstore.backend import (
 )
 from composite_logstore.catalog.errors import asking_zenml
 from composite_logstore.catalog.stores import RegisteredStore, find_store
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 

@@ -17,8 +17,9 @@ from composite_logstore.backend import UnavailableError
 from composite_logstore.catalog.differences import masked_child
 from composite_logstore.catalog.errors import ArgumentError, OperationError, asking_zenml
 from composite_logstore.catalog.stores import RegisteredStore, find_store
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.collector import CollectorExporter
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.event import severity_number_of
 from composite_logstore.inert import inert
 from composite_logstore.reader_config import checked_url

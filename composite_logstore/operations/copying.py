@@ -15,7 +15,7 @@ from composite_logstore.backend import UnavailableError
 from composite_logstore.catalog.errors import NoAnswerError, asking_zenml
 from composite_logstore.catalog.runs import RunStream
 from composite_logstore.catalog.stores import RegisteredStore, may_hold, open_child
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.event import Stream
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import state_folder

@@ -12,7 +12,7 @@ from uuid import UUID
 from composite_logstore import clock, secret_references
 from composite_logstore.backend import UnavailableError
 from composite_logstore.catalog.errors import ArgumentError, OperationError, nearest
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.delivery import Delivery

@@ -16,7 +16,8 @@ from composite_logstore.backend import UnavailableError
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, nearest
 from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, open_child
-from composite_logstore.config import ChildConfig, parse_child
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.child_types import parse_child
 from composite_logstore.delivery.progress_bars import at_info
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.operations.copying import stream_of

@@ -12,7 +12,9 @@ from uuid import UUID
 
 from composite_logstore.catalog.errors import ArgumentError, nearest
 from composite_logstore.catalog.reach import check_server, why_unreached
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, UnknownChild
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.child_types import UnknownChild
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool, process_folders

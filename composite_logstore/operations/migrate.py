@@ -15,7 +15,8 @@ import composite_logstore
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml, nearest
 from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, explain
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.names import command
 from composite_logstore.operations.check import check_children, logs_of_checks
 from composite_logstore.operations.copying import copy_streams

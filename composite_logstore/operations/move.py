@@ -15,7 +15,8 @@ from composite_logstore.artifact_store import open_artifact_store
 from composite_logstore.catalog.errors import ArgumentError, OperationError, asking_zenml, nearest
 from composite_logstore.catalog.runs import RunStream, count_runs, streams_of_project
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, explain, load_store
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.names import command
 from composite_logstore.operations.progress import Reporter
 

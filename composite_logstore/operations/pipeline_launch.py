@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, asking_zenml
 from composite_logstore.catalog.runs import find_run
 from composite_logstore.catalog.stores import RegisteredStore
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.operations.copying import Totals
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.catalog.stores import RegisteredStore, find_store
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.names import command, quoted
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.verify import compare_with_primary

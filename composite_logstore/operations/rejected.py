@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, OperationError, nearest
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.operations.drain import why_not_delivered
 from composite_logstore.operations.inventory import LogStore, inventory, obstacle, reason_of
 from composite_logstore.operations.resending import Resending, Retried, is_meant

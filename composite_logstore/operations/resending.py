@@ -14,7 +14,7 @@ from zenml.logger import get_logger
 
 from composite_logstore import clock, secret_references
 from composite_logstore.backend import BACKFILLED, Exporter, ExportError, RetryableError, UnavailableError
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy, rejection
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.states import Outcome

@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, backends
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.child_types import backends
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.mistakes import sections_in
 from composite_logstore.reader_config import ReaderConfig, readers
 from composite_logstore.secret_references import is_meant

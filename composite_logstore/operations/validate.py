@@ -11,12 +11,9 @@ from pydantic import ValidationError
 from composite_logstore import secret_references
 from composite_logstore.catalog.differences import Difference, differences
 from composite_logstore.catalog.stores import find_store
-from composite_logstore.config import (
-    ChildConfig,
-    CompositeLogStoreConfig,
-    HandlerConfig,
-    parse_child,
-)
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.child_types import parse_child
+from composite_logstore.config import CompositeLogStoreConfig, HandlerConfig
 from composite_logstore.mistakes import mistakes_in
 from composite_logstore.names import did_you_mean
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from composite_logstore.catalog.errors import NoAnswerError
 from composite_logstore.catalog.runs import RunStream
 from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, may_hold, open_child
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.operations.asking import ask
 from composite_logstore.operations.copying import stream_of
 from composite_logstore.operations.progress import ProgressCallback, Reporter

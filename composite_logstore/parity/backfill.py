@@ -25,7 +25,7 @@ from composite_logstore.processing.budget import is_notice
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
-    from composite_logstore.config import ChildConfig
+    from composite_logstore.child_config import ChildConfig
 
 
 @dataclass

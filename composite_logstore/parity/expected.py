@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from composite_logstore.backend import PAGES
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.intervals import Intervals
 from composite_logstore.parity.scan import PageScanner, Source

@@ -34,7 +34,7 @@ from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
-    from composite_logstore.config import ChildConfig
+    from composite_logstore.child_config import ChildConfig
 
 _INT64 = 1 << 63
 

@@ -22,7 +22,7 @@ from composite_logstore.parity.ledger import Ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
 
 if TYPE_CHECKING:
-    from composite_logstore.config import ChildConfig
+    from composite_logstore.child_config import ChildConfig
 
 GIVE_UP_SECONDS = 60.0
 """How long one batch is retried."""

@@ -23,7 +23,7 @@ from composite_logstore.zenml import LogEntry, LogsEntriesFilter, hook_of
 if TYPE_CHECKING:
     from zenml.models import LogsResponse, PipelineRunResponse, StepRunResponse
 
-    from composite_logstore.config import ChildConfig
+    from composite_logstore.child_config import ChildConfig
 
 INDEXED_AFTER = timedelta(minutes=10)
 """How old events have to be until a backend without order must show them: it indexes them some time after it accepts

@@ -21,7 +21,7 @@ from composite_logstore.backend import (
     TooLargeError,
     UnavailableError,
 )
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.reading.records import RankedEntry
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreUnavailableError

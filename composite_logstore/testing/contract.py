@@ -29,7 +29,7 @@ from composite_logstore.backend import (
     Scanned,
     TooLargeError,
 )
-from composite_logstore.config import ChildConfig
+from composite_logstore.child_config import ChildConfig
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.testing.events import make_logs
 from composite_logstore.zenml import LogsEntriesFilter

@@ -17,7 +17,9 @@ import pytest
 from pydantic import ValidationError
 
 from composite_logstore.backend import RetryableError, UnavailableError
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig, backends
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.child_types import backends
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.event import ExceptionInfo, TraceContext
 from composite_logstore.testing.contract import (
     Backend,

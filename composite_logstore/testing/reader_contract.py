@@ -14,7 +14,8 @@ from zenml.enums import LoggingLevels, StackComponentType
 from zenml.exceptions import DoesNotExistException
 
 from composite_logstore.backend import Page, PageRequest, Reader, Scanned, Scanner
-from composite_logstore.config import ChildConfig, CompositeLogStoreConfig
+from composite_logstore.child_config import ChildConfig
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream
 from composite_logstore.log_store import CompositeLogStore
 from composite_logstore.testing.contract import (

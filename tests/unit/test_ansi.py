@@ -12,7 +12,7 @@ import pytest
 
 from composite_logstore import LogEvent, RetryableError
 from composite_logstore.ansi import without_escapes
-from composite_logstore.config import backends
+from composite_logstore.child_types import backends
 from composite_logstore.event import ExceptionInfo, stripped
 from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare

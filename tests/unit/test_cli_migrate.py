@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from zenml.exceptions import IllegalOperationError
 
-from composite_logstore import Stream, config, operations
+from composite_logstore import Stream, child_types, operations
 from composite_logstore.cli.main import main
 from composite_logstore.operations.progress import Progress, Reporter
 from composite_logstore.parity import scan
@@ -168,8 +168,8 @@ def zenml(monkeypatch: pytest.MonkeyPatch) -> SimulatedZenML:
 def house(zenml: SimulatedZenML, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> House:
     monkeypatch.setenv("ZENML_CONFIG_PATH", str(tmp_path / "zenml"))
     monkeypatch.setattr(MIGRATE, "ARRIVAL_SECONDS", 0.0)
-    known = {**config.backends(), "simulated": SimpleNamespace(load=lambda: SimulatedChildConfig)}
-    monkeypatch.setattr(config, "backends", lambda: known)
+    known = {**child_types.backends(), "simulated": SimpleNamespace(load=lambda: SimulatedChildConfig)}
+    monkeypatch.setattr(child_types, "backends", lambda: known)
     return House(zenml)
 
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from composite_logstore import LogEvent, RejectedError, UnavailableError
 from composite_logstore.backend import BACKFILLED
+from composite_logstore.child_types import UnknownChild
 from composite_logstore.cli.main import main
-from composite_logstore.config import UnknownChild
 from composite_logstore.operations.inventory import LogStore
 from composite_logstore.processing import known_secrets
 from composite_logstore.spool import rejected as on_disk

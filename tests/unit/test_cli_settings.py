@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from zenml.exceptions import IllegalOperationError
 
 from composite_logstore import CompositeLogStoreConfig, operations
+from composite_logstore.child_types import backends
 from composite_logstore.cli.main import main
-from composite_logstore.config import backends
 from composite_logstore.secret_references import is_meant
 from tests.simulated_zenml import SimulatedZenML
 from tests.unit.test_docs import MISTAKES

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from composite_logstore import ChildConfig, CollectorExporter, CompositeLogStoreConfig, Secret, operations
 from composite_logstore.ansi import without_escapes
-from composite_logstore.config import backends, parse_child
+from composite_logstore.child_types import backends, parse_child
 from composite_logstore.operations import ArgumentError, OperationError
 from composite_logstore.operations.collector_config import _UNDERSTOOD, CollectorConfig
 from composite_logstore.secret_references import is_meant

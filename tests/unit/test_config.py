@@ -10,7 +10,8 @@ from zenml.enums import LoggingLevels
 from zenml.utils.secret_utils import SecretReference
 
 from composite_logstore import CompositeLogStoreConfig, UnavailableError, secret_references
-from composite_logstore.config import HandlerConfig, UnknownChild, backends
+from composite_logstore.child_types import UnknownChild, backends
+from composite_logstore.config import HandlerConfig
 from composite_logstore.mistakes import sections_in
 from composite_logstore.reader_config import readers
 

@@ -16,7 +16,7 @@ from zenml import __version__ as zenml_version
 from zenml.cli.utils import parse_name_and_extra_arguments
 
 from composite_logstore import ChildConfig, CompositeLogStoreConfig
-from composite_logstore.config import backends
+from composite_logstore.child_types import backends
 from composite_logstore.delivery.account import ChildStats
 from composite_logstore.delivery.metrics import COUNTERS, LEVELS
 from composite_logstore.delivery.states import TRANSITIONS, Outcome, State

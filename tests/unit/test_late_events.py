@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from composite_logstore import Answer, ChildConfig, LogEvent, Query, Record
-from composite_logstore.config import backends as installed
+from composite_logstore.child_types import backends as installed
 from composite_logstore.operations.check import FIND_SECONDS
 from composite_logstore.parity import compare as comparing
 from composite_logstore.parity.compare import compare

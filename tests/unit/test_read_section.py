@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from composite_logstore import HttpReaderConfig, UnavailableError, reader_config, secret_references
 from composite_logstore.catalog.differences import shown
-from composite_logstore.config import CompositeLogStoreConfig, parse_child
+from composite_logstore.child_types import parse_child
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.operations import schema, validate
 
 COLLECTOR = {"name": "collector", "type": "otlp", "endpoint": "https://collector:4318"}

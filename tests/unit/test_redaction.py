@@ -22,7 +22,8 @@ from zenml.models import SecretResponse, SecretResponseBody, SecretResponseMetad
 
 from composite_logstore import testing
 from composite_logstore.backend import BACKFILLED, RejectedError, RetryableError
-from composite_logstore.config import CompositeLogStoreConfig, parse_child
+from composite_logstore.child_types import parse_child
+from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.event import ExceptionInfo, LogEvent
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.result import BackfillStoppedError

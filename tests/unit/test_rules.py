@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from composite_logstore import testing
-from composite_logstore.config import parse_child
+from composite_logstore.child_types import parse_child
 from composite_logstore.event import ExceptionInfo, LogEvent
 from composite_logstore.processing.expressions import ExpressionSet, compiled
 from composite_logstore.processing.processor import Processor

@@ -22,7 +22,7 @@ from composite_logstore import (
     secret_references,
     server,
 )
-from composite_logstore.config import UnknownChild
+from composite_logstore.child_types import UnknownChild
 from tests.unit.test_config import ARCHIVE, LIVE
 
 VALUE = "v4lue"
@@ -120,7 +120,7 @@ def load(settings: dict[str, Any]) -> CompositeLogStoreConfig:
 
 
 def test_each_text_of_each_backend_is_in_the_table() -> None:
-    from composite_logstore.config import backends
+    from composite_logstore.child_types import backends
 
     own = ChildConfig.model_fields.keys()
     for kind, entry_point in backends().items():
