@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -28,6 +29,7 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.result import StreamParity
 from composite_logstore.parity.scan import Source, open_source
+from composite_logstore.parity.sender import Sender
 from composite_logstore.testing import make_events, make_logs, make_stream
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
@@ -145,9 +147,8 @@ def copied(source: ChildConfig, target: ChildConfig, stream: Stream, folder: Pat
     there = None if target.unreadable else open_source(target)
     with open_ledger(folder / "ledger", stream.id, target.name, 0) as ledger:
         begin = time.perf_counter()
-        copying = Backfill(open_source(source), target, there, ledger)
-        result = copying.copy(make_logs(stream), stream)
-        copying.close()
+        with closing(Sender(target, ledger)) as sender:
+            result = Backfill(open_source(source), there, sender).copy(make_logs(stream), stream)
         seconds = time.perf_counter() - begin
     assert result.copied == COPIED, result
     return COPIED / seconds

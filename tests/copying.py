@@ -14,6 +14,7 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.result import Copied
 from composite_logstore.parity.scan import open_source
+from composite_logstore.parity.sender import Sender
 from composite_logstore.testing import make_events, make_logs, make_stream
 from tests.artifact_stores import FolderArchive
 
@@ -28,11 +29,8 @@ def copy(source: ChildConfig, target: ChildConfig, stream: Stream, folder: Path)
         folder: Where the ledger is kept.
     """
     with open_ledger(folder / "ledgers", uuid4(), target.name, time.time() - 3600) as ledger:
-        copying = Backfill(open_source(source), target, open_source(target), ledger, None)
-        try:
-            result = copying.copy(make_logs(stream), stream)
-        finally:
-            copying.close()
+        with closing(Sender(target, ledger)) as sender:
+            result = Backfill(open_source(source), open_source(target), sender).copy(make_logs(stream), stream)
         ledger.complete()
     return result
 

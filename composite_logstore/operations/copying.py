@@ -22,6 +22,7 @@ from composite_logstore.operations.selection import state_folder
 from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.ledger import REMEMBERED_SECONDS, BackfillRunsError, Ledger, open_ledger
 from composite_logstore.parity.result import Copied
+from composite_logstore.parity.sender import Sender
 
 
 @dataclass
@@ -156,10 +157,11 @@ def copy_with(
         reading = opened.enter_context(closing(open_child(source)))
         there = None if target.unreadable else opened.enter_context(closing(open_child(target)))
         try:
-            copying = Backfill(reading, target, there, ledger, rate, tell, time.monotonic, sleep, dry_run)
+            sender = Sender(target, ledger, rate, sleep=sleep, dry_run=dry_run)
         except (UnavailableError, ImportError) as error:
             raise NoAnswerError(f"child '{target.name}' cannot be written to: {error}") from error
-        opened.enter_context(closing(copying))
+        opened.enter_context(closing(sender))
+        copying = Backfill(reading, there, sender, tell)
         for stream in streams:
             copying.copy(stream.logs, stream_of(stream, registered), result)
 

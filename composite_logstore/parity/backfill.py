@@ -6,7 +6,7 @@ See the theory of operation at the head of the package.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from composite_logstore.backend import BACKFILLED, PAGES, Scanned
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.intervals import Intervals
 from composite_logstore.parity.holding import Holding
-from composite_logstore.parity.ledger import Ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied, Tell
 from composite_logstore.parity.scan import Source, as_event, foreign_writer, is_foreseen, numbered, unix_nano
 from composite_logstore.parity.sender import Sender
@@ -25,8 +24,6 @@ from composite_logstore.processing.budget import is_notice
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
-    from composite_logstore.child_config import ChildConfig
-
 
 @dataclass
 class Backfill:
@@ -34,38 +31,15 @@ class Backfill:
 
     Attributes:
         source: The child to copy from.
-        target: The settings of the child to copy to.
         there: The child to copy to, opened for reading; None if it cannot be read.
-        ledger: What was sent earlier.
-        rate: The most events in a second; as many as the child takes if not given.
+        sender: Exports to the child to copy to.
         tell: Told how many more events were looked at.
-        clock: The time in seconds, from a clock that never goes back.
-        sleep: Waits for so many seconds.
-        dry_run: Whether to count events as copied without sending them.
     """
 
     source: Source
-    target: ChildConfig
     there: Source | None
-    ledger: Ledger
-    rate: float | None = None
+    sender: Sender
     tell: Tell = lambda number: None
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        """Create the exporter.
-
-        Raises:
-            UnavailableError: Something is missing that the user can provide, such as a secret.
-            ImportError: A package that the exporter needs is not installed.
-        """
-        self._sender = Sender(self.target, self.ledger, self.rate, self.clock, self.sleep, self.dry_run)
-
-    def close(self) -> None:
-        """Wait for the export under way, and release connections."""
-        self._sender.close()
 
     def copy(self, logs: LogsResponse, stream: Stream, result: Copied | None = None) -> Copied:
         """Copy the events of a stream that the child is missing.
@@ -83,18 +57,19 @@ class Backfill:
                 be asked which secrets to mask.
         """
         result = Copied() if result is None else result
-        if self.ledger.is_resumed and str(logs.id) in self.ledger.finished:
+        ledger = self.sender.ledger
+        if ledger.is_resumed and str(logs.id) in ledger.finished:
             return result
         held = self._held(logs, stream)
-        self._sender.begin(stream, result)
+        self.sender.begin(stream, result)
         is_in_order = self.there is not None and self.there.in_order
         try:
-            copy = _StreamCopy(self.source, self.target, is_in_order, self._sender, logs, stream, held, result)
+            copy = _StreamCopy(self.source, is_in_order, self.sender, logs, stream, held, result)
             copy.run(self.tell)
         except BaseException:
-            self._sender.drop()
+            self.sender.drop()
             raise
-        self.ledger.finish(str(logs.id))
+        ledger.finish(str(logs.id))
         return result
 
     def _held(self, logs: LogsResponse, stream: Stream) -> dict[str, Intervals]:
@@ -122,8 +97,9 @@ class Backfill:
             if there.in_order:
                 # Such a child shows at once what was sent to it, unless the events were deleted since.
                 return held
-        for writer in self.ledger.writers(str(logs.id)):
-            held[writer] = held.get(writer, Intervals()) | self.ledger.sent(str(logs.id), writer)
+        ledger = self.sender.ledger
+        for writer in ledger.writers(str(logs.id)):
+            held[writer] = held.get(writer, Intervals()) | ledger.sent(str(logs.id), writer)
         return held
 
 
@@ -133,9 +109,8 @@ class _StreamCopy:
 
     Attributes:
         source: The child to copy from.
-        target: The settings of the child to copy to.
         is_in_order: Whether the child to copy to can be read, and keeps a writer's events in their order.
-        sender: Exports to that child.
+        sender: Exports to the child to copy to.
         logs: The stream, as ZenML knows it.
         stream: The stream, with the attributes that its events get.
         held: A writer → which of its events the child has, or was sent.
@@ -143,7 +118,6 @@ class _StreamCopy:
     """
 
     source: Source
-    target: ChildConfig
     is_in_order: bool
     sender: Sender
     logs: LogsResponse
@@ -152,6 +126,7 @@ class _StreamCopy:
     result: Copied
 
     def __post_init__(self) -> None:
+        self._target = self.sender.target
         # A writer → the highest of the numbers that are held.
         self._highest = {writer: numbers.last for writer, numbers in self.held.items()}
         # The numbers that were held before the copy began.
@@ -161,13 +136,13 @@ class _StreamCopy:
         # Records in a format that both children share need not be decoded, if the child gets all of them.
         self._copies_records = (
             self.sender.takes_scanned(self.source.scanner.scan_format)
-            and self.target.wants_all
+            and self._target.wants_all
             and self.source.config.budget is None
-            and self.target.oldest_seconds is None
+            and self._target.oldest_seconds is None
         )
         self._oldest = 0
-        if self.target.oldest_seconds is not None:
-            self._oldest = time.time_ns() - int(self.target.oldest_seconds * 1e9)
+        if self._target.oldest_seconds is not None:
+            self._oldest = time.time_ns() - int(self._target.oldest_seconds * 1e9)
         # How many records of other programs were read so far: their numbers, since they have none of their own.
         self._ordinal = 0
         self._has_own = self.source.scanner.scan_format == PAGES and bool(
@@ -242,7 +217,7 @@ class _StreamCopy:
         )
 
     def _copy_event(self, writer: str, sequence: int, event: LogEvent) -> None:
-        if not self.target.expects(event.level, bool(event.progress)):
+        if not self._target.expects(event.level, bool(event.progress)):
             self.result.unwanted += 1
             return
         if event.time_unix_nano < self._oldest:

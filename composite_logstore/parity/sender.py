@@ -6,6 +6,7 @@ events are read. As soon as one batch fails for good, none that follows is expor
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -73,10 +74,10 @@ class Sender:
 
     target: ChildConfig
     ledger: Ledger
-    rate: float | None
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    dry_run: bool
+    rate: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         """Create the exporter.

@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.result import Copied
 from composite_logstore.parity.scan import open_source
+from composite_logstore.parity.sender import Sender
 from composite_logstore.reading.cursor import without_duplicates
 from composite_logstore.testing import make_logs, make_stream
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter
@@ -110,9 +111,8 @@ def messages(first: int, count: int) -> list[str]:
 def copy(source: Archive, target: Archive, stream: Stream, folder: Path) -> Copied:
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger(folder, UUID(int=1), target.name, 0.0))
-        copying = Backfill(open_source(source), target, open_source(target), ledger, sleep=lambda seconds: None)
-        stack.callback(copying.close)
-        result = copying.copy(make_logs(stream), stream)
+        sender = stack.enter_context(closing(Sender(target, ledger, sleep=lambda seconds: None)))
+        result = Backfill(open_source(source), open_source(target), sender).copy(make_logs(stream), stream)
         ledger.complete()
         return result
 

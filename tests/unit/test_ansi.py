@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.scan import open_source
+from composite_logstore.parity.sender import Sender
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_logs, make_stream
 from tests.artifact_stores import FolderArchive
 from tests.events import make_events
@@ -148,10 +150,12 @@ def test_a_copy_has_what_its_child_would_have_got(
     source, target = reversed(archives) if is_reversed else archives
     export(source, [stripped(event) for event in events] if is_reversed else events)
     logs, stream = make_logs(events[0].stream), events[0].stream
-    with open_ledger(tmp_path / "ledgers", UUID(int=7), target.name, 0.0) as ledger:
-        backfill = Backfill(open_source(source), target, open_source(target), ledger)
+    with (
+        open_ledger(tmp_path / "ledgers", UUID(int=7), target.name, 0.0) as ledger,
+        closing(Sender(target, ledger)) as sender,
+    ):
+        backfill = Backfill(open_source(source), open_source(target), sender)
         assert backfill.copy(logs, stream).copied == len(events)
-        backfill.close()
     (copied,) = (path.read_text() for path in (tmp_path / "strip").rglob("*.log"))
     assert "\\u001b" not in copied
     result = compare(logs, "", [open_source(source), open_source(target)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -29,7 +30,7 @@ from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import BackfillRunsError, open_ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import Source, open_source
-from composite_logstore.parity.sender import GIVE_UP_SECONDS
+from composite_logstore.parity.sender import GIVE_UP_SECONDS, Sender
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact.exporter import ArtifactExporter
@@ -76,11 +77,8 @@ def copy(
     there = None if target.unreadable else open_source(target)
     since = 0.0 if target.unreadable else time.time() - 3600
     with open_ledger(folder / "ledgers", STORE, target.name, since) as ledger:
-        copying = Backfill(open_source(source), target, there, ledger, rate, **options)
-        try:
-            result = copying.copy(make_logs(stream), stream, result)
-        finally:
-            copying.close()
+        with closing(Sender(target, ledger, rate, **options)) as sender:
+            result = Backfill(open_source(source), there, sender).copy(make_logs(stream), stream, result)
         ledger.complete()
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import PageScanner, open_source
+from composite_logstore.parity.sender import Sender
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore.zenml import LogStoreRateLimitError
 from tests.artifact_stores import FolderArchive
@@ -71,14 +73,11 @@ class Copying:
         exporter.export(make_events([str(number) for number in range(events)], self.stream))
         exporter.close()
         child = make_child("b", backend)
-        with open_ledger(self.folder, self.stream.id, "b", time.time() - 3600) as ledger:
-            copying = Backfill(
-                open_source(archive), child, None, ledger, clock=lambda: sum(self.waits), sleep=self.sleep
-            )
-            try:
-                return copying.copy(make_logs(self.stream), self.stream)
-            finally:
-                copying.close()
+        with (
+            open_ledger(self.folder, self.stream.id, "b", time.time() - 3600) as ledger,
+            closing(Sender(child, ledger, clock=lambda: sum(self.waits), sleep=self.sleep)) as sender,
+        ):
+            return Backfill(open_source(archive), None, sender).copy(make_logs(self.stream), self.stream)
 
     def sleep(self, seconds: float) -> None:
         assert 0 < seconds < INF

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import open_ledger
 from composite_logstore.parity.scan import open_source
+from composite_logstore.parity.sender import Sender
 from composite_logstore.reading.gaps import shows_all
 from composite_logstore.spool.folder import Spool
 from composite_logstore.testing import SimulatedClock, make_logs, make_stream
@@ -148,10 +150,11 @@ def test_backfill_and_comparison_expect_what_certainly_arrives(
 
     result = compare(logs, "", [open_source(source), open_source(target)])
     assert {name: child.missing for name, child in result.children.items()} == {"a": 0, "b": number}
-    with open_ledger(tmp_path / "ledgers", UUID(int=7), "b", 0.0) as ledger:
-        backfill = Backfill(open_source(source), target, open_source(target), ledger)
-        copied = backfill.copy(logs, stream)
-        backfill.close()
+    with (
+        open_ledger(tmp_path / "ledgers", UUID(int=7), "b", 0.0) as ledger,
+        closing(Sender(target, ledger)) as sender,
+    ):
+        copied = Backfill(open_source(source), open_source(target), sender).copy(logs, stream)
     assert (copied.copied, copied.unwanted) == (number, 4 - number)
     result = compare(logs, "", [open_source(source), open_source(target)])
     assert [child.differences for child in result.children.values()] == [0, 0]
