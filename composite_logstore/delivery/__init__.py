@@ -10,7 +10,9 @@ This is the theory of operation. The modules, from the ground up:
     flush              how long a flush waits for the children
     memory             how many bytes of events wait in memory
     schedule, space    when events have to be on disk, and how many bytes they may take there
-    spilling           writes the journal's events to disk
+    own_folder         this process's folder of the spool
+    stream_marks       marks in it: which streams have ended, and whether the process has
+    spilling           writes the journal's events to it
     journal            numbers events, and hands each out to the children that want it
     rejections         keeps the events that a backend rejects, before they are acknowledged
     budgets            a child's budget, shared by all processes of the machine where the spool allows it

@@ -147,7 +147,7 @@ class Handover:
 
     @property
     def _agent_works(self) -> bool:
-        return agent_works(self._spilling.settings.component.parent)
+        return agent_works(self._spilling.folder.settings.component.parent)
 
     # Looking
 
@@ -226,7 +226,7 @@ class Handover:
             self.look_soon()
             return
         self._write_all()
-        if self._spilling.error is not None and self._spilling.unwritten:
+        if self._spilling.folder.error is not None and self._spilling.unwritten:
             # The disk takes nothing, so this process goes on delivering from memory.
             self._offer_at = now + AGAIN_SECONDS
             self._stay()
@@ -257,13 +257,13 @@ class Handover:
         """Whether all events that are not acknowledged are on disk, or about to be. Under the lock."""
         self._journal.hand_out()
         oldest = min(delivery.oldest for delivery in self._journal.deliveries)
-        return self._spilling.error is None and oldest > self._spilling.only_in_memory
+        return self._spilling.folder.error is None and oldest > self._spilling.only_in_memory
 
     def _go(self) -> None:
         """Hand over. Under the lock."""
         self._journal.hand_out()
-        spool = self._spool = self._spilling.spool
-        self._spilling.acknowledge_all()
+        spool = self._spool = self._spilling.folder.spool
+        self._spilling.folder.acknowledge_all()
         for delivery in self._journal.deliveries:
             elsewhere = self._elsewhere[delivery.name]
             elsewhere.counted = int(min(delivery.oldest, self._journal.next_number))
@@ -309,7 +309,7 @@ class Handover:
             self._warn(line)
 
     def _followed(self) -> list[str]:
-        spool = self._spilling.spool
+        spool = self._spilling.folder.spool
         if spool is not self._spool:
             self._begin_folder(spool)
         if spool is None:
@@ -322,7 +322,7 @@ class Handover:
             return []
         changed = {name for name in account.keys() & self._elsewhere if self._has_noted(spool, name, account[name])}
         with patiently(self._journal.lock):
-            if spool is not self._spilling.spool:
+            if spool is not self._spilling.folder.spool:
                 return []
             return self._take_over(spool, account, positions, changed)
 
@@ -408,9 +408,9 @@ class Handover:
             self._journal.hand_out()
             self._spilling.try_again()
             self._spilling.write()
-            if self._spilling.spool is not None:
+            if self._spilling.folder.spool is not None:
                 # Events that no child gets have numbers, and are not there.
-                self._spilling.spool.demand(int(self._spilling.spool.segments.last) + 1)
+                self._spilling.folder.spool.demand(int(self._spilling.folder.spool.segments.last) + 1)
         if self._mode == "agent" and not self._agent_works:
             with self._journal.lock:
                 self._give_up(self._journal.deliveries, NO_AGENT)
@@ -436,11 +436,11 @@ class Handover:
     def _look_from_away(self) -> None:
         now = self._clock.now()
         works = self._agent_works
-        spool = self._spilling.spool
+        spool = self._spilling.folder.spool
         if spool is not self._spool:
             self._begin_folder(spool)
         # An agent would get nothing of what cannot be written, and this process may deliver it from memory.
-        is_stuck = self._mode == "auto" and self._spilling.error is not None
+        is_stuck = self._mode == "auto" and self._spilling.folder.error is not None
         if works and not is_stuck and (spool is None or now - self._offered_at < OFFER_SECONDS):
             self._offered_at = max(self._offered_at, now if spool is None else -inf)
             return
@@ -472,7 +472,7 @@ class Handover:
                 self._journal.hand_out()
                 self._spilling.try_again()
                 self._spilling.write()
-                if spool is not self._spilling.spool:
+                if spool is not self._spilling.folder.spool:
                     # It was taken away meanwhile, or this process has just made one. The next look decides about that.
                     return
                 if spool is not None:

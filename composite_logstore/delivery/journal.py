@@ -395,7 +395,7 @@ class Journal:
         """
         if self.spilling:
             self.hand_out()
-            self._is_away = self.spilling.is_away = True
+            self._is_away = self.spilling.folder.is_away = True
             for delivery in self._deliveries:
                 delivery.hand_over()
 
@@ -407,7 +407,7 @@ class Journal:
         if not self.spilling or not self._is_away:
             return
         self.hand_out()
-        self._is_away = self.spilling.is_away = False
+        self._is_away = self.spilling.folder.is_away = False
         self._cursors.clear()
         # From the last to the first, since a signal handler may log, and its events are in the queues already.
         for event in reversed(list(self._unwritten)):
@@ -437,7 +437,7 @@ class Journal:
     def load(self, delivery: Delivery, load: Load) -> list[LogEvent]:
         """Read the events that a delivery asks for from the spool. Without the lock, since it is I/O."""
         with self.lock:
-            spool = self.spilling and self.spilling.spool
+            spool = self.spilling and self.spilling.folder.spool
             before = delivery.queue[0].number if delivery.queue else self._next_number
         if not spool:
             return []
@@ -449,7 +449,7 @@ class Journal:
     def acknowledge(self, delivery: Delivery) -> None:
         """Record on disk which events a delivery has acknowledged. Under the lock."""
         if self.spilling:
-            self.spilling.acknowledge(delivery)
+            self.spilling.folder.acknowledge(delivery)
 
     def end_stream(self, stream: Stream) -> None:
         """Tell every child that the stream has ended."""

@@ -93,7 +93,7 @@ class Keeper:
         with self._journal.lock:
             self._journal.spilling.write_rest()
             self._journal.hand_out()
-            return self._journal.spilling.error is None
+            return self._journal.spilling.folder.error is None
 
     def stop(self) -> None:
         """Write nothing more. `let_go` follows once the journal's workers are told to stop."""
@@ -111,6 +111,7 @@ class Keeper:
         spilling = self._journal.spilling
         if spilling is None or self._has_ended:
             return None
+        folder = spilling.folder
         if not self._handover.is_away:
             self._recovery.start()
         with patiently(self._journal.lock):
@@ -123,11 +124,11 @@ class Keeper:
                 spilling.schedule.rest(number)
             # Events that are due come first: everything else may take its time.
             is_more = spilling.write_due()
-            spilling.refresh()
-            if not spilling.is_away:
+            folder.refresh()
+            if not folder.is_away:
                 # An agent knows better how far the children are, even while this process takes the delivery back.
-                spilling.acknowledge_all()
-            is_needed = spilling.is_needed
+                folder.acknowledge_all()
+            is_needed = folder.is_needed
         while is_more:
             # Let another thread that waits for the lock go first.
             time.sleep(0)
@@ -136,7 +137,7 @@ class Keeper:
         self._report(spilling)
         self._is_reported = self._is_reported and is_idle
         is_due = self._is_report_due()
-        if spilling.spool is not None or is_due or self._handover.is_due():
+        if folder.spool is not None or is_due or self._handover.is_due():
             self.keep_house()
         if is_idle:
             may_sleep = self._is_reported and not is_needed and not self._recovery.journals
@@ -169,14 +170,15 @@ class Keeper:
                 self._report_status()
         self._handover.look()
         if spilling is not None:
-            spilling.maintain()
-            if spilling.needs_room:
+            folder = spilling.folder
+            folder.maintain()
+            if folder.space.is_exceeded:
                 with patiently(self._journal.lock):
-                    spilling.make_room()
-            standing = spilling.standing()
+                    folder.make_room()
+            standing = folder.standing()
             if standing is not Standing.IN_PLACE:
                 with patiently(self._journal.lock):
-                    spilling.mend(standing)
+                    folder.mend(standing)
                 if spilling.unwritten:
                     # Events have to be written once more, at once.
                     self._writing_due.set()
@@ -187,9 +189,9 @@ class Keeper:
         if spilling.unstorable is not None and not self._has_told_of_unstorable:
             self._has_told_of_unstorable = True
             self._warn(f"an event cannot be written to disk, and waits in memory alone: {spilling.unstorable}.")
-        error = spilling.error
+        error, settings = spilling.folder.error, spilling.folder.settings
         if error and not self._error:
-            self._warn(f"{spool_problem(error, spilling.settings)}. Until then events wait in memory alone.")
+            self._warn(f"{spool_problem(error, settings)}. Until then events wait in memory alone.")
         elif self._error and not error:
-            self._warn(f"the spool in {spilling.settings.component} can be used again.")
+            self._warn(f"the spool in {settings.component} can be used again.")
         self._error = error

@@ -84,7 +84,7 @@ class Writer:
             self._component_id, children, self._spool, self._clock, _warn, self._note_problem, batch_bytes, budgets
         )
         if self._journal.spilling:
-            self._journal.spilling.others = self._recovery.journals
+            self._journal.spilling.folder.others = self._recovery.journals
         self._status = Status(self._spool.component, self._journal.writer, self._clock) if self._spool else None
 
         def new_worker(place: int) -> Worker:
@@ -128,7 +128,7 @@ class Writer:
             new = Stream(id, metadata, artifact_store_id, level if level == "detect" else LoggingLevels[level].value)
             stream = self._streams.setdefault(id, new)
             if self._journal.spilling:
-                self._journal.spilling.open_stream(stream)
+                self._journal.spilling.marks.open_stream(stream)
             stream.metadata = metadata
             return stream
 

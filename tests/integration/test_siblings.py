@@ -92,7 +92,7 @@ def test_siblings_that_come_and_go_cost_nothing_that_is_on_disk(
             record = logging.LogRecord("train", 20, "/code/train.py", 1, f"own {number} {padding}", (), None)
             store.emit(origin, record)
             number += 1
-            errors.add(repr(spilling.error))
+            errors.add(repr(spilling.folder.error))
             time.sleep(0.003)
         output = siblings.communicate()[1]
     finally:

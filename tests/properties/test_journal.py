@@ -213,8 +213,8 @@ def on_disk_after(sizes: Sequence[int], happens: Sequence[int | None], handed_ou
                 journal.append(stream, make_capture(level=level))
             if number in handed_out_after:
                 journal.hand_out()
-        if spilling.spool is None:
+        if spilling.folder.spool is None:
             return []
-        numbers = [event.number for event in spilling.spool.reader.read(-1, inf)]
-        spilling.abandon_folder()
+        numbers = [event.number for event in spilling.folder.spool.reader.read(-1, inf)]
+        spilling.folder.abandon()
         return numbers

@@ -104,7 +104,7 @@ def test_another_end_adds_none(
 ) -> None:
     machine = Machine(clock, tmp_path, durability, a={})
     if end == "as a worker of a pool":
-        monkeypatch.setattr("composite_logstore.delivery.spilling.is_daemonic", lambda: True)
+        monkeypatch.setattr("composite_logstore.delivery.stream_marks.is_daemonic", lambda: True)
     machine.start()
     if end != "without a record":
         machine.log("a")

@@ -20,6 +20,7 @@ from composite_logstore.clock import Clock, Signal
 from composite_logstore.delivery import metrics, recovery, step_metadata, worker, writer, writers
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.own_folder import OwnFolder
 from composite_logstore.delivery.spilling import Spilling
 from composite_logstore.service import Service
 from composite_logstore.spool.lock import release_all
@@ -61,9 +62,9 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "what a worker concludes": (Delivery, "exported", "composite-logstore a"),
     "what a worker notes": (Journal, "acknowledge", "composite-logstore a"),
     "what a worker hands out": (worker.Worker, "_next", "composite-logstore a"),
-    "the house": (Spilling, "maintain", "composite-logstore housekeeping"),
-    "the keeper's streams": (Spilling, "refresh", "composite-logstore spool"),
-    "the keeper's positions": (Spilling, "acknowledge_all", "composite-logstore spool"),
+    "the house": (OwnFolder, "maintain", "composite-logstore housekeeping"),
+    "the keeper's streams": (OwnFolder, "refresh", "composite-logstore spool"),
+    "the keeper's positions": (OwnFolder, "acknowledge_all", "composite-logstore spool"),
     "the keeper's ticks": (Spilling, "tick", "composite-logstore spool"),
     "the keeper's events": (Spilling, "write_due", "composite-logstore spool"),
     "the folders of dead processes": (recovery, "process_folders", "composite-logstore recovery"),

@@ -99,7 +99,7 @@ def test_whatever_is_taken_away_is_restored_and_the_next_process_delivers_it(
     machine.log(*messages)
     clock.advance(2)
     assert machine.store.writer._journal.spilling
-    spool = machine.store.writer._journal.spilling.spool
+    spool = machine.store.writer._journal.spilling.folder.spool
     assert spool is not None
     TIDYING[what](spool.folder)
     clock.advance(2)
@@ -107,7 +107,7 @@ def test_whatever_is_taken_away_is_restored_and_the_next_process_delivers_it(
     machine.log(*later)
     # More events than fit into the segment in use.
     clock.advance(2)
-    assert machine.store.writer._journal.spilling.error is None
+    assert machine.store.writer._journal.spilling.folder.error is None
     assert_accounts_add_up(machine.store.stats())
     machine.die()
     machine.backends["a"].fault = None
@@ -222,7 +222,7 @@ def test_errors_of_the_system_lose_no_event(
     after = [f"after {number} " + "x" * 1_000 for number in range(9)]
     machine.log(*after)
     assert machine.store.writer._journal.spilling
-    assert machine.store.writer._journal.spilling.error is None
+    assert machine.store.writer._journal.spilling.folder.error is None
     is_said_to_be_gone = (call, error) in {("stat", errno.ENOENT), ("stat", errno.ENOTDIR)}
     if not is_said_to_be_gone:
         assert folders_of_processes(tmp_path / "spool") == [folder]
@@ -246,7 +246,7 @@ def test_a_program_that_closes_all_descriptors_and_opens_files_of_its_own(
     clock.advance(1)
     (folder,) = folders_of_processes(tmp_path / "spool")
     assert machine.store.writer._journal.spilling
-    spool = machine.store.writer._journal.spilling.spool
+    spool = machine.store.writer._journal.spilling.folder.spool
     assert spool is not None
     assert spool.lock is not None
     assert spool.lock.guard is not None
