@@ -1,10 +1,21 @@
-"""A process that a test forks, and that does nothing."""
+"""Processes that a test forks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+def in_fork(run: Callable[[], object]) -> int:
+    """Run something in a forked process, and return the id of that process once it has ended."""
+    if (process := os.fork()) == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    os.waitpid(process, 0)
+    return process
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import FrameType
@@ -16,12 +16,6 @@ import pytest
 from composite_logstore import CompositeLogStore
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 class Slow(SimulatedBackend):

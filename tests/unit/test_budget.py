@@ -27,12 +27,6 @@ from composite_logstore.testing.events import make_events, make_stream
 from tests.simulation import Machine, make_child, make_logs, make_store
 
 
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
-
-
 @pytest.fixture(autouse=True)
 def _nothing_spent() -> Iterator[None]:
     yield

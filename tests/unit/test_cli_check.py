@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -16,12 +15,6 @@ from composite_logstore.operations.check import FIND_SECONDS
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from tests.simulated_zenml import SimulatedZenML
 from tests.simulation import make_child
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,6 @@ class Machine(test_cli.Machine):
         done = self.run(*arguments, "--output", "json")
         assert done.exit_code == code, done.output
         return json.loads(done.stdout)
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture

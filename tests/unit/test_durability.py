@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,12 +16,6 @@ from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.reader import SegmentReader
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes, make_child, make_store
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from composite_logstore.reading import gaps
 from composite_logstore.testing import SimulatedBackend
 from tests.artifact_stores import FolderArchive
 from tests.events import make_capture, make_stream
+from tests.forks import in_fork
 from tests.patience import PATIENCE_SECONDS
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
 from tests.watching import fetched, wait_until
@@ -38,17 +39,6 @@ def log(store: CompositeLogStore, origin: Any, message: str, level: int = loggin
 def register(store: CompositeLogStore, **metadata: Any) -> Any:
     logs = make_logs(store)
     return store.register_origin(str(logs.id), logs, metadata)
-
-
-def in_fork(run: Callable[[], None]) -> int:
-    """Run something in a forked process; return that process's id once it has ended."""
-    if (process := os.fork()) == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    os.waitpid(process, 0)
-    return process
 
 
 def test_a_parent_delivers_the_events_of_forked_processes() -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,6 @@ from tests.patience import PATIENCE_SECONDS
 from tests.simulated_agent import SimulatedAgent
 from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes
 from tests.unit.test_lightness import CHECKS, HEAVY
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 class Both:

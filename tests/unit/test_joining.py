@@ -5,7 +5,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from composite_logstore.capture.open_streams import VARIABLE, Reference
 from composite_logstore.capture.process import PID
 from composite_logstore.log_store import CompositeLogStore, existing_stream, open_stream
 from composite_logstore.testing import SimulatedBackend
+from tests.forks import in_fork
 from tests.simulation import dispatch, make_child, make_logs, make_store
 
 
@@ -160,15 +161,6 @@ def test_another_log_store_s_step_adopts_nothing(backend: SimulatedBackend) -> N
     in_thread(log, "hello")
     other.deregister_origin(origin)
     assert backend.messages == []
-
-
-def in_fork(run: Callable[[], object]) -> None:
-    if (process := os.fork()) == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    assert os.waitpid(process, 0)[1] == 0
 
 
 def test_a_forked_process_joins_without_asking_zenml_and_nothing_is_there_twice(

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,6 @@ from tests.watching import LAST_WORDS
 pytestmark = pytest.mark.last_words
 
 DURABILITIES = pytest.mark.parametrize("durability", ["spill", "write_ahead"])
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 def entries(backend: SimulatedBackend) -> list[LogEvent]:

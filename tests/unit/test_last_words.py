@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
 
 INFO, WARNING, ERROR = logging.INFO, logging.WARNING, logging.ERROR
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 class Process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -22,12 +21,6 @@ from tests.events import WRITER, make_events, make_stream
 from tests.simulation import Machine, folders_of_processes, make_child, make_logs
 
 DURABILITIES = pytest.mark.parametrize("durability", ["spill", "write_ahead"])
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 def roomy(size: int) -> bool:

@@ -26,12 +26,6 @@ _MIB = 1024 * _KIB
 
 
 @pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
-
-
-@pytest.fixture
 def traced() -> Iterator[Callable[[], int]]:
     """Return a function that tells how many more bytes of memory are in use than at the start."""
     tracemalloc.start()

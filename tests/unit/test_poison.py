@@ -39,15 +39,10 @@ from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.exporter import OtlpExporter
 from tests.artifact_stores import local_store
 from tests.events import capture, make_capture, make_stream
+from tests.forks import in_fork
 from tests.hostile import FIELDS, VALUES, NumpyLike, assert_plain, make_record
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
 from tests.unit.test_otel_exporter import Recording
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture
@@ -232,15 +227,6 @@ def test_attributes_of_a_stream_that_cannot_be_compared_are_brought_to_disk_once
 
 
 # Through a fork
-
-
-def in_fork(run: Callable[[], None]) -> None:
-    if (process := os.fork()) == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    os.waitpid(process, 0)
 
 
 def register(store: CompositeLogStore, **metadata: Any) -> Any:

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,12 +23,6 @@ from tests.events import NOON, make_events
 from tests.simulation import Machine, assert_accounts_add_up
 
 MOST = 1 << 20
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture

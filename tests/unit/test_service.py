@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from composite_logstore.spool.lock import release_all
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import compaction
 from composite_logstore_artifact.compaction import Compaction
+from tests.forks import in_fork
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
 from tests.watching import wait_until
 
@@ -72,12 +73,6 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "a dead process's events": (recovery.RecoveredJournal, "load", "composite-logstore a"),
     "what a dead process's events come to": (recovery.RecoveredJournal, "acknowledge", "composite-logstore a"),
 }
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture
@@ -407,15 +402,6 @@ def test_a_thread_that_has_ended_is_not_started_again(clock: SimulatedClock) -> 
 
 
 # What forked processes say
-
-
-def in_fork(run: Callable[[], None]) -> None:
-    if (process := os.fork()) == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    os.waitpid(process, 0)
 
 
 @pytest.mark.process

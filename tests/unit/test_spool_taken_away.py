@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,6 @@ from composite_logstore.spool.lock import is_alive
 from composite_logstore.testing import SimulatedClock
 from tests.events import make_events
 from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,6 @@ from tests.simulation import Machine, assert_accounts_add_up
 
 # Reading a planted file might block.
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def clock() -> Iterator[SimulatedClock]:
-    with SimulatedClock() as clock:
-        yield clock
 
 
 @pytest.fixture
