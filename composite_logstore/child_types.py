@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pydantic import ConfigDict, ValidationError
 from zenml.logger import get_logger
@@ -16,9 +16,6 @@ from composite_logstore.mistakes import mistakes_in, unknown_type
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
-
-    from composite_logstore.backend import Exporter, Reader
-    from composite_logstore.collector import CollectorExporter
 
 logger = get_logger(__name__)
 
@@ -37,45 +34,29 @@ class UnknownChild(ChildConfig):
         """Return None: whether it can is unknown."""
         return None
 
-    def create_exporter(self) -> Exporter:
-        """Refuse: the backend is not installed.
+    @property
+    def _problem(self) -> str:
+        return unknown_type("type", "backend", self.type, backends())
 
-        Raises:
-            UnavailableError: Always.
-        """
-        raise UnavailableError(_unknown_type(self.type))
+    def create_exporter(self) -> NoReturn:
+        """Raise `UnavailableError`."""
+        raise UnavailableError(self._problem)
 
-    def create_reader(self) -> Reader:
-        """Refuse: the backend is not installed.
+    def create_reader(self) -> NoReturn:
+        """Raise `UnavailableError`."""
+        raise UnavailableError(self._problem)
 
-        Raises:
-            UnavailableError: Always.
-        """
-        raise UnavailableError(_unknown_type(self.type))
+    def collector_exporter(self) -> NoReturn:
+        """Raise `UnavailableError`."""
+        raise UnavailableError(self._problem)
 
-    def collector_exporter(self) -> CollectorExporter:
-        """Refuse: the backend is not installed.
+    def check_registration(self) -> NoReturn:
+        """Raise `ValueError`."""
+        raise ValueError(self._problem)
 
-        Raises:
-            UnavailableError: Always.
-        """
-        raise UnavailableError(_unknown_type(self.type))
-
-    def check_registration(self) -> None:
-        """Refuse: the backend is not installed.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(_unknown_type(self.type))
-
-    def check(self) -> None:
-        """Refuse: the backend is not installed.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(_unknown_type(self.type))
+    def check(self) -> NoReturn:
+        """Raise `ValueError`."""
+        raise ValueError(self._problem)
 
 
 def parse_child(number: int, raw: Any) -> ChildConfig:
@@ -113,7 +94,3 @@ def parse_child(number: int, raw: Any) -> ChildConfig:
 def backends() -> dict[str, EntryPoint]:
     """Return the installed backends: a child's `type` → the entry point of its `ChildConfig`."""
     return {entry_point.name: entry_point for entry_point in entry_points(group=BACKENDS)}
-
-
-def _unknown_type(name: str) -> str:
-    return unknown_type("type", "backend", name, backends())

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -86,21 +86,13 @@ class UnknownReader(ReaderConfig):
 
     model_config = ConfigDict(extra="allow")
 
-    def create_reader(self, service_name: str | None) -> Reader:
-        """Refuse: the reader is not installed.
+    def create_reader(self, service_name: str | None) -> NoReturn:
+        """Raise `UnavailableError`."""
+        raise UnavailableError(unknown_type("read.type", "reader", self.type, readers()))
 
-        Raises:
-            UnavailableError: Always.
-        """
-        raise UnavailableError(_unknown_type(self.type))
-
-    def check_registration(self) -> None:
-        """Refuse: the reader is not installed.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(_unknown_type(self.type))
+    def check_registration(self) -> NoReturn:
+        """Raise `ValueError`."""
+        raise ValueError(unknown_type("read.type", "reader", self.type, readers()))
 
 
 class HttpCredentialsConfig(ReaderConfig):
@@ -173,10 +165,6 @@ class HttpReaderConfig(HttpCredentialsConfig):
 
     Attributes:
         url: The backend's URL.
-        username: The user to read as.
-        password: That user's password.
-        api_key: A key or token to read with, instead of a user.
-        certificate_file: The certificate authorities to trust, as a PEM file. Default: those of the system.
     """
 
     url: str
@@ -242,7 +230,3 @@ def _parse(raw: Any) -> Any:
 
 ReadSection: TypeAlias = Annotated[SerializeAsAny[ReaderConfig], BeforeValidator(_parse)]
 """The type of a child's setting `read`: the settings of any installed reader."""
-
-
-def _unknown_type(name: str) -> str:
-    return unknown_type("read.type", "reader", name, readers())

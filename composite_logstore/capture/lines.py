@@ -111,7 +111,7 @@ class Lines:
         append: Callable[[Stream, Note], object],
         clock: Clock,
         service: Callable[..., Service],
-        may_wait: Callable[[], bool] = lambda: True,
+        may_wait: Callable[[], bool],
     ) -> None:
         """Prepare; nothing is started.
 

@@ -113,7 +113,7 @@ def _events(summary: ParitySummary) -> list[tuple[str, ...]]:
             label,
             named.kind,
             named.child,
-            named.uid or f"{named.writer}/{named.sequence}",
+            named.event,
             _moment(named.time_unix_nano / 1e9) if named.time_unix_nano else "",
             named.message,
             named.detail,

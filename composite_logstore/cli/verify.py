@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -102,7 +102,7 @@ def _show(summary: ParitySummary, strict: bool) -> None:
         show_table(
             ["Stream", "Kind", "Child", "Event", "Message", "Detail"],
             [
-                [label, named.kind, named.child, _event(named), named.message[:100], named.detail]
+                [label, named.kind, named.child, named.event, named.message[:100], named.detail]
                 for label, named in shown
             ],
         )
@@ -133,7 +133,3 @@ def _show(summary: ParitySummary, strict: bool) -> None:
 def _words(summary: ParitySummary) -> str:
     events = max((child.events for child in summary.children.values()), default=0)
     return f"{summary.streams:,} streams, {events:,} events, {summary.seconds:.1f} s"
-
-
-def _event(named: Any) -> str:
-    return named.uid or f"{named.writer}/{named.sequence}"

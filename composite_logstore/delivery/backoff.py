@@ -119,6 +119,11 @@ class Decision(NamedTuple):
     rejected_in_a_row: int = 0
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether the backend takes nothing until somebody corrects something: a retry cannot help now."""
+        return self.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL)
+
+    @property
     def message(self) -> str:
         """What to tell the user."""
         if self.outcome is Outcome.REJECTED_ALL:

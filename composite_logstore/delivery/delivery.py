@@ -135,8 +135,8 @@ class Delivery:
         if self._ended and self.oldest >= self._ended[0][0]:
             return EndStream(self._ended.popleft()[1])
         if not self._batches:
-            if self._in_spool:
-                return Load(self.taken, self._batch_size, self._in_spool)
+            if self.in_spool:
+                return Load(self.taken, self._batch_size, self.in_spool)
             if not self.queue:
                 self._waiting_since = None
                 return Wait(None, events=1)
@@ -179,7 +179,7 @@ class Delivery:
             self._loaded_bytes = total_size(batch)
             self.taken = batch[-1].number
         elif not events:
-            self._lost += min(expected, self._in_spool)
+            self._lost += min(expected, self.in_spool)
 
     def not_loaded(self, error: Exception, now: float) -> None:
         """Note that reading from the spool failed. It is tried again.
@@ -228,7 +228,7 @@ class Delivery:
 
     def drop_spooled(self, events: int, last: int) -> None:
         """Count events as dropped: those of the spool up to number `last` are gone or cannot be read."""
-        self._lost += min(events, self._in_spool)
+        self._lost += min(events, self.in_spool)
         self.taken = max(self.taken, last)
         self.progress_bars.give_up(last)
 
@@ -406,14 +406,9 @@ class Delivery:
         """
         if self._batches:
             return self._batches[0][0].number
-        if self._in_spool:
+        if self.in_spool:
             return self.taken + 1
         return self.first_in_queue
-
-    @property
-    def in_spool(self) -> int:
-        """How many events are only on disk."""
-        return self._in_spool
 
     @property
     def first_in_queue(self) -> float:
@@ -453,7 +448,7 @@ class Delivery:
     @property
     def pending(self) -> int:
         """How many events wait in memory or on disk, or are being exported."""
-        return self._in_memory + self._in_spool
+        return self._in_memory + self.in_spool
 
     @property
     def is_exporting(self) -> bool:
@@ -469,7 +464,7 @@ class Delivery:
         return len(self.queue) + sum(map(len, self._batches))
 
     @property
-    def _in_spool(self) -> int:
+    def in_spool(self) -> int:
         """How many events are only on disk, since the queue was full."""
         return self._meant - self.acknowledged - self._lost - self._in_memory if self._spooled else 0
 

@@ -61,11 +61,7 @@ class ProgressBars:
             self._queue.append(event)
             return None
         event = at_info(event)
-        key = bar_of(event)
-        before = self._latest.pop(key, None)
-        self._latest[key] = event
-        if len(self._latest) > _MOST_BARS:
-            del self._latest[next(iter(self._latest))]
+        before = self._remember(event)
         if before and second_of(before) == second_of(event) and self._remove(before):
             before = None
         else:
@@ -107,16 +103,21 @@ class ProgressBars:
         Returns:
             By how many the events that the child gets become more: 0 if it replaces one of the same second.
         """
-        key = bar_of(event)
-        before = self._latest.pop(key, None)
-        self._latest[key] = event
-        if len(self._latest) > _MOST_BARS:
-            del self._latest[next(iter(self._latest))]
+        before = self._remember(event)
         is_replaced = before is not None and second_of(before) == second_of(event) and before.number in self.in_spool
         if before is not None and is_replaced:
             self.in_spool.discard(before.number)
         self.in_spool.add(event.number)
         return 0 if is_replaced else 1
+
+    def _remember(self, event: LogEvent) -> LogEvent | None:
+        """Remember an update as the latest of its bar. Returns the one before, if that is remembered."""
+        key = bar_of(event)
+        before = self._latest.pop(key, None)
+        self._latest[key] = event
+        if len(self._latest) > _MOST_BARS:
+            del self._latest[next(iter(self._latest))]
+        return before
 
     def end_stream(self, stream: Stream) -> None:
         """Forget the last updates of a stream that has ended."""

@@ -30,7 +30,7 @@ from composite_logstore.service import Service, Wait
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.spool.format import Ended
-from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool.private_folder import fix_of
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
 
@@ -464,8 +464,7 @@ class Recovery:
             return
         self._warned_of.add(folder)
         why = getattr(error, "strerror", None) or described(error)
-        fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-        self._warn(f"the spool {inert(str(folder), '')} cannot be read and stays as it is: {why}{fix}.")
+        self._warn(f"the spool {inert(str(folder), '')} cannot be read and stays as it is: {why}{fix_of(error)}.")
 
     def _close_done(self) -> None:
         """Close the journals without a backlog, and end the workers whose child has none."""

@@ -39,7 +39,7 @@ from composite_logstore.operations.inventory import LogStore, reason_of, registe
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool.folder import process_folders
 from composite_logstore.spool.lock import FolderLock, Watch
-from composite_logstore.spool.private_folder import PrivateFolder, UntrustedError
+from composite_logstore.spool.private_folder import CLOCK_STEP_SECONDS, PrivateFolder, UntrustedError, fix_of
 from composite_logstore.spool.settings import SpoolSettings, spool_folder, spool_root
 
 LOOK_SECONDS = 0.25
@@ -58,8 +58,6 @@ _TELL_SECONDS = 1.0
 """How often to find out whether a child has a problem, in seconds."""
 _LOCK_SECONDS = 1.0
 """For how long to try to lock the directory: processes try it for a moment to find out whether there is an agent."""
-_CLOCK_STEP_SECONDS = 2.0
-"""How coarse the times of a file system may be, by which a new folder is noticed."""
 
 
 class Delivered(NamedTuple):
@@ -158,8 +156,7 @@ class Agent:
                 while (lock := FolderLock.acquire(opened, is_own=True)) is None and self._clock.now() < end:
                     pause.wait(_LOCK_SECONDS / 20)
         except OSError as error:
-            fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-            raise OperationError(f"the folder {folder} cannot be used and locked: {reason_of(error)}{fix}") from error
+            raise OperationError(f"the folder {folder} cannot be used and locked: {_why(error)}") from error
         if lock is None:
             raise OperationError(f"another agent works in {self.directory} already: it holds the lock in {folder}")
         return lock
@@ -404,7 +401,7 @@ class _Home:
         """Return the folders of all processes. They are listed again only if some may have come or gone."""
         try:
             changed = os.stat(self._home).st_mtime_ns
-            if changed != self._changed_ns or time.time() - changed / 1e9 < _CLOCK_STEP_SECONDS:
+            if changed != self._changed_ns or time.time() - changed / 1e9 < CLOCK_STEP_SECONDS:
                 # The same objects as before: a path is looked up faster in a dictionary that has this very one.
                 known = {folder: folder for folder in self._folders}
                 self._folders = [known.get(folder, folder) for folder in process_folders(self._home)]
@@ -535,5 +532,4 @@ _RANK = {State.HEALTHY: 0, State.RETRYING: 1, State.UNAVAILABLE: 2}
 
 
 def _why(error: OSError) -> str:
-    fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-    return f"{reason_of(error)}{fix}"
+    return f"{reason_of(error)}{fix_of(error)}"

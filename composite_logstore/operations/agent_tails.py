@@ -16,7 +16,7 @@ from composite_logstore.inert import described
 from composite_logstore.operations.inventory import reason_of
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.lock import is_alive
-from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool.private_folder import fix_of
 
 PENDING_SECONDS = 0.05
 """How often the agent looks at a process whose events wait, in seconds, if there are few."""
@@ -274,5 +274,4 @@ class Tails:
     def _failed(self, folder: Path, error: Exception) -> None:
         self._asks[folder] = self._clock.now() + _AGAIN_SECONDS
         why = reason_of(error) if isinstance(error, OSError) else described(error)
-        fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-        self._warn_once(f"what the process of {folder} logs cannot be delivered while it runs: {why}{fix}.")
+        self._warn_once(f"what the process of {folder} logs cannot be delivered while it runs: {why}{fix_of(error)}.")

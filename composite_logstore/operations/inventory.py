@@ -19,7 +19,7 @@ from composite_logstore.delivery.progress_bars import Bar, bar_of, second_of
 from composite_logstore.event import LogEvent
 from composite_logstore.spool.folder import Spool, process_folders
 from composite_logstore.spool.lock import is_alive
-from composite_logstore.spool.private_folder import UntrustedError
+from composite_logstore.spool.private_folder import fix_of
 from composite_logstore.spool.settings import spool_folder, spool_root
 
 IN_USE = "in use by a running process"
@@ -432,5 +432,4 @@ def reason_of(error: Exception) -> str:
 
 
 def _unreadable(error: Exception) -> str:
-    fix = f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
-    return f"cannot be read: {reason_of(error)}{fix}"
+    return f"cannot be read: {reason_of(error)}{fix_of(error)}"

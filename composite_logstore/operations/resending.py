@@ -280,10 +280,8 @@ class Resending:
         self._folder.remove([line for number in sent for line in events.lines.get(number, ())])
 
     def _is_over(self, decision: Decision) -> bool:
-        """Return whether no retry can help: the child is unavailable, rejects everything or has failed for too long."""
-        if decision.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL):
-            return True
-        return decision.wait > 0 and self._clock.now() + decision.wait > self._give_up_at
+        """Return whether no retry can help, or the child has failed for too long."""
+        return decision.is_hopeless or (decision.wait > 0 and self._clock.now() + decision.wait > self._give_up_at)
 
     def _close(self) -> None:
         """End all streams, and release connections; the next batch opens them again."""

@@ -43,6 +43,11 @@ class Difference:
     message: str = ""
     detail: str = ""
 
+    @property
+    def event(self) -> str:
+        """The event's ID, or what is known of it."""
+        return self.uid or f"{self.writer}/{self.sequence}"
+
 
 def _add_numbers(total: Counts | Copied, other: Counts | Copied) -> None:
     """Add all numbers of a result to those of another."""

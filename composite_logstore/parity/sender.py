@@ -17,7 +17,6 @@ from composite_logstore import secret_references
 from composite_logstore.backend import Copier, ExportError, Scanned
 from composite_logstore.delivery.account import count_reason
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
-from composite_logstore.delivery.states import Outcome
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.parity.ledger import Ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
@@ -295,12 +294,10 @@ class Sender:
             self._note(batch)
 
     def _is_over(self, decision: Decision, count: int, give_up_at: float) -> bool:
-        """Return whether no retry can help: the child is unavailable, rejects everything or has failed for too long."""
-        if decision.outcome in (Outcome.REFUSED, Outcome.REJECTED_ALL):
-            return True
+        """Return whether no retry can help, or the child has failed for too long."""
         # A rejected batch of several events is not retried at its size, but in halves.
         is_retried = decision.wait > 0 and decision.rejected is None and count <= self._policy.limit
-        return is_retried and self.clock() + decision.wait > give_up_at
+        return decision.is_hopeless or (is_retried and self.clock() + decision.wait > give_up_at)
 
     def _note(self, batch: _Batch) -> None:
         self.ledger.note(str(self._stream.id), batch.writer, batch.sequences)

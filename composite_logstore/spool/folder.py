@@ -22,7 +22,13 @@ from composite_logstore.spool.format import DUE, POSITION, Process, position_nam
 from composite_logstore.spool.lock import DELIVERY_LOCK, LOCK, NEW_DELIVERY_LOCK, DeliveryLock, FolderLock, made_at
 from composite_logstore.spool.mapped import NEW
 from composite_logstore.spool.positions import Positions, read_position
-from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, has_unsafe_rights, identity_of
+from composite_logstore.spool.private_folder import (
+    CLOCK_STEP_SECONDS,
+    KnownFolder,
+    PrivateFolder,
+    has_unsafe_rights,
+    identity_of,
+)
 from composite_logstore.spool.reader import GrowingReader, SegmentReader
 from composite_logstore.spool.segments import SEGMENT, SPARE, Segment, Segments
 from composite_logstore.spool.streams import Streams
@@ -32,8 +38,6 @@ _NO_EVENTS = (LOCK, DELIVERY_LOCK, NEW_DELIVERY_LOCK, ACCOUNT, NEW_ACCOUNT, DUE,
 _HIDDEN = ".hidden-"
 _ABANDONED_SECONDS = 3600.0
 _HEADER_BYTES = 1 << 20
-_CLOCK_STEP_SECONDS = 2.0
-"""How coarse the times of a file system may be, by which a change of a folder is noticed."""
 
 
 class Standing(Enum):
@@ -434,7 +438,7 @@ class Spool:
         with contextlib.suppress(OSError):
             if not self._is_whole():
                 return Standing.CHANGED
-            if time.time() - status.st_mtime > _CLOCK_STEP_SECONDS:
+            if time.time() - status.st_mtime > CLOCK_STEP_SECONDS:
                 # Before that, the folder may change again without a change of its time.
                 self._seen = status.st_mtime_ns, status.st_mode
         return Standing.IN_PLACE

@@ -23,6 +23,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
+CLOCK_STEP_SECONDS = 2.0
+"""How coarse the times of a file system may be, by which a change of a folder is noticed."""
+
 
 class UntrustedError(PermissionError):
     """A folder or a file that another user may have written.
@@ -41,6 +44,11 @@ class UntrustedError(PermissionError):
         """
         super().__init__(errno.EPERM, why, str(path))
         self.fix = fix
+
+
+def fix_of(error: BaseException) -> str:
+    """Return what the user can do about an error, to follow the reason in a message; empty if that is not known."""
+    return f"; {error.fix}" if isinstance(error, UntrustedError) and error.fix else ""
 
 
 class PrivateFolder:

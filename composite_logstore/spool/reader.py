@@ -36,7 +36,7 @@ from composite_logstore.spool.format import (
     read_line,
 )
 from composite_logstore.spool.marks import Marks
-from composite_logstore.spool.private_folder import KnownFolder, PrivateFolder, identity_of
+from composite_logstore.spool.private_folder import CLOCK_STEP_SECONDS, KnownFolder, PrivateFolder, identity_of
 from composite_logstore.spool.segments import Segment, Segments
 from composite_logstore.spool.streams import Streams
 
@@ -48,8 +48,6 @@ _PIECE_BYTES = 128 * 1024
 """How many bytes of a growing segment are read at a time."""
 _SETTLED_SECONDS = 0.2
 """A line of a growing segment counts as damaged only if it still is after this time, in seconds."""
-_CLOCK_STEP_SECONDS = 2.0
-"""How coarse the times of a file system may be, by which a change of a folder is noticed."""
 
 
 class SegmentReader:
@@ -462,7 +460,7 @@ class GrowingReader:
         self._reader.segments.all = [
             known.get(name) or Segment(path / name, int(Path(name).stem), int(Path(name).stem) - 1) for name in names
         ]
-        if time.time() - status.st_mtime > _CLOCK_STEP_SECONDS:
+        if time.time() - status.st_mtime > CLOCK_STEP_SECONDS:
             # Before that, the folder may change again without a change of its time.
             self._listed = status.st_mtime_ns
 

@@ -86,9 +86,7 @@ class Segments:
         process: The process that writes them, None if it does not say.
     """
 
-    def __init__(
-        self, folder: KnownFolder, positions: Positions, streams: Streams, found: Iterable[Segment] = ()
-    ) -> None:
+    def __init__(self, folder: KnownFolder, positions: Positions, streams: Streams, found: Iterable[Segment]) -> None:
         """Begin with the segments that were found, and none in use.
 
         Args:
