@@ -175,8 +175,12 @@ class HttpReaderConfig(HttpCredentialsConfig):
         return checked_url(value)
 
 
-def checked_url(value: str) -> str:
+def checked_url(value: str, instead: str = "set 'username' and 'password' instead") -> str:
     """Return a base URL without a slash at its end.
+
+    Args:
+        value: The URL.
+        instead: What to do if it holds a user or a password.
 
     Raises:
         ValueError: It is none, or holds a user, a password, a query or a fragment.
@@ -189,7 +193,7 @@ def checked_url(value: str) -> str:
     if not usable or " " in value:
         raise ValueError("must be a URL; begin it with 'https://' and the host")
     if url.username is not None or url.password is not None:
-        raise ValueError("holds a user or a password; set 'username' and 'password' instead")
+        raise ValueError(f"holds a user or a password; {instead}")
     if url.query or url.fragment:
         raise ValueError("has a '?' or a '#'; leave out what follows")
     return value.rstrip("/")

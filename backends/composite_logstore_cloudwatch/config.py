@@ -8,11 +8,10 @@ from contextlib import closing
 from datetime import datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from composite_logstore import ChildConfig, UnavailableError, has_reference
+from composite_logstore import ChildConfig, UnavailableError, checked_url, has_reference
 
 if TYPE_CHECKING:
     from zenml.artifact_stores import BaseArtifactStore
@@ -129,16 +128,7 @@ class CloudwatchChildConfig(ChildConfig):
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint_is_a_url(cls, value: str | None) -> str | None:
-        if value is None or has_reference(value):
-            return value
-        try:
-            url = urlsplit(value)
-            usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and "@" not in url.netloc
-        except ValueError:
-            usable = False
-        if not usable or url.query or url.fragment:
-            raise ValueError("must be a URL without user, password and query; begin it with 'https://' and the host")
-        return value
+        return value if value is None or has_reference(value) else checked_url(value, instead="leave it out")
 
     def create_exporter(self) -> Exporter:
         """Create the exporter.

@@ -275,7 +275,7 @@ def url_of(config: CloudwatchChildConfig, region: str | None = None) -> str:
         UnavailableError: Nothing names the region.
     """
     if config.endpoint_url:
-        return f"{config.endpoint_url.rstrip('/')}/"
+        return f"{config.endpoint_url}/"
     region = region or config.region or boto3.Session().region_name
     if not region:
         raise UnavailableError("boto3 knows no region; set 'region'")

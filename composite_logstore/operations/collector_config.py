@@ -120,7 +120,7 @@ def collector_config(store: str, endpoint: str = "http://localhost:4318") -> Col
         OperationError: Every child stays with the log store.
     """
     try:
-        endpoint = checked_url(endpoint)
+        endpoint = checked_url(endpoint, instead="leave it out")
     except ValueError as error:
         raise ArgumentError("endpoint", f"the endpoint {error}") from None
     found = find_store(store)
