@@ -1,6 +1,6 @@
 """The ports of a backend, which its exporter and its reader implement, and the ways an export can end.
 
-A backend is a package with a `ChildConfig` (see `config.py`), registered in the entry-point group
+A backend is a package with a `ChildConfig` (see `child_config.py`), registered in the entry-point group
 `composite_logstore.backends`. It imports only the names that `composite_logstore` itself lists.
 """
 

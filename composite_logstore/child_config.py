@@ -76,7 +76,7 @@ class ChildConfig(Section):
     readable: ClassVar[bool] = False
     """Whether the backend has a reader."""
     asks_zenml: ClassVar[bool] = False
-    """Whether `check_registration` asks ZenML: `composite-logstore validate` asks nobody, and leaves it out."""
+    """Whether `check_registration` asks ZenML: `composite-logstore validate`, which works offline, leaves it out."""
     requirements: ClassVar[frozenset[str]] = frozenset()
     """The packages that the image of a remote step needs, as requirement specifiers."""
 
@@ -144,8 +144,8 @@ class ChildConfig(Section):
     def expects(self, level: int, is_update: bool = False) -> bool:
         """Return whether the child gets each event of this kind.
 
-        Of a thinned progress bar it depends on the moment of delivery which updates arrive, so none is expected:
-        backfill copies none, and a comparison misses none.
+        No update of a thinned progress bar is expected, since the moment of delivery decides which ones arrive. So
+        backfill copies none, and a comparison does not report missing ones.
 
         Args:
             level: Their level, as a number.
@@ -219,7 +219,7 @@ class ChildConfig(Section):
 
     @property
     def odd_rules(self) -> list[str]:
-        """Which rules cannot mean what they say: sentences without full stops."""
+        """Warnings about rules that have no effect, or exclude everything: sentences without full stops."""
         odd = []
         lowest = self.min_level.value if self.min_level else None
         for place, matcher in enumerate(self.drop):
@@ -251,7 +251,7 @@ class ChildConfig(Section):
         return Processor(steps)
 
     def create_selector(self) -> Processor:
-        """Create what says of an event, by itself alone, whether the child's rules and sampling let it pass."""
+        """Create the steps that let an event pass or not by the event alone: the child's rules and its sampling."""
         return Processor(self._selecting_steps())
 
     def _selecting_steps(self) -> list[Step]:
@@ -279,7 +279,7 @@ class ChildConfig(Section):
     def collector_exporter(self) -> CollectorExporter:
         """Return the exporter of the OpenTelemetry Collector that sends what the child sends.
 
-        References to secrets are not resolved. The settings that all children have are none of its business.
+        References to secrets are not resolved. The exporter does not cover the settings that all children have.
 
         Raises:
             UnavailableError: The Collector has none, or a setting is missing. The message says which.

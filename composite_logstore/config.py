@@ -61,7 +61,7 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
             many children have yet to take it.
         join_lines: Whether what is printed becomes whole lines, and a traceback one entry. Otherwise each write is an
             event.
-        stderr_level: The level of what is printed to stderr. `detect`: the level that a line itself says, ERROR for a
+        stderr_level: The level of what is printed to stderr. `detect`: the level that a line names, ERROR for a
             traceback, INFO for anything else.
         adopt_threads: Whether records and prints of threads without a logging context belong to the step, while one
             step runs in the process.

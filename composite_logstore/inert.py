@@ -20,7 +20,7 @@ _MOST_CHARACTERS = 2_000
 
 
 class InertError(Exception):
-    """An error whose text no terminal obeys, whoever prints it: `str()` returns its message as a `paragraph`.
+    """An error whose text is harmless for a terminal: `str()` returns its message as a `paragraph`.
 
     Attributes:
         message: The message as it was given, to become part of another text that is made inert as a whole.

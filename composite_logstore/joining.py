@@ -198,7 +198,7 @@ def find_in_time(text: str) -> Joined | None:
     found: list[Joined] = []
     failures: list[str] = []
     with logging_left_alone() if logging.root.handlers else nullcontext():
-        # Here, since nobody knows how long an import takes. A program that has not configured logging gets what ZenML
+        # Here, since an import may take long. A program that has not configured logging gets what ZenML
         # configures, as in the step's own process.
         import composite_logstore.catalog.errors
         import composite_logstore.log_store  # noqa: F401

@@ -184,7 +184,7 @@ class CompositeLogStore(BaseLogStore):
         self._deregister(origin, blocking)
 
     def _watch_handler(self, origin: BaseLogStoreOrigin) -> None:
-        """Warn in the logs themselves, too: there people miss the records of their loggers."""
+        """Warn in the logs, too, where people notice that records of their loggers are missing."""
         if warning := zenml_handler.warn_if_gone(logger):
             self.writer.append(cast(CompositeLogStoreOrigin, origin).stream, note(warning))
 

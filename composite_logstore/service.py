@@ -36,7 +36,7 @@ _PATIENCE_SECONDS = 0.1
 """For how long to ask for a lock that is not free, once every millisecond, before blocking on it."""
 
 _END_SECONDS = 0.5
-"""How long the process's end waits for threads in the middle of what the interpreter could not end."""
+"""How long the process's end waits for threads in code that the interpreter must not unwind."""
 # Parts of the names of files: Rust code is below some of the frames whose code is in them.
 _NOT_TO_BE_UNWOUND = ("<frozen importlib", f"{os.sep}pydantic{os.sep}", f"{os.sep}sqlmodel{os.sep}")
 

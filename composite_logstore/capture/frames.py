@@ -76,7 +76,7 @@ class Frame(NamedTuple):
     content: Message | Loss
 
 
-# Of an unknown level, so counted for all children: rather a loss too many than a silent one.
+# Of an unknown level, so counted for all children: it is better to count a loss too many than to miss one.
 UNKNOWN = Frame(0, 0, Loss(logging.CRITICAL, False))
 """Bytes that are no frame."""
 

@@ -1,4 +1,4 @@
-"""The level of printed text, from what the text itself says: loggers that print write it into each line."""
+"""Finds the level that a printed text names: loggers that print write it into each line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def level_of_stderr(text: str, setting: int | Literal["detect"]) -> tuple[int, s
 
 
 def detect_level(text: str) -> int:
-    """Return the level of a printed text: that which it names, ERROR for a traceback, INFO for anything else.
+    """Return the level of a printed text: the one that it names, ERROR for a traceback, INFO for anything else.
 
     Most of what programs print to stderr is no error: progress bars, notes and the lines of loggers. So text that
     names no level counts as INFO.

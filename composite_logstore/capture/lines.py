@@ -43,8 +43,8 @@ _ALL, _COMPLETE = "all", "complete"
 class _Pen:
     """One thread's writing to one file of a stream.
 
-    What is written waits in `inbox`. The thread that gets the lock `busy` takes it in, and no thread waits for that
-    lock: it is held while a line is journaled, so who waited for it under the journal's lock might wait for ever.
+    Written text waits in `inbox`. The thread that gets the lock `busy` takes it in. No thread waits for that lock: its
+    holder journals lines, so a thread that waited for it under the journal's lock could deadlock.
     """
 
     __slots__ = ("busy", "held_since", "inbox", "lines", "stream", "terminal", "tracebacks", "written_at")
@@ -72,10 +72,11 @@ class _Here(threading.local):
     """What belongs to a thread. It ends with the thread: a later one with the same number begins anew.
 
     Attributes:
-        source: Who prints at the moment: the thread itself, or a process for which it speaks. None outside of a print.
-        pens: A file, who prints and a stream → the pen.
-        last: A file and who prints → the pen that has written last.
-        indents: A file and who prints → blank texts, noted, that were written before any other.
+        source: The source of the present print: the thread itself, or a process for which it prints. None outside of a
+            print.
+        pens: A file, a source and a stream → the pen.
+        last: A file and a source → the pen that was used last.
+        indents: A file and a source → notes of blank texts that were written before any other text.
     """
 
     def __init__(self) -> None:

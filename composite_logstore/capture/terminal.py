@@ -157,7 +157,7 @@ class Terminal:
         self._has_moved = False
         # Whether everything was shown since the last piece of text.
         self._has_paused = False
-        # The beginning of an escape sequence whose rest has yet to come.
+        # The beginning of an escape sequence whose rest has not been written yet.
         self._tail = ""
 
     @property
@@ -475,7 +475,7 @@ def _bar_in(row: _Row, text: str) -> int:
     counted = _COUNTED.match(text)
     label = "".join(filter(str.isalpha, counted[1])) if counted else ""
     if label not in row.bars and len(row.bars) >= _MOST_LABELS:
-        # This is no label, but the name of what the bar is at.
+        # This is no label, but the name of the item that the bar has reached.
         label = ""
     bar, was_full = row.bars.get(label, (0, False))
     is_full = _FULL in text

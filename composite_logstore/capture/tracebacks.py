@@ -1,7 +1,7 @@
 """Lines that belong together: a traceback with all its causes is one entry, and so is a warning with its line of code.
 
-The grammar is that of Python's `traceback` and `warnings`. Only the lines themselves count, and not in which pieces
-they were written, so the result does not depend on that.
+The grammar is that of Python's `traceback` and `warnings`. It looks at whole lines, so the pieces in which a text was
+written make no difference.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 class NewFile(click.Path):
-    """A file to write, in a folder that exists, so that nobody finds out at the end of long work that it does not."""
+    """A file to write, in a folder that exists: a command finds out before its work that it does not."""
 
     def __init__(self) -> None:
         """Create the type."""

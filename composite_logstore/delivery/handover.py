@@ -10,9 +10,9 @@
 - *away*: an agent delivers what is on disk, and says in the positions and in the account how far it is. This process
   has no worker.
 
-With `delivery: agent` a process is away from its first event on, with `auto` while an agent works. The lock of the
-delivery decides alone: whoever has it writes positions and account. So two never deliver at once, whatever they believe
-about each other, and each begins where the other has ended.
+With `delivery: agent` a process is away from its first event on, with `auto` while an agent works. Only the holder of
+`delivery.lock` delivers, and writes positions and account. So process and agent never deliver at once, even if they
+are wrong about each other, and each begins where the other has ended.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Handover:
             return
         self._write_all()
         if self._spilling.folder.error is not None and self._spilling.unwritten:
-            # The disk takes nothing, so this process goes on delivering from memory.
+            # Nothing can be written to disk, so this process continues to deliver from memory.
             self._offer_at = now + AGAIN_SECONDS
             self._stay()
             return
@@ -236,7 +236,7 @@ class Handover:
                 self._go()
 
     def _stay(self) -> None:
-        """Go on delivering here: replace the workers that have stopped in order to hand over."""
+        """Continue to deliver here: replace the workers that have stopped in order to hand over."""
         self._left_at = None
         for place, worker in enumerate(self.workers):
             if worker.is_stopping and not worker.is_running:
@@ -439,7 +439,7 @@ class Handover:
         spool = self._spilling.folder.spool
         if spool is not self._spool:
             self._begin_folder(spool)
-        # An agent would get nothing of what cannot be written, and this process may deliver it from memory.
+        # An agent does not get events that cannot be written. This process may deliver them from memory.
         is_stuck = self._mode == "auto" and self._spilling.folder.error is not None
         if works and not is_stuck and (spool is None or now - self._offered_at < OFFER_SECONDS):
             self._offered_at = max(self._offered_at, now if spool is None else -inf)
@@ -495,7 +495,7 @@ class Handover:
             worker.wake()
 
     def _positions(self, spool: Spool | None) -> tuple[dict[str, int], dict[str, int]]:
-        """Return where each child goes on, and how many events before that were acknowledged and are in no account.
+        """Return each child's position, and how many events before it were acknowledged and are in no account.
 
         If this process does not take the delivery back after all, the next agent counts those.
         """

@@ -354,7 +354,7 @@ class Journal:
                 if delivery.name in wanted_by:
                     delivery.lost_in_forks += count
                     if self._is_away:
-                        # Here nobody reads them from disk, and finds out that they are not there.
+                        # This process does not read from disk, which would show that they are missing there.
                         delivery.drop_spooled(count, delivery.taken)
 
     def _route(self, level: int, progress: bool) -> _Route:

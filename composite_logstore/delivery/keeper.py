@@ -122,7 +122,7 @@ class Keeper:
             self._seen = number
             if is_idle:
                 spilling.schedule.rest(number)
-            # Events that are due come first: everything else may take its time.
+            # Due events first: everything else may take longer.
             is_more = spilling.write_due()
             folder.refresh()
             if not folder.is_away:

@@ -1,8 +1,8 @@
 """The entry by which a stream tells that one of its processes has died.
 
-A process writes to its folder when a stream ends, and when it has ended in order itself. If its folder has neither of
-the two for a stream, it was killed, it called `os._exit`, or its machine failed: which one of these, nobody can know
-from outside. So whoever recovers the folder adds an event to the stream, which every child gets by its usual rules.
+A process writes a mark to its folder when a stream ends, and another one when it ends in order itself. If a stream has
+neither, the process was killed, it called `os._exit`, or its machine failed; other processes cannot tell which. So the
+process that recovers the folder adds an event to the stream, which every child gets by its usual rules.
 
 The level is ERROR: such an end is what people look for when a step has failed, and what an alert is for. It is INFO for
 a process that a step has started and that has no rank: some launchers, such as Ray, kill such workers in the ordinary
@@ -30,8 +30,8 @@ _INT64 = (1 << 63) - 1
 def add_last_words(spool: Spool, time: float) -> list[LogEvent]:
     """Add an event to each open stream of a dead process, in a segment of its own, unless the process ended in order.
 
-    The segment is there as a whole or not at all, and says that the process has ended. So each stream gets one event,
-    whoever is killed meanwhile. If there is no room for it, there is none: to deliver the others makes room.
+    The segment is written as a whole or not at all, and says that the process has ended. So each stream gets one event,
+    even if this process is killed as well. Without room on the disk it gets none.
 
     Args:
         spool: The folder, which this process has locked, and all lines of which were read.

@@ -276,7 +276,7 @@ class Recovery:
         self.recover(self._component)
 
     def recover(self, folder: Path) -> None:
-        """Deliver what is in the folder of a process that has died. The component's folder stands for all in it.
+        """Deliver what is in the folder of a process that has died. The component's folder means all folders in it.
 
         Args:
             folder: The folder.
@@ -310,7 +310,7 @@ class Recovery:
                 worker.wake(delivery)
 
     def give_back(self, journal: RecoveredJournal) -> None:
-        """Deliver a journal no more, and close it once no export of it is under way: nobody else may begin before."""
+        """Deliver a journal no more. It is closed once no export is under way: only then may another process begin."""
         with self._lock, journal.lock:
             journal.is_given_back = True
             for delivery in journal.deliveries:

@@ -1,11 +1,11 @@
 """Tailing: delivers the events of a living process while it writes them to its spool.
 
-The process owns the folder: it writes the segments, and removes those that all children have acknowledged. Whoever
-holds `delivery.lock` delivers, and writes the positions first and then the account. When the process dies, the same
-journal goes on to its end, and its folder is removed like that of any dead process.
+The process owns the folder: it writes the segments, and removes those that all children have acknowledged. The holder
+of `delivery.lock` delivers, and writes the positions first and then the account. When the process dies, the same
+journal is read to its end, and its folder is removed like that of any dead process.
 
-An event is read once, and waits in memory for each child that keeps up. A child that does not has its events read from
-disk when it can take them, so an outage takes no memory. While no child needs further events, none are read.
+An event is read once, and waits in memory for each child that keeps up. For a child that does not, its events are read
+again when it can take them, so an outage takes no memory. While no child needs further events, none are read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TailedJournal(RecoveredJournal):
         return max(self.spool.acknowledged(name), former.before if former else 0)
 
     def _count(self) -> None:
-        """Begin where the child is that is furthest behind."""
+        """Begin at the lowest position of a child."""
         self._begins = {delivery.name: self._acknowledged(delivery.name) for delivery in self.deliveries}
         self._noted = dict(self._begins)
         # The events below the position that the account does not count: an agent was killed before it wrote that.
@@ -269,7 +269,7 @@ class TailedJournal(RecoveredJournal):
         """Take over the folder of the dead process, all of which has been read.
 
         Returns:
-            Whether it is taken over; False if somebody else has locked it for a moment.
+            Whether it is taken over; False if another process has locked it for a moment.
 
         Raises:
             OSError: The folder is gone, or cannot be locked.
@@ -326,7 +326,7 @@ class TailedJournal(RecoveredJournal):
     def note(self, at_once: bool = False) -> None:
         """Write how far the children are and what became of the events, if that is news and was not written just now.
 
-        The position comes first: if this process is killed in between, the next one finds out what the account lacks.
+        The position comes first: if this process is killed in between, the next one finds out what the account misses.
 
         Args:
             at_once: Whether to write it even if it was written just now.

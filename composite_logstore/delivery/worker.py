@@ -1,8 +1,9 @@
 """The thread that drives a child's deliveries: it performs their actions and reports the results.
 
-A process has one journal, and so one delivery for each child. Whoever delivers for other processes has one delivery of
-the child for each of them: the worker takes these in turn, one export a turn, with one exporter. While one of them is
-retried, the others wait, since they have the same backend. If others succeed meanwhile, it waits alone.
+A process has one journal, and so one delivery for each child. A process that also delivers for others, such as the
+agent, has one delivery of the child for each of them: the worker takes these in turn, one export a turn, with one
+exporter. While one of them is retried, the others wait, since they have the same backend. If others succeed meanwhile,
+only the failing one waits.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class Worker:
 
         Args:
             delivery: The delivery.
-            at_once: Whether to do nothing more for it, even if it has a backlog; otherwise it goes once it only waits.
+            at_once: Whether to do nothing more for it, even with a backlog; otherwise it stays until it only waits.
         """
         for turn in self._row:
             if turn.delivery is delivery:
@@ -411,7 +412,7 @@ class Worker:
         if processed is None or processed.events:
             metrics.exported(end - begin, self._attributes | failure)
 
-        # Before they are acknowledged: if the process dies in between, they come again from the spool.
+        # Before they are acknowledged: if the process dies in between, they are read from the spool again.
         not_kept = self._rejections.keep(error, processed.events, action.batch) if error and processed else 0
 
         def report() -> None:

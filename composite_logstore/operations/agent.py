@@ -1,9 +1,9 @@
 """The agent: one long-running process of a machine that delivers for others.
 
 It tails the spools of living processes that let it deliver (`delivery.lock` in their folders), and delivers what dead
-processes leave, at once. It owns no process and is owned by none: nothing in a pipeline starts it. All that they share
-is the spool, and who delivers a folder is decided by its locks. So an agent may be killed at any instant, and a process
-of the same log store that finds a dead one's folder first delivers it instead.
+processes leave, at once. It is independent of all of them: nothing in a pipeline starts it. They share only the spool,
+whose locks decide which process delivers a folder. So an agent may be killed at any instant, and another process of the
+same log store that finds a dead one's folder first delivers it instead.
 
 A process's death frees its lock. There is no portable way to be told: a blocking `flock` would take a thread for each
 process, does not return in time on NFS, and cannot be interrupted. So the agent tries each lock four times a second.
@@ -106,7 +106,7 @@ class Agent:
                 if not given.
             stores: The names or ids of the log stores whose events are delivered; all if empty.
             warn: Called with a warning for people, from any thread.
-            tell: Called with what is worth a line for people.
+            tell: Called with a line of information for people.
         """
         self.directory = spool_root(directory)
         self.zenml_error = ""
@@ -130,7 +130,7 @@ class Agent:
     # The life of the agent
 
     def begin(self) -> None:
-        """Lock the directory, and ask ZenML for the settings. Without an answer it goes on asking.
+        """Lock the directory, and ask ZenML for the settings. Without an answer it continues to ask.
 
         Raises:
             OperationError: Another agent works in the directory, or it cannot be used.
@@ -431,7 +431,7 @@ class _Home:
             self._warn_once(f"it cannot be seen whether the process of {folder} has ended: {_why(error)}.")
             return False
         with suppress(KeyError):
-            # Whoever recovers the folder may make another lock.
+            # The process that recovers the folder may make another lock.
             self._watches.pop(folder).close()
         return True
 

@@ -89,7 +89,7 @@ class Tails:
         return bool(self._waiting)
 
     def use(self, recovery: Recovery | None, children: Mapping[str, ChildConfig]) -> None:
-        """Deliver with these settings from now on. Whoever stops the recovery before it gives its folders back.
+        """Deliver with these settings from now on. Stopping the earlier recovery gives its folders back.
 
         Args:
             recovery: Has the workers that deliver.

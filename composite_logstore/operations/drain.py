@@ -47,7 +47,7 @@ Tell: TypeAlias = Callable[[LogStore, dict[str, ChildStats]], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a drain would do with the events that wait for one child in one folder.
+    """What draining would do with the events that wait for one child in one folder.
 
     Attributes:
         backlog: The folder.

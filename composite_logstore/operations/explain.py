@@ -49,7 +49,7 @@ class Effect:
 
     Attributes:
         rule: The rule, by the name under which `stats()` counts it, or the name of what is masked.
-        events: To how many events it does that.
+        events: The number of events that it applies to.
         bytes: Roughly how many bytes these have.
         examples: The beginnings of some of them, as the child would get them: what `redact` masks is masked.
     """
@@ -79,7 +79,7 @@ class Explanation:
         sent: What the child gets.
         withheld: What it does not get, for each of its rules in their order, also for those that withhold nothing.
         redacted: What is masked in the events that it gets, for each name; also for own patterns that match nothing.
-        notes: What else one has to know: sentences without full stops.
+        notes: What the numbers leave out: sentences without full stops.
     """
 
     child: str

@@ -1,4 +1,4 @@
-"""Lists the events that processes could not deliver and left on this machine, and says why they wait."""
+"""Lists the events that processes left undelivered on this machine, and why they wait."""
 
 from __future__ import annotations
 

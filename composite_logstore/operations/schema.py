@@ -24,8 +24,8 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a log store's settings, and of a list of children, with all backends installed here.
 
-    Editors complete settings with it. It wants values in the types that they have, and knows no rule that concerns
-    more than one setting: `validate` checks the rest. Fields for secrets are `writeOnly`.
+    Editors complete settings with it. It expects values of the exact types, and has no rules across settings:
+    `validate` checks the rest. Fields for secrets are `writeOnly`.
 
     Examples:
         >>> sorted(schema()["$defs"]["child"]["properties"]["type"]["enum"])

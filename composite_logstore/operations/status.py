@@ -211,7 +211,7 @@ class Watch:
         return result
 
     def _others_in(self, home: Path, known: set[str]) -> list[Backlog]:
-        """Return what waits in those folders of a log store's processes of which no living process says anything.
+        """Return what waits in those folders of a log store's processes that no living process reports on.
 
         They are read only now and then: that takes long, little changes there, and a look at the lock of a folder is in
         the way of a process that wants to recover it.

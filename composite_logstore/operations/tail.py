@@ -84,7 +84,7 @@ def tail(
 
 @dataclass
 class Whereabouts:
-    """Where logs are that were not found.
+    """The children that hold logs which the one that was asked does not have.
 
     Attributes:
         asked: What was asked for them: `child 'live' of log store 'logs'`.
@@ -469,7 +469,7 @@ class Readers:
         self._composites: dict[UUID | None, RegisteredStore] = {}
 
     def claim(self, stream: RunStream) -> RunStream:
-        """Return the stream as if the log store had collected it that it is read from."""
+        """Return the stream as if it had been collected by the log store that it is read from."""
         if self._store is None:
             return stream
         return replace(stream, logs=moved(stream.logs, log_store_id=self._store.store.id))

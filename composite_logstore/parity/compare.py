@@ -140,7 +140,7 @@ class _Comparison:
         self._holdings.pop(name, None)
 
     def _excuse(self) -> None:
-        """Leave out children whose entries do not say which events they are, if those of other children do."""
+        """Leave out children whose entries have no event IDs, if those of other children have."""
         foreign = foreign_writer(self._logs.id)
         holdings = self._holdings
         known = [name for name, holding in holdings.items() if holding.numbers.keys() - {foreign}]
@@ -178,7 +178,7 @@ class _Comparison:
     def _without_repeats(self, missing: dict[str, dict[str, Intervals]]) -> dict[str, dict[str, Intervals]]:
         """Return which events are missing that are no repeats of others which the child has, or should have.
 
-        Only children that collapse repeats need that, and only events that are missing. The others are read once more.
+        Only children that collapse repeats need this, and only for missing events. The other children are read again.
         """
         found = False
         for name, of_child in missing.items():
@@ -209,7 +209,7 @@ class _Comparison:
     def _find_over_budget(self, missing: dict[str, dict[str, Intervals]]) -> dict[str, dict[str, Intervals]]:
         """Return which of the missing events their child's budget may have withheld.
 
-        Only the other children, which are read once more, tell whether they would have passed all the same.
+        The other children, which are read again, show whether the events would have passed a used-up budget.
         """
         found: dict[str, dict[str, Intervals]] = {}
         for name, of_child in missing.items():
@@ -414,7 +414,7 @@ class _Comparison:
             return "it may have been over the child's 'budget', which was used up then"
         holdings = (self._holdings[name] for name in holders if name in self._holdings)
         doubts = [holding.doubt(named.child, named.writer, named.sequence) for holding in holdings]
-        # Where one of them tells, there is no doubt.
+        # One child that shows enough leaves no doubt.
         return doubts[0] if doubts and all(doubts) else ""
 
 

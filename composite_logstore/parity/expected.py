@@ -16,8 +16,8 @@ from composite_logstore.processing.settings import Matcher
 class Expectation:
     """Whether the rules and the sampling of one child let the events of another pass.
 
-    Where what the other child shows does not tell, they are expected: it is better to report an event that may rightly
-    be missing than to be silent about one that is lost.
+    If the other child shows too little to decide, an event is expected: it is better to report an event that may
+    rightly be missing than to be silent about one that is lost.
     """
 
     def __init__(self, child: ChildConfig, source: Source, stream: Stream) -> None:
@@ -36,8 +36,8 @@ class Expectation:
         drop, keep = child.drop, child.keep
         if isinstance(source.scanner, PageScanner):
             drop, keep = _without_own_attributes(drop, stream), _without_own_attributes(keep, stream)
-        # The first excludes what the rules exclude whatever the attributes are that are not shown; the second excludes
-        # all that they may exclude, and is None if that is the same.
+        # The first excludes an event only if the rules exclude it for any value of the attributes that are not shown.
+        # The second excludes it if they do for some value; it is None if both are the same.
         self._rules = _selector(child, keep=keep, sample=None)
         self._strictest = None if (drop, keep) == (child.drop, child.keep) else _selector(child, drop=drop, sample=None)
         self._sampling = _selector(child, drop=[], keep=[])

@@ -168,7 +168,7 @@ class Sender:
             self._put(chunk.writer, True, chunk.sequences[begin : begin + most], contents, sum(map(len, contents)))
 
     def end(self) -> None:
-        """End the stream: export all that was added, and the events that stand for repeats not told of yet.
+        """End the stream: export all that was added, and events that count the repeats which no event has counted.
 
         Raises:
             BackfillStoppedError: The child does not take a batch.

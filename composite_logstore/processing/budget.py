@@ -6,7 +6,8 @@ share, and the charge stays:
 - A retry, or a piece of a split batch, finds its events charged, even if a new minute or day has begun meanwhile.
 - However many processes ask at once, together they never get more than the budget.
 - A process that dies between the charge and the answer of the backend leaves its charge behind, and the process that
-  recovers the events charges them again. So a crash counts one batch of each child too much at most, never too little.
+  recovers the events charges them again. So after a crash at most one batch of each child is charged twice, and no
+  event is free.
 
 An event that gets nothing of the budget is charged nothing. Whether it is withheld is decided anew for each attempt, so
 events whose first attempt failed profit from a new minute or day.
@@ -103,7 +104,7 @@ class OwnAccount:
             return spent
 
     def copy(self) -> OwnAccount:
-        """Return a copy for a forked process, in which nobody may ever release the lock of this one."""
+        """Return a copy for a forked process, in which the lock of this one may stay locked for ever."""
         return OwnAccount(list(self._spent.items()))
 
 
@@ -115,7 +116,7 @@ class Told:
         self._shares: OrderedDict[str, float] = OrderedDict()
 
     def is_news(self, period: str, share: float) -> bool:
-        """Return whether the first so many parts of a period's budget are used up, and nobody was told; note it."""
+        """Return whether this share of a period's budget has not been warned of yet, and note that it is now."""
         if share <= self._shares.get(period, 0.0):
             return False
         self._shares[period] = share

@@ -43,7 +43,7 @@ _CHUNK = 16
 _MOST_PLACES = 1_000
 _MOST_BLOCKS = 64
 _ROUNDS = 3
-# What an expression may find at the edge of a text alone, so that it has to see each text by itself.
+# With one of these, an expression may match only at the edge of a text, so it has to search each text by itself.
 _EDGES = ("^", "$", r"\A", r"\z", r"\B")
 _BEGINS = re.compile(r"-----BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----")
 _ENDS = re.compile(r"-----END (?:[A-Z0-9]+ ){0,4}PRIVATE KEY")

@@ -44,10 +44,10 @@ class _Window(NamedTuple):
 
     Attributes:
         opened: The time of the event that opened it, in nanoseconds since the epoch.
-        untold: How many withheld events no shown event stands for yet.
+        untold: How many withheld events are not counted in a shown event yet.
         last: The last of these.
-        is_counted: Whether its withheld events have yet to be told of. Those of an event that the child had before are
-            not: they were told of when it got that one.
+        is_counted: Whether withheld events are counted. They are not in the window of an event that the child had
+            before: it got their number at that time.
     """
 
     opened: int
@@ -65,7 +65,7 @@ class Repeats(Step):
         """Remember no window yet, and later at most so many."""
         self._length = settings.window_millis * 1_000_000
         self._most_windows = most_windows
-        # The one that was touched first comes first.
+        # The window that was used least recently is the first one.
         self._windows: dict[_Key, _Window] = {}
 
     def process(self, batch: Processed) -> None:
@@ -123,7 +123,7 @@ class Repeats(Step):
         return True
 
     def last_of(self, stream: Stream) -> list[LogEvent]:
-        """Forget the windows of a stream, and return the events that stand for the withheld ones not told of yet."""
+        """Forget the windows of a stream, and return events that count the withheld ones which no event has counted."""
         over = {key: window for key, window in self._windows.items() if key[0] == stream.id}
         for key in over:
             del self._windows[key]

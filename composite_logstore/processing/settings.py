@@ -17,7 +17,7 @@ MOST_PATTERNS = 100
 """How many own patterns a redaction may have."""
 
 SMALLEST_RATIO = 1e-6
-"""The smallest part of its events that a child may get by sampling: less is none, which nobody would notice."""
+"""The smallest part of its events that a child may get by sampling: less would mean no events, without a warning."""
 
 MOST_MATCHERS = 100
 """How many matchers `drop` and `keep` may have each."""
@@ -41,7 +41,7 @@ Level = Annotated[NamedLoggingLevel, WithJsonSchema(LEVEL_SCHEMA)]
 
 
 class Matcher(Section):
-    """Which events a rule is about: those to which everything applies that it says.
+    """The events that a rule applies to: an event must satisfy all of the fields that are set.
 
     In names, `*` stands for any characters and `?` for one.
 
@@ -192,9 +192,9 @@ class RedactSettings(Section):
     """What is masked in a child's events.
 
     Attributes:
-        secrets: Whether the values of secrets are that the process knows.
-        formats: Which well-known formats of keys are, by name.
-        patterns: Own patterns.
+        secrets: Whether to mask the values of the secrets that the process knows.
+        formats: Which well-known formats of keys to mask, by name.
+        patterns: Own patterns to mask.
     """
 
     secrets: bool = True

@@ -27,7 +27,7 @@ ended, a number that is missing below one that a page shows will not arrive any 
 - It is told only for children that get every event, on pages without a filter, and of streams that have ended.
 - An event may lie elsewhere in the child. So the child is asked once more: a scanner scans the stream for at most two
   seconds, and a reader without order searches by time around each gap. What was not searched is said to be unchecked.
-- A page never fails because of what would be said about its gaps.
+- A page never fails for lack of information about its gaps.
 
 **Nothing** (`nothing`). A stream without entries is an empty page if nothing was logged; otherwise an entry or an error
 says what is known of it.

@@ -131,7 +131,7 @@ def _origin(logs: LogsResponse, hydrate: bool = False) -> StepRunResponse | Pipe
             run_id = zen_store.get_hook_invocation(hook_id, hydrate=False).pipeline_run_id
         return None if run_id is None else zen_store.get_run(run_id, hydrate=hydrate)
     except Exception:
-        # A page must not fail because of what would be said about its gaps.
+        # A page must not fail for lack of information about its gaps.
         return None
 
 
@@ -140,8 +140,8 @@ def search_child(
 ) -> Gaps:
     """Search the child for the events that a page is missing, and return the gaps that remain.
 
-    Where some events of a gap are found, none of it remains here: what is still missing lies between them and their
-    neighbours, and is told on the page that shows these.
+    If some events of a gap are found, the gap does not remain: the events that are still missing lie between the found
+    ones and their neighbours, and the page that shows those reports them.
 
     Args:
         gaps: The gaps of the page.
@@ -157,7 +157,7 @@ def search_child(
             return Gaps(gaps)
         return _search_by_time(gaps, entries, reader, logs, give_up_at)
     except Exception:
-        # The page is there already. Its gaps are told when the child can be searched.
+        # The page itself was read. Its gaps are reported when the child can be searched.
         return Gaps()
 
 
@@ -181,7 +181,7 @@ def _search_by_time(
 ) -> Gaps:
     """Search the time around each gap: the reader sorts by time, which need not be the order of the numbers.
 
-    Young events may not be indexed yet, so their gaps are not told.
+    Young events may not be indexed yet, so their gaps are not reported.
     """
     times = [time for time in map(_time_of, entries) if time is not None]
     if not times or max(times) > datetime.now(timezone.utc) - INDEXED_AFTER:
@@ -232,7 +232,7 @@ def _time_of(read: ReadEntry) -> datetime | None:
 
 
 def with_notices(entries: Sequence[ReadEntry], found: Gaps, child: str, logs: LogsResponse) -> list[LogEntry]:
-    """Return the entries, and where a gap is, one more that tells of it."""
+    """Return the entries, with one more for each gap, in its place, that describes it."""
     shown = [read.entry for read in entries]
     notices: list[LogEntry] = []
     if found.unchecked:

@@ -278,7 +278,7 @@ class KeysetReader(ABC):
             found.reverse()
         reads = replace(request, limit=limit).fitting([read for _, read in found])
         if not reads:
-            # The end, or the end of what one page may search.
+            # The stream has ended, or the page has used up its allowance.
             place = None if is_all or edge is None else _token(edge)
             return Page(newer=place) if is_newer else Page(older=place)
         page = found[: len(reads)] if is_newer else found[-len(reads) :]

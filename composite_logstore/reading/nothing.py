@@ -33,7 +33,7 @@ def logged_events(logs: LogsResponse) -> int | None:
         said = Client().zen_store.get_run_step(logs.step_run_id).run_metadata.get(STEP_METADATA)
         events = said["events"].get(str(logs.id)) if isinstance(said, dict) else None
     except Exception:
-        # A page must not fail because of what would be said about it.
+        # A page must not fail for lack of such information.
         return None
     return events if type(events) is int and events >= 0 else None
 

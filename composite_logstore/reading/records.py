@@ -261,7 +261,7 @@ def _id(record: Record) -> UUID:
 
 
 def as_event(record: Record, identity: Event, stream: Stream) -> LogEvent:
-    """Return a record of ours as the event that it was, with what the backend has kept of it."""
+    """Return a record that this package wrote as an event, as far as the backend has kept its fields."""
     attributes = record.attributes
     level = level_of(record)
     file = _text(attributes.get("code.file.path")) or ""

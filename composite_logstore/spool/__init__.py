@@ -6,7 +6,7 @@
             <number of its first event>.log      a segment: lines of events and streams, in the journal's order
             spare                                the next segment, allocated before it is needed
             <child>.settled                      the child's position: it has acknowledged all events below a number
-            delivery.lock                        locked by who delivers the events: the process, or the agent
+            delivery.lock                        locked by the process or the agent: the one that delivers
             account                              what agents have delivered of the events
             due                                  the number below which a flush wants all events delivered
         <writer>-2/                              a later folder of the same process, if the first was taken away
@@ -15,7 +15,7 @@
         rejected/                                events that a backend has rejected for good
             <child>.<time>.log                   lines of such events, oldest first
             <child>.discarded                    how many older ones had to make room
-            lock, manage.lock                    locked while a file is changed, and while somebody works on all of them
+            lock, manage.lock                    locked while a file is changed; while a command works on all
         status/<writer>                          what a living process says of its children
         budgets/<child>.<period>                 what all processes have charged to a child's budget
 
@@ -25,7 +25,7 @@ deliver have the files `delivery.lock`, `account` and `due`.
 This is the theory of operation. The modules:
 
     format           how lines and positions look as bytes
-    lock             who owns a folder
+    lock             which process owns a folder
     positions        how far each child is, and what is due
     account          what agents have done for each child
     segments         writes events

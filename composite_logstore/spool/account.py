@@ -4,8 +4,8 @@ It is one line, as `format` describes it, with a value for each child:
 
     {"account": 1, "children": {"a": {"since": 0, "before": 512, "state": "healthy", "delivered": 512, ...}}}
 
-Whoever delivers the folder's events replaces the file, in one step. A file that is damaged, or has a value that no such
-file has, counts as missing: the next agent begins to count anew, and says since which event.
+The agent that delivers the folder's events replaces the file, in one step. A file that is damaged or has an impossible
+value counts as missing: the next agent counts anew, and notes from which event on.
 """
 
 from __future__ import annotations

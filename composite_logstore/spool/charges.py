@@ -4,7 +4,7 @@
 
 A process holds the lock of the file (`flock`) while it reads and writes the numbers. It writes them in one call of the
 system, so a killed process leaves the old numbers or the new ones. After a power failure the file may be empty or
-older. Then less counts as spent than was: rather too many events than none.
+older. Then fewer events count as spent than were: better too many events than none.
 """
 
 from __future__ import annotations

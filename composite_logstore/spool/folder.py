@@ -101,7 +101,7 @@ class Spool:
             writer: The writer's name.
             children: The names of its children.
             is_shared: Whether an agent may deliver its events. This process holds the lock of the delivery at first.
-            process: This process, as its segments name it. If they do not, nobody says later how it has ended.
+            process: This process, as its segments name it. If they do not, no one can tell later how it has ended.
 
         Raises:
             OSError: The folder cannot be written or locked.
@@ -188,7 +188,7 @@ class Spool:
             None if the process itself or another one delivers them.
 
         Raises:
-            FileNotFoundError: The folder is gone, or its process lets nobody else deliver.
+            FileNotFoundError: The folder is gone, or its process does not let others deliver.
             OSError: The folder cannot be read, or is not to be trusted.
         """
         with PrivateFolder.open(folder.parent) as home, home.open_folder(folder.name) as opened:
@@ -209,7 +209,7 @@ class Spool:
 
     @property
     def delivers(self) -> bool:
-        """Whether this process still holds the lock of the delivery: somebody may have taken its file away.
+        """Whether this process still holds the lock of the delivery: its file may have been removed.
 
         Raises:
             OSError: The folder is gone.
@@ -342,7 +342,7 @@ class Spool:
 
     @property
     def delivers_here(self) -> bool:
-        """Whether this process delivers the events, and nobody else does: it writes the positions and the account."""
+        """Whether this process alone delivers the events, and writes the positions and the account."""
         return self.delivery_lock is not None or not self._is_shared
 
     def take_delivery(self) -> bool:
@@ -464,7 +464,7 @@ class Spool:
         return lock.is_in(folder) if lock is not None else folder.status(DELIVERY_LOCK) is not None
 
     def mend(self, in_memory: Callable[[int, float], Sequence[LogEvent]]) -> bool:
-        """Restore the files of this process's folder that somebody has moved or removed.
+        """Restore the files of this process's folder that were moved or removed.
 
         Args:
             in_memory: Returns the events that are in memory, from one number to another.
@@ -499,7 +499,7 @@ class Spool:
 
 
 def _free_for_delivery(folder: PrivateFolder) -> tuple[bool, DeliveryLock | None]:
-    """Return whether nobody delivers a folder's events, and the lock of that, if the folder has one."""
+    """Return whether no process delivers a folder's events, and the lock of the delivery, if the folder has one."""
     try:
         lock = DeliveryLock.acquire(folder)
     except (FileNotFoundError, PermissionError):

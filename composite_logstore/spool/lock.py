@@ -14,8 +14,8 @@ process ends. Three facts follow, and this module relies on each:
 Two files are locked: `owner.lock` in the folder, and the folder itself where the file system can do that (NFS cannot).
 The lock of the folder counts where somebody has deleted `owner.lock`.
 
-A third file, `delivery.lock`, is in the folders of processes that let an agent deliver. Whoever holds its lock delivers
-the folder's events, while the process writes them: the process itself, or an agent.
+A third file, `delivery.lock`, is in the folders of processes that let an agent deliver. The holder of its lock, the
+process itself or an agent, delivers the folder's events while the process writes them.
 """
 
 from __future__ import annotations
@@ -291,10 +291,10 @@ class DeliveryLock:
         """Lock the file of a folder.
 
         Returns:
-            None if somebody else holds the lock.
+            None if another process holds the lock.
 
         Raises:
-            FileNotFoundError: The folder has no such file: its process lets nobody else deliver.
+            FileNotFoundError: The folder has no such file: its process does not let others deliver.
             OSError: The file cannot be locked, or is not to be trusted.
         """
         file = folder.open_file(DELIVERY_LOCK, os.O_RDWR)
@@ -359,7 +359,7 @@ class Watch:
     """Notices that the process of a folder has died: its lock is free.
 
     The file stays open, so that each look is one or two calls of the system. A look holds the lock for that moment,
-    and does not say for certain that the folder can be taken over: somebody may have exchanged the file.
+    and does not prove that the folder can be taken over: the file may have been exchanged.
     """
 
     def __init__(self, folder: Path) -> None:

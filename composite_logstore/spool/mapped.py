@@ -68,7 +68,7 @@ class Mapped(NamedTuple):
         return grown
 
     def restored(self, folder: PrivateFolder, name: str) -> Mapped:
-        """Return the file, or another one with its bytes and its name if somebody has moved or removed it.
+        """Return the file, or another one with its bytes and its name if it was moved or removed.
 
         Raises:
             OSError: There is no room on the disk, or the file cannot be made.

@@ -124,7 +124,7 @@ class Positions:
         return [(name, position.identity) for name, position in list(self._mapped.items())]
 
     def mend(self, folder: PrivateFolder) -> None:
-        """Restore the mapped files that somebody has moved or removed. Their bytes are still in memory.
+        """Restore the mapped files that were moved or removed. Their bytes are still in memory.
 
         Raises:
             OSError: A file cannot be made now.

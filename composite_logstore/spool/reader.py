@@ -56,7 +56,7 @@ class SegmentReader:
     Attributes:
         segments: The spool's segments.
         damage: The damaged pieces that `scan` has found, and files that were damaged when the folder was opened.
-        marks: What the marks say that `scan` has found. Whoever reads with `items` alone notes them by itself.
+        marks: The marks that `scan` has found. A caller that reads with `items` has to note them itself.
     """
 
     def __init__(self, folder: KnownFolder, segments: Segments, streams: Streams) -> None:
@@ -179,7 +179,7 @@ class SegmentReader:
             if zeros:
                 yield Damage(segment.path, begin, zeros, "zeros"), begin + zeros
             if line == b"\n":
-                # A damaged piece was here, and was set aside.
+                # A damaged piece was here, and has been moved away.
                 continue
             item = self._item(decode_line(line), segment, begin, is_scan)
             if isinstance(item, str):

@@ -134,7 +134,7 @@ class RejectedFolder:
         number = max([time.time_ns(), *(file.number + 1 for file in files)])
         descriptor = None
         if newest is not None and newest.size + len(data) <= self._file_bytes:
-            # One that somebody has exchanged is left as it is.
+            # A file that was exchanged is left as it is.
             with contextlib.suppress(OSError):
                 descriptor = folder.open_file(newest.name, os.O_RDWR)
         if descriptor is None:

@@ -342,7 +342,7 @@ class Segments:
     def _begin_segment(
         self, first: int, size: int, has_room: Callable[[int], bool], has_only_names: bool = False
     ) -> Mapped:
-        # What came before is known even if the segments before are removed.
+        # So this is known even after earlier segments are removed.
         opening = encode_header(self._positions.children, self.process) + self._marks()
         size = max(_NAMES_BYTES if has_only_names else SEGMENT_BYTES, len(opening) + size + len(_CLOSED))
         path = self._folder.path / f"{first:020d}.log"
