@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     import requests
@@ -85,24 +84,18 @@ def _trouble_at(url: str, get: Callable[[str], requests.Response]) -> str:
 
 def _words(error: BaseException) -> str:
     """Return what the operating system says, or the error's class: its text repeats the URL, which may hold a key."""
-    pending: list[object] = [error]
-    seen: list[BaseException] = []
-    while pending:
-        candidate = pending.pop()
-        if not isinstance(candidate, BaseException) or any(candidate is one for one in seen):
-            continue
-        seen.append(candidate)
-        if isinstance(candidate, OSError) and isinstance(candidate.strerror, str):
-            return candidate.strerror
-        # `requests` and urllib3 each wrap the error once more.
-        pending += [candidate.__cause__, candidate.__context__, *candidate.args, getattr(candidate, "reason", None)]
-    return type(error).__name__
+    from composite_logstore.http_client import cause_of
+
+    cause = cause_of(error, OSError)
+    return str(cause.strerror) if cause else type(error).__name__
 
 
 def why_unreached(error: BaseException) -> str:
     """Return why ZenML cannot be reached: its server's URL, if there is one, and the error in few words."""
     from zenml.config.global_config import GlobalConfiguration
     from zenml.enums import StoreType
+
+    from composite_logstore.http_client import shown_url
 
     if isinstance(error, ImportError):
         return "a package that it needs is not installed: for a local database, `pip install 'zenml[local]'`"
@@ -112,10 +105,4 @@ def why_unreached(error: BaseException) -> str:
         store = GlobalConfiguration().store_configuration
     except Exception:
         return words
-    return f"{_shown(store.url)}: {words}" if store.type == StoreType.REST else words
-
-
-def _shown(url: str) -> str:
-    """Return a URL without the parts that may hold a secret."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{shown_url(store.url)}: {words}" if store.type == StoreType.REST else words

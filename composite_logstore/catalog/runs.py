@@ -74,31 +74,24 @@ def find_run(name_or_id: str) -> PipelineRunResponse:
             raise ArgumentError("run", f"there is no run '{name_or_id}'{hint}") from None
 
 
-def streams_of_run(
-    run: PipelineRunResponse, step: str | None = None, source: str | None = None, store_id: UUID | None = None
-) -> Iterator[RunStream]:
+def streams_of_run(run: PipelineRunResponse, step: str | None = None, source: str | None = None) -> Iterator[RunStream]:
     """Yield the streams of a run: its own, then those of its steps in the order in which these began, retries included.
 
     Args:
         run: The run.
         step: Only streams of steps with this name.
         source: Only streams with this source.
-        store_id: Only streams that this log store collected.
 
     Raises:
         NoAnswerError: ZenML cannot be reached.
     """
     for stream in _streams_of_runs([run], step):
-        if _is_wanted(stream.logs, source, store_id):
+        if source in (None, stream.logs.source):
             yield stream
 
 
 def streams_of_project(
-    store_id: UUID | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    source: str | None = None,
-    stack_id: UUID | None = None,
+    since: datetime | None = None, until: datetime | None = None, stack_id: UUID | None = None
 ) -> Iterator[RunStream]:
     """Yield the streams of the active project's runs, oldest runs first.
 
@@ -106,19 +99,15 @@ def streams_of_project(
     streams come before those of their steps. Runs that begin meanwhile come last.
 
     Args:
-        store_id: Only streams that this log store collected.
         since: Only runs still active at or after this time.
         until: Only runs that began at or before this time.
-        source: Only streams with this source.
         stack_id: Only runs on this stack.
 
     Raises:
         NoAnswerError: ZenML cannot be reached.
     """
     for runs in _pages_of_runs(_filters(since, until, stack_id)):
-        for stream in _streams_of_runs(runs):
-            if _is_wanted(stream.logs, source, store_id):
-                yield stream
+        yield from _streams_of_runs(runs)
 
 
 def runs_of_project(since: datetime | None = None, until: datetime | None = None) -> Iterator[PipelineRunResponse]:
@@ -142,10 +131,6 @@ def count_runs(since: datetime | None = None, until: datetime | None = None, sta
 
         filters = _filters(since, until, stack_id)
         return sum(int(Client().list_pipeline_runs(size=1, **wanted).total) for wanted in filters)
-
-
-def _is_wanted(logs: LogsResponse, source: str | None, store_id: UUID | None) -> bool:
-    return source in (None, logs.source) and store_id in (None, logs.log_store_id)
 
 
 def _filters(since: datetime | None, until: datetime | None, stack_id: UUID | None) -> list[dict[str, Any]]:
