@@ -15,7 +15,7 @@ from composite_logstore.delivery.states import Load
 from composite_logstore.delivery.stream_marks import StreamMarks
 from composite_logstore.event import LogEvent, Stream, abridged
 from composite_logstore.spool.folder import Spool
-from composite_logstore.spool.format import LINE_BYTES, EventTooLongError, UnstorableEventError
+from composite_logstore.spool.format import ABRIDGED_BYTES, EventTooLongError, UnstorableEventError
 from composite_logstore.spool.reader import ForwardReader
 from composite_logstore.spool.settings import SpoolSettings
 
@@ -241,7 +241,7 @@ class Spilling:
             try:
                 spool.segments.append(event, folder.has_room)
             except EventTooLongError:
-                spool.segments.append(abridged(event, LINE_BYTES // 64), folder.has_room)
+                spool.segments.append(abridged(event, ABRIDGED_BYTES), folder.has_room)
             folder.error = None
         except UnstorableEventError as error:
             # The event stays in memory only.

@@ -222,13 +222,12 @@ def moment_of(nanos: int) -> datetime | None:
         return None
 
 
-def entry_of(record: Record, event: Event | None, message: str | None = None) -> ReadEntry:
+def entry_of(record: Record, event: Event | None) -> ReadEntry:
     """Return a record as an entry, whichever program wrote it.
 
     Args:
         record: The record.
         event: Its identity.
-        message: Its text with its exception, if that is known already.
     """
     attributes = record.attributes
     filename = _text(attributes.get("code.file.path")) or None
@@ -241,7 +240,7 @@ def entry_of(record: Record, event: Event | None, message: str | None = None) ->
         kind, fields = RankedEntry, {"rank": rank}
     entry = kind(
         id=_id(record),
-        message=text_of(record) if message is None else message,
+        message=text_of(record),
         name=record.scope or None,
         level=_level(record),
         timestamp=moment_of(record.nanos),

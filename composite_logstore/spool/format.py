@@ -43,6 +43,8 @@ READABLE = (1, FORMAT)
 """The formats that are read: segments of an earlier release may wait on disk."""
 LINE_BYTES = 64 * 1024 * 1024
 """The longest line. An event that needs more is shortened."""
+ABRIDGED_BYTES = LINE_BYTES // 64
+"""How long each text of such an event may be, and its attributes together."""
 POSITION = re.compile(r"[a-z0-9_-]+\.settled")
 POSITION_BYTES = 30
 DUE = "due"

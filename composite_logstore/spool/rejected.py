@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from composite_logstore.event import abridged
 from composite_logstore.spool.format import (
+    ABRIDGED_BYTES,
     LINE_BYTES,
     POSITION_BYTES,
     RejectedEvent,
@@ -288,7 +289,7 @@ def _encoded(events: Iterable[RejectedEvent], most: int | None) -> tuple[list[by
         try:
             line = encode_rejected(one)
             if len(line) > LINE_BYTES:
-                line = encode_rejected(one._replace(event=abridged(one.event, LINE_BYTES // 64)))
+                line = encode_rejected(one._replace(event=abridged(one.event, ABRIDGED_BYTES)))
         except UnstorableEventError as raised:
             error = raised
             continue

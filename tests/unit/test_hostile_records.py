@@ -18,7 +18,7 @@ from composite_logstore.capture import record
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream, abridged
 from composite_logstore.plain import MOST_BYTES, plain_mapping
-from composite_logstore.spool.format import LINE_BYTES, decode_event, decode_line, encode_event
+from composite_logstore.spool.format import ABRIDGED_BYTES, LINE_BYTES, decode_event, decode_line, encode_event
 from tests.events import WRITER, capture, make_events, make_stream
 from tests.hostile import FIELDS, VALUES, Unreadable, Unusable, assert_plain, make_record, without
 
@@ -198,7 +198,7 @@ def test_the_largest_event_fits_into_a_line_once_it_is_abridged() -> None:
         file="\0" * 4096,
         function="\0" * 4096,
     )
-    small = abridged(largest, LINE_BYTES // 64)
+    small = abridged(largest, ABRIDGED_BYTES)
     assert_plain(small)
     assert len(encode_event(small, str(STREAM.id))) < LINE_BYTES
     assert small.attributes.keys() == {"a"}
