@@ -26,9 +26,6 @@ _registering = threading.Lock()
 def open_log_store(model: ComponentResponse) -> BaseLogStore:
     """Return a log store. For an artifact store, this is ZenML's own log store in it.
 
-    Args:
-        model: The component.
-
     Raises:
         ImportError: A package that its flavor needs is not installed.
         UnavailableError: On ZenML's server: it refers to a secret that its owner may not use.
@@ -45,9 +42,6 @@ def open_artifact_store(model: ComponentResponse) -> BaseArtifactStore:
 
     An artifact store registers itself as *the* filesystem of its URL schemes, and refuses paths outside its own root:
     a pipeline on another bucket could then no longer read or write its artifacts.
-
-    Args:
-        model: The component.
 
     Returns:
         The artifact store. The active stack or, on ZenML's server, other requests may share it: never clean it up.

@@ -23,7 +23,6 @@ class Signal:
     """
 
     def __init__(self) -> None:
-        """Begin unset."""
         self._given: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:

@@ -56,11 +56,7 @@ class RecordHandler(logging.Handler):
         self.lock = _NoLock()  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Capture a record, unless it is about the delivery of records.
-
-        Args:
-            record: The record.
-        """
+        """Capture a record, unless it is about the delivery of records."""
         if is_own(record):
             return
         try:
@@ -173,11 +169,7 @@ class CompositeHandler(RecordHandler):
             self._writer.flush(config.flush_timeout_millis / 1000, config.flush_limit_millis / 1000)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Capture a record, unless it is about the delivery of records. Reopens a closed handler.
-
-        Args:
-            record: The record.
-        """
+        """Capture a record, unless it is about the delivery of records. Reopens a closed handler."""
         if not self._used:
             self._open_again()
         super().emit(record)

@@ -27,7 +27,6 @@ class InertError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        """Create the error."""
         super().__init__(paragraph(message))
         self.message = message
 

@@ -273,11 +273,7 @@ class CompositeLogStore(BaseLogStore):
     # Reading
 
     def place(self, logs_id: UUID) -> dict[str, Any]:
-        """Return the fields of ZenML's `LogsRequest` that say where a new stream is stored.
-
-        Args:
-            logs_id: The id of the stream.
-        """
+        """Return the fields of ZenML's `LogsRequest` that say where a new stream is stored."""
         return {"log_store_id": self.id}
 
     def has(self, logs: LogsResponse) -> bool:
@@ -362,9 +358,6 @@ class CompositeLogStore(BaseLogStore):
         """Return the delivery summary of this process's events, as of the step's end.
 
         ZenML asks before the last flush, so some events are still pending. After it, the summary is published again.
-
-        Args:
-            info: The step.
         """
         self.writer.summaries.add(info.step_run_id)
         return {
@@ -406,11 +399,7 @@ class ServedLogStore(CompositeLogStore):
     """
 
     def place(self, logs_id: UUID) -> dict[str, Any]:
-        """Return the fields of ZenML's `LogsRequest` for a stream in the active stack's artifact store.
-
-        Args:
-            logs_id: The id of the stream.
-        """
+        """Return the fields of ZenML's `LogsRequest` for a stream in the active stack's artifact store."""
         from zenml.client import Client
 
         artifact_store = Client().active_stack.artifact_store

@@ -113,9 +113,6 @@ class OtelExporter:
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Export the batch, once.
 
-        Args:
-            batch: The events.
-
         Returns:
             How many of the events had to be shortened.
 

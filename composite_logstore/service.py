@@ -50,10 +50,6 @@ def tell(log: Callable[..., None], *arguments: object) -> None:
     The message is logged outside of any ZenML logging context, so it becomes no event. Never call this under a
     journal's lock: ZenML calls `emit` under the lock of a logging handler, so a thread that holds the journal's lock
     and logs can wait for ever.
-
-    Args:
-        log: A logger's method.
-        arguments: Its arguments.
     """
     with suppress(Exception):
         contextvars.Context().run(log, *arguments)

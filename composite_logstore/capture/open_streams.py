@@ -178,7 +178,6 @@ class OpenStreams:
     """The open streams of this process."""
 
     def __init__(self) -> None:
-        """Begin without any."""
         self._lock = threading.RLock()
         self._streams: dict[UUID, OpenStream] = {}
         self._folder: str | None = None

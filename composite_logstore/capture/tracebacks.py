@@ -52,7 +52,6 @@ class Tracebacks:
     """
 
     def __init__(self) -> None:
-        """Begin without an entry."""
         self.out: deque[Shown] = deque()
         self._lines: list[str] = []
         self._first: Shown | None = None

@@ -22,7 +22,6 @@ class ArgumentError(OperationError):
     """
 
     def __init__(self, argument: str, message: str) -> None:
-        """Create the error."""
         super().__init__(message)
         self.argument = argument
 

@@ -61,7 +61,6 @@ class Unanswered(click.ClickException):
     """A question has no answer: there is no terminal, and the input has ended."""
 
     def __init__(self) -> None:
-        """Create the error."""
         super().__init__("This question cannot be answered: there is no terminal. '--yes' answers it with yes.")
 
 
@@ -278,13 +277,7 @@ def say_yaml(text: str) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Print a table in ZenML's style.
-
-    Args:
-        columns: The names of the columns.
-        rows: The cells of each row.
-        numbers: The columns that contain numbers.
-    """
+    """Print a table in ZenML's style, with some columns of numbers."""
     out = console()
     out.print(table(columns, rows, numbers, out.width))
 

@@ -47,7 +47,6 @@ class Download:
     """
 
     def __init__(self, path: Path, file: IO[str]) -> None:
-        """Begin without a line."""
         self.path = path
         self.is_complete = False
         self._file = file

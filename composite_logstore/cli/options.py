@@ -43,7 +43,6 @@ class NewFile(click.Path):
     """A file to write, in a folder that exists: a command finds out before its work that it does not."""
 
     def __init__(self) -> None:
-        """Create the type."""
         super().__init__(dir_okay=False, writable=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

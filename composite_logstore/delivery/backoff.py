@@ -146,12 +146,7 @@ class Rejection(NamedTuple):
 
 
 def rejection(error: BaseException, sent: Sequence[LogEvent]) -> Rejection | None:
-    """Return which events a failed export has lost for good; None if none, or if they will be sent again.
-
-    Args:
-        error: What the export raised.
-        sent: The events of the export.
-    """
+    """Return which events a failed export has lost for good; None if none, or if they will be sent again."""
     if not isinstance(error, RejectedError | TooLargeError):
         return None
     count = _counted(error, len(sent))

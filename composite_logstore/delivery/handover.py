@@ -521,7 +521,6 @@ class _Backlog:
     """
 
     def __init__(self, deliveries: Sequence[Delivery], positions: dict[str, int]) -> None:
-        """Count nothing yet."""
         self.positions = positions
         self.counts = dict.fromkeys(positions, 0)
         self._deliveries = deliveries

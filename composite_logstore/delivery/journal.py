@@ -165,10 +165,6 @@ class Journal:
     def append(self, stream: Stream, record: Note | LogEvent) -> bool:
         """Append a record. A worker or a later `append` numbers it and hands it out, so this returns at once.
 
-        Args:
-            stream: The stream of the record.
-            record: The captured record.
-
         Returns:
             Whether the workers should be woken, since one of them waits for this event.
         """

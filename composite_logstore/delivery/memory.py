@@ -52,12 +52,6 @@ class Held:
     """The events in memory that are meant for the same children."""
 
     def __init__(self, memory: Memory, deliveries: Sequence[Delivery]) -> None:
-        """Begin with none.
-
-        Args:
-            memory: The count of all events.
-            deliveries: The deliveries of these children.
-        """
         self._memory = memory
         self._deliveries = deliveries
         self.intervals: list[_Interval] = []

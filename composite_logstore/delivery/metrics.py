@@ -41,38 +41,25 @@ Measure = Callable[[Observed], dict[str, int]]
 """Returns the numbers of a child by an attribute's value, which is empty where there is no such attribute."""
 
 
-def _exported(child: Observed) -> dict[str, int]:
-    return {"": child.stats.delivered, "rejected": child.stats.rejected}
-
-
-def _processed(child: Observed) -> dict[str, int]:
-    processed = child.stats.delivered + child.stats.rejected
-    return {"": processed, "queue_full": child.stats.dropped, "withheld": child.stats.withheld}
-
-
-def _in_flight(child: Observed) -> dict[str, int]:
-    return {"": child.stats.pending - child.queued}
-
-
-def _queued(child: Observed) -> dict[str, int]:
-    return {"": child.queued}
-
-
-def _capacity(child: Observed) -> dict[str, int]:
-    return {"": child.config.max_queue_size}
-
-
-def _redacted(child: Observed) -> dict[str, int]:
-    return child.stats.redacted
-
-
 _ERROR = "error.type"
 
 COUNTERS: dict[str, tuple[Measure, str, str]] = {
-    "otel.sdk.exporter.log.exported": (_exported, _ERROR, "Events whose export has finished."),
-    "otel.sdk.processor.log.processed": (_processed, _ERROR, "Events that have left a child's queue."),
+    "otel.sdk.exporter.log.exported": (
+        lambda child: {"": child.stats.delivered, "rejected": child.stats.rejected},
+        _ERROR,
+        "Events whose export has finished.",
+    ),
+    "otel.sdk.processor.log.processed": (
+        lambda child: {
+            "": child.stats.delivered + child.stats.rejected,
+            "queue_full": child.stats.dropped,
+            "withheld": child.stats.withheld,
+        },
+        _ERROR,
+        "Events that have left a child's queue.",
+    ),
     "composite_logstore.redacted": (
-        _redacted,
+        lambda child: child.stats.redacted,
         "composite_logstore.redaction",
         "Delivered and rejected events in which something was masked.",
     ),
@@ -80,9 +67,15 @@ COUNTERS: dict[str, tuple[Measure, str, str]] = {
 """The name of a metric → its numbers, the attribute that tells them apart, and its description."""
 
 LEVELS: dict[str, tuple[Measure, str]] = {
-    "otel.sdk.exporter.log.inflight": (_in_flight, "Events that are being exported."),
-    "otel.sdk.processor.log.queue.size": (_queued, "Events that wait in a child's queue."),
-    "otel.sdk.processor.log.queue.capacity": (_capacity, "Events that a child's queue has room for."),
+    "otel.sdk.exporter.log.inflight": (
+        lambda child: {"": child.stats.pending - child.queued},
+        "Events that are being exported.",
+    ),
+    "otel.sdk.processor.log.queue.size": (lambda child: {"": child.queued}, "Events that wait in a child's queue."),
+    "otel.sdk.processor.log.queue.capacity": (
+        lambda child: {"": child.config.max_queue_size},
+        "Events that a child's queue has room for.",
+    ),
 }
 
 

@@ -113,11 +113,7 @@ class OwnFolder:
         return self.spool is not None and any(delivery.oldest < inf for delivery in self._deliveries)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Note how far a child is, beyond the events on disk too: another child may yet cause those to be written.
-
-        Args:
-            delivery: The child's delivery.
-        """
+        """Note how far a child is, beyond the events on disk too: another child may yet cause those to be written."""
         if self.spool is not None and self.spool.delivers_here:
             newest = self._unwritten[-1].number if self._unwritten else self.spool.segments.last
             try:

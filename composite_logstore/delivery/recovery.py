@@ -276,11 +276,7 @@ class Recovery:
         self.recover(self._component)
 
     def recover(self, folder: Path) -> None:
-        """Deliver what is in the folder of a process that has died. The component's folder means all folders in it.
-
-        Args:
-            folder: The folder.
-        """
+        """Deliver what is in the folder of a process that has died. The component's folder means all folders in it."""
         self._waiting.append(folder)
         self.keep_going()
         self._due.set()

@@ -32,7 +32,6 @@ class Schedule:
     """
 
     def __init__(self) -> None:
-        """Begin with no event waiting."""
         self.due = 0
         # Times, and the number that the next event had then. Infinity is a time that is not known yet.
         self._known: deque[tuple[float, int]] = deque([(inf, 0)])
@@ -108,9 +107,5 @@ class Schedule:
         return wait
 
     def demand(self, before: int) -> None:
-        """Have all events below a number be due.
-
-        Args:
-            before: The number.
-        """
+        """Have all events below a number be due."""
         self.due = max(self.due, before)

@@ -65,14 +65,7 @@ class Spilling:
     """
 
     def __init__(self, settings: SpoolSettings, writer: str, deliveries: Sequence[Delivery], clock: Clock):
-        """Make no folder yet.
-
-        Args:
-            settings: Where and how to write.
-            writer: The writer's name.
-            deliveries: The deliveries that read from the spool.
-            clock: The source of time.
-        """
+        """Make no folder yet. `OwnFolder` explains the arguments."""
         self.unwritten: deque[LogEvent] = deque()
         smallest = min((delivery.queue.maxlen or 1 for delivery in deliveries), default=1)
         self.most_unwritten = 0 if settings.write_ahead else smallest - 1
@@ -100,14 +93,7 @@ class Spilling:
             self.write(self.schedule.due, _MOST_WHEN_LATE)
 
     def tick(self, next_number: int) -> float:
-        """Find out which events have waited in memory long enough.
-
-        Args:
-            next_number: The number that the next event will have.
-
-        Returns:
-            After how many seconds to do so again.
-        """
+        """Find out which events are due, as `Schedule.tick` does."""
         return self.schedule.tick(next_number, self._clock.now(), self.folder.spool is not None)
 
     def write_due(self) -> bool:
@@ -179,12 +165,7 @@ class Spilling:
         return False
 
     def end_stream(self, stream: Stream, before: int) -> None:
-        """Write behind the events of a stream that it has ended, as `StreamMarks.end_stream` says.
-
-        Args:
-            stream: The stream.
-            before: The number below which its events are.
-        """
+        """Write behind the events of a stream that it has ended, as `StreamMarks.end_stream` says."""
         self.marks.end_stream(stream, before)
         self.write(inf if self._is_write_ahead else 0)
 
@@ -207,9 +188,6 @@ class Spilling:
 
     def evict(self, last: int) -> tuple[float, float] | None:
         """Write the events up to number `last`, since memory has no room for them.
-
-        Args:
-            last: The number.
 
         Returns:
             The number from which on and the number below which they are on disk; there is no room for the others. None
@@ -268,11 +246,7 @@ class Spilling:
         return spool
 
     def _write_again(self, held: Mapping[int, LogEvent]) -> None:
-        """Take back the events of a folder that is gone, as far as they are in memory.
-
-        Args:
-            held: The events by their numbers.
-        """
+        """Take back the events of a folder that is gone, as far as they are in memory: those in `held`."""
         before = self.unwritten[0].number if self.unwritten else inf
         first = 0
         if self.folder.is_away:

@@ -24,12 +24,7 @@ class Summaries:
     """Publishes the step metadata of the steps of this process once more, when their account is final."""
 
     def __init__(self, component_id: UUID, clock: Clock) -> None:
-        """Prepare; nothing is started.
-
-        Args:
-            component_id: The log store's id.
-            clock: The source of threads.
-        """
+        """Prepare; nothing is started."""
         self._component_id = component_id
         self._clock = clock
         self._process = os.getpid()

@@ -51,12 +51,6 @@ class Writer:
     """
 
     def __init__(self, component_id: UUID, config: CompositeLogStoreConfig) -> None:
-        """Prepare.
-
-        Args:
-            component_id: The log store's id.
-            config: Its settings.
-        """
         config.watch_secrets()
         self._component_id = component_id
         self._config = config

@@ -135,19 +135,7 @@ def copy_with(
     sleep: Callable[[float], None] = time.sleep,
     dry_run: bool = False,
 ) -> None:
-    """Copy as `copy_streams` does, with a ledger that is open.
-
-    Args:
-        ledger: What earlier backfills have sent.
-        registered: The log store.
-        source: The child to copy from.
-        target: The child to copy to.
-        streams: The streams.
-        result: Where to add up what became of the events, as it happens.
-        rate: The most events per second.
-        tell: Is told how many more events were read.
-        sleep: Waits for so many seconds.
-        dry_run: Whether to count events as copied without copying them.
+    """Copy as `copy_streams` does, with a ledger that is open; tell how many more events were read.
 
     Raises:
         BackfillStoppedError: A child became unavailable.

@@ -71,7 +71,6 @@ class Drained:
     """
 
     def __init__(self) -> None:
-        """Create an empty result."""
         self.folders: dict[Path, LogStore] = {}
         self.plans: list[Plan] = []
         self._children: Sequence[str] = ()

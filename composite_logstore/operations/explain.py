@@ -207,12 +207,6 @@ class _Sample:
     """Events on their way through the steps of a child."""
 
     def __init__(self, result: Explanation, config: ChildConfig) -> None:
-        """Prepare.
-
-        Args:
-            result: What to count in.
-            config: The child's settings.
-        """
         self._result = result
         self._config = config
         self._processor = config.create_processor()

@@ -280,13 +280,7 @@ def _backlogs_in(home: Path, store: LogStore) -> Iterator[Backlog]:
 
 
 def backlog_in(home: Path, store: LogStore, folder: Path) -> Backlog | None:
-    """Return what waits in the folder of one process; None if another process has delivered it and removed the folder.
-
-    Args:
-        home: The log store's folder.
-        store: The log store.
-        folder: The process's folder.
-    """
+    """Return what waits in the folder of a process; None if another process has delivered it and removed the folder."""
     backlog = Backlog(store, home, folder.name, unattended=_unattended(store, home))
     try:
         _look(backlog)

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -319,10 +320,6 @@ def _rehearse_watch(move: Move, report: Reporter) -> str:
     return _watch(move, report)
 
 
-def _rehearse_backfill(move: Move, report: Reporter) -> str:
-    return _backfill(move, report, dry_run=True)
-
-
 def _backfill(move: Move, report: Reporter, dry_run: bool = False) -> str:
     """Copy missing events, and make sure that no run is left that logs to the earlier log store alone."""
     source, target = move.source, move.target
@@ -501,7 +498,7 @@ STAGES = (
         "copy missing events to '{to}'",
         "nothing reads from '{to}' yet, so the copies do no harm",
         True,
-        _rehearse_backfill,
+        partial(_backfill, dry_run=True),
     ),
     Stage(
         "verify",

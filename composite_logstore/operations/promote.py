@@ -56,7 +56,6 @@ class PromotionRefusedError(OperationError):
     """
 
     def __init__(self, message: str, promotion: Promotion) -> None:
-        """Create the error."""
         super().__init__(message)
         self.promotion = promotion
 

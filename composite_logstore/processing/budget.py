@@ -112,7 +112,6 @@ class Told:
     """Of which periods a process has warned. The workers of one child share it."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self._shares: OrderedDict[str, float] = OrderedDict()
 
     def is_news(self, period: str, share: float) -> bool:

@@ -57,7 +57,6 @@ class KnownSecrets:
     """
 
     def __init__(self) -> None:
-        """Begin without a secret."""
         self.ignored: dict[str, None] = {}
         # In the order in which they became known. One C call adds to it or copies it, so it needs no lock.
         self._forms: dict[str, None] = {}

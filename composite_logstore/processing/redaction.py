@@ -88,12 +88,6 @@ class Redactor:
     """Masks texts, and values of attributes, by one child's settings."""
 
     def __init__(self, settings: RedactSettings, secrets: KnownSecrets = known_secrets) -> None:
-        """Prepare.
-
-        Args:
-            settings: The settings.
-            secrets: The secrets of the process.
-        """
         self._secrets = secrets if settings.secrets else KnownSecrets()
         self._rules: list[_Rule] = []
         self._patterns: list[str] = []
@@ -232,7 +226,6 @@ class MarkKeyLines(Step):
     """Marks the lines of private keys for `Redact`, before other steps withhold the first line that tells them."""
 
     def __init__(self) -> None:
-        """Know no key yet."""
         # A stream, a writer and a logger → the number of the event with the first line of a private key → of the one
         # with the last. Deliveries repeat events, so these are not a state that moves.
         self._blocks: OrderedDict[tuple[UUID, str, str], dict[int, int]] = OrderedDict()

@@ -19,7 +19,6 @@ class Sampling(Step):
     """Withholds all events below a level but a part."""
 
     def __init__(self, settings: SampleSettings) -> None:
-        """Sample as the settings say."""
         self._below = settings.below.value
         self._end = int(settings.ratio * (1 << _BITS))
 

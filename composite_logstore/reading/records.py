@@ -223,12 +223,7 @@ def moment_of(nanos: int) -> datetime | None:
 
 
 def entry_of(record: Record, event: Event | None) -> ReadEntry:
-    """Return a record as an entry, whichever program wrote it.
-
-    Args:
-        record: The record.
-        event: Its identity.
-    """
+    """Return a record as an entry, whichever program wrote it."""
     attributes = record.attributes
     filename = _text(attributes.get("code.file.path")) or None
     module = _text(attributes.get("code.function.name"))

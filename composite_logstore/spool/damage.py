@@ -42,10 +42,6 @@ class Damage(NamedTuple):
 def set_aside(process: KnownFolder, damages: Sequence[Damage]) -> list[tuple[Damage, Path]]:
     """Move damaged pieces out of a folder, so that they are not met again.
 
-    Args:
-        process: The folder of the process.
-        damages: The damaged pieces.
-
     Returns:
         Each of them, and the file that keeps it: its own one if it could not be moved.
     """

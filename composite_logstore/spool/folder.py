@@ -367,22 +367,16 @@ class Spool:
 
     # The end
 
-    def close(self) -> bool:
+    def close(self) -> None:
         """Release the folder: remove it if all children have acknowledged all, else leave it to the next process.
 
         An agent that delivers a living process's events removes the folder itself, once the process is dead.
-
-        Returns:
-            Whether it is removed.
         """
-        is_done = False
         with contextlib.suppress(OSError):
             last = self.segments.last
-            is_done = self.delivers_here and all(self.acknowledged(child) > last for child in self.children)
-            if is_done:
+            if self.delivers_here and all(self.acknowledged(child) > last for child in self.children):
                 self._remove()
         self.abandon()
-        return is_done
 
     def _remove(self) -> None:
         with PrivateFolder.open(self.folder.parent) as home:

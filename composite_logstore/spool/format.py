@@ -207,10 +207,6 @@ def _as_value(stream: Stream) -> dict[str, Any]:
 def encode_event(event: LogEvent, stream: str) -> bytes:
     """Return an event as a line.
 
-    Args:
-        event: The event.
-        stream: The id of its stream.
-
     Raises:
         UnstorableEventError: JSON cannot express a value of the event.
     """

@@ -17,7 +17,6 @@ class Marks:
     """
 
     def __init__(self) -> None:
-        """Begin with no line."""
         self.open: dict[Stream, None] = {}
         self.is_closed = False
         self.process: Process | None = None

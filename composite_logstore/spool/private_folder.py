@@ -194,9 +194,6 @@ class PrivateFolder:
     def create_file(self, name: str) -> int:
         """Create a file in it, for reading and writing.
 
-        Args:
-            name: Its name.
-
         Returns:
             A descriptor.
 

@@ -264,11 +264,6 @@ class ForwardReader:
     """
 
     def __init__(self, reader: SegmentReader) -> None:
-        """Begin at the beginning.
-
-        Args:
-            reader: What reads the segments.
-        """
         self.reader = reader
         self._segment: Segment | None = None
         self._offset = 0

@@ -103,12 +103,7 @@ class RejectedFolder:
     # Keeping
 
     def keep(self, child: str, events: Iterable[RejectedEvent]) -> Kept:
-        """Keep events that the backend of a child has rejected. Never raises.
-
-        Args:
-            child: The name of the child.
-            events: The events.
-        """
+        """Keep events that the backend of a child has rejected. Never raises."""
         lines, error = _encoded(events, self._max_bytes)
         written = discarded = 0
         try:

@@ -16,7 +16,6 @@ class Streams:
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._by_id: dict[str, Stream] = {}
 
     def add(self, stream: Stream) -> str:

@@ -193,7 +193,6 @@ class PatientThread:
     """A thread that does one call after the other, for a caller that cannot wait for ever."""
 
     def __init__(self) -> None:
-        """Start it."""
         self.is_stuck = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="contract", daemon=True)

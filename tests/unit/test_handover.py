@@ -375,7 +375,7 @@ def test_what_the_agent_has_not_delivered_stays_on_disk_and_the_folder_is_left_t
     recovered = Spool.recover(folder)
     assert recovered is not None
     assert len(list(recovered.reader.scan())) == 2
-    assert recovered.close()
+    recovered.close()
     assert not folder.exists()
 
 

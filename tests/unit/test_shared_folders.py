@@ -380,5 +380,5 @@ def test_these_files_are_no_damage(tmp_path: Path) -> None:
     assert (found.reader.damage, found.children) == ([], ["a", "b"])
     found.acknowledge("a", 1)
     found.acknowledge("b", 1)
-    assert found.close()
+    found.close()
     assert not spool.folder.exists()
