@@ -63,7 +63,7 @@ def test_mistakes_are_named_with_the_fix_and_without_the_value(settings: dict[st
     with pytest.raises(ValidationError) as caught:
         make(**settings)
     assert fix in str(caught.value)
-    assert "password" not in str(caught.value).replace("user, password", "")
+    assert "password" not in str(caught.value).replace("a user or a password", "")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_mistakes_are_named_with_the_fix_and_without_the_value(settings: dict[st
         {"log_group": "/zenml/team-a_1.b#c"},
         {"log_stream_prefix": "zenml/"},
         {"log_stream_prefix": "x" * 476},
-        {"endpoint_url": "http://127.0.0.1:4566/"},
+        {"endpoint_url": "http://127.0.0.1:4566"},
     ],
 )
 def test_names_that_aws_allows(settings: dict[str, Any]) -> None:
