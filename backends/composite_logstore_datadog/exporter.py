@@ -69,13 +69,14 @@ class DatadogExporter:
         self._clock = clock
         # Leave time for encoding, so that the export ends before it counts as overdue.
         self._timeout_seconds = 0.9 * config.export_timeout_millis / 1000
-        configuration = _configuration(config)
         try:
+            configuration = _configuration(config)
             self._client = ApiClient(configuration)
-        except urllib3.exceptions.ProxySchemeUnknown:
+        except (urllib3.exceptions.HTTPError, ValueError):
+            # The error's text may have the proxy's password.
             raise UnavailableError(
-                f"the proxy that the environment names for {self._host} is not an HTTP proxy; "
-                "name one that is, or put the host into NO_PROXY"
+                f"the proxy that the environment names for {self._host} is not an HTTP proxy, or its password is not "
+                "percent-encoded; name one that is, or put the host into NO_PROXY"
             ) from None
         self._http = HttpClient(self._client.rest_client.pool_manager)
         authentication = configuration.auth_settings()["apiKeyAuth"]  # type: ignore[no-untyped-call]

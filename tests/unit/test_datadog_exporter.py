@@ -517,8 +517,18 @@ def test_proxies_of_the_environment(make: Make, monkeypatch: pytest.MonkeyPatch)
     assert make(site="datadoghq.eu")._client.configuration.proxy == "http://proxy.test:3128"
 
 
-def test_a_proxy_that_is_none(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://me:secret@proxy.test:1080")
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5://me:secret@proxy.test:1080",
+        "http://me:secret#1@proxy.test:3128",
+        "http://me:secret/1@proxy.test:3128",
+        "http://me:secret@proxy.test:port",
+        "http://me:secret@[proxy.test:3128",
+    ],
+)
+def test_a_proxy_that_is_none(proxy: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
     with pytest.raises(UnavailableError, match="NO_PROXY") as caught:
         make()
     assert "secret" not in str(caught.value)
