@@ -1,17 +1,25 @@
-"""Values and texts that every backend can encode, and how many bytes they take."""
+"""Values and texts that every backend can encode, and how many bytes they take.
+
+`composite-logstore run` loads this module into processes of any environment: to import it takes the standard library
+alone, of any Python from 3.7 on.
+"""
 
 from __future__ import annotations
 
 import reprlib
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from itertools import islice, repeat
 from math import isfinite
-from typing import Any, TypeAlias
+from operator import index
+from typing import TYPE_CHECKING, Any
 
-import orjson
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 """A value that every backend can encode."""
@@ -19,12 +27,19 @@ Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | 
 MOST_BYTES = 16 * 1024 * 1024
 """The most bytes of each text of an event, and of its attributes together. Longer ones are shortened, with a mark."""
 
+MOST_NAME_BYTES = 4096
+"""The most bytes of each text that says where a record comes from: its level's name, logger, file and function."""
+
+LOWEST_LEVEL, HIGHEST_LEVEL = -(1 << 31), (1 << 31) - 1
+"""The bounds of a record's level."""
+
 _INT64 = 1 << 63
 _DEEPEST = 8
 _MOST_VALUES = 10_000
 # What an attribute counts besides its text, and a value within one, so that their number has a bound, too.
 _VALUE_BYTES = 64
 _ITEM_BYTES = 8
+_MOST_EXCEPTIONS = 1_000
 _ABBREVIATED = reprlib.Repr()
 _ABBREVIATED.maxlevel = 2
 _MARK = "… [shortened by {} bytes]"
@@ -143,21 +158,21 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
             return number if -_INT64 <= number < _INT64 else text_of(number)
         if isinstance(value, float):
             return float.__float__(value)
-        if isinstance(value, bytes | bytearray):
+        if isinstance(value, (bytes, bytearray)):
             return str(value, "utf-8", "backslashreplace")
         if isinstance(value, Decimal):
             return _number_of(value)
         if _has_no_dimension(value):
             return _item_of(value)
         is_mapping = isinstance(value, Mapping)
-        if not is_mapping and not isinstance(value, list | tuple | set | frozenset | deque):
+        if not is_mapping and not isinstance(value, (list, tuple, set, frozenset, deque)):
             return text_of(value)
         if depth == _DEEPEST:
             return _unicode(_ABBREVIATED.repr(value))
         room = room or repeat(None, _MOST_VALUES)
         # The iterator may be endless.
         items = list(islice(value.items() if is_mapping else value, _MOST_VALUES + 1))
-        taken = [item for _, item in zip(room, items, strict=False)]
+        taken = items[: sum(1 for _ in islice(room, len(items)))]
         mark = f"… [shortened by {max(len(items), len(value)) - len(taken)} values]"
         if is_mapping:
             mapping = {text_of(key): plain(item, depth + 1, room) for key, item in taken}
@@ -167,6 +182,18 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
     except Exception:
         # Even `isinstance` may raise: for a proxy outside of its context, say.
         return text_of(value)
+
+
+def whole(value: Any, lowest: int, highest: int) -> int:
+    """Return a number as a plain integer within bounds, 0 if it is not a number. Never raises."""
+    if type(value) is int and lowest <= value <= highest:
+        return value
+    try:
+        number = int(value) if isinstance(value, float) else index(value)
+        # A subclass may override `__int__` with anything.
+        return max(lowest, min(int.__add__(number, 0), highest))
+    except Exception:
+        return 0
 
 
 def _number_of(value: Decimal) -> float | str:
@@ -227,6 +254,63 @@ def name_of(kind: type) -> str:
 _name_of: Callable[[type], str] = vars(type)["__name__"].__get__
 
 
+def plain_exception(exc_info: Any) -> tuple[str, str, str] | None:
+    """Return the type, the message and the stack trace of a record's exception, None if there is none. Never raises.
+
+    Args:
+        exc_info: The record's `exc_info`: a tuple, an exception, or anything else for the exception that is being
+            handled.
+    """
+    try:
+        if isinstance(exc_info, BaseException):
+            exc_info = (type(exc_info), exc_info, None)
+        kind, value, _ = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
+    except Exception:
+        return "Exception", "", ""
+    if kind is None:
+        return None
+    message = ""
+    with suppress(Exception):
+        # ZenML's and OpenTelemetry's handlers, too, take the first argument for the message.
+        message = text_of(value.args[0]) if value is not None and value.args else ""
+    return (
+        (isinstance(kind, type) and shorten(name_of(kind), MOST_NAME_BYTES)) or "Exception",
+        shorten(message, MOST_BYTES),
+        shorten(_stacktrace(kind, value), MOST_BYTES),
+    )
+
+
+def _stacktrace(kind: Any, value: Any) -> str:
+    trace = None
+    with suppress(Exception):
+        trace = None if value is None else value.__traceback__
+        if _are_few(value):
+            return text_of("".join(traceback.format_exception(kind, value, trace)))
+    # Python formats groups within groups recursively, and one that is in several groups once for each.
+    with suppress(Exception):
+        lines = traceback.format_tb(trace)
+        return text_of("".join(lines) + f"{name_of(kind)}: {text_of(value)}\n… [shortened by the exceptions within]")
+    return ""
+
+
+def _are_few(error: BaseException | None) -> bool:
+    """Return whether an exception and those that it contains, follows, or is caused by, are few enough to be shown."""
+    chained: set[int] = set()
+    waiting = [error]
+    for _ in range(_MOST_EXCEPTIONS):
+        if not waiting:
+            return True
+        error = waiting.pop()
+        within = getattr(error, "exceptions", None)
+        if isinstance(within, tuple):
+            waiting.extend(islice(within, _MOST_EXCEPTIONS))
+        for other in (getattr(error, "__cause__", None), getattr(error, "__context__", None)):
+            if other is not None and id(other) not in chained:
+                chained.add(id(other))
+                waiting.append(other)
+    return False
+
+
 def _unicode(text: str) -> str:
     """Return the text without lone surrogates, which neither JSON nor protobuf can hold."""
     if type(text) is not str:
@@ -271,14 +355,17 @@ def shorten_in_json(value: Any, max_bytes: int) -> str:
         value: A text, or another value that JSON can express.
         max_bytes: The most bytes, with the quotes: at least 2.
     """
+    import orjson
+
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
     most = room = max(0, max_bytes - 2)
-    cut = shorten(text, room)
-    while (size := len(orjson.dumps(cut)) - 2) > most:
+    while True:
+        cut = shorten(text, room)
+        size = len(orjson.dumps(cut)) - 2
+        if size <= most:
+            return cut
         # In JSON a character takes up to six times as many bytes, so the length has to be found by trying.
         room = room * most // size
-        cut = shorten(text, room)
-    return cut
 
 
 def shorten_fields(fields: dict[str, Any], max_bytes: int, indispensable: Container[str]) -> bytes:
@@ -292,6 +379,8 @@ def shorten_fields(fields: dict[str, Any], max_bytes: int, indispensable: Contai
         max_bytes: The most bytes of the entry as JSON.
         indispensable: The names that it keeps however large it is.
     """
+    import orjson
+
     names = {key: len(orjson.dumps(key)) + 2 for key in fields}
     sizes = {key: names[key] + len(orjson.dumps(value)) for key, value in fields.items()}
     excess = sum(sizes.values()) + 1 - max_bytes

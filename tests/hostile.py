@@ -15,9 +15,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from composite_logstore.capture.record import MOST_NAME_BYTES
 from composite_logstore.event import LogEvent
-from composite_logstore.plain import MOST_BYTES
+from composite_logstore.plain import MOST_BYTES, MOST_NAME_BYTES
 
 
 def _raises(*_: Any, **__: Any) -> Any:

@@ -6,10 +6,7 @@ import logging
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from operator import index
 from typing import Any, SupportsFloat, TypeAlias
 from uuid import UUID
 
@@ -19,15 +16,23 @@ from opentelemetry.trace import get_current_span
 from composite_logstore.capture.levels import level_of_stderr
 from composite_logstore.capture.process import attributes
 from composite_logstore.event import PROGRESS_BAR, ExceptionInfo, LogEvent, Stream, TraceContext
-from composite_logstore.plain import MOST_BYTES, Plain, name_of, plain_mapping, shorten, sized_mapping, text_of
-
-MOST_NAME_BYTES = 4096
-"""The most bytes of each text that says where a record comes from: its level's name, logger, file and function."""
+from composite_logstore.plain import (
+    HIGHEST_LEVEL,
+    LOWEST_LEVEL,
+    MOST_BYTES,
+    MOST_NAME_BYTES,
+    Plain,
+    plain_exception,
+    shorten,
+    sized_mapping,
+    text_of,
+    whole,
+)
 
 PRINTED = ("stdout", "stderr")
 """The names of the loggers of printed text: ZenML makes a record of each `write` to one of these streams."""
 
-_INT32 = 1 << 31
+_LAST_LINE = (1 << 31) - 1
 # A text of fewer characters cannot have too many bytes.
 _LONG = MOST_BYTES // 4
 # In seconds since the epoch: the most that 64 bits can hold in nanoseconds. A larger time is not in seconds.
@@ -128,21 +133,15 @@ def _noted_with_care(record: logging.LogRecord, metadata: Any) -> Note:
     message = part(lambda: record.getMessage())
     if message is None:
         message = part(lambda: _unformatted(record), part(lambda: text_of(record.msg), _UNREADABLE))
-    return (
-        created,
-        level,
-        level_name,
-        message,
-        *rest,
-        # `exc_info=True` would mean the exception that is being handled here.
-        part(lambda: _exception(record.exc_info) if isinstance(record.exc_info, tuple | BaseException) else None),
-        part(_trace),
-        part(lambda: plain_mapping(_extra(vars(record))), {"…": _UNREADABLE}),
-        plain_mapping(metadata),
-        None,
-        # Any size is possible, so assume the largest.
-        MOST_BYTES,
+    message = text_of(message)
+    # `exc_info=True` would mean the exception that is being handled here.
+    exception = part(
+        lambda: _exception(record.exc_info) if isinstance(record.exc_info, tuple | BaseException) else None
     )
+    extra, extra_size = sized_mapping(part(lambda: _extra(vars(record)), {"…": _UNREADABLE}))
+    given, given_size = sized_mapping(metadata)
+    size = sys.getsizeof(message) + sum(map(len, exception or ())) + extra_size + given_size
+    return (created, level, level_name, message, *rest, exception, part(_trace), extra, given, None, size)
 
 
 def text_in(said: Note) -> str:
@@ -269,11 +268,11 @@ def _place(level: Any, level_name: Any, logger_name: Any, file: Any, line: Any, 
     key = (level, level_name, logger_name, file, line, function)
     name, path = _name(logger_name), _name(file)
     place = (
-        _whole(level, -_INT32, _INT32 - 1),
+        whole(level, LOWEST_LEVEL, HIGHEST_LEVEL),
         _name(level_name),
         name,
         path,
-        _whole(line, 0, _INT32 - 1),
+        whole(line, 0, _LAST_LINE),
         _name(function),
         name in PRINTED and not path,
     )
@@ -287,18 +286,6 @@ def _place(level: Any, level_name: Any, logger_name: Any, file: Any, line: Any, 
 
 def _name(value: Any) -> str:
     return "" if value is None else shorten(text_of(value), MOST_NAME_BYTES)
-
-
-def _whole(value: Any, lowest: int, highest: int) -> int:
-    """Return a number as a plain integer within bounds, 0 if it is not a number."""
-    if type(value) is int and lowest <= value <= highest:
-        return value
-    try:
-        number = int(value) if isinstance(value, float) else index(value)
-        # A subclass may override `__int__` with anything.
-        return max(lowest, min(int.__add__(number, 0), highest))
-    except Exception:
-        return 0
 
 
 def _time(created: Any) -> int:
@@ -327,10 +314,10 @@ def _checked(trace: TraceContext) -> TraceContext | None:
 
     https://www.w3.org/TR/trace-context/#traceparent-header-field-values
     """
-    trace_id, span_id = _whole(trace.trace_id, 0, 1 << 128), _whole(trace.span_id, 0, 1 << 64)
+    trace_id, span_id = whole(trace.trace_id, 0, 1 << 128), whole(trace.span_id, 0, 1 << 64)
     if not 0 < trace_id < 1 << 128 or not 0 < span_id < 1 << 64:
         return None
-    return TraceContext(trace_id, span_id, _whole(trace.flags, 0, 0xFF))
+    return TraceContext(trace_id, span_id, whole(trace.flags, 0, 0xFF))
 
 
 def _extra(fields: dict[str, Any]) -> dict[str, Any]:
@@ -357,22 +344,5 @@ def _exception(exc_info: Any) -> ExceptionInfo | None:
     if isinstance(exc_info, ExceptionInfo):
         # Another process has captured it.
         return ExceptionInfo(*(shorten(text_of(part), MOST_BYTES) for part in exc_info))
-    if isinstance(exc_info, BaseException):
-        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
-    try:
-        kind, value, _ = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
-    except Exception:
-        return ExceptionInfo("Exception", "", "")
-    if kind is None:
-        return None
-    message = stacktrace = ""
-    with suppress(Exception):
-        # ZenML's and OpenTelemetry's handlers, too, take the first argument for the message.
-        message = text_of(value.args[0]) if value is not None and value.args else ""
-    with suppress(Exception):
-        stacktrace = "".join(traceback.format_exception(kind, value, None if value is None else value.__traceback__))
-    return ExceptionInfo(
-        (isinstance(kind, type) and shorten(name_of(kind), MOST_NAME_BYTES)) or "Exception",
-        shorten(message, MOST_BYTES),
-        shorten(text_of(stacktrace), MOST_BYTES),
-    )
+    parts = plain_exception(exc_info)
+    return parts and ExceptionInfo(*parts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import logging
 import pickle
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,6 +148,56 @@ def test_of_an_exception_that_cannot_be_read_what_can_be_is_kept() -> None:
     noted = numbered_as(make_record(exc_info=VALUES["exc_info, nameless"]()))
     assert noted.exception is not None
     assert noted.exception[:2] == ("NamelessError", "bad")
+
+
+Group: Any = getattr(builtins, "ExceptionGroup", None)
+
+
+def nested_groups() -> BaseException:
+    error: BaseException = ValueError("innermost")
+    for number in range(2_000):
+        error = Group(f"group {number}", [error])
+    return error
+
+
+def groups_that_share() -> BaseException:
+    error: BaseException = ValueError("innermost")
+    for number in range(64):
+        error = Group(f"group {number}", [error, error])
+    return error
+
+
+def wide_group() -> BaseException:
+    return Group("many", [ValueError(number) for number in range(20_000)])
+
+
+def long_chain() -> BaseException:
+    error = ValueError("first")
+    for number in range(20_000):
+        following = ValueError(number)
+        following.__context__ = error
+        error = following
+    return error
+
+
+def odd_members() -> BaseException:
+    class Odd(ValueError):
+        exceptions = VALUES["endless list"]()
+
+    return Odd("one")
+
+
+@pytest.mark.skipif(Group is None, reason="Python 3.11 has the first groups of exceptions")
+@pytest.mark.parametrize("make", [nested_groups, groups_that_share, wide_group, long_chain, odd_members])
+def test_of_exceptions_within_exceptions_the_outermost_is_shown(make: Callable[[], BaseException]) -> None:
+    error = make()
+    with contextlib.suppress(Exception):
+        raise error
+    noted = numbered_as(make_record(exc_info=error))
+    assert noted.exception is not None
+    assert noted.exception.type == type(error).__name__
+    assert "hostile_records.py" in noted.exception.stacktrace
+    assert str(error) in noted.exception.stacktrace
 
 
 # Bounds
