@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,8 @@ PID = "process.pid"
 # The launchers' names for the rank among all processes, then the one for the rank on this machine.
 _RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "LOCAL_RANK")
 _MOST_DIGITS = 9
+# How many records that a thread logs while it hands one over wait until it has done so.
+_MOST_WAITING = 1_000
 
 # The threads of exporters, and of libraries below them. They log about deliveries: to deliver these records, too, would
 # never end.
@@ -98,8 +101,14 @@ def is_daemonic() -> bool:
 
 
 def is_own(record: logging.LogRecord) -> bool:
-    """Return whether a record is about the delivery of records."""
-    return record.name.startswith("composite_logstore") or (record.threadName or "").startswith(_OWN_THREADS)
+    """Return whether a record is about the delivery of records. Never raises, whatever the record's names are."""
+    fields = vars(record)
+    return _begins(fields.get("name"), "composite_logstore") or _begins(fields.get("threadName"), _OWN_THREADS)
+
+
+def _begins(name: Any, beginnings: Any) -> bool:
+    # A name may be anything, and override any method.
+    return issubclass(type(name), str) and str.startswith(name, beginnings)
 
 
 def has_context() -> bool:
@@ -144,7 +153,7 @@ class ProcessCapture:
                 the record has no path.
         """
         self._take = take
-        self._thread = threading.local()
+        self._thread = _Thread()
         self._is_attached = False
         self._undo: list[Callable[[], None]] = []
 
@@ -171,7 +180,7 @@ class ProcessCapture:
                 return original(logger, record)
             if _is_shown(logger, record):
                 self._hand_over(record)
-            before = getattr(self._thread, "is_handling", False)
+            before = self._thread.is_handling
             self._thread.is_handling = True
             try:
                 original(logger, record)
@@ -194,7 +203,7 @@ class ProcessCapture:
             return
 
         def write(text: Any) -> Any:
-            if self._is_attached and isinstance(text, str) and not getattr(self._thread, "is_handling", False):
+            if self._is_attached and isinstance(text, str) and not self._thread.is_handling:
                 self._hand_over(logging.LogRecord(name, level, "", 0, text, (), None, ""))
             return original(text)
 
@@ -211,14 +220,41 @@ class ProcessCapture:
         self._undo.append(undo)
 
     def _hand_over(self, record: logging.LogRecord) -> None:
-        if getattr(self._thread, "is_taking", False):
+        thread = self._thread
+        if thread.is_taking:
+            # A value of a record logs when it is shown, or a signal handler or a finalizer does meanwhile. What the
+            # records that have waited cause in turn would never end.
+            if not thread.has_waited and len(thread.waiting) < _MOST_WAITING:
+                thread.waiting.append(record)
             return
-        self._thread.is_taking = True
+        thread.is_taking = True
+        try:
+            self._take_in(record)
+            thread.has_waited = True
+            while thread.waiting:
+                self._take_in(thread.waiting.popleft())
+        finally:
+            thread.is_taking = thread.has_waited = False
+
+    def _take_in(self, record: logging.LogRecord) -> None:
         try:
             if not is_own(record) and not has_context():
                 self._take(record)
         except Exception:
             # To report it would be one more record.
             pass
-        finally:
-            self._thread.is_taking = False
+
+
+class _Thread(threading.local):
+    """What a thread is doing.
+
+    Attributes:
+        is_handling: Whether it is in a handler of `logging`.
+        is_taking: Whether it hands over a record.
+        waiting: The records that it has logged meanwhile.
+        has_waited: Whether it hands over one of these.
+    """
+
+    def __init__(self) -> None:
+        self.is_handling = self.is_taking = self.has_waited = False
+        self.waiting: deque[logging.LogRecord] = deque()

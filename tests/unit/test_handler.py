@@ -17,6 +17,7 @@ import pytest
 from composite_logstore import CompositeHandler, LogEvent, RetryableError
 from composite_logstore.spool.lock import DELIVERY_LOCK
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from tests.hostile import FIELDS, VALUES, make_record, without
 from tests.simulation import assert_accounts_add_up, make_child
 
 
@@ -136,6 +137,17 @@ def test_a_record_that_cannot_be_formatted_arrives_with_its_arguments() -> None:
     handler.handle(logging.LogRecord("train", logging.ERROR, "/a.py", 1, "%d apples", ("many",), None))
     handler.close()
     assert backend.messages == ["%d apples ('many',)"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_record_whose_attributes_are_anything_arrives_and_nothing_is_raised(field: str) -> None:
+    backend = SimulatedBackend()
+    handler = make_handler(make_child("one", backend))
+    odd = [make_record(**{field: value()}) for value in VALUES.values()]
+    for record in (*odd, without(field)):
+        handler.handle(record)
+    handler.close()
+    assert len(backend.received) == len(odd) + 1
 
 
 def test_threads_that_log_do_not_wait_for_a_flush(train: logging.Logger) -> None:

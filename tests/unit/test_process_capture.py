@@ -16,6 +16,7 @@ import pytest
 
 from composite_logstore.capture import process
 from composite_logstore.capture.process import PID, RANK, ProcessCapture, attributes, rank
+from tests.hostile import VALUES, make_record, without
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID", "LOCAL_RANK", "SLURM_NTASKS")
 
@@ -208,7 +209,7 @@ def test_what_exporters_log_and_print_is_left_out(name: str) -> None:
         assert collected == []
 
 
-def test_no_failure_reaches_the_program_and_no_record_causes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_failure_reaches_the_program_and_no_record_causes_others_without_end() -> None:
     calls: list[str] = []
 
     def fail(record: logging.LogRecord) -> None:
@@ -223,7 +224,49 @@ def test_no_failure_reaches_the_program_and_no_record_causes_another(monkeypatch
         logging.getLogger("train").warning("again")
     finally:
         capture.detach()
-    assert calls == ["hello", "again"]
+    assert calls == ["hello", "about a record", "again", "about a record"]
+
+
+class Silent(logging.Handler):
+    """Does nothing, where another one's formatter would raise."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def test_what_is_logged_while_a_record_is_taken_in_follows_it() -> None:
+    class Value:
+        def __str__(self) -> str:
+            logger.warning("shown")
+            return "value"
+
+    logger = logging.Logger("test")
+    logger.addHandler(Silent())
+    messages: list[str] = []
+    capture = ProcessCapture(lambda record: messages.append(record.getMessage()))
+    capture.attach()
+    try:
+        logger.warning("the %s", Value())
+        logger.warning("next")
+    finally:
+        capture.detach()
+    assert messages == ["the value", "shown", "next"]
+
+
+@pytest.mark.parametrize("value", sorted(VALUES))
+def test_whatever_a_record_s_names_are_it_is_collected(value: str) -> None:
+    logger = logging.Logger("test")
+    logger.addHandler(Silent())
+    odd = [make_record(name=VALUES[value]()), make_record(threadName=VALUES[value]()), without("name", "threadName")]
+    collected: list[logging.LogRecord] = []
+    capture = ProcessCapture(collected.append)
+    capture.attach()
+    try:
+        for record in odd:
+            logger.handle(record)
+    finally:
+        capture.detach()
+    assert [id(record) for record in collected] == [id(record) for record in odd]
 
 
 @pytest.mark.parametrize("stream", [None, object(), SimpleNamespace(write=None), io.StringIO()])
