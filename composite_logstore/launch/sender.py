@@ -1,6 +1,6 @@
 """Sends what a Python process logs and prints to `composite-logstore run`.
 
-This module needs the standard library alone, since it runs in processes of any environment.
+This module, and those that it is given, need the standard library alone: they run in processes of any environment.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ import socket
 import struct
 import sys
 import threading
-import traceback
 from contextlib import suppress
 from typing import Any
 
 LENGTH = struct.Struct(">I")
-MOST_BYTES = 64 * 1024**2
-"""How many bytes one frame may have. A larger record is left out."""
+MOST_BYTES = 1024**3
+"""How many bytes one frame may have: more than a record, whose texts are bounded, takes even if all is escaped."""
 SEND_SECONDS = 10.0
 """How long a record waits for `run` before this process sends no more."""
 
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_FIELDS = ("name", "levelno", "levelname", "pathname", "lineno", "funcName", "created", "thread")
+_FIELDS = ("name", "levelname", "pathname", "lineno", "funcName", "created", "thread")
 
 
 class Sender:
     """The connection of one process. Never raises."""
 
-    def __init__(self, address: str, process: Any) -> None:
+    def __init__(self, address: str, process: Any, plain: Any) -> None:
         """Connect.
 
         Args:
             address: The path of the socket.
             process: The module `composite_logstore.capture.process`.
+            plain: The module `composite_logstore.plain`.
         """
         self._address = address
         self._attributes = process.attributes
+        self._plain = plain
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._connect()
@@ -52,15 +53,8 @@ class Sender:
 
     def send(self, record: logging.LogRecord) -> None:
         """Send a record."""
-        attributes, fields = self._attributes(), _fields_of(record)
-        try:
-            content = json.dumps([attributes, fields], default=_plain).encode()
-        except (TypeError, ValueError, RecursionError):
-            # Something contains itself, or a mapping has keys that JSON does not know.
-            fields["extra"] = {key: _text(value) for key, value in fields["extra"].items()}
-            content = json.dumps([attributes, fields], default=_plain).encode()
-        if len(content) > MOST_BYTES:
-            return
+        attributes, fields = self._attributes(), self._fields_of(record)
+        content = json.dumps([attributes, fields]).encode()
         with self._lock:
             if self._socket is not None:
                 try:
@@ -68,6 +62,24 @@ class Sender:
                 except OSError:
                     # Half a frame may have been sent, so nothing more can follow.
                     self._close()
+
+    def _fields_of(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Return a record's values as JSON can hold them, whatever they are."""
+        plain = self._plain
+        fields: dict[str, Any] = plain.plain_mapping({name: getattr(record, name, None) for name in _FIELDS})
+        fields["levelno"] = plain.whole(getattr(record, "levelno", 0), plain.LOWEST_LEVEL, plain.HIGHEST_LEVEL)
+        try:
+            message = record.getMessage()
+        except Exception:
+            message = " ".join(plain.text_of(getattr(record, name, "")) for name in ("msg", "args"))
+        fields["msg"] = plain.shorten(plain.text_of(message), plain.MOST_BYTES)
+        extra = {key: value for key, value in vars(record).items() if key not in _RECORD_ATTRIBUTES}
+        if extra:
+            fields["extra"] = plain.plain_mapping(extra)
+        with suppress(Exception):
+            if record.exc_info:
+                fields["exception"] = plain.plain_exception(record.exc_info)
+        return fields
 
     def redirect(self) -> None:
         """Let Python's streams write to the terminal itself, if `run` captures the descriptors."""
@@ -140,59 +152,20 @@ def _redirect(descriptor: int, name: str, terminal: int, pipe: int) -> None:
     setattr(sys, f"__{name}__", redirected)
 
 
-def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: getattr(record, name, None) for name in _FIELDS}
-    try:
-        fields["msg"] = record.getMessage()
-    except Exception:
-        fields["msg"] = f"{_text(record.msg)} {_text(record.args)}"
-    extra = {str(key): value for key, value in vars(record).items() if key not in _RECORD_ATTRIBUTES}
-    if extra:
-        fields["extra"] = extra
-    if record.exc_info:
-        fields["exception"] = _exception(record.exc_info)
-    return fields
-
-
-def _exception(exc_info: Any) -> list[str] | None:
-    if isinstance(exc_info, BaseException):
-        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
-    kind, value, trace = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
-    if kind is None:
-        return None
-    # ZenML's and OpenTelemetry's handlers, too, take the first argument for the message.
-    message = _text(value.args[0]) if value is not None and value.args else ""
-    return [kind.__name__, message, "".join(traceback.format_exception(kind, value, trace))]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON does not know: the number in a scalar of an array library, or else a text."""
-    with suppress(Exception):
-        number = value.item()
-        if isinstance(number, (bool, int, float, str)):
-            return number
-    return _text(value)
-
-
-def _text(value: Any) -> str:
-    with suppress(Exception):
-        return str(value)
-    return f"<{type(value).__name__}>"
-
-
 sender: Sender | None = None
 """The process's own, None if it does not belong to a `run`."""
 
 
-def begin(address: str, process: Any) -> None:
+def begin(address: str, process: Any, plain: Any) -> None:
     """Send what this process logs and prints from now on, in all of its threads.
 
     Args:
         address: The path of the socket.
         process: The module `composite_logstore.capture.process`.
+        plain: The module `composite_logstore.plain`.
     """
     global sender
-    sender = Sender(address, process)
+    sender = Sender(address, process, plain)
     if sender.is_connected:
         if os.environ.get("COMPOSITE_LOGSTORE_CAPTURES"):
             with suppress(Exception):

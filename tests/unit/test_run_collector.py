@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from composite_logstore import plain
 from composite_logstore.capture import process
 from composite_logstore.launch import collector as module
 from composite_logstore.launch.collector import Collector, Output
 from composite_logstore.launch.sender import Sender
+from tests.hostile import FIELDS, VALUES, make_record, without
 from tests.watching import wait_until
 
 
@@ -45,17 +47,27 @@ def record(**extra: Any) -> logging.LogRecord:
     return made
 
 
-def contains_itself() -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    mapping["itself"] = mapping
-    return mapping
+@pytest.mark.parametrize("value", sorted(VALUES))
+def test_a_record_arrives_whatever_its_attributes_are(collector: Collector, taken: Taken, value: str) -> None:
+    sender = Sender(collector.address, process, plain)
+    odd = [make_record(**{field: VALUES[value]()}) for field in FIELDS]
+    for one in (*odd, without(*FIELDS), record()):
+        sender.send(one)
+    wait_until(lambda: len(taken.records) == len(odd) + 2, "all records arrive")
+    assert taken.records[-1].getMessage() == "said"
 
 
-@pytest.mark.parametrize("value", [{(1, 2): 3}, {object(): 1}, [{frozenset(): {b"": 2}}], contains_itself()])
-def test_a_record_arrives_whatever_its_attributes_are(collector: Collector, taken: Taken, value: Any) -> None:
-    Sender(collector.address, process).send(record(odd=value))
+def test_a_level_beyond_all_bounds_stays_the_highest(collector: Collector, taken: Taken) -> None:
+    Sender(collector.address, process, plain).send(make_record(levelno=1 << 70))
     wait_until(lambda: len(taken.records) == 1, "the record arrives")
-    assert isinstance(taken.records[0].odd, str)  # type: ignore[attr-defined]
+    assert taken.records[0].levelno > logging.CRITICAL
+
+
+def test_texts_are_sent_up_to_their_bounds(collector: Collector, taken: Taken) -> None:
+    text = "x" * (plain.MOST_BYTES + 10)
+    Sender(collector.address, process, plain).send(make_record(text))
+    wait_until(lambda: len(taken.records) == 1, "the record arrives")
+    assert plain.MOST_BYTES - 100 < len(taken.records[0].getMessage()) <= plain.MOST_BYTES
 
 
 def test_a_window_may_be_resized_when_an_output_has_been_closed(taken: Taken) -> None:
@@ -73,14 +85,14 @@ def test_a_collector_that_was_full_takes_new_processes_once_others_have_ended(
     collector: Collector, taken: Taken
 ) -> None:
     collector._most_processes = 2
-    senders = [Sender(collector.address, process) for _ in range(2)]
+    senders = [Sender(collector.address, process, plain) for _ in range(2)]
     for sender in senders:
         sender.send(record())
     wait_until(lambda: len(taken.records) == 2, "both processes are served")
     for sender in senders:
         sender._close()
     wait_until(lambda: sum(thread.is_alive() for thread in collector._threads) == 1, "both have ended")
-    Sender(collector.address, process).send(record())
+    Sender(collector.address, process, plain).send(record())
     wait_until(lambda: len(taken.records) == 3, "a third one is served")
 
 
@@ -95,7 +107,7 @@ def test_a_process_for_which_there_is_no_thread_ends_nothing(
             raise RuntimeError("can't start new thread")
 
         patch.setattr(module.threading.Thread, "start", start)
-        Sender(collector.address, process)
+        Sender(collector.address, process, plain)
         wait_until(refused.is_set, "a thread is refused")
-    Sender(collector.address, process).send(record())
+    Sender(collector.address, process, plain).send(record())
     wait_until(lambda: len(taken.records) == 1, "the next process is served")

@@ -21,7 +21,8 @@ def _begin() -> None:
     address = os.environ.get("COMPOSITE_LOGSTORE_COLLECTOR")
     if address:
         process = _load("_composite_logstore_process", "capture", "process.py")
-        _load("_composite_logstore_sender", "launch", "sender.py").begin(address, process)
+        plain = _load("_composite_logstore_plain", "plain.py")
+        _load("_composite_logstore_sender", "launch", "sender.py").begin(address, process, plain)
 
 
 def _import_the_environments_own() -> None:
