@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from composite_logstore.reading.patterns import quoted_text, re2_pattern
     from composite_logstore.reading.records import RankedEntry, Record, whole_number
     from composite_logstore.reading.searches import Allowance, HttpSearches
+    from composite_logstore.resource import detected_attributes, environment_attributes
     from composite_logstore.secret_references import has_reference
 
 _HOMES = {
@@ -112,7 +113,9 @@ _HOMES = {
     "UnavailableError": "backend",
     "cause_of": "http_client",
     "checked_url": "reader_config",
+    "detected_attributes": "resource",
     "distributions_of": "distributions",
+    "environment_attributes": "resource",
     "has_reference": "secret_references",
     "in_context": "joining",
     "join": "joining",
@@ -180,7 +183,9 @@ __all__ = [
     "UnavailableError",
     "cause_of",
     "checked_url",
+    "detected_attributes",
     "distributions_of",
+    "environment_attributes",
     "has_reference",
     "in_context",
     "join",

@@ -23,6 +23,7 @@ from composite_logstore.backend import UNENCODABLE, RejectedError, RetryableErro
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.http_client import bound
 from composite_logstore.plain import Plain, shorten
+from composite_logstore.resource import detected_attributes
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
@@ -96,11 +97,7 @@ class OtelExporter:
             max_batch_size: The most events that the exporter takes at once, None without a limit.
         """
         self._exporter = exporter
-        try:
-            self._resource = Resource.create(dict(resource))
-        except RuntimeError:
-            # `create` detects more attributes in threads, which a process at its end cannot start.
-            self._resource = Resource(dict(resource))
+        self._resource = Resource(detected_attributes(resource))  # type: ignore[arg-type]
         self._max_batch_size = max_batch_size
         _bound_sessions(exporter)
         self._listener = _Listener(exporter, hidden)

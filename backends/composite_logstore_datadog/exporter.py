@@ -19,7 +19,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
 from datadog_api_client import ApiClient, Configuration
-from opentelemetry.sdk.resources import OTELResourceDetector
 from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy
 
 from composite_logstore import (
@@ -33,6 +32,7 @@ from composite_logstore import (
     Stream,
     TooLargeError,
     UnavailableError,
+    environment_attributes,
     seconds_asked_for,
     shown_url,
 )
@@ -88,7 +88,7 @@ class DatadogExporter:
         }
         self._common = {
             # Like ZenML's own store, add the attributes of OTEL_RESOURCE_ATTRIBUTES.
-            **unreserved(OTELResourceDetector().detect().attributes),
+            **unreserved(environment_attributes()),
             "service.name": config.service_name,
             "service.version": config.service_version,
             "service": config.service_name,

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from opentelemetry.sdk.resources import OTELResourceDetector
 from urllib3.exceptions import HTTPError
 
 from composite_logstore import (
@@ -27,6 +26,7 @@ from composite_logstore import (
     Stream,
     TooLargeError,
     UnavailableError,
+    environment_attributes,
     retry_after,
 )
 from composite_logstore_elasticsearch.connection import Connection, Refusal, failure, path_of
@@ -78,7 +78,7 @@ class ElasticsearchExporter:
         # Leave time for encoding, so that the export ends before it counts as overdue.
         self._timeout_seconds = 0.9 * config.export_timeout_millis / 1000
         # Like ZenML's own store, add the attributes of OTEL_RESOURCE_ATTRIBUTES.
-        self._common = dict(OTELResourceDetector().detect().attributes)
+        self._common = environment_attributes()
 
     def export(self, batch: Sequence[LogEvent]) -> int:
         """Write the batch.

@@ -9,10 +9,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.resources import OTELResourceDetector
 from zenml import __version__ as zenml_version
 
-from composite_logstore import OtelExporter, distributions_of
+from composite_logstore import OtelExporter, distributions_of, environment_attributes
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -117,5 +116,5 @@ def _named(name: str) -> EntryPoint | None:
 def _resource(config: OtelChildConfig) -> dict[str, str]:
     settings = {"service.name": config.service_name, "service.version": config.service_version}
     defaults = {"service.name": "zenml", "service.version": zenml_version}
-    variables = OTELResourceDetector().detect().attributes
+    variables = environment_attributes()
     return {name: settings[name] or str(variables.get(name, defaults[name])) for name in defaults}

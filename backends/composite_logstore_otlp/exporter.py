@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from zenml import __version__ as zenml_version
 
-from composite_logstore import UNENCODABLE, RejectedError
+from composite_logstore import UNENCODABLE, RejectedError, detected_attributes, environment_attributes
 from composite_logstore_otlp.checks import GRPC
 from composite_logstore_otlp.connection import Connection
 from composite_logstore_otlp.encoding import encode_request, encode_resource
@@ -117,14 +116,7 @@ def resource_attributes(config: OtlpChildConfig) -> dict[str, Any]:
     if config.service_version:
         settings["service.version"] = config.service_version
     defaults = {"service.name": "zenml", "service.version": zenml_version}
-    variables = OTELResourceDetector().detect().attributes
-    attributes = {**defaults, **variables, **settings}
-    try:
-        return dict(Resource.create(attributes).attributes)
-    except RuntimeError:
-        # `create` starts threads to detect more attributes, which fails at a process's end. The last events are worth
-        # more than these attributes.
-        return attributes
+    return detected_attributes({**defaults, **environment_attributes(), **settings})
 
 
 def _rejected(response: bytes) -> tuple[str, int]:

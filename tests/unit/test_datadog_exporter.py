@@ -235,6 +235,14 @@ def test_attributes_of_the_environment_are_added(
     assert (entry["service"], entry["service.name"], entry["extra.host"]) == ("zenml", "zenml", "x")
 
 
+def test_an_environment_that_is_no_unicode_costs_no_event(
+    make: Make, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=\udcff,zone=1")
+    make().export(make_events(["hello"]))
+    assert (transport.entries[0]["message"], transport.entries[0]["zone"]) == ("hello", "1")
+
+
 @pytest.mark.parametrize(
     ("level", "level_name", "status"),
     [

@@ -102,6 +102,14 @@ def test_a_batch_is_one_request_of_creations_under_the_events_ids() -> None:
     assert gzip.decompress(request["body"]).endswith(b"\n")
 
 
+@pytest.mark.parametrize("name", ["OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"])
+def test_an_environment_that_is_no_unicode_costs_no_event(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "team=\udcff")
+    cluster = Cluster()
+    assert exporter_on(cluster).export(make_events(["hello"])) == 0
+    assert cluster.lines(0)[1]["message"] == "hello"
+
+
 def test_a_user_has_basic_authentication() -> None:
     cluster = Cluster()
     exporter_on(cluster, api_key=None, username="me", password="pässword").export(make_events(["a"]))

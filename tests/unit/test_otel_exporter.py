@@ -199,6 +199,15 @@ def test_an_exporter_is_found_by_its_entry_point_and_by_its_class_path(site: Pat
         assert child.requirements == {"composite-logstore", "own-line-exporter"}
 
 
+def test_an_environment_that_is_no_unicode_is_replaced_by_what_an_exporter_can_encode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=\udcff")
+    exporter = Recording()
+    assert OtelExporter(exporter, RESOURCE).export([make_event()]) == 0
+    assert resource_of(exporter.records[0]).attributes["team"] == "?"
+
+
 def test_the_service_is_that_of_the_settings_then_the_variables_then_zenml_s(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

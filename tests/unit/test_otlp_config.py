@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from composite_logstore import UnavailableError
 from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.connection import Connection
+from composite_logstore_otlp.encoding import encode_resource
 from composite_logstore_otlp.exporter import resource_attributes
 
 VARIABLES = ["ENDPOINT", "PROTOCOL", "HEADERS", "COMPRESSION", "INSECURE"]
@@ -240,6 +241,11 @@ class TestVariables:
         named = make_config(service_name="s", service_version="v", resource_attributes={"service.name": "t"})
         assert resource_attributes(named)["service.name"] == "s"
         assert resource_attributes(named)["service.version"] == "v"
+
+    @pytest.mark.parametrize("name", ["OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"])
+    def test_that_are_no_unicode_cost_no_event(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv(name, "team=\udcff")
+        assert encode_resource(resource_attributes(make_config()))
 
 
 class TestCertificates:
