@@ -133,6 +133,9 @@ class _Response(http.client.HTTPResponse):
         while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
+        if self.chunked:
+            # It does not count then, and urllib3 would warn of it each time.
+            del self.headers["Content-Length"]
         if self._exchange is not None:
             # urllib3 would log all lines that cannot be parsed, and they may contain anything.
             self.headers.defects.clear()

@@ -266,8 +266,8 @@ class _GuestAdapter(BoundedAdapter):
             raise requests.ReadTimeout("the answer came too late", request=request)
         if fault == "cut":
             raise requests.ConnectionError("the answer was cut off", request=request)
-        if not 200 <= status < 300 and status < 400:
-            # Many exporters take all below 400 for success.
+        if not 200 <= status < 300 and not 400 <= status < 600:
+            # Many exporters take all others for success, too.
             raise requests.RequestException(f"the answer is {status}, which is neither success nor failure")
         answer.headers.pop("Content-Encoding", None)
         # The body is decoded already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import subprocess
 import sys
@@ -294,6 +295,28 @@ def test_no_redirect_is_followed(name: str, status: str, server: HostileServer) 
             assert isinstance(read(child), LogStoreError)
         child.backend_time()
         assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("status", ["600 Odd", "999 Odd"])
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_a_status_that_there_is_not_is_no_success(name: str, status: str, server: HostileServer) -> None:
+    server.answer = plain(status=status)
+    exporter = EVERYBODY[name](server).create_exporter()
+    assert isinstance(outcome_of(exporter), RetryableError | UnavailableError)
+    exporter.close()
+
+
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_an_answer_with_two_lengths_warns_of_nothing(
+    name: str, server: HostileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b"{}" if name in ("datadog", "otel with ZenML's exporter") else b""
+    chunk = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
+    server.answer = plain(chunk + b"0\r\n\r\n", "202 Accepted", "Transfer-Encoding: chunked\r\n")
+    exporter = EVERYBODY[name](server).create_exporter()
+    assert outcome_of(exporter) == 0
+    exporter.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("name", EVERYBODY)
