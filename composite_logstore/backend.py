@@ -6,7 +6,9 @@ A backend is a package with a `ChildConfig` (see `child_config.py`), registered 
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -15,6 +17,7 @@ from pydantic import SecretStr
 
 from composite_logstore.bounds import Bounds
 from composite_logstore.event import HIGHEST
+from composite_logstore.secret_forms import SHORTEST, forms
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
@@ -342,7 +345,6 @@ class Copier(Protocol):
 
 
 _LOOKED_AT_CHARACTERS = 64 * 1024
-_SHORTEST_KEY = 6
 
 
 def quote(text: str, hidden: object = None, most: int = Bounds.TEXT_CHARACTERS) -> str:
@@ -351,7 +353,8 @@ def quote(text: str, hidden: object = None, most: int = Bounds.TEXT_CHARACTERS) 
     Args:
         text: The text.
         hidden: Secrets that must not be shown: texts, `SecretStr`, and mappings and lists of these. Each word of a
-            secret with spaces, such as `Bearer …`, is hidden, too. A secret of less than 6 characters is not hidden.
+            secret with spaces, such as `Bearer …`, is hidden, too, and the password in `Basic …`, each in all forms in
+            which a server may repeat it. A secret of less than 6 characters is not hidden.
         most: The most characters of the line.
     """
     words = "".join(character if character.isprintable() else " " for character in text[:_LOOKED_AT_CHARACTERS]).split()
@@ -360,11 +363,23 @@ def quote(text: str, hidden: object = None, most: int = Bounds.TEXT_CHARACTERS) 
         words = words[:-1]
     line = " ".join(words)
     secrets = [revealed(secret) for _, secret in texts_in([hidden])]
-    keys = {key for secret in secrets for key in (secret, *secret.split()) if len(key) >= _SHORTEST_KEY}
+    keys = {key for secret in secrets for key in _keys_in(secret) if len(key) >= SHORTEST}
+    shown = {form for key in keys for form in forms(key) if len(form) >= SHORTEST}
     # The longest first, since a key may be a part of another.
-    for key in sorted(keys, key=len, reverse=True):
-        line = line.replace(key, "***")
+    for form in sorted(shown, key=len, reverse=True):
+        line = line.replace(form, "***")
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _keys_in(secret: str) -> Iterator[str]:
+    """Yield a secret, its words, and what HTTP's basic authentication says with each of them."""
+    for word in (secret, *secret.split()):
+        yield word
+        with suppress(ValueError):
+            # https://www.rfc-editor.org/rfc/rfc7617#section-2
+            password = b64decode(word, validate=True).decode().partition(":")[2]
+            yield password
+            yield from password.split()
 
 
 def revealed(value: str | SecretStr) -> str:

@@ -237,7 +237,8 @@ class Connection:
             credentials = self._credentials.get_frozen_credentials()
             headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"{_TARGET}.{operation}"}
             request = AWSRequest("POST", self._url, headers=headers, data=body)
-            SigV4Auth(credentials, "logs", self.region).add_auth(request)
+            with _silence("botocore.auth"):
+                SigV4Auth(credentials, "logs", self.region).add_auth(request)
         except Exception as error:
             raise UnavailableError(
                 f"the credentials for AWS cannot be used ({type(error).__name__}); check where they come from"
@@ -284,7 +285,7 @@ def url_of(config: CloudwatchChildConfig, region: str | None = None) -> str:
 
 @contextmanager
 def _silence(name: str) -> Iterator[None]:
-    """Let a logger say nothing in this thread: on each connection, botocore tells where it has found credentials."""
+    """Let a logger say nothing in this thread: botocore tells where it has found credentials, and a session's token."""
     thread = threading.get_ident()
 
     def is_of_another(record: logging.LogRecord) -> bool:

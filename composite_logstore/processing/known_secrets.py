@@ -6,15 +6,10 @@ through one property of ZenML's, and that is watched.
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache, wraps
 from typing import Any, NamedTuple
-from urllib.parse import quote, quote_plus
 from uuid import UUID
 
 from zenml.logger import get_logger
@@ -23,18 +18,13 @@ from composite_logstore import clock, zenml
 from composite_logstore.event import Stream
 from composite_logstore.inert import described
 from composite_logstore.plain import text_of
+from composite_logstore.secret_forms import LONGEST, SHORTEST, forms
 from composite_logstore.service import tell
 
 logger = get_logger(__name__)
 
 VARIABLE = "COMPOSITE_LOGSTORE_SECRET_VARIABLES"
 """The environment variable that names those which may hold a secret: the processes that a step starts inherit both."""
-
-SHORTEST = 6
-"""The fewest characters of a secret that is looked for: a shorter one would mask half of each log."""
-
-LONGEST = 64 * 1024
-"""The most characters of a secret that is looked for as a whole."""
 
 MOST = 5_000
 """The most forms of all secrets together."""
@@ -45,7 +35,6 @@ ASK_AGAIN_SECONDS = 30.0
 _MOST_CHARACTERS = 2 * 1024 * 1024
 _MOST_STREAMS = 10_000
 _MOST_NAMES_CHARACTERS = 8_000
-_HEX = re.compile("%[0-9A-F]{2}")
 _ENDINGS = ("_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
 
 
@@ -131,39 +120,6 @@ class KnownSecrets:
     def forms(self) -> list[str]:
         """All forms of all secrets."""
         return list(self._forms)
-
-
-def forms(value: str) -> Iterator[str]:
-    """Yield the forms of a secret's value: as it is, escaped, encoded for a URL, in base64, and line by line."""
-    lines = [line.strip() for line in value.splitlines()]
-    if len(lines) > 1:
-        yield from (line for line in lines if SHORTEST <= len(line) <= LONGEST)
-    if len(value) > LONGEST:
-        return
-    yield value
-    encoded = value.encode("utf-8", "replace")
-    for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
-        yield escaped
-        # As pandas writes it.
-        yield escaped.replace("/", "\\/")
-    yield repr(value)[1:-1]
-    yield repr(encoded)[2:-1]
-    for quoted in (quote(value, safe=""), quote(value), quote_plus(value)):
-        yield quoted
-        yield _HEX.sub(lambda found: found[0].lower(), quoted)
-    yield from _in_base64(encoded)
-
-
-def _in_base64(value: bytes) -> Iterator[str]:
-    """Yield what base64 shows of a value, wherever the value begins among the encoded bytes, such as `user:value`."""
-    for before in range(3):
-        for encode in (b64encode, urlsafe_b64encode):
-            encoded = encode(bytes(before) + value).decode().rstrip("=")
-            # The characters at both ends also depend on the bytes beside the value.
-            begin = (0, 2, 3)[before]
-            end = len(encoded) - (1 if (before + len(value)) % 3 else 0)
-            if end - begin >= SHORTEST:
-                yield encoded[begin:end]
 
 
 known_secrets = KnownSecrets()

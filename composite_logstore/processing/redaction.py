@@ -20,9 +20,10 @@ from composite_logstore.event import ExceptionInfo, LogEvent, Stream
 from composite_logstore.plain import Plain
 from composite_logstore.processing.expressions import ExpressionSet, any_of, compiled, literally
 from composite_logstore.processing.key_formats import FORMATS
-from composite_logstore.processing.known_secrets import LONGEST, SHORTEST, KnownSecrets, known_secrets
+from composite_logstore.processing.known_secrets import KnownSecrets, known_secrets
 from composite_logstore.processing.processor import Processed, Step
 from composite_logstore.processing.settings import RedactSettings, placeholder
+from composite_logstore.secret_forms import LONGEST, SHORTEST
 from composite_logstore.service import tell
 
 logger = get_logger(__name__)

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from composite_logstore import LogEvent
 from composite_logstore.event import ExceptionInfo
-from composite_logstore.processing.known_secrets import KnownSecrets, forms
+from composite_logstore.processing.known_secrets import KnownSecrets
 from composite_logstore.processing.processor import Processed
 from composite_logstore.processing.redaction import REDACTED, Redact
 from composite_logstore.processing.settings import RedactSettings
+from composite_logstore.secret_forms import forms
 from composite_logstore.testing import make_event
 from composite_logstore_artifact.encoding import encode
 from composite_logstore_cloudwatch import encoding as cloudwatch

@@ -136,6 +136,12 @@ def test_nothing_is_logged(transport: Transport, caplog: pytest.LogCaptureFixtur
     assert [record.message for record in caplog.records] == ["said by others"]
 
 
+def test_not_even_botocore_s_debugging_shows_a_secret(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    connect().call("PutLogEvents", {}, 5.0, 1_000)
+    assert not [secret for secret in (KEY, SECRET, SESSION) if secret in caplog.text]
+
+
 @pytest.mark.parametrize(
     ("status", "body", "headers", "code", "seconds"),
     [

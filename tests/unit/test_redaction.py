@@ -31,10 +31,11 @@ from composite_logstore.parity.scan import open_source
 from composite_logstore.plain import text_of
 from composite_logstore.processing import known_secrets
 from composite_logstore.processing.key_formats import FORMATS
-from composite_logstore.processing.known_secrets import LONGEST, MOST, SHORTEST, KnownSecrets
+from composite_logstore.processing.known_secrets import MOST, KnownSecrets
 from composite_logstore.processing.processor import Processed, Processor
 from composite_logstore.processing.redaction import MOST_LINES, REDACTED, Redact, Redactor
 from composite_logstore.processing.settings import RedactSettings
+from composite_logstore.secret_forms import LONGEST, SHORTEST
 from composite_logstore.testing import SimulatedBackend, SimulatedClock, make_event
 from tests.events import make_events, make_stream
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store
