@@ -31,6 +31,7 @@ from composite_logstore.handler import RecordHandler
 from composite_logstore.reading import nesting
 from composite_logstore.reading.nothing import STEP_METADATA
 from composite_logstore.reading.pages import Pages
+from composite_logstore.reading.ranks import with_rank_shown
 from composite_logstore.service import tell
 from composite_logstore.spool.settings import check_spool, spool_problem, spool_settings
 
@@ -280,7 +281,7 @@ class CompositeLogStore(BaseLogStore):
         """Return whether a stream belongs to this log store."""
         return logs.log_store_id == self.id
 
-    @zenml.paged
+    @zenml.paged(with_rank_shown)
     def fetch(
         self,
         logs_model: LogsResponse,
@@ -291,6 +292,9 @@ class CompositeLogStore(BaseLogStore):
         filter_: LogsEntriesFilter | None = None,
     ) -> LogsEntriesResponse:
         """Return a page of a stream's entries, oldest first, from the primary.
+
+        The message of an entry that has a rank begins with it, since ZenML's entries have no place for one. Searches do
+        not find it.
 
         Args:
             logs_model: The stream.

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -33,14 +34,17 @@ if not hasattr(sys.modules["__main__"], "__file__"):
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs more of ZenML than the installed release has."""
-    if item.get_closest_marker("needs_paged_fetch") is None:
-        return
+    if item.get_closest_marker("needs_paged_fetch") is not None and _returns_lists():
+        pytest.skip("the log stores of this ZenML return lists instead of pages")
+
+
+@cache
+def _returns_lists() -> bool:
     import inspect
 
     from zenml.log_stores.base_log_store import BaseLogStore
 
-    if "start_time" in inspect.signature(BaseLogStore.fetch).parameters:
-        pytest.skip("the log stores of this ZenML return lists instead of pages")
+    return "start_time" in inspect.signature(BaseLogStore.fetch).parameters
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +54,9 @@ def _pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     from composite_logstore import CompositeLogStore
 
-    if pages := getattr(CompositeLogStore.fetch, "pages", None):
-        monkeypatch.setattr(CompositeLogStore, "fetch", pages)
+    if _returns_lists():
+        fetch: Any = CompositeLogStore.fetch
+        monkeypatch.setattr(CompositeLogStore, "fetch", fetch.pages)
 
 
 @pytest.fixture(autouse=True)

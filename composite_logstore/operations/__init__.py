@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     from composite_logstore.operations.schema import schema
     from composite_logstore.operations.selection import Selection
     from composite_logstore.operations.status import ChildStatus, ProcessStatus, StoreStatus, Watch, status
-    from composite_logstore.operations.tail import Tail, Whereabouts, rank_of, tail
+    from composite_logstore.operations.tail import Tail, Whereabouts, tail
     from composite_logstore.operations.validate import Validation, validate
     from composite_logstore.operations.verify import verify
     from composite_logstore.parity.result import BackfillStoppedError
     from composite_logstore.parity.summary import ParitySummary
+    from composite_logstore.reading.ranks import rank_of
 
 _HOMES = {
     "ArgumentError": "catalog.errors",
@@ -102,7 +103,7 @@ _HOMES = {
     "promote": "operations.promote",
     "purge": "operations.inventory",
     "purge_rejected": "operations.rejected",
-    "rank_of": "operations.tail",
+    "rank_of": "reading.ranks",
     "remove_child": "operations.child_settings",
     "retry_rejected": "operations.rejected",
     "schema": "operations.schema",

@@ -19,6 +19,7 @@ from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, find_store, load_store
 from composite_logstore.operations.asking import ANSWER_SECONDS, ask
 from composite_logstore.reading.nothing import logged_events
+from composite_logstore.reading.ranks import rank_of
 from composite_logstore.zenml import answers_pages, fetch_page, moved
 
 if TYPE_CHECKING:
@@ -399,19 +400,6 @@ class TailedStream:
         if self._ranks and rank_of(entry) not in self._ranks and entry.name != NOTICES:
             return False
         return not self._is_filtered_here or _is_wanted(entry, self._wanted)
-
-
-def rank_of(entry: LogEntry) -> int | None:
-    """Return the rank of the process that wrote an entry; None if it has none, or the backend does not tell it.
-
-    ZenML's entries have no place for it: a backend's reader returns entries of a class of its own, with a `rank`.
-
-    Examples:
-        >>> [rank_of(entry) for stream, entry in tail("train-1", step="fit").entries()]
-        [None, None, None]
-    """
-    rank = getattr(entry, "rank", None)
-    return rank if type(rank) is int else None
 
 
 def _is_wanted(entry: LogEntry, wanted: LogsEntriesFilter) -> bool:

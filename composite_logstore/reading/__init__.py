@@ -32,6 +32,10 @@ ended, a number that is missing below one that a page shows will not arrive any 
 **Nothing** (`nothing`). A stream without entries is an empty page if nothing was logged; otherwise an entry or an error
 says what is known of it.
 
+**Ranks** (`ranks`). ZenML's entries have no place for the rank of a process. So the `fetch()` that ZenML calls puts it
+in front of the message, last of all: cursors and filters know nothing of it. What this package itself reads through a
+log store, with `zenml.fetch_page`, has the rank beside the message, as in `composite-logstore logs`.
+
 Bounds: a page takes about `pages.LONGEST_SECONDS`, all children together `nesting.LONGEST_SECONDS`.
 `tests/properties/test_cursors.py`, `test_gaps.py` and `test_artifact_pages.py` page through streams in every way.
 """

@@ -31,7 +31,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from datetime import datetime
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
@@ -219,17 +219,31 @@ def _release(version: str) -> tuple[int, ...]:
 Fetch = TypeVar("Fetch", bound=Callable[..., "LogsEntriesResponse"])
 
 
-def paged(fetch: Fetch) -> Fetch:
-    """Return a log store's `fetch` as this release of ZenML calls it.
+def paged(show: Callable[[LogEntry], LogEntry]) -> Callable[[Fetch], Fetch]:
+    """Return a decorator for a log store's `fetch`, which makes it what this release of ZenML calls.
+
+    `fetch_page` reads the pages as they are, without what the decorator adds for ZenML.
 
     Args:
-        fetch: The method, which returns pages.
+        show: Returns an entry as ZenML is to show it.
     """
-    if _returns_pages():
-        return fetch
-    from composite_logstore.zenml.older import listed
 
-    return cast(Fetch, listed(fetch))
+    def decorate(fetch: Fetch) -> Fetch:
+        @wraps(fetch)
+        def fetch_shown(*arguments: Any, **keywords: Any) -> LogsEntriesResponse:
+            page = fetch(*arguments, **keywords)
+            page.items = [show(entry) for entry in page.items]
+            return page
+
+        called: Any = fetch_shown
+        if not _returns_pages():
+            from composite_logstore.zenml.older import listed
+
+            called = listed(fetch_shown)
+        called.pages = fetch
+        return cast(Fetch, called)
+
+    return decorate
 
 
 def answers_pages(store: BaseLogStore) -> bool:

@@ -113,7 +113,7 @@ class LogsEntriesResponse(BaseModel):
 
 
 def listed(fetch: Callable[..., Any]) -> Callable[..., list[LogEntry]]:
-    """Return a `fetch` that returns a list as this release of ZenML wants it, with the given one as its `pages`."""
+    """Return a `fetch` that returns a list as this release of ZenML wants it, from one that returns pages."""
     from zenml.log_stores.base_log_store import BaseLogStore
 
     # Some releases take the limit before the times, some after them.
@@ -128,7 +128,6 @@ def listed(fetch: Callable[..., Any]) -> Callable[..., list[LogEntry]]:
         return _list(functools.partial(fetch, self), asked["logs_model"], asked.get("limit"), since, until)
 
     fetch_list.__signature__ = signature  # type: ignore[attr-defined]
-    fetch_list.pages = fetch  # type: ignore[attr-defined]
     del fetch_list.__wrapped__
     return fetch_list
 

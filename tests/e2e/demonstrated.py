@@ -1,5 +1,5 @@
-"""Registers a log store and runs the demo's pipeline with it: a shorter one, with one message of 20 KB and
-some printed text more.
+"""Registers a log store and runs the demo's pipeline with it: a shorter one, with one message of 20 KB, some printed
+text and some processes more.
 
     demonstrated.py SETTINGS OUTPUT
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -28,9 +30,25 @@ from examples.demo import pipeline as demo  # noqa: E402  # found by way of the 
 LONG = "weights of epoch 5: " + "0123456789" * 2_048
 """20 KB."""
 
+RANKS = 4
+
+LOADING = """
+import traceback
+
+print("shard", rank, "of", ranks, end=": ")
+print(512, "rows")
+try:
+    if rank == 1:
+        raise OSError(f"shard {rank} has no labels")
+except OSError:
+    traceback.print_exc()
+"""
+
 
 def save_checkpoint(epoch: int) -> None:
     save(epoch)
+    if epoch == 4:
+        load_shards()
     if epoch == 5:
         logging.getLogger("training").info(LONG)
         evaluate()
@@ -46,6 +64,22 @@ def evaluate() -> None:
         float("n/a")
     except ValueError:
         traceback.print_exc()
+
+
+def load_shards() -> None:
+    """Load one in each of the processes of a distributed training."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=load_shard, args=(rank,)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def load_shard(rank: int) -> None:
+    # As a launcher does.
+    os.environ["RANK"] = str(rank)
+    exec(compile(LOADING, "train.py", "exec"), {"rank": rank, "ranks": RANKS})
 
 
 if __name__ == "__main__":

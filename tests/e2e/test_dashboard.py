@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.demonstrated import LONG
+from tests.e2e.demonstrated import LONG, RANKS
 from tests.environments import without_this_package
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.clickhouse import ClickHouse, RotelToClickHouse, is_installed
@@ -196,6 +196,19 @@ def test_printed_text_is_shown_as_whole_lines_and_a_traceback_as_one_entry(dashb
     first, *_, last = error.splitlines()
     assert first == "Traceback (most recent call last):"
     assert last == "ValueError: could not convert string to float: 'n/a'"
+
+
+def test_the_entries_of_a_distributed_training_begin_with_their_rank(dashboard: Dashboard) -> None:
+    dashboard.update(primary="archive")
+    dashboard.open("Logs")
+    lines = [f"[rank {rank}] shard {rank} of {RANKS}: 512 rows" for rank in range(RANKS)]
+    assert sorted(dashboard.lines("512 rows")) == lines
+    (error,) = dashboard.lines("has no labels")
+    first, *_, last = error.splitlines()
+    assert first == "[rank 1] Traceback (most recent call last):"
+    assert last == "OSError: shard 1 has no labels"
+    assert set(dashboard.lines("[rank 1]")) == {lines[1], error}
+    dashboard.picture("dashboard-ranks.png", "shard")
 
 
 def test_the_fallbacks_logs_are_shown_while_the_primary_is_down(dashboard: Dashboard, datadog: Datadog) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import requests
 
+from tests.patience import PATIENCE_SECONDS
 from tests.programs import Programs
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -271,7 +272,7 @@ class HostedZenML(ZenML):
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        end = time.monotonic() + 90
+        end = time.monotonic() + PATIENCE_SECONDS
         while not self._is_ready():
             if self._server.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"The server does not come up:\n{self.server_log()}")

@@ -15,17 +15,20 @@ from zenml.enums import LoggingLevels
 from zenml.exceptions import DoesNotExistException
 from zenml.models import LogsResponse
 
-from composite_logstore import Bounds, CompositeLogStore, Event, LogEvent, Page, PageRequest, Stream, clock
+from composite_logstore import Bounds, CompositeLogStore, Event, LogEvent, Page, PageRequest, ReadEntry, Stream, clock
 from composite_logstore.delivery.backoff import LONGEST_RETRY_AFTER
 from composite_logstore.reading import gaps, pages, unreachable
+from composite_logstore.reading.ranks import rank_of
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig, SimulatedClock
 from composite_logstore.testing.backend import SimulatedReader
 from composite_logstore.zenml import (
+    LogEntry,
     LogsEntriesFilter,
     LogsEntriesResponse,
     LogStoreError,
     LogStoreRateLimitError,
     LogStoreUnavailableError,
+    fetch_page,
 )
 from tests.events import make_events
 from tests.simulation import make_child, make_logs, make_store
@@ -712,6 +715,63 @@ def test_ids_are_the_events_own(store: CompositeLogStore, backend: SimulatedBack
     logs = make_logs(store)
     events = add(backend, logs, 3)
     assert [entry.id for entry in store.fetch(logs).items] == [UUID(event.uid) for event in events]
+
+
+def ranked(backend: SimulatedBackend, logs: LogsResponse, *ranks: int | None) -> None:
+    """Put an event of each of these ranks into a backend, and a second one."""
+    for event in add(backend, logs, 2 * len(ranks)):
+        if (rank := ranks[event.sequence // 2]) is not None:
+            backend.received[event.sequence] = event._replace(metadata={"zenml.log.rank": rank})
+
+
+SHOWN = ["m0", "m1", "[rank 0] m2", "[rank 0] m3", "[rank 12] m4", "[rank 12] m5"]
+
+
+@pytest.mark.needs_paged_fetch
+def test_zenml_shows_the_rank_in_the_message_and_this_package_beside_it(
+    store: CompositeLogStore, backend: SimulatedBackend
+) -> None:
+    logs = make_logs(store)
+    ranked(backend, logs, None, 0, 12)
+    shown, raw = store.fetch(logs).items, fetch_page(store, logs).items
+    assert [entry.message for entry in shown] == SHOWN
+    # As the server's answers, which have no other class.
+    assert {type(entry) for entry in shown} == {LogEntry}
+    assert [entry.message for entry in raw] == numbered(0, 6)
+    assert [rank_of(entry) for entry in raw] == [None, None, 0, 0, 12, 12]
+    assert [entry.model_dump(exclude={"message"}) for entry in shown] == [
+        entry.model_dump(exclude={"message", "rank"}) for entry in raw
+    ]
+
+
+@pytest.mark.needs_paged_fetch
+def test_pages_and_searches_are_those_of_the_messages_without_ranks(
+    store: CompositeLogStore, backend: SimulatedBackend
+) -> None:
+    logs = make_logs(store)
+    ranked(backend, logs, None, 0, 12)
+    page, raw = store.fetch(logs, limit=2), fetch_page(store, logs, limit=2)
+    read = messages(page)
+    while page.before:
+        assert page.before == raw.before
+        page, raw = store.fetch(logs, before=page.before), fetch_page(store, logs, before=raw.before)
+        read = messages(page) + read
+    assert read == SHOWN
+    assert messages(store.fetch(logs, filter_=LogsEntriesFilter(search="m3"))) == SHOWN[3:4]
+    assert messages(store.fetch(logs, filter_=LogsEntriesFilter(search="rank"))) == []
+
+
+@pytest.mark.needs_paged_fetch
+def test_only_the_first_chunk_of_a_message_begins_with_the_rank(
+    store: CompositeLogStore, backend: SimulatedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Theirs(LogEntry):
+        rank: int
+
+    chunks = [Theirs(message=text, rank=3, chunk_index=place, total_chunks=2) for place, text in enumerate("ab")]
+    page = Page([ReadEntry(chunk, None) for chunk in chunks], None, None)
+    monkeypatch.setattr(SimulatedReader, "read", lambda self, request: page)
+    assert messages(store.fetch(make_logs(store))) == ["[rank 3] a", "b"]
 
 
 class TestMissing:

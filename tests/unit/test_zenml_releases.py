@@ -284,6 +284,18 @@ def test_a_limit_is_a_positive_number(limit: Any, signature: Callable[..., Any])
         listed(Stream(1), LOGS, limit=limit)
 
 
+def test_an_entry_is_listed_as_zenml_is_to_show_it(
+    signature: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(entry: LogEntry) -> LogEntry:
+        return entry.model_copy(update={"message": f"[{entry.message}]"})
+
+    monkeypatch.setattr(zenml, "_returns_pages", lambda: False)
+    fetch: Any = zenml.paged(show)(Stream.fetch)
+    assert texts(fetch(Stream(12), LOGS, limit=11))[:-1] == [f"[{number}]" for number in range(11)]
+    assert texts(fetch.pages(Stream(2), LOGS, start="oldest").items) == ["0", "1"]
+
+
 def test_a_page_of_a_list_has_no_cursors(signature: Callable[..., Any]) -> None:
     class Theirs:
         def fetch(self, logs_model: Any, limit: int, start_time: Any = None, end_time: Any = None) -> Any:
