@@ -29,6 +29,9 @@ _MOST_WAITING = 1_000
 # never end.
 _OWN_THREADS = ("composite-logstore ", "fsspecIO")
 
+# How the lines begin that Ray's workers print for Ray alone: which task begins, and the state of a progress bar.
+_FOR_RAY = (":job_id:", ":actor_name:", ":task_name:", '{"__magic_token__": "__ray_tqdm')
+
 # A process and its rank; and a process and the size of its environment in which no rank was found.
 _found: tuple[int, int] | None = None
 _missed: tuple[int, int] | None = None
@@ -92,11 +95,22 @@ def has_joined() -> bool:
     return _joined == os.getpid()
 
 
-def is_daemonic() -> bool:
-    """Return whether `multiprocessing` may kill this process at any time, as it does with the workers of its pools."""
+def may_be_killed() -> bool:
+    """Return whether this process is killed in the ordinary course: as a worker of a `multiprocessing` pool, or of Ray.
+
+    If a worker of Ray dies of something else, Ray tells whoever waits for its result.
+    """
     multiprocessing = sys.modules.get("multiprocessing.process")
     with suppress(Exception):
-        return multiprocessing is not None and bool(multiprocessing.current_process().daemon)
+        if multiprocessing is not None and multiprocessing.current_process().daemon:
+            return True
+    return _is_worker_of_ray()
+
+
+def _is_worker_of_ray() -> bool:
+    worker = sys.modules.get("ray._private.worker")
+    with suppress(Exception):
+        return worker is not None and bool(worker.global_worker.mode == worker.WORKER_MODE)
     return False
 
 
@@ -203,7 +217,12 @@ class ProcessCapture:
             return
 
         def write(text: Any) -> Any:
-            if self._is_attached and isinstance(text, str) and not self._thread.is_handling:
+            if (
+                self._is_attached
+                and isinstance(text, str)
+                and not self._thread.is_handling
+                and not (text.startswith(_FOR_RAY) and _is_worker_of_ray())
+            ):
                 self._hand_over(logging.LogRecord(name, level, "", 0, text, (), None, ""))
             return original(text)
 

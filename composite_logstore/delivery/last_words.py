@@ -5,9 +5,9 @@ neither, the process was killed, it called `os._exit`, or its machine failed; ot
 process that recovers the folder adds an event to the stream, which every child gets by its usual rules.
 
 The level is ERROR: such an end is what people look for when a step has failed, and what an alert is for. It is INFO for
-a process that a step has started and that has no rank: some launchers, such as Ray, kill such workers in the ordinary
-course. The events have a writer of their own, so that their sequence numbers are none of events that were delivered
-and never on disk.
+a process that a step has started and that has no rank: some launchers kill such workers in the ordinary course. The
+events have a writer of their own, so that their sequence numbers are none of events that were delivered and never on
+disk.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from composite_logstore.capture.process import is_daemonic
+from composite_logstore.capture.process import may_be_killed
 from composite_logstore.delivery.own_folder import OwnFolder
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.spool.folder import Spool
@@ -48,7 +48,7 @@ class StreamMarks:
     def begin_folder(self) -> None:
         """Write all marks once more, into a folder that was just made."""
         # A daemonic process is killed by its parent in the ordinary course.
-        self.is_closed = self.is_closed or is_daemonic()
+        self.is_closed = self.is_closed or may_be_killed()
         self.waiting = dict(self._ended)
         self.write()
 

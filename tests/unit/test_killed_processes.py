@@ -6,7 +6,9 @@ import errno
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,7 +99,7 @@ def test_another_end_adds_none(
 ) -> None:
     machine = Machine(clock, tmp_path, durability, a={})
     if end == "as a worker of a pool":
-        monkeypatch.setattr("composite_logstore.delivery.stream_marks.is_daemonic", lambda: True)
+        monkeypatch.setattr("composite_logstore.delivery.stream_marks.may_be_killed", lambda: True)
     machine.start()
     if end != "without a record":
         machine.log("a")
@@ -333,9 +335,19 @@ def test_a_header_with_another_process_is_no_error(tmp_path: Path, value: Any) -
 def test_a_worker_of_a_pool_is_known_by_being_daemonic(monkeypatch: pytest.MonkeyPatch) -> None:
     import multiprocessing
 
-    assert not process.is_daemonic()
+    assert not process.may_be_killed()
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
-    assert process.is_daemonic()
+    assert process.may_be_killed()
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(1, True), (0, False), (None, False)])
+def test_a_worker_of_ray_is_known_by_ray(mode: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = SimpleNamespace(global_worker=SimpleNamespace(mode=mode), WORKER_MODE=1)
+    monkeypatch.setitem(sys.modules, "ray._private.worker", ray)
+    assert process.may_be_killed() is expected
+    # Another release may keep it elsewhere.
+    monkeypatch.setitem(sys.modules, "ray._private.worker", SimpleNamespace())
+    assert not process.may_be_killed()
 
 
 # Beside an agent

@@ -269,6 +269,27 @@ def test_whatever_a_record_s_names_are_it_is_collected(value: str) -> None:
     assert [id(record) for record in collected] == [id(record) for record in odd]
 
 
+@pytest.mark.parametrize("is_worker", [True, False])
+def test_what_ray_s_workers_print_for_ray_is_left_out(is_worker: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = SimpleNamespace(global_worker=SimpleNamespace(mode=int(is_worker)), WORKER_MODE=1)
+    monkeypatch.setitem(sys.modules, "ray._private.worker", ray)
+    for_ray = [
+        ":job_id:01000000",
+        ":actor_name:Trainer",
+        ":task_name:fit",
+        '{"__magic_token__": "__ray_tqdm_m", "x": 3}',
+    ]
+    with collecting() as collected:
+        for text in (*for_ray, "fit :task_name:"):
+            print(f"{text}\n", end="", file=sys.stderr)
+        assert [message.rstrip("\n") for _, _, message in collected] == [
+            *([] if is_worker else for_ray),
+            "fit :task_name:",
+        ]
+        # Ray reads it there.
+        assert printed("stderr").count("\n") == len(for_ray) + 1
+
+
 @pytest.mark.parametrize("stream", [None, object(), SimpleNamespace(write=None), io.StringIO()])
 def test_a_stream_that_cannot_be_wrapped_is_left_alone(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
