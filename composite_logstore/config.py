@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, SerializeAsAny, WithJsonSchema, field_validator, model_validator
@@ -37,6 +38,12 @@ DELIVERY_VARIABLE = "COMPOSITE_LOGSTORE_DELIVERY"
 
 QUEUE_BYTES = 64 * 1024**2
 """How many bytes of events may wait in memory, unless `max_queue_bytes` is set."""
+
+
+@cache
+def _warn(text: str) -> None:
+    """Warn once in a process: ZenML checks settings in its client, and once more in its local store."""
+    logger.warning(text)
 
 
 class CompositeLogStoreConfig(BaseLogStoreConfig):
@@ -192,12 +199,12 @@ class CompositeLogStoreConfig(BaseLogStoreConfig):
         self.check_registration(is_client=not is_server())
         for child in self.children:
             for field in secret_references.clear_text_fields(child):
-                logger.warning(
+                _warn(
                     f"child '{child.name}': '{field}' is written in clear text, which ZenML stores and shows "
                     f"as it is. Put it into a ZenML secret and refer to it as '{{{{secret_name.key}}}}'."
                 )
         for warning in self.warnings:
-            logger.warning(f"{warning}.")
+            _warn(f"{warning}.")
         return True
 
     def check_registration(self, is_client: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from composite_logstore import log_store
+from composite_logstore import config, log_store
 from composite_logstore.capture.open_streams import here
 from composite_logstore.delivery import writers
 from composite_logstore.operations import asking
@@ -36,6 +36,12 @@ def _no_writers_left() -> Iterator[None]:
     """What a test leaves undelivered is no business of the test run's own exit."""
     yield
     writers._writers.clear()
+
+
+@pytest.fixture(autouse=True)
+def _not_warned_yet() -> None:
+    """A process warns once of settings that it registers."""
+    config._warn.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from composite_logstore import CompositeLogStore, CompositeLogStoreConfig, RetryableError
+from composite_logstore.config import _warn
 from composite_logstore.delivery import budgets
 from composite_logstore.event import LogEvent, total_size
 from composite_logstore.processing.budget import NOTICE, ONE_IN, REASON, Budget, OwnAccount, Spent, Told, in_words
@@ -312,6 +313,7 @@ def test_in_memory_a_registration_says_that_each_process_has_its_own_budget(capl
 def test_a_registration_warns_if_no_child_would_have_everything(caplog: pytest.LogCaptureFixture) -> None:
     for other, said in (({"budget": {"bytes": 5}}, 1), ({"budget": {"bytes": 5}, "enabled": False}, 1), ({}, 0)):
         caplog.clear()
+        _warn.cache_clear()
         children = [make_child("live", budget={"events": 5}), make_child("archive", **other)]
         CompositeLogStoreConfig(primary="live", children=children).is_valid  # type: ignore[arg-type] # noqa: B018
         assert sum("each child has a 'budget'" in record.getMessage() for record in caplog.records) == said

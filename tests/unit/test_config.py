@@ -34,6 +34,12 @@ def make_config(*children: Any, **settings: Any) -> CompositeLogStoreConfig:
     return config
 
 
+def test_zenml_may_check_settings_twice_and_people_are_warned_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        make_config({"name": "archive", "type": "artifact"}, {**LIVE, "api_key": "0123"})
+    assert sum("'api_key'" in record.getMessage() for record in caplog.records) == 1
+
+
 def mistake(*children: Any, **settings: Any) -> str:
     with pytest.raises(ValueError) as raised:  # noqa: PT011 - the callers look at the message
         make_config(*children, **settings)
