@@ -1,4 +1,4 @@
-"""Names in messages: quoted, and guessed where an unknown one was meant to be a known one."""
+"""Names and numbers in messages: names are quoted, and guessed where an unknown one was meant to be a known one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def quoted(names: Iterable[str]) -> str:
     """Return names as a list in a sentence: `'a', 'b'`."""
     return ", ".join(f"'{name}'" for name in names)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as `1 event` or `1,200 events`."""
+    several = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"
 
 
 def command(*arguments: str) -> str:

@@ -21,6 +21,7 @@ from composite_logstore.cli.console import (
     warn,
 )
 from composite_logstore.cli.options import selected, selection_options
+from composite_logstore.names import counted
 
 if TYPE_CHECKING:
     from composite_logstore.operations import Totals
@@ -113,8 +114,8 @@ def backfill(
 
 
 def _show(result: Totals, seconds: float, target: str, dry_run: bool) -> None:
-    copied = f"{result.copied:,} events of {result.streams:,} streams"
-    there = f"{result.there:,} {'are' if dry_run else 'were'} already there"
+    copied = f"{counted(result.copied, 'event')} of {counted(result.streams, 'stream')}"
+    there = f"already there: {result.there:,}"
     if dry_run:
         say(f"{copied} would be copied to '{target}'; {there}.")
         say(NOTHING_CHANGED)
@@ -122,14 +123,16 @@ def _show(result: Totals, seconds: float, target: str, dry_run: bool) -> None:
         rate = result.copied / seconds if seconds else 0
         say(f"{copied} copied to '{target}' in {seconds:.1f} s ({rate:,.0f}/s); {there}.")
     if result.unwanted:
-        say(f"{result.unwanted:,} events are excluded by the settings of child '{target}'.")
+        say(f"Excluded by the settings of child '{target}': {counted(result.unwanted, 'event')}.")
     if result.unidentified:
-        say(f"{result.unidentified:,} events without an ID were skipped, since the child may already hold them.")
+        unidentified = counted(result.unidentified, "event")
+        say(f"Skipped, since the child may already hold them: {unidentified} without an ID.")
     if result.absent:
-        say(f"{result.absent:,} streams have no events in the source.")
+        say(f"Without events in the source: {counted(result.absent, 'stream')}.")
     if result.too_old:
-        say(f"{result.too_old:,} events are too old for the backend.", style="warning")
+        say(f"Too old for the backend: {counted(result.too_old, 'event')}.", style="warning")
     for reason, number in result.rejected.items():
-        say(f"{number:,} events were rejected: {reason}.", style="warning")
+        say(f"Rejected: {counted(number, 'event')}: {reason}.", style="warning")
     if result.in_progress:
-        say(f"{result.in_progress:,} streams of runs in progress were skipped; run the command again after their end.")
+        in_progress = counted(result.in_progress, "stream")
+        say(f"Skipped: {in_progress} of runs in progress; run the command again after their end.")

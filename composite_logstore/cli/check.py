@@ -77,7 +77,8 @@ def _show(result: StoreCheck) -> None:
         _show_trouble("spool", result.spool)
     broken = [one.child.name for one in checks if not one.is_healthy]
     if broken:
-        say(f"Log store '{found.name}': {len(broken)} of {len(checks)} children do not work: {', '.join(broken)}.")
+        do = "does" if len(broken) == 1 else "do"
+        say(f"Log store '{found.name}': {len(broken)} of {len(checks)} children {do} not work: {', '.join(broken)}.")
     else:
         say(f"Log store '{found.name}': {'all children work' if len(checks) > 1 else 'the child works'}.")
 

@@ -343,11 +343,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequen
     return table
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number of things, such as `1 event` or `1,200 events`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def age(seconds: float) -> str:
     """Return an age in words, such as `3 h`."""
     seconds = max(0.0, seconds)

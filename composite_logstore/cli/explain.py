@@ -13,7 +13,6 @@ from composite_logstore import operations
 from composite_logstore.cli.console import (
     Command,
     console,
-    counted,
     output_option,
     say,
     say_json,
@@ -21,6 +20,7 @@ from composite_logstore.cli.console import (
     status,
     warn,
 )
+from composite_logstore.names import counted
 
 if TYPE_CHECKING:
     from composite_logstore.operations import Effect, Explanation

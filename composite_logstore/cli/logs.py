@@ -15,7 +15,7 @@ from composite_logstore.cli.console import Command, console, is_quiet, say, warn
 from composite_logstore.cli.download import FormatOrFile, download
 from composite_logstore.cli.options import Level, Moment
 from composite_logstore.inert import inert, inert_json, paragraph
-from composite_logstore.names import command, quoted
+from composite_logstore.names import command, counted, quoted
 
 if TYPE_CHECKING:
     from composite_logstore.catalog.runs import RunStream
@@ -121,7 +121,7 @@ def logs(
     except KeyboardInterrupt:
         sys.exit(130)
     if file is not None and file.is_complete and not is_quiet():
-        say(f"{found.shown:,} entries are in '{file.path}'.")
+        say(f"'{file.path}' has {counted(found.shown, 'entry')}.")
     again = [option for name, value in (("--step", step), ("--source", source)) if value for option in (name, value)]
     _end(found, is_watched, command("logs", run, *([store] if store else []), *again), store)
 

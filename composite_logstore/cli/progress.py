@@ -19,6 +19,7 @@ from rich.text import Text
 
 from composite_logstore.cli.console import ask, console, is_quiet, warn
 from composite_logstore.inert import inert
+from composite_logstore.names import counted
 
 if TYPE_CHECKING:
     from composite_logstore.delivery.account import ChildStats
@@ -107,4 +108,4 @@ class _Events(ProgressColumn):
         if not events:
             return Text()
         rate = events / task.elapsed if task.elapsed else 0
-        return Text(f"{events:,} events, {rate:,.0f}/s")
+        return Text(f"{counted(events, 'event')}, {rate:,.0f}/s")

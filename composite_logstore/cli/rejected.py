@@ -16,7 +16,6 @@ from composite_logstore.cli.console import (
     NOTHING_CHANGED,
     Command,
     ask,
-    counted,
     dry_run_option,
     output_option,
     say,
@@ -26,7 +25,7 @@ from composite_logstore.cli.console import (
     warn,
     yes_option,
 )
-from composite_logstore.names import command
+from composite_logstore.names import command, counted
 
 if TYPE_CHECKING:
     from composite_logstore.operations import RejectedEvents, Retried

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from composite_logstore.inert import inert
+from composite_logstore.names import counted
 from composite_logstore.parity.result import DELAYS_SECONDS
 from composite_logstore.parity.summary import NAMED, ParitySummary
 
@@ -40,7 +41,7 @@ def _page(summary: ParitySummary) -> str:
 <style>{_STYLE}</style></head><body>
 <h1>Parity of <q>{_inert(summary.log_store)}</q></h1>
 <p class="{kind}">{verdict}</p>
-<p>{summary.streams:,} streams, compared on {now} in {summary.seconds:.1f} s.</p>
+<p>{counted(summary.streams, "stream")}, compared on {now} in {summary.seconds:.1f} s.</p>
 {_table(["Child", *columns(summary)], counts(summary))}
 <h2>Completeness over time</h2>
 <p>For each period: the events that the child holds, as a share of those that the most complete child holds.</p>

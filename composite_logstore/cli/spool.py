@@ -19,7 +19,6 @@ from composite_logstore.cli.console import (
     Command,
     age,
     ask,
-    counted,
     dry_run_option,
     output_option,
     say,
@@ -29,7 +28,7 @@ from composite_logstore.cli.console import (
     warn,
     yes_option,
 )
-from composite_logstore.names import quoted
+from composite_logstore.names import counted, quoted
 
 if TYPE_CHECKING:
     from uuid import UUID

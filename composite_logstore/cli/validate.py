@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from composite_logstore import operations
-from composite_logstore.cli.console import Command, counted, output_option, say, say_json, show_differences, warn
+from composite_logstore.cli.console import Command, output_option, say, say_json, show_differences, warn
+from composite_logstore.names import counted
 
 if TYPE_CHECKING:
     from composite_logstore.operations import Validation

@@ -12,6 +12,7 @@ import click
 from composite_logstore import operations
 from composite_logstore.cli.console import Command, output_option, resume, say, say_json, show_table, warn
 from composite_logstore.cli.options import NewFile, selected, selection_options
+from composite_logstore.names import counted
 
 if TYPE_CHECKING:
     from composite_logstore.operations import ParitySummary
@@ -115,7 +116,7 @@ def _show(summary: ParitySummary, strict: bool) -> None:
     for hint in summary.hints:
         warn(f"{hint}.")
     if summary.arriving:
-        say(f"{summary.arriving:,} events at the end of streams in progress may still arrive.")
+        say(f"{counted(summary.arriving, 'event')} at the end of streams in progress may still arrive.")
     if _is_different(summary, strict):
         say("Differences were found.", style="error")
     elif summary.not_compared:
@@ -132,4 +133,4 @@ def _show(summary: ParitySummary, strict: bool) -> None:
 
 def _words(summary: ParitySummary) -> str:
     events = max((child.events for child in summary.children.values()), default=0)
-    return f"{summary.streams:,} streams, {events:,} events, {summary.seconds:.1f} s"
+    return f"{counted(summary.streams, 'stream')}, {counted(events, 'event')}, {summary.seconds:.1f} s"

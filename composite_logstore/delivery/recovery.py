@@ -26,6 +26,7 @@ from composite_logstore.delivery.states import Load, State
 from composite_logstore.delivery.worker import Worker
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.inert import described, inert
+from composite_logstore.names import counted
 from composite_logstore.service import Service, Wait
 from composite_logstore.spool.damage import Damage
 from composite_logstore.spool.folder import Spool, process_folders
@@ -497,7 +498,7 @@ def _in_words(found: Iterable[tuple[Damage, Path]]) -> str:
         first, aside = damages[0]
         kept = "" if aside == path else f", kept in {inert(str(aside), '')}"
         pieces = sum(damage.lines for damage, _ in damages)
-        number = "" if first.length is None or not first.length else f"{pieces} pieces of "
+        number = "" if first.length is None or not first.length else f"{counted(pieces, 'piece')} of "
         parts.append(f"{number}the spool's file {inert(str(path), '')} cannot be read ({first.why}){kept}")
     if len(files) > _MOST_NAMED:
         parts.append(f"{len(files) - _MOST_NAMED} more files beside it cannot be read")

@@ -18,7 +18,7 @@ from composite_logstore.catalog.runs import RunStream, find_run, streams_of_run
 from composite_logstore.catalog.stores import FLAVOR, RegisteredStore, explain
 from composite_logstore.child_config import ChildConfig
 from composite_logstore.config import CompositeLogStoreConfig
-from composite_logstore.names import command
+from composite_logstore.names import command, counted
 from composite_logstore.operations.check import check_children, logs_of_checks
 from composite_logstore.operations.copying import copy_streams
 from composite_logstore.operations.move import (
@@ -307,11 +307,11 @@ def _watch(move: Move, report: Reporter) -> str:
                 between = (move.name, "--from", move.source.name, "--to", move.to)
                 copies = command("backfill", *between, "--run", stream.run_name)
                 raise MoveStoppedError(
-                    f"{missing} events of run '{stream.run_name}', {stream.label}, are missing from child "
-                    f"'{move.to}'; find out why. `{copies}` copies them"
+                    f"child '{move.to}' is missing {counted(missing, 'event')} of run '{stream.run_name}', "
+                    f"{stream.label}; find out why. `{copies}` copies them"
                 )
             events += result.children[move.to].events
-    return f"all {events:,} events of run '{first.run_name}' have reached child '{move.to}'"
+    return f"child '{move.to}' has all {counted(events, 'event')} of run '{first.run_name}'"
 
 
 def _rehearse_watch(move: Move, report: Reporter) -> str:
@@ -340,10 +340,10 @@ def _backfill(move: Move, report: Reporter, dry_run: bool = False) -> str:
         raise MoveStoppedError(error.message) from error
     move.facts["backfill"] = {**vars(result), "in_progress": len(open_runs)}
     copied, held = ("would copy", "holds") if dry_run else ("copied", "held")
-    done = f"{copied} {result.copied:,} events to child '{target.name}', which {held} {result.there:,} already"
+    done = f"{copied} {counted(result.copied, 'event')} to child '{target.name}', which {held} {result.there:,} already"
     if result.too_old:
         raise MoveStoppedError(
-            f"{done}; {result.too_old:,} are too old for its backend. '--since' leaves old runs where they are, and "
+            f"{done}; too old for its backend: {result.too_old:,}. '--since' leaves old runs where they are, and "
             f"they can still be read there"
         )
     if result.rejected:
@@ -396,16 +396,15 @@ def _verify(move: Move, report: Reporter) -> str:
     move.facts["verify"] = summary.as_dict()
     if child.differences:
         names = command("verify", move.name, "--all", "--child", move.source.name, "--child", move.to)
-        raise MoveStoppedError(
-            f"{child.differences:,} events of child '{move.to}' are missing or different; `{names}` names them"
-        )
+        differing = counted(child.differences, "event")
+        raise MoveStoppedError(f"missing from child '{move.to}', or different there: {differing}; `{names}` names them")
     if summary.not_compared:
         raise MoveStoppedError(summary.why_not_compared())
     if child.excluded:
         _refuse_rule(move, child.excluded, child.events)
-    done = f"child '{move.to}' holds all {child.events:,} events of {summary.streams:,} streams"
+    done = f"child '{move.to}' holds all {counted(child.events, 'event')} of {counted(summary.streams, 'stream')}"
     if elsewhere:
-        done += f"; {elsewhere:,} streams of other log stores, or without events, do not count"
+        done += f"; not counted: {counted(elsewhere, 'stream')} of other log stores, or without events"
     return done
 
 

@@ -18,6 +18,7 @@ from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, aski
 from composite_logstore.catalog.runs import find_run
 from composite_logstore.catalog.stores import RegisteredStore
 from composite_logstore.child_config import ChildConfig
+from composite_logstore.names import counted
 from composite_logstore.operations.copying import Totals
 from composite_logstore.operations.progress import Reporter
 from composite_logstore.operations.selection import Selection
@@ -219,7 +220,9 @@ def _gather(run: PipelineRunResponse, totals: Totals, was_interrupted: bool) -> 
         raise KeyboardInterrupt
     if not slices:
         raise BackfillStoppedError(why or "no slice has begun")
-    raise BackfillStoppedError(f"{slices - done:,} of {slices:,} slices did not finish: {why or 'they never began'}")
+    raise BackfillStoppedError(
+        f"{slices - done:,} of {counted(slices, 'slice')} did not finish: {why or 'they never began'}"
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.catalog.stores import RegisteredStore, find_store
 from composite_logstore.child_config import ChildConfig
-from composite_logstore.names import command, quoted
+from composite_logstore.names import command, counted, quoted
 from composite_logstore.operations.progress import ProgressCallback, Reporter
 from composite_logstore.operations.verify import compare_with_primary
 
@@ -133,18 +133,19 @@ def judge(found: RegisteredStore, child: str, report: Reporter) -> Verdict:
     if result.differences:
         over = f", of which {result.over_budget:,} may have been over 'budget'" if result.over_budget else ""
         reasons.append(
-            f"compared with '{primary}', {result.missing:,} events are missing{over}, {result.out_of_order:,} out of "
-            f"order, {result.different:,} different; `{command('verify', found.name, '--all')}` names them"
+            f"compared with '{primary}': {counted(result.missing, 'event')} missing{over}, {result.out_of_order:,} out "
+            f"of order, {result.different:,} different; `{command('verify', found.name, '--all')}` names them"
         )
     if reasons:
         return Verdict(False, "; ".join(reasons))
-    return Verdict(True, f"it holds all events of '{primary}': {result.events:,} events of {summary.streams:,} streams")
+    events, streams = counted(result.events, "event"), counted(summary.streams, "stream")
+    return Verdict(True, f"it holds all events of '{primary}': {events} of {streams}")
 
 
 def excluded(child: ChildConfig, events: int, of: int) -> str:
     """Say how many of the primary's events become invisible once a child is the primary, and by which rule."""
     named = quoted(child.excluded_by)
-    return f"{events:,} of {of:,} events will not be visible: {named} of child '{child.name}' excludes them"
+    return f"{events:,} of {counted(of, 'event')} will not be visible: {named} of child '{child.name}' excludes them"
 
 
 def settings_to_promote(found: RegisteredStore, child: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from composite_logstore.catalog.errors import NoAnswerError
 from composite_logstore.catalog.runs import RunStream
 from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, may_hold, open_child
 from composite_logstore.child_config import ChildConfig
+from composite_logstore.names import counted
 from composite_logstore.operations.asking import ask
 from composite_logstore.operations.copying import stream_of
 from composite_logstore.operations.progress import ProgressCallback, Reporter
@@ -70,7 +71,7 @@ def verify(
     with _saved_progress(_key(found, selection, chosen), anew) as (before, file), comparison:
         try:
             if before:
-                report.notice(f"Resuming an interrupted verify, which compared {len(before):,} streams.")
+                report.notice(f"Resuming an interrupted verify, which compared {counted(len(before), 'stream')}.")
             for stream in selection.streams(comparison.collectors, report):
                 result = before.get(str(stream.logs.id))
                 if result is None:
@@ -86,9 +87,10 @@ def verify(
             if child.known_losses:
                 summary.hints.append(f"child '{child.name}' is missing events. {child.known_losses}")
             if over := summary.children[child.name].over_budget:
+                missing = counted(summary.children[child.name].missing, "event")
                 summary.hints.append(
-                    f"child '{child.name}' is missing {summary.children[child.name].missing:,} events, of which its "
-                    f"'budget' may have withheld {over:,}: its log says that it was used up then"
+                    f"child '{child.name}' is missing {missing}, of which its 'budget' may have withheld {over:,}: its "
+                    f"log says that it was used up then"
                 )
     return summary
 

@@ -369,7 +369,7 @@ def test_a_slice_that_fails_is_named_with_its_reason(fleet: Fleet) -> None:
     assert done.returncode == 3, done
     values = json.loads(done.stdout)
     assert values["copied"] == 0
-    assert values["stopped"].startswith("Stopped: 1 of 1 slices did not finish: child 'denied'")
+    assert values["stopped"].startswith("Stopped: 1 of 1 slice did not finish: child 'denied'")
     assert "Run the same command again" in done.stderr
     (status,) = fleet.query("SELECT status FROM step_run WHERE name = 'map:copy_slice:0' ORDER BY created DESC LIMIT 1")
     assert status == ("failed",)

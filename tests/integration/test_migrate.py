@@ -73,7 +73,8 @@ def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
     path.write_bytes(content.replace(b"epoch 3", b"epoch 7"))
     stopped = house.move("prod", code=1)
     assert (
-        "1 events of child 'disk' are missing or different; `composite-logstore verify prod-logs" in stopped["stopped"]
+        "missing from child 'disk', or different there: 1 event; `composite-logstore verify prod-logs"
+        in stopped["stopped"]
     )
     assert (stopped["next"], stopped["stages"]["promote"]) == ("verify", False)
     path.write_bytes(content)

@@ -163,7 +163,7 @@ def test_check_says_what_is_wrong_and_what_to_do(house: House) -> None:
     assert done.returncode == 1
     assert "gone, write: cannot reach the collector: Connection refused." in done.stdout
     assert "What to do: check that it runs and that this machine can reach it." in done.stdout
-    assert "1 of 2 children do not work: gone." in done.stdout
+    assert "1 of 2 children does not work: gone." in done.stdout
 
 
 @pytest.mark.parametrize("child", ["archive", "live"])

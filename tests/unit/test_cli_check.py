@@ -78,7 +78,7 @@ def test_a_problem_of_one_child_is_named_and_the_others_are_checked(
     text = zenml.run_command("check", "logs").stdout
     assert f"a, write: {message}." in text
     assert (f"What to do: {advice}." in text) is bool(advice)
-    assert "Log store 'logs': 1 of 2 children do not work: a." in text
+    assert "Log store 'logs': 1 of 2 children does not work: a." in text
 
 
 def test_a_backend_that_never_answers_delays_no_other(zenml: SimulatedZenML, clock: SimulatedClock) -> None:

@@ -18,6 +18,7 @@ from composite_logstore.catalog.errors import NoAnswerError
 from composite_logstore.cli import console
 from composite_logstore.cli.console import Command, say, show_table, warn
 from composite_logstore.cli.main import main
+from composite_logstore.names import counted
 from tests.simulated_zenml import SimulatedZenML
 
 LONG = "a-name-that-is-longer-than-anybody-would-expect-it-to-be-in-a-table"
@@ -114,6 +115,25 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_empty_table_has_its_headers(capsys: pytest.CaptureFixture[str]) -> None:
     show_table(["Child", "Events"], [], ["Events"])
     assert "EVENTS" in capsys.readouterr().out
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [(0, "event", "0 events"), (1, "event", "1 event"), (1_200, "stream", "1,200 streams"), (2, "entry", "2 entries")],
+)
+def test_a_number_of_things_has_the_right_plural(number: int, noun: str, expected: str) -> None:
+    assert counted(number, noun) == expected
+
+
+def test_no_message_counts_things_in_another_way() -> None:
+    package = Path(console.__file__).parents[1]
+    plural = re.compile(r"""f["'].*\{(?!counted)[^{}]*:,\} (events|streams|slices|runs|pieces|lines|entries)\b""")
+    sources = {path: path.read_text().splitlines() for path in package.rglob("*.py")}
+    found = [f"{path}: {line.strip()}" for path, lines in sources.items() for line in lines if plural.search(line)]
+    assert found == []
 
 
 # Help

@@ -286,9 +286,9 @@ def test_a_dry_run_makes_the_checks_of_each_stage_and_changes_nothing(house: Hou
     would = house.values("--dry-run")
     assert [one["stage"] for one in would["done"]] == ["watch", "backfill", "verify", "promote", "retire"]
     what = {one["stage"]: one["what"] for one in would["done"]}
-    assert what["watch"] == "all 3 events of run 'run' have reached child 'b'"
+    assert what["watch"] == "child 'b' has all 3 events of run 'run'"
     assert what["backfill"] == "would copy 0 events to child 'b', which holds 3 already"
-    assert what["verify"] == "child 'b' holds all 3 events of 1 streams"
+    assert what["verify"] == "child 'b' holds all 3 events of 1 stream"
     assert what["promote"] == "would read logs from child 'b' instead of 'a'"
     assert (would["dry_run"], would["next"], would["stages"]["promote"]) == (True, "watch", False)
     assert house.zenml.updates == []

@@ -228,7 +228,7 @@ def test_a_dry_run_of_backfill_counts_what_would_be_copied_and_copies_nothing(pl
     assert (values["dry_run"], values["copied"], values["there"], values["in_progress"]) == (True, 8, 7, 1)
     assert files(tmp_path) == before
     shown = place.zenml.run_command(*BACKFILL[:-2], "--dry-run")
-    assert "8 events of 2 streams would be copied to 'b'; 7 are already there." in shown.stdout
+    assert "8 events of 2 streams would be copied to 'b'; already there: 7." in shown.stdout
     assert "nothing has changed" in shown.stdout
     # The real run does what the dry run said.
     done = json.loads(place.zenml.run_command(*BACKFILL).stdout)
@@ -291,7 +291,7 @@ def test_a_dry_run_of_backfill_checks_what_a_real_run_checks(
     refused = dry_run("--pipeline")
     assert (refused.exit_code, "orchestrator 'old'" in refused.stderr) == (2, True)
     stack.orchestrator.supports_dynamic_pipelines = True
-    assert "5 events of 1 streams would be copied" in dry_run("--pipeline").stdout
+    assert "5 events of 1 stream would be copied" in dry_run("--pipeline").stdout
 
 
 @pytest.mark.parametrize("command", [VERIFY, BACKFILL])

@@ -275,7 +275,7 @@ def test_verify_tells_events_over_a_budget_from_others_that_are_missing(zenml: S
     refused = zenml.run_command("promote", "budgeted", "some", "--yes")
     assert refused.exit_code == 1
     assert "1 of 3 events will not be visible: 'budget' of child 'some'" in refused.stderr
-    assert "1 events are missing, of which 1 may have been over 'budget'" in refused.stderr
+    assert "1 event missing, of which 1 may have been over 'budget'" in refused.stderr
     del some[1:]
     assert zenml.run_command("verify", "budgeted", "--all").exit_code == 1
 

@@ -117,7 +117,7 @@ def test_a_promotion_that_is_not_confirmed_changes_nothing() -> None:
 
 @pytest.mark.usefixtures("scene")
 def test_a_child_with_missing_events_is_not_promoted() -> None:
-    with pytest.raises(operations.PromotionRefusedError, match=r"3 events are missing.*'force'") as refusal:
+    with pytest.raises(operations.PromotionRefusedError, match=r"3 events missing.*'force'") as refusal:
         operations.promote("logs", "live")
     assert "--force" not in str(refusal.value)
 
