@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
     from composite_logstore.catalog.differences import Difference
 
 _UNBOUNDED = 10_000
-# Names up to this many characters are not divided in a table that fits.
-_NAME = 8
+# A command for people to copy begins a line, or ends one after a colon.
+_COPIED = re.compile(r"(^|: +) *(composite-logstore|zenml|pip|python) ")
+# A word of a sentence, or a command in it.
+_PART = re.compile(r"(?:`[^`]*`|[^ ])+")
+# Words up to this many characters are not divided in a table that fits, such as the names of children and of writers.
+_WORD = 16
 
 output_option = click.option(
     "--output",
@@ -49,6 +54,27 @@ NOTHING_CHANGED = "This was a dry run: nothing has changed."
 def resume(anew: bool) -> str:
     """Return how to resume an operation that saves its progress, which `--anew` would discard."""
     return f"Run the same command {'without --anew' if anew else 'again'} to resume."
+
+
+class Program(click.Group):
+    """The whole command line. Its errors, too, fit the terminal."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command.
+
+        Raises:
+            click.ClickException: The call is wrong, or the operation has failed.
+        """
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            # ZenML's own console would have to import ZenML.
+            from rich.console import Console
+
+            before = "Error: "
+            text = filled(before + error.format_message(), Console(stderr=True)).removeprefix(before)
+            error.format_message = lambda: text  # type: ignore[method-assign]
+            raise
 
 
 class NoAnswer(click.ClickException):
@@ -112,7 +138,11 @@ class Command(click.Command):
             raise cause
         except ArgumentError as error:
             at_fault = next((one for one in self.params if one.name == error.argument), None)
-            raise click.BadParameter(str(error), ctx, at_fault) from None
+            hint = None
+            if isinstance(at_fault, click.Argument):
+                # Without what says that it may be left out or repeated.
+                hint = f"'{at_fault.make_metavar(ctx).strip('[]').removesuffix('...')}'"
+            raise click.BadParameter(str(error), ctx, at_fault, hint) from None
         except NoAnswerError as error:
             raise NoAnswer(str(error)) from None
         except OperationError as error:
@@ -221,12 +251,46 @@ def say(text: str, style: str = "") -> None:
     """
     if style == "info" and is_quiet():
         return
-    console().print(paragraph(text), style=style, soft_wrap=True, markup=False, highlight=False)
+    _print(console(), text, style)
 
 
 def warn(text: str) -> None:
     """Print a warning to stderr."""
-    console(stderr=True).print(paragraph(text), style="warning", soft_wrap=True, markup=False, highlight=False)
+    _print(console(stderr=True), text, "warning")
+
+
+def _print(out: Console, text: str, style: str) -> None:
+    out.print(filled(paragraph(text), out), style=style, soft_wrap=True, markup=False, highlight=False)
+
+
+def filled(text: str, out: Console) -> str:
+    """Return a text with line breaks between words, where the terminal would break its lines in the middle of a word.
+
+    A command that people copy stays whole: a line that contains one after a colon, or one in backticks. So do words
+    that are longer than a line.
+
+    Args:
+        text: The text.
+        out: The console.
+    """
+    from rich.cells import cell_len
+
+    if not out.is_terminal:
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if cell_len(line) <= out.width or _COPIED.search(line):
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        parts = iter(_PART.findall(line))
+        lines.append(indent + next(parts, ""))
+        for part in parts:
+            if cell_len(f"{lines[-1]} {part}") > out.width:
+                lines.append(indent + part)
+            else:
+                lines[-1] += f" {part}"
+    return "\n".join(lines)
 
 
 def ask(question: str, abort: bool = False) -> bool:
@@ -240,7 +304,8 @@ def ask(question: str, abort: bool = False) -> bool:
         Unanswered: There is no terminal, and no input.
     """
     try:
-        answer = click.confirm(paragraph(question), err=True)
+        text = filled(f"{paragraph(question)} [y/N]:", console(stderr=True))
+        answer = click.confirm(text, show_default=False, prompt_suffix=" ", err=True)
     except click.Abort as error:
         # Click tells Ctrl-C and the end of the input apart in the context of its exception alone.
         if isinstance(error.__context__, EOFError):
@@ -362,16 +427,18 @@ def _widths(
     """
     from rich.cells import cell_len
 
-    columns: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else [()] * len(headers)
+    columns: list[Sequence[str]] = list(zip(*rows, strict=True)) if rows else [()] * len(headers)
     widest = [max(map(cell_len, column), default=1) for column in columns]
     words = [max(map(cell_len, header.split()), default=0) for header in headers]
+    longest = [max((cell_len(word) for cell in column for word in cell.split()), default=1) for column in columns]
     numbers = [cells if one else 1 for cells, one in zip(widest, is_number, strict=True)]
-    names = [cells if one else min(cells, _NAME) for cells, one in zip(widest, is_number, strict=True)]
+    names = [max(cells, min(word, _WORD)) for cells, word in zip(numbers, longest, strict=True)]
     widths = [min(max(cell_len(header), cells), width) for header, cells in zip(headers, widest, strict=True)]
     readable = list(map(max, words, names))
-    # A column has one blank before the next one anyway.
-    padding = int(sum(readable) <= width - 2 * len(headers) + 1)
-    room = width - (1 + padding) * len(headers) + 1
+    one_blank, two_blanks = (width - blanks * len(headers) + blanks for blanks in (1, 2))
+    # A column has one blank before the next one anyway. A second one divides no word, and no cell that would fit.
+    padding = int(sum(readable) <= two_blanks and not two_blanks < sum(widths) <= one_blank)
+    room = two_blanks if padding else one_blank
     for least in (list(map(max, words, widest)), readable, numbers, [1] * len(headers)):
         while sum(widths) > room:
             reducible = [place for place, now in enumerate(widths) if now > least[place]]

@@ -16,6 +16,7 @@ from composite_logstore.cli.backfill import backfill
 from composite_logstore.cli.check import check
 from composite_logstore.cli.child import child
 from composite_logstore.cli.collector_config import collector_config
+from composite_logstore.cli.console import Program
 from composite_logstore.cli.explain import explain
 from composite_logstore.cli.logs import logs
 from composite_logstore.cli.migrate import migrate
@@ -32,7 +33,7 @@ from composite_logstore.cli.verify import verify
 _THRESHOLDS = (50_000, 20, 100)
 
 
-@click.group()
+@click.group(cls=Program)
 @click.version_option(package_name="composite-logstore")
 @click.pass_context
 def main(context: click.Context) -> None:

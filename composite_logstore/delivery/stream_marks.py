@@ -47,7 +47,6 @@ class StreamMarks:
 
     def begin_folder(self) -> None:
         """Write all marks once more, into a folder that was just made."""
-        # A daemonic process is killed by its parent in the ordinary course.
         self.is_closed = self.is_closed or may_be_killed()
         self.waiting = dict(self._ended)
         self.write()

@@ -7,10 +7,12 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 from typing import Any
 
@@ -131,8 +133,19 @@ def _say_on_stderr() -> None:
     """Print warnings to stderr and nothing else: the output is the command's. Importing ZenML would print, too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("composite-logstore: %(message)s"))
+    handler.setFormatter(_Filled("composite-logstore: %(message)s"))
     logging.getLogger().addHandler(handler)
+
+
+class _Filled(logging.Formatter):
+    """Divides lines between words where a terminal would divide them within one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not sys.stderr.isatty():
+            return text
+        columns = shutil.get_terminal_size().columns
+        return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
 
 
 def _replace_this_process(command: list[str]) -> int:

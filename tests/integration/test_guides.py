@@ -86,11 +86,11 @@ class Reader:
             if name:
                 (self.directory / name).write_text(content)
             else:
-                printed = self._for_the_page(self.run(content))
+                printed = self.for_the_page(self.run(content))
         if WRITES:
             path.write_text(written + text[done:])
 
-    def _for_the_page(self, printed: str) -> str:
+    def for_the_page(self, printed: str) -> str:
         for stand_in, real in self._there.items():
             printed = printed.replace(real, stand_in)
         printed = printed.replace(self.env["ZENML_CONFIG_PATH"], "~/.config/zenml").replace(f"{self.directory}/", "")
@@ -113,7 +113,8 @@ class Reader:
 
 # Parts of the output that differ each time: moments, ids, durations, sizes, rates, processes, and the first run.
 VOLATILE = re.compile(
-    r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d(\.\d+)?)?|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{15}\b"
+    r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?(\+\d\d:\d\d)?)?"
+    r"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b[0-9a-f]{15}\b"
     r"|\b\d[\d.,]*( ?(ms|s|min|h|kB|MB)|/s)\b|run '[^']*'|process \d+|─+"
 )
 # How much there is, in sentences and in the first two columns of `verify`: it differs while pipelines run beside.

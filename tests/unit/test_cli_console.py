@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from composite_logstore.catalog.errors import NoAnswerError
 from composite_logstore.cli import console
 from composite_logstore.cli.console import Command, say, show_table, warn
 from composite_logstore.cli.main import main
+from composite_logstore.launch.command import _Filled
 from composite_logstore.names import counted
 from tests.simulated_zenml import SimulatedZenML
 
@@ -46,6 +48,21 @@ TABLES = {
         ["Child", "Type", "Role", "Setting", "Value"],
         [],
         [LONG, "datadog", "primary", "api_key", LONG * 4],
+    ),
+    "explain": (
+        ["What", "By", "Events", "Size", "Example"],
+        ["Events", "Size"],
+        ["withheld", "collapse_repeats", "1,234,567", "1,023.4 MB", SENTENCE],
+    ),
+    "rejected list": (
+        ["Child", "Events", "Since", "On disk", "Reason"],
+        ["Events", "On disk"],
+        [LONG, "1,234,567", "2026-11-28 22:05", "1,023.4 MB", SENTENCE],
+    ),
+    "status": (
+        ["Child", "State", *(amounts := ["Rate", "Backlog", "Oldest", "Withheld", "Redacted", "Rejected", "Dropped"])],
+        amounts,
+        [LONG, "unavailable", "12,345/s", "1,234,567", "119 min", "1,234,567", "12,345", "1,234", "1,234"],
     ),
     "migrate": (["Stage", "", "What", "To undo"], [], ["backfill", "next", SENTENCE, SENTENCE]),
     "spool": (
@@ -106,6 +123,17 @@ def test_a_table_fits_the_terminal_and_loses_nothing(
             assert any(cell in line for line in lines)
 
 
+def test_a_word_is_divided_only_where_a_table_has_no_other_way_to_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as the name of a writer, which people copy: the sentences in other columns take more lines."""
+    row = ["logs", "e484fc949bcb028", "collector", "1", "1,200", "4.2 MB", "119 s", SENTENCE]
+    monkeypatch.setitem(TABLES, "spool", (*TABLES["spool"][:2], row))
+    words = " ".join(drawn(monkeypatch, capsys, 80, "spool")).split()
+    assert set(row[:-1]) - {"4.2 MB", "119 s"} <= set(words)
+    assert set(SENTENCE.split()) <= set(words)
+
+
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for table, (columns, numbers, row) in TABLES.items():
         show_table(columns, [row], numbers)
@@ -117,7 +145,71 @@ def test_an_empty_table_has_its_headers(capsys: pytest.CaptureFixture[str]) -> N
     assert "EVENTS" in capsys.readouterr().out
 
 
-# Numbers
+# Sentences
+
+
+PATH = "/home/somebody/.config/zenml/composite_logstore/spool/b91229f7-9388-4532-961e-3b13c8362753/e484fc949bcb028"
+COMMAND = f"composite-logstore migrate production --to s3 --name {LONG} --since 2026-01-31 --undo"
+
+
+@pytest.fixture(params=[80, 120])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """That of a terminal without colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+def assert_divided_between_words(lines: list[str], text: str, width: int) -> None:
+    assert [word for line in lines for word in line.split()] == text.split()
+    assert max(map(cell_len, lines)) <= width
+
+
+@pytest.mark.parametrize("text", [SENTENCE * 3, f"{SENTENCE}:\n{SENTENCE}, {SENTENCE}", "日本語 " * 30])
+def test_a_sentence_is_divided_between_words(text: str, width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    say(text)
+    warn(text)
+    for printed in capsys.readouterr():
+        assert_divided_between_words(printed.splitlines(), text, width)
+
+
+def test_what_people_copy_stays_whole(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"{SENTENCE}: {PATH}")
+    say(f"This continues:\n{COMMAND}")
+    say(f"To go back: {COMMAND}")
+    say(f"{SENTENCE}; `{COMMAND}` mends it")
+    lines = capsys.readouterr().out.splitlines()
+    assert PATH in lines
+    assert [line for line in lines if COMMAND in line] == [f"    {COMMAND}", f"To go back: {COMMAND}", f"`{COMMAND}`"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["logs", "train-1", "--follow", "--output", "train-1.log"],
+        ["logs", "train-1", "--since", "the day before yesterday, or perhaps the day before that, in the evening"],
+    ],
+)
+def test_an_error_is_divided_between_words(arguments: list[str], width: int) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    lines = done.stderr.splitlines()
+    whole = CliRunner(env={"FORCE_COLOR": None}).invoke(main, arguments).stderr.splitlines()
+    assert_divided_between_words(lines, " ".join(whole), max(80, width))
+    assert max(map(len, whole)) > 80
+
+
+def test_a_question_is_divided_between_words(width: int) -> None:
+    done = CliRunner().invoke(click.Command("ask", callback=lambda: console.ask(SENTENCE)), input="y\n")
+    assert_divided_between_words(done.stderr.splitlines(), f"{SENTENCE} [y/N]: y", width)
+
+
+def test_what_run_warns_of_is_divided_between_words(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    record = logging.LogRecord("run", logging.WARNING, "", 0, SENTENCE, (), None)
+    text = _Filled("composite-logstore: %(message)s").format(record)
+    assert_divided_between_words(text.splitlines(), f"composite-logstore: {SENTENCE}", width)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +253,16 @@ def test_the_help_fits_the_terminal_and_is_not_cut_off(name: str) -> None:
     done = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=80)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "..." not in re.sub(r"\[?(ARGS|STORE|COMMAND|KEY=VALUE)\]?( \[ARGS)?\]?\.\.\.", "", done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_shows_a_session_of_each_command_at_80_columns(name: str) -> None:
+    """What the commands print there is written by tests/integration/test_sessions.py."""
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+    section = page.partition(f"\n## composite-logstore {name}\n")[2].partition("\n## ")[0]
+    (printed,) = re.findall(rf"^```\n\$ composite-logstore {name}\b.*\n((?:.*\n)*?)```$", section, re.MULTILINE)
+    assert printed
+    assert max(map(cell_len, printed.splitlines())) <= 80
 
 
 # How much is printed
