@@ -23,6 +23,7 @@ class Place(Machine):
         said: What agents have warned of.
         trouble: What ZenML raises, if anything.
         settings: Changes of the children's settings in ZenML.
+        asked: How often ZenML was asked for them.
     """
 
     def __init__(self, clock: SimulatedClock, disk: Path) -> None:
@@ -31,8 +32,10 @@ class Place(Machine):
         self.trouble: Exception | None = None
         self.settings: dict[str, dict[str, Any]] = {}
         self.is_registered = True
+        self.asked = 0
 
     def registered(self) -> list[LogStore]:
+        self.asked += 1
         if self.trouble:
             raise self.trouble
         if not self.is_registered:

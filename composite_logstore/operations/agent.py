@@ -48,6 +48,8 @@ SETTINGS_SECONDS = 15.0
 """How often the agent asks ZenML for the log stores' settings, in seconds."""
 UNKNOWN_SECONDS = 5.0
 """How often it asks while there is a folder of a log store that it does not know, in seconds."""
+BEGUN_SECONDS = 1.0
+"""How often it asks at most because a process has begun, whose settings may be newer, in seconds."""
 END_SECONDS = 5.0
 """How long the end waits for exports that are under way, in seconds."""
 ALIVE_SECONDS = 30.0
@@ -124,6 +126,8 @@ class Agent:
         self._asked_at = self._clock.now()
         self._asking = Service("composite-logstore settings", self._ask_again, self._clock, warn, lambda why: None)
         self._is_ending = False
+        # Whether a process has begun since ZenML was asked.
+        self._has_begun = False
         self._homes: dict[UUID, _Home] = {}
         self._warned_of: set[str] = set()
 
@@ -176,8 +180,8 @@ class Agent:
                 home.tails.make_room()
             home.tails.share_memory(self._tailed)
         self.go_on()
-        if self.knows_settings and any(id not in known for id in homes) and not self._stores:
-            self._ask_soon()
+        self._has_begun |= any(home.has_begun for home in self._homes.values())
+        self._ask_soon(is_unknown=not self._stores and any(id not in known for id in homes))
         self._looked_at = self._clock.now()
 
     @property
@@ -253,14 +257,19 @@ class Agent:
             return set()
         return {id for name in names if (id := uuid_of(name)) is not None}
 
-    def _ask_soon(self) -> None:
-        if self._clock.now() - self._asked_at > UNKNOWN_SECONDS:
+    def _ask_soon(self, is_unknown: bool) -> None:
+        """Have ZenML asked, if its settings may be others, but not again and again."""
+        seconds = self._clock.now() - self._asked_at
+        if self.knows_settings and (
+            (self._has_begun and seconds > BEGUN_SECONDS) or (is_unknown and seconds > UNKNOWN_SECONDS)
+        ):
+            self._has_begun = False
             self._settings_due.set()
 
     def _ask_again(self) -> Wait | None:
         if self._is_ending:
             return None
-        if self._clock.now() - self._asked_at >= min(SETTINGS_SECONDS, UNKNOWN_SECONDS):
+        if self._clock.now() - self._asked_at > BEGUN_SECONDS:
             self._ask()
         return partial(self._settings_due.wait, SETTINGS_SECONDS)
 
@@ -321,6 +330,8 @@ class _Home:
         self._former: list[Recovery] = []
         self._outcomes: dict[str, Counter[str]] = {}
         self._folders: list[Path] = []
+        # Whether the last look has found a process that was not there before.
+        self.has_begun = False
         self._changed_ns = -1
         self._watches: dict[Path, Watch] = {}
         self.tails = Tails(clock, self._warn_once)
@@ -399,6 +410,7 @@ class _Home:
 
     def _listed(self) -> list[Path]:
         """Return the folders of all processes. They are listed again only if some may have come or gone."""
+        self.has_begun = False
         try:
             changed = os.stat(self._home).st_mtime_ns
             if changed != self._changed_ns or time.time() - changed / 1e9 < CLOCK_STEP_SECONDS:
@@ -406,6 +418,7 @@ class _Home:
                 known = {folder: folder for folder in self._folders}
                 self._folders = [known.get(folder, folder) for folder in process_folders(self._home)]
                 self._changed_ns = changed
+                self.has_begun = not known.keys() >= {*self._folders}
                 self.tails.forget({*self._folders})
                 self._recovered &= {*self._folders}
                 self._resting &= {*self._folders}

@@ -13,7 +13,7 @@ import pytest
 from composite_logstore import RejectedError, UnavailableError
 from composite_logstore.delivery import tailing
 from composite_logstore.operations import agent_tails
-from composite_logstore.operations.agent import END_SECONDS, SETTINGS_SECONDS
+from composite_logstore.operations.agent import END_SECONDS, LOOK_SECONDS, SETTINGS_SECONDS
 from composite_logstore.spool import segments
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.format import decode_line, encode_line
@@ -284,6 +284,39 @@ def test_changed_settings_apply_to_living_processes(place: Place) -> None:
     place.work(agent, SETTINGS_SECONDS + 5)
     assert (place.delivered("archive"), place.delivered("live")) == (["one"], ["one"])
     assert process.account("archive", "delivered") == process.account("live", "delivered") == 1
+    agent.end()
+
+
+def test_settings_that_are_new_when_a_process_begins_apply_at_once(place: Place) -> None:
+    place.is_registered = False
+    agent = place.agent()
+    place.work(agent, 2)
+    place.is_registered = True
+    process = Living(place)
+    process.log("one")
+    place.work(agent, 2)
+    assert place.delivered("archive") == place.delivered("live") == ["one"]
+    place.settings["live"] = {"enabled": False}
+    later = Living(place, "f" * 15)
+    later.log("two")
+    place.work(agent, 3)
+    process.log("three")
+    place.work(agent, 2)
+    assert (place.delivered("archive"), place.delivered("live")) == (["one", "two", "three"], ["one"])
+    agent.end()
+
+
+def test_many_processes_that_begin_have_zenml_asked_about_once_a_second(place: Place) -> None:
+    agent = place.agent()
+    before = place.asked
+    for number in range(40):
+        Living(place, f"{number:015x}")
+        place.work(agent, LOOK_SECONDS)
+    assert 5 <= place.asked - before <= 10
+    place.work(agent, 2)
+    before = place.asked
+    place.work(agent, SETTINGS_SECONDS - 1)
+    assert place.asked - before <= 1
     agent.end()
 
 
