@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -315,6 +315,30 @@ class Agent:
             self._warn(text)
 
 
+class _Work(NamedTuple):
+    """Is replaced as a whole, since probes look at it from other threads.
+
+    Attributes:
+        recovery: Delivers with the present settings, None if there are none.
+        outcomes: A child's name → what was delivered with earlier settings.
+    """
+
+    recovery: Recovery | None
+    outcomes: dict[str, Counter[str]]
+
+    def accounts(self) -> list[tuple[str, ChildStats]]:
+        """Return a child's name and its account, for each process."""
+        found = self.recovery.stats() if self.recovery is not None else []
+        return [one for accounts in found for one in accounts.items()]
+
+    def outcomes_with(self, accounts: Iterable[tuple[str, ChildStats]]) -> dict[str, Counter[str]]:
+        """Return the outcomes with those of the accounts added."""
+        outcomes = {name: Counter(counts) for name, counts in self.outcomes.items()}
+        for name, account in accounts:
+            outcomes.setdefault(name, Counter()).update({key: getattr(account, key) for key in _OUTCOMES})
+        return outcomes
+
+
 class _Home:
     """The folder of one log store: notices the deaths of its processes, and has their events delivered."""
 
@@ -324,11 +348,10 @@ class _Home:
         self._clock = clock
         self._warn = warn
         self._tell = tell
-        self._recovery: Recovery | None = None
+        self._work = _Work(None, {})
         self._config: CompositeLogStoreConfig | None = None
         # Recoveries with earlier settings, until their exports have returned.
         self._former: list[Recovery] = []
-        self._outcomes: dict[str, Counter[str]] = {}
         self._folders: list[Path] = []
         # Whether the last look has found a process that was not there before.
         self.has_begun = False
@@ -357,7 +380,7 @@ class _Home:
         if store is None or config is None:
             return
         children = config.enabled_children
-        self._recovery = Recovery(
+        recovery = Recovery(
             store.id,
             children,
             SpoolSettings(self._home, False, config.spool_max_bytes, config.rejected_max_bytes),
@@ -367,7 +390,8 @@ class _Home:
             None,
             Budgets(store.id, children, self._home, self._clock),
         )
-        self.tails.use(self._recovery, {child.name: child for child in children})
+        self._work = self._work._replace(recovery=recovery)
+        self.tails.use(recovery, {child.name: child for child in children})
 
     def _note_problem(self, why: str) -> None:
         self._last_error = why
@@ -478,34 +502,29 @@ class _Home:
                     f"and will be retried."
                 )
 
-    def _worst(self) -> dict[str, ChildStats]:
-        """Return for each child the account, among those of all processes, in which it fares worst."""
-        worst: dict[str, ChildStats] = {}
-        for name, account in self._accounts():
-            if name not in worst or _RANK[State(account.state)] > _RANK[State(worst[name].state)]:
-                worst[name] = account
-        return worst
-
-    def _accounts(self) -> Iterator[tuple[str, ChildStats]]:
-        if self._recovery is not None:
-            for accounts in self._recovery.stats():
-                yield from accounts.items()
+    @property
+    def _recovery(self) -> Recovery | None:
+        return self._work.recovery
 
     @property
     def processes(self) -> tuple[int, int]:
         """How many processes run, and of how many dead ones events are delivered."""
-        return len(self._watches), len(self._recovery.folders) if self._recovery else 0
+        recovery = self._recovery
+        return len(self._watches), len(recovery.folders) if recovery else 0
 
     def delivered(self) -> list[Delivered]:
         """Return what was done for each child since the agent began."""
         if self.store is None:
             return []
-        outcomes = {name: Counter(counts) for name, counts in list(self._outcomes.items())}
+        work = self._work
+        accounts = work.accounts()
         pending: Counter[str] = Counter()
-        for name, account in self._accounts():
-            outcomes.setdefault(name, Counter()).update({key: getattr(account, key) for key in _OUTCOMES})
+        # The account of a child, among those of all processes, in which it fares worst.
+        worst: dict[str, ChildStats] = {}
+        for name, account in accounts:
             pending[name] += account.pending
-        worst = self._worst()
+            if name not in worst or _RANK[State(account.state)] > _RANK[State(worst[name].state)]:
+                worst[name] = account
         return [
             Delivered(
                 self.store,
@@ -515,7 +534,7 @@ class _Home:
                 worst[name].state if name in worst else State.HEALTHY.value,
                 (worst[name].last_error if name in worst else None) or self._last_error,
             )
-            for name, counts in sorted(outcomes.items())
+            for name, counts in sorted(work.outcomes_with(accounts).items())
         ]
 
     def stop(self) -> None:
@@ -527,13 +546,11 @@ class _Home:
         self._watches.clear()
 
     def _stop_recovery(self) -> None:
-        recovery, self._recovery = self._recovery, None
-        if recovery is not None:
-            for accounts in recovery.stats():
-                for name, account in accounts.items():
-                    self._outcomes.setdefault(name, Counter()).update({key: getattr(account, key) for key in _OUTCOMES})
-            recovery.stop(at_once=True)
-            self._former.append(recovery)
+        work = self._work
+        if work.recovery is not None:
+            work.recovery.stop(at_once=True)
+            self._former.append(work.recovery)
+            self._work = _Work(None, work.outcomes_with(work.accounts()))
 
     @property
     def is_over(self) -> bool:

@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from composite_logstore import LogEvent, UnavailableError
 from composite_logstore.catalog.errors import ArgumentError, OperationError
 from composite_logstore.cli.main import main
+from composite_logstore.delivery.account import ChildStats
+from composite_logstore.delivery.recovery import Recovery
 from composite_logstore.operations import agent_health
 from composite_logstore.operations.agent import ALIVE_SECONDS, SETTINGS_SECONDS, Agent
 from composite_logstore.operations.agent_health import Health, metrics, parsed_address
@@ -25,7 +27,7 @@ from composite_logstore.spool import lock
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.reader import SegmentReader
 from composite_logstore.testing import SimulatedBackend, SimulatedChildConfig
-from tests.agents import Place
+from tests.agents import Living, Place
 from tests.patience import PATIENCE_SECONDS
 from tests.watching import wait_until
 
@@ -421,6 +423,33 @@ def test_probes_are_answered(place: Place) -> None:
     finally:
         health.close()
         agent.end()
+
+
+def test_no_counter_goes_back_while_the_settings_change(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted() -> list[str]:
+        return [line for line in metrics(agent) if line.startswith("composite_logstore_agent_events_total")]
+
+    def observed(recovery: Recovery) -> list[dict[str, ChildStats]]:
+        if not probes:
+            # As if another thread answered a probe just now.
+            probes.append([])
+            probes[:] = [counted()]
+        return stats(recovery)
+
+    probes: list[list[str]] = []
+    stats = Recovery.stats
+    agent = place.agent()
+    process = Living(place)
+    process.log("one")
+    place.work(agent, 2)
+    before = counted()
+    assert len(before) == 8
+    place.settings["live"] = {"min_level": "ERROR"}
+    monkeypatch.setattr(Recovery, "stats", observed)
+    place.work(agent, SETTINGS_SECONDS + 5)
+    assert probes == [before]
+    assert counted() == before
+    agent.end()
 
 
 def test_every_line_of_the_metrics_is_a_sample_or_about_one(place: Place) -> None:
