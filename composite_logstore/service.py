@@ -55,6 +55,21 @@ def tell(log: Callable[..., None], *arguments: object) -> None:
         contextvars.Context().run(log, *arguments)
 
 
+def quietly(log: Callable[..., None], text: str, do: Callable[..., object], *arguments: object) -> None:
+    """Do what costs nothing if it fails, such as closing an exporter, and log the failure.
+
+    Args:
+        log: A logger's method.
+        text: What to log, with a `%s` for the error.
+        do: Does it.
+        arguments: Its arguments.
+    """
+    try:
+        do(*arguments)
+    except Exception as error:
+        tell(log, text, described(error))
+
+
 @contextmanager
 def patiently(lock: threading.RLock) -> Iterator[None]:
     """Hold a journal's lock, for a thread that has time. `emit` must not wait for such a thread.

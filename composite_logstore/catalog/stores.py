@@ -204,6 +204,9 @@ def open_child(child: ChildConfig) -> Source:
         return open_source(child)
     except (UnavailableError, ImportError) as error:
         raise NoAnswerError(f"child '{child.name}' cannot be read: {error}") from error
+    except Exception as error:
+        # Its text may contain anything, such as a key.
+        raise NoAnswerError(f"child '{child.name}' cannot be read: its reader raised {type(error).__name__}") from error
 
 
 def collectors(store: RegisteredStore, children: list[ChildConfig]) -> dict[UUID | None, str]:

@@ -21,7 +21,7 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore import secret_references
-from composite_logstore.backend import Exporter, RetryableError
+from composite_logstore.backend import Exporter
 from composite_logstore.child_config import ChildConfig
 from composite_logstore.clock import Clock
 from composite_logstore.delivery import metrics
@@ -437,15 +437,11 @@ class Worker:
         """Return a batch as the child gets it.
 
         Raises:
-            RetryableError: A step failed. Nothing may leave then, and the backend is not the cause.
+            RetryableError: It cannot be processed.
         """
         if turn.processor is None:
             turn.processor = self._settings.create_processor().then(self._budget)
-        try:
-            return turn.processor.process(batch)
-        except Exception as error:
-            text = f"the child's rules, redaction or budget cannot be applied: {described(error)}"
-            raise RetryableError(text, smaller_may_pass=True) from error
+        return turn.processor.process(batch)
 
     def _end_stream(self, turn: _Turn, stream: Stream) -> Callable[[], None]:
         """End a stream, after the last of its repeats. Returns what reports the result, under the lock."""

@@ -148,6 +148,10 @@ def copy_with(
             sender = Sender(target, ledger, rate, sleep=sleep, dry_run=dry_run)
         except (UnavailableError, ImportError) as error:
             raise NoAnswerError(f"child '{target.name}' cannot be written to: {error}") from error
+        except Exception as error:
+            # Its text may contain anything, such as a key.
+            why = f"its exporter raised {type(error).__name__}"
+            raise NoAnswerError(f"child '{target.name}' cannot be written to: {why}") from error
         opened.enter_context(closing(sender))
         copying = Backfill(reading, there, sender, tell)
         for stream in streams:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from composite_logstore import secret_references
 from composite_logstore.ansi import without_escapes
-from composite_logstore.backend import UnavailableError
+from composite_logstore.backend import RetryableError, UnavailableError
 from composite_logstore.capture.record import note, numbered
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, nearest
 from composite_logstore.catalog.stores import RegisteredStore, collectors, find_store, open_child
@@ -227,12 +227,19 @@ class _Sample:
         return MOST_EVENTS - self._result.events if self._result.bytes < MOST_BYTES else 0
 
     def take(self, events: Iterable[LogEvent], most: int = MOST_EVENTS) -> None:
-        """Take in events, at most so many, until the sample is full."""
+        """Take in events, at most so many, until the sample is full.
+
+        Raises:
+            NoAnswerError: ZenML cannot be asked which secrets to mask, or the events cannot be processed.
+        """
         for taken, event in enumerate(events):
             if taken >= most or not self.room:
                 self._result.is_whole = False
                 return
-            self._take(event)
+            try:
+                self._take(event)
+            except RetryableError as error:
+                raise NoAnswerError(str(error)) from error
 
     def _take(self, event: LogEvent) -> None:
         size = event.size
@@ -283,9 +290,6 @@ def _take_run(sample: _Sample, found: RegisteredStore, run: str, report: Reporte
         for place, stream in enumerate(streams):
             share = max(1, sample.room // (len(streams) - place))
             sample.take(_read(source, stream, found), share)
-    except ConnectionError as error:
-        # ZenML cannot be asked which secrets to mask.
-        raise NoAnswerError(str(error)) from error
     finally:
         source.close()
 

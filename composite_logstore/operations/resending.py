@@ -6,24 +6,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
 from zenml.logger import get_logger
 
 from composite_logstore import clock, secret_references
-from composite_logstore.backend import BACKFILLED, Exporter, ExportError, RetryableError, UnavailableError
+from composite_logstore.backend import BACKFILLED, Exporter, ExportError, UnavailableError
 from composite_logstore.child_config import ChildConfig
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy, rejection
 from composite_logstore.delivery.budgets import Budgets
 from composite_logstore.delivery.states import Outcome
 from composite_logstore.event import LogEvent, Stream
-from composite_logstore.inert import described
 from composite_logstore.operations.inventory import LogStore
 from composite_logstore.processing.budget import NOTICE, REASON
 from composite_logstore.processing.processor import Processed, Processor
-from composite_logstore.service import tell
+from composite_logstore.service import quietly
 from composite_logstore.spool.format import RejectedEvent
 from composite_logstore.spool.rejected import KeptLine, RejectedFolder
 
@@ -239,7 +237,7 @@ class Resending:
         """Return a batch as the child gets it, marked: it comes after later events of its writer.
 
         Raises:
-            RetryableError: ZenML cannot be asked which secrets to mask.
+            RetryableError: It cannot be processed.
         """
         self._streams.update(dict.fromkeys(event.stream for event in events))
         wanted = [
@@ -247,10 +245,7 @@ class Resending:
             for event in events
             if self._config.wants(event.level, bool(event.progress))
         ]
-        try:
-            processed = self._processor.process(wanted)
-        except ConnectionError as error:
-            raise RetryableError(str(error)) from error
+        processed = self._processor.process(wanted)
         if len(wanted) < len(events):
             processed.withheld["below 'min_level'"] += len(events) - len(wanted)
         # Events over the budget stay here and can be sent later, so no notice in the log stands in for one of them.
@@ -290,14 +285,6 @@ class Resending:
         if exporter is None:
             return
         for stream in self._streams:
-            _quietly(partial(exporter.end_stream, stream))
+            quietly(logger.debug, "ending a stream failed: %s", exporter.end_stream, stream)
         self._streams.clear()
-        _quietly(exporter.close)
-
-
-def _quietly(do: Callable[[], object]) -> None:
-    """Call a method of the exporter whose failure costs no event."""
-    try:
-        do()
-    except Exception as error:
-        tell(logger.debug, "closing an exporter failed: %s", described(error))
+        quietly(logger.debug, "closing an exporter failed: %s", exporter.close)

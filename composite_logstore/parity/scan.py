@@ -6,11 +6,13 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from zenml.enums import LoggingLevels
+from zenml.logger import get_logger
 from zenml.utils.time_utils import to_utc_timezone
 
 from composite_logstore import secret_references
@@ -29,12 +31,15 @@ from composite_logstore.bounds import Bounds
 from composite_logstore.delivery.backoff import PASSING, READ_ATTEMPTS, seconds_until_read
 from composite_logstore.event import HIGHEST, LogEvent, Stream
 from composite_logstore.processing.redaction import Masks
+from composite_logstore.service import quietly
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter, LogStoreError
 
 if TYPE_CHECKING:
     from zenml.models import LogsResponse
 
     from composite_logstore.child_config import ChildConfig
+
+logger = get_logger(__name__)
 
 _INT64 = 1 << 63
 
@@ -70,7 +75,8 @@ def open_source(child: ChildConfig) -> Source:
     """
     reader = secret_references.resolve(child).create_reader()
     scanner: Any = reader if isinstance(reader, Scanner) else PageScanner(reader)
-    return Source(child.name, scanner, reader.in_order, child, reader.close)
+    close = partial(quietly, logger.debug, "closing a reader failed: %s", reader.close)
+    return Source(child.name, scanner, reader.in_order, child, close)
 
 
 class PageScanner:

@@ -13,16 +13,21 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from zenml.logger import get_logger
+
 from composite_logstore import secret_references
-from composite_logstore.backend import Copier, ExportError, Scanned
+from composite_logstore.backend import Copier, ExportError, RetryableError, Scanned
 from composite_logstore.delivery.account import count_reason
 from composite_logstore.delivery.backoff import Backoff, Decision, ExportPolicy
 from composite_logstore.event import LogEvent, Stream
 from composite_logstore.parity.ledger import Ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
+from composite_logstore.service import quietly
 
 if TYPE_CHECKING:
     from composite_logstore.child_config import ChildConfig
+
+logger = get_logger(__name__)
 
 GIVE_UP_SECONDS = 60.0
 """How long one batch is retried."""
@@ -108,7 +113,7 @@ class Sender:
     def close(self) -> None:
         """Wait for the export under way, and release connections."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._exporter.close()
+        quietly(logger.debug, "closing an exporter failed: %s", self._exporter.close)
 
     def takes_scanned(self, scan_format: str) -> bool:
         """Return whether records of this format can be exported as they were scanned, without being decoded."""
@@ -132,13 +137,13 @@ class Sender:
         """Add an event to its writer's batch, as the child gets it, unless the child's settings withhold it.
 
         Raises:
-            BackfillStoppedError: The child does not take an earlier batch, or ZenML cannot be asked which secrets to
-                mask.
+            BackfillStoppedError: The child does not take an earlier batch, ZenML cannot be asked which secrets to mask,
+                or the event cannot be processed.
         """
         try:
             processed = self._processor.process([event])
-        except ConnectionError as error:
-            raise BackfillStoppedError(str(error)) from error
+        except RetryableError as error:
+            raise self._stopped(str(error)) from error
         # Batches are retried as they are, so what was processed is processed for good.
         self._processor.commit(processed)
         if not processed.events:
@@ -171,31 +176,47 @@ class Sender:
         """End the stream: export all that was added, and events that count the repeats which no event has counted.
 
         Raises:
-            BackfillStoppedError: The child does not take a batch.
+            BackfillStoppedError: The child does not take a batch, or those events cannot be processed.
         """
-        self.finish()
-        last = self._processor.last_of(self._stream)
+        self._export_all()
+        try:
+            last = self._processor.last_of(self._stream)
+        except RetryableError as error:
+            raise self._stopped(str(error)) from error
+        if last:
+            self._forget()
         for event in last:
             self._put_event(event.writer, event.sequence, event)
         self._result.unwanted -= len(last)
-        if last:
-            self.finish()
+        self._export_all()
+        self._end_stream()
 
     def finish(self) -> None:
         """Export all that was added, and let the exporter forget which events of the stream it has written.
 
         Raises:
-            BackfillStoppedError: The child does not take a batch.
+            BackfillStoppedError: The child does not take a batch, or its exporter does not forget.
         """
+        self._export_all()
+        self._forget()
+
+    def _export_all(self) -> None:
         for writer in list(self._waiting):
             self._send(writer)
         while self._exports:
             self._exports.popleft().result()
-        self._end_stream()
+
+    def _forget(self) -> None:
+        """Let the exporter forget which events of the stream it has written, or it would leave out some that follow."""
+        try:
+            if not self.dry_run:
+                self._exporter.end_stream(self._stream)
+        except Exception as error:
+            raise self._stopped(f"its exporter raised {type(error).__name__}") from error
 
     def drop(self) -> None:
         """Export no more of the stream, after an error."""
-        self._processor.last_of(self._stream)
+        quietly(logger.debug, "ending a stream failed: %s", self._processor.last_of, self._stream)
         self._waiting.clear()
         self._waiting_size = 0
         for export in self._exports:
@@ -206,7 +227,10 @@ class Sender:
 
     def _end_stream(self) -> None:
         if not self.dry_run:
-            self._exporter.end_stream(self._stream)
+            quietly(logger.debug, "ending a stream failed: %s", self._exporter.end_stream, self._stream)
+
+    def _stopped(self, why: str) -> BackfillStoppedError:
+        return BackfillStoppedError(f"child '{self.target.name}' takes no events: {why}")
 
     def _put_event(self, writer: str, sequence: int, event: LogEvent) -> None:
         self._put(writer, False, [sequence], [event], event.size)
@@ -271,7 +295,7 @@ class Sender:
                     # The text of an unknown exception may contain anything, such as a key.
                     is_known = isinstance(error, ExportError)
                     why = decision.message if is_known else f"its exporter raised {type(error).__name__}"
-                    raise BackfillStoppedError(f"child '{self.target.name}' takes no events: {why}") from error
+                    raise self._stopped(why) from error
                 if decision.rejected is not None:
                     return
                 if not decision.wait:

@@ -15,6 +15,7 @@ from uuid import UUID
 from zenml.logger import get_logger
 
 from composite_logstore import clock, zenml
+from composite_logstore.backend import RetryableError
 from composite_logstore.event import Stream
 from composite_logstore.inert import described
 from composite_logstore.plain import text_of
@@ -65,7 +66,7 @@ class KnownSecrets:
         Others deliver the events of a dead process, and copy those of any: they may not know its secrets.
 
         Raises:
-            ConnectionError: ZenML cannot be reached. The message says of which run the secrets are.
+            RetryableError: ZenML cannot be reached. The message says of which run the secrets are.
         """
         if stream.id in self._own_streams:
             return
@@ -147,14 +148,14 @@ def _resolve_secrets(kind: str, id: str) -> None:
     """Have ZenML resolve the secrets that the configuration of a step or a run gives to its code.
 
     Raises:
-        ConnectionError: ZenML cannot be reached. The events can wait; a secret that is out cannot be called back.
+        RetryableError: ZenML cannot be reached. The events can wait; a secret that is out cannot be called back.
     """
     global _unreached
     from zenml.client import Client
 
     text = f"ZenML cannot be asked which secrets the {kind} run {id} had: "
     if _unreached is not None and clock.current.now() < _unreached.until:
-        raise ConnectionError(f"{text}{_unreached.why}")
+        raise RetryableError(f"{text}{_unreached.why}")
     watch()
     try:
         client = Client()
@@ -166,7 +167,7 @@ def _resolve_secrets(kind: str, id: str) -> None:
     except Exception as error:
         if _is_unreached(error):
             _unreached = _Unreached(clock.current.now() + ASK_AGAIN_SECONDS, described(error))
-            raise ConnectionError(f"{text}{_unreached.why}") from error
+            raise RetryableError(f"{text}{_unreached.why}") from error
         # The log store delivers all the same: a run that was deleted must not block the events behind it.
         warning = "events of another process are redacted without the secrets of its %s run %s: %s"
         tell(logger.warning, warning, kind, id, described(error))

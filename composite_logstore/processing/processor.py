@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from composite_logstore.backend import RetryableError
 from composite_logstore.event import LogEvent, Stream, stripped
+from composite_logstore.inert import described
 
 
 @dataclass
@@ -88,10 +90,15 @@ class Processor:
         return any(step.remembers for step in self._steps)
 
     def process(self, events: list[LogEvent]) -> Processed:
-        """Return what is to be exported of a batch. It changes neither the batch nor the processor."""
+        """Return what is to be exported of a batch. It changes neither the batch nor the processor.
+
+        Raises:
+            RetryableError: A step failed, or ZenML cannot be asked which secrets to mask. Nothing may leave then, and
+                the backend is not the cause.
+        """
         batch = Processed(events)
         for step in self._steps:
-            step.process(batch)
+            _process(step, batch)
         return batch
 
     def commit(self, batch: Processed) -> None:
@@ -109,17 +116,30 @@ class Processor:
 
         Returns:
             Those of its withheld events that are exported after all, as the child gets them.
+
+        Raises:
+            RetryableError: As `process` does.
         """
         last: list[LogEvent] = []
         for step in self._steps:
             batch = Processed(last)
-            step.process(batch)
+            _process(step, batch)
             last = batch.events + step.last_of(stream)
         return last
 
     def wants(self, event: LogEvent) -> bool:
         """Return whether the child gets an event, as far as that depends on the event alone."""
         return all(step.wants(event) for step in self._steps)
+
+
+def _process(step: Step, batch: Processed) -> None:
+    try:
+        step.process(batch)
+    except RetryableError:
+        raise
+    except Exception as error:
+        text = f"the child's rules, redaction or budget cannot be applied: {described(error)}"
+        raise RetryableError(text, smaller_may_pass=True) from error
 
 
 class StripEscapes(Step):

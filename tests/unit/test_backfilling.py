@@ -25,12 +25,15 @@ from composite_logstore import (
     TooLargeError,
     UnavailableError,
 )
+from composite_logstore.catalog.errors import NoAnswerError
+from composite_logstore.operations.copying import copy_with
 from composite_logstore.parity.backfill import Backfill
 from composite_logstore.parity.compare import compare
 from composite_logstore.parity.ledger import BackfillRunsError, open_ledger
 from composite_logstore.parity.result import BackfillStoppedError, Copied
 from composite_logstore.parity.scan import Source, open_source
 from composite_logstore.parity.sender import GIVE_UP_SECONDS, Sender
+from composite_logstore.processing.processor import StripEscapes
 from composite_logstore.testing import SimulatedBackend, make_logs, make_stream
 from composite_logstore.zenml import LogEntry, LogsEntriesFilter
 from composite_logstore_artifact.exporter import ArtifactExporter
@@ -480,6 +483,75 @@ def test_a_full_disk_repeats_nothing_of_what_is_passed_on(tmp_path: Path) -> Non
 
     assert copy(a, Full(**b.model_dump()), stream, tmp_path, sleep=lambda seconds: None).copied == 50
     assert contents(b, stream) == contents(a, stream)
+
+
+class Awkward(SimulatedBackend):
+    """Takes all events, and fails with all else."""
+
+    def end_stream(self, stream: Stream) -> None:
+        raise ValueError("a-key")
+
+    def close(self) -> None:
+        raise ValueError("a-key")
+
+
+def test_an_exporter_that_cannot_end_a_stream_costs_no_event(tmp_path: Path) -> None:
+    stream = make_stream()
+    a = archive("a", tmp_path)
+    write(a, make_events([str(number) for number in range(20)], stream))
+    BACKENDS["b"] = Awkward()
+    assert copy(a, WriteOnly(name="b", type="x"), stream, tmp_path).copied == 20
+    assert BACKENDS["b"].messages == [str(number) for number in range(20)]
+
+
+def test_an_exporter_that_cannot_forget_what_it_has_written_gets_nothing_that_it_would_leave_out(
+    tmp_path: Path,
+) -> None:
+    stream = make_stream()
+    a = archive("a", tmp_path)
+    events = make_events([str(number) for number in range(20)], stream)
+    write(a, events[10:])
+    write(a, events[:10])
+    BACKENDS["b"] = Awkward()
+    with pytest.raises(BackfillStoppedError, match=r"'b'.*ValueError") as stopped:
+        copy(a, WriteOnly(name="b", type="x"), stream, tmp_path)
+    assert "a-key" not in str(stopped.value)
+    assert BACKENDS["b"].messages == [str(number) for number in range(10, 20)]
+
+
+def test_a_step_of_the_child_that_fails_stops_the_backfill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    stream = make_stream()
+    a = archive("a", tmp_path)
+    write(a, make_events(["one"], stream))
+    BACKENDS["b"] = SimulatedBackend()
+    monkeypatch.setattr(StripEscapes, "process", fail)
+    with pytest.raises(BackfillStoppedError, match=r"'b'.*MemoryError"):
+        copy(a, WriteOnly(name="b", type="x", ansi="strip"), stream, tmp_path)
+    assert BACKENDS["b"].exports == 0
+
+
+class Broken(ChildConfig):
+    """A child that cannot be opened."""
+
+    def create_exporter(self) -> SimulatedBackend:
+        raise ValueError("a-key")
+
+    def create_reader(self) -> Any:
+        raise ValueError("a-key")
+
+
+@pytest.mark.parametrize("is_source", [True, False])
+def test_a_child_that_cannot_be_opened_is_named_without_what_its_error_says(tmp_path: Path, is_source: bool) -> None:
+    children: list[Any] = [Broken(name="b", type="x"), archive("a", tmp_path)]
+    source, target = children if is_source else reversed(children)
+    registered: Any = None
+    ledgers = open_ledger(tmp_path / "ledgers", STORE, "b", 0.0)
+    with ledgers as ledger, pytest.raises(NoAnswerError, match=r"'b'.*ValueError") as raised:
+        copy_with(ledger, registered, source, target, [], Copied(), None, lambda number: None)
+    assert "a-key" not in str(raised.value)
 
 
 def test_only_what_a_child_takes_is_passed_on(tmp_path: Path) -> None:

@@ -272,6 +272,9 @@ def test_while_zenml_cannot_be_asked_for_secrets_there_is_no_answer(run: Run, mo
     monkeypatch.setattr(KnownSecrets, "learn", unreached)
     with pytest.raises(NoAnswerError, match="connection refused"):
         run.explain(redact={})
+    children = [{"name": "live", "type": "artifact", "redact": {}}]
+    with pytest.raises(NoAnswerError, match="connection refused"):
+        explain("logs", "live", lines=["a"], children=children)
 
 
 # Arguments

@@ -717,11 +717,11 @@ def test_while_zenml_cannot_be_reached_the_events_of_another_process_wait(
             # Whichever child it is, and however often it retries, ZenML is asked now and then.
             for expected in (1, 1, 2):
                 masks = Redact(RedactSettings(), fresh)
-                with pytest.raises(ConnectionError):
+                with pytest.raises(RetryableError):
                     process(masks, events)
                 assert len(asked) == expected
                 clock.advance(known_secrets.ASK_AGAIN_SECONDS / 2)
-        with pytest.raises(ConnectionError):
+        with pytest.raises(RetryableError):
             process(masks, events)
         clock.advance(known_secrets.ASK_AGAIN_SECONDS)
         assert process(masks, events)[1] == {"secret": 1}
