@@ -84,12 +84,9 @@ release-check: $(STAMP) ## build what is released, install it elsewhere, and run
 test-releases: $(STAMP) ## tests on releases of ZenML, in RELEASES or all; writes docs/compatibility.md
 	@$(PY) -m tests.releases "$(RELEASES)" $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
-# Those of tests/e2e that share one ZenML, for which an agent delivers.
-WITH_AGENT := $(addprefix tests/e2e/test_,agent.py component_on_server.py crash.py registration.py run.py)
-
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
-	@COMPOSITE_LOGSTORE_DELIVERY=agent $(PY) -m pytest $(WITH_AGENT) -m 'not deep' $(PYTEST_ARGS)
+	@COMPOSITE_LOGSTORE_DELIVERY=agent $(PY) -m pytest tests/e2e --timeout=0 $(PYTEST_ARGS)
 	@$(PY) -m tests.versions "" $(PYTEST_PROCESSES)
 	@$(PY) -m tests.releases "" $(PYTEST_PROCESSES)
 	@$(PY) -m tests.resolutions $(PYTEST_PROCESSES)

@@ -2,8 +2,9 @@
 
     python -m examples.demo
 
-With STAY=1 in the environment, the servers stay until Ctrl-C when the story has been told. Nothing but a temporary
-directory is written, no traffic leaves the machine, and all is removed at the end.
+With STAY=1 in the environment, the servers stay until Ctrl-C when the story has been told. With
+COMPOSITE_LOGSTORE_DELIVERY=agent, an agent delivers from the beginning. Nothing but a temporary directory is written,
+no traffic leaves the machine, and all is removed at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -41,7 +42,7 @@ from examples.demo.account import (
 )
 from tests.servers.collector import Collector, find_rotel, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
-from tests.servers.zenml_server import ZenML
+from tests.servers.zenml_server import AN_AGENT_DELIVERS, ZenML
 
 PIPELINE = Path(__file__).with_name("pipeline.py")
 KILL_AFTER = 500
@@ -115,6 +116,10 @@ def demonstrate(narrator: Narrator, directory: Path, stack: ExitStack) -> None:
     narrator.show("$ zenml login --local --ip-address 127.0.0.1")
     stack.enter_context(zenml)
     register(narrator, zenml, collector, datadog)
+    if AN_AGENT_DELIVERS:
+        narrator.say("An agent delivers what all processes log:")
+        narrator.show("$ composite-logstore agent")
+        stack.enter_context(zenml.chosen_agent())
 
     report, before, killed_at = run_pipeline(narrator, zenml, collector, datadog)
     stats = report["stats"]
@@ -149,15 +154,23 @@ def demonstrate(narrator: Narrator, directory: Path, stack: ExitStack) -> None:
 
 def kill_pipeline(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
     """Kill the pipeline in its middle, and read its last words from the server."""
-    null = subprocess.DEVNULL
-    narrator.say("Now each line is to survive, and an agent to deliver what killed processes leave:")
-    narrator.show("$ zenml log-store update logs --durability=write_ahead\n$ composite-logstore agent")
+    commands = ["zenml log-store update logs --durability=write_ahead"]
+    if AN_AGENT_DELIVERS:
+        narrator.say("Now each line is to survive:")
+    else:
+        narrator.say("Now each line is to survive, and an agent to deliver what killed processes leave:")
+        commands.append("composite-logstore agent")
+    narrator.show("\n".join(f"$ {command}" for command in commands))
     zenml.cli("log-store", "update", "logs", "--durability=write_ahead")
-    commands = [["-m", "composite_logstore", "agent"], [str(PIPELINE), str(zenml.directory / "never.json")]]
-    agent, program = (
-        subprocess.Popen([sys.executable, *command], env=zenml.env, cwd=zenml.directory, stdout=null, stderr=null)
-        for command in commands
-    )
+    with nullcontext() if AN_AGENT_DELIVERS else zenml.agent():
+        kill_and_read(narrator, zenml, datadog)
+
+
+def kill_and_read(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
+    """Kill the pipeline, beside an agent, and read its last words."""
+    null = subprocess.DEVNULL
+    command = [sys.executable, str(PIPELINE), str(zenml.directory / "never.json")]
+    program = subprocess.Popen(command, env=zenml.env, cwd=zenml.directory, stdout=null, stderr=null)
     try:
         known = {entry["zenml.log.id"] for entry in datadog.seen()["entries"]}
         found: Counter[str] = Counter()
@@ -184,9 +197,8 @@ def kill_pipeline(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
         for entry in last_words()[-3:]:
             narrator.show(f"{entry['timestamp'][11:23]} {entry['message']}")
     finally:
-        for process in (program, agent):
-            process.kill()
-            process.wait()
+        program.kill()
+        program.wait()
 
 
 def stay(narrator: Narrator, zenml: ZenML, run_id: str) -> None:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,15 +10,16 @@ from typing import Any
 import pytest
 
 from composite_logstore.ansi import without_escapes
-from composite_logstore.config import DELIVERY_VARIABLE
 from tests.programs import Programs
 from tests.servers.cloudwatch import CloudWatch
 from tests.servers.collector import Collector, start_collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY, Datadog
 from tests.servers.zenml_server import ZenML
 
-AN_AGENT_DELIVERS = os.environ.get(DELIVERY_VARIABLE, "process") != "process"
 PIPELINE = Path(__file__).with_name("pipeline.py")
+# Of log stores whose backends are all well: however slow the machine is, what is logged is there when a run has ended.
+PATIENT = {"flush_timeout_millis": 100_000, "flush_limit_millis": 100_000}
+PATIENT_CHILD = {"export_timeout_millis": 100_000}
 
 
 @pytest.fixture(scope="session")
@@ -36,38 +35,39 @@ def datadog() -> Iterator[Datadog]:
 
 
 @pytest.fixture(scope="session")
-def zenml(
+def shared(
     tmp_path_factory: pytest.TempPathFactory, programs: Programs, collector: Collector, datadog: Datadog
 ) -> Iterator[ZenML]:
-    """A ZenML with its server, and an active stack whose log store `logs` has three children."""
+    """What all files share of `zenml`."""
     zenml = ZenML(tmp_path_factory.mktemp("zenml") / "zenml", programs=programs)
     # With these the server, too, reads from CloudWatch.
     zenml.env |= CloudWatch().environment
     with zenml:
         register_three_children(zenml, collector, datadog)
-        with chosen_agent(zenml):
-            yield zenml
+        yield zenml
 
 
-def chosen_agent(zenml: ZenML, *options: str) -> AbstractContextManager[None]:
-    """Run an agent if the environment says that one delivers: `make test-deep` runs all these tests with one."""
-    return zenml.agent(*options) if AN_AGENT_DELIVERS else nullcontext()
+@pytest.fixture(scope="module")
+def zenml(shared: ZenML) -> Iterator[ZenML]:
+    """A ZenML with its server, and an active stack whose log store `logs` has three children.
+
+    `make test-deep` runs all these tests once more with an agent: each file has its own, which has to deliver.
+    """
+    with shared.chosen_agent():
+        yield shared
 
 
 def register_three_children(zenml: ZenML, collector: Collector, datadog: Datadog) -> None:
     """Register everything with the real CLI, and make the stack `three` the active one."""
     keys = {"api_key": "{{datadog.api_key}}", "application_key": "{{datadog.application_key}}"}
-    # All three backends are well: however slow the machine is, no export is overdue, and what is logged is there when
-    # a run has ended.
-    patient = {"export_timeout_millis": 100_000}
     children = [
-        {"name": "archive", "type": "artifact", **patient},
-        {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint, **patient},
-        {"name": "live", "type": "datadog", **datadog.settings, **keys, **patient},
+        {"name": "archive", "type": "artifact", **PATIENT_CHILD},
+        {"name": "collector", "type": "otlp", "endpoint": collector.http_endpoint, **PATIENT_CHILD},
+        {"name": "live", "type": "datadog", **datadog.settings, **keys, **PATIENT_CHILD},
     ]
     zenml.cli("secret", "create", "datadog", f"--api_key={API_KEY}", f"--application_key={APPLICATION_KEY}")
     zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
-    patience = ("--flush_timeout_millis=100000", "--flush_limit_millis=100000")
+    patience = (f"--{name}={value}" for name, value in PATIENT.items())
     settings = ("--primary=archive", f"--children={json.dumps(children)}", *patience)
     zenml.cli("log-store", "register", "logs", "--flavor", "composite", *settings)
     zenml.cli("stack", "register", "three", "-o", "default", "-a", "default", "--log_store", "logs", "--set")

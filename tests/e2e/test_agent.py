@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import AN_AGENT_DELIVERS
 from tests.e2e.test_crash import LINES, PROGRAM, lines_of
-from tests.servers.zenml_server import ZenML
+from tests.servers.zenml_server import AN_AGENT_DELIVERS, ZenML
 from tests.watching import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -35,7 +34,7 @@ def newest(zenml: ZenML, stream: str) -> dict[str, Any]:
 @pytest.mark.usefixtures("write_ahead")
 def test_the_last_line_of_a_killed_run_is_on_the_page(zenml: ZenML, tmp_path: Path) -> None:
     # If the environment says that an agent delivers, one runs already.
-    with nullcontext() if AN_AGENT_DELIVERS else zenml.agent("--store", "logs", "--health-address", ":0"):
+    with nullcontext() if AN_AGENT_DELIVERS else zenml.agent("--store", "logs"):
         _kill_and_read(zenml, tmp_path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import PATIENT, PATIENT_CHILD
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.backends import NAMES, Backend, backends
 from tests.servers.zenml_server import ZenML
@@ -42,7 +43,7 @@ client.activate_stack(found)
 ids = {{}}
 for child in json.loads(sys.argv[2]):
     name = child["name"]
-    settings = {{"primary": name, "children": [child]}}
+    settings = {{"primary": name, "children": [child], **{PATIENT}}}
     model = client.create_stack_component(f"in-{{name}}", "composite", StackComponentType.LOG_STORE, settings)
     store = StackComponent.from_model(model)
     silent = store.activate(run.id, source=f"silent {{name}}")
@@ -73,7 +74,7 @@ def streams(
     program, output = folder / "program.py", folder / "ids"
     program.write_text(PROGRAM)
     zenml.cli("secret", "create", "clickhouse", "--password=right")
-    children = [json.loads(json.dumps(backend.child)) for backend in running.values()]
+    children = [json.loads(json.dumps(backend.child)) | PATIENT_CHILD for backend in running.values()]
     for child in children:
         if child["name"] == "clickhouse":
             # The server resolves it for each page.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import PATIENT, PATIENT_CHILD
 from tests.servers.zenml_server import ZenML
 
 pytestmark = pytest.mark.e2e
@@ -20,10 +21,9 @@ from zenml.enums import StackComponentType
 from zenml.stack import StackComponent
 
 client = Client()
-children = [{{"name": "theirs", "type": "component", "component": "default"}}]
-model = client.create_stack_component(
-    "through", "composite", StackComponentType.LOG_STORE, {{"primary": "theirs", "children": children}}
-)
+children = [{{"name": "theirs", "type": "component", "component": "default", **{PATIENT_CHILD}}}]
+settings = {{"primary": "theirs", "children": children, **{PATIENT}}}
+model = client.create_stack_component("through", "composite", StackComponentType.LOG_STORE, settings)
 store = StackComponent.from_model(model)
 
 @step

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import AN_AGENT_DELIVERS
 from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
-from tests.servers.zenml_server import ZenML
+from tests.servers.zenml_server import AN_AGENT_DELIVERS, ZenML
 from tests.watching import wait_until
 
 pytestmark = pytest.mark.e2e

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.conftest import PATIENT, PATIENT_CHILD
 from tests.e2e.demonstrated import LONG, RANKS
 from tests.environments import without_this_package
 from tests.patience import PATIENCE_SECONDS
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 PROGRAM = Path(__file__).with_name("demonstrated.py")
-ARCHIVE = {"name": "archive", "type": "artifact"}
+ARCHIVE = {"name": "archive", "type": "artifact", **PATIENT_CHILD}
 MILLIS = 30_000
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 # What has a screen does the drawing; without one, what would stand in for it can take longer than any timeout.
@@ -151,11 +152,12 @@ def dashboard(
     """That of a server that has this package, and three children of which one is never reached."""
     children = [
         ARCHIVE,
-        {"name": "live", "type": "datadog", **datadog.settings},
-        {"name": "dead", "type": "otlp", "endpoint": "http://127.0.0.1:9"},
+        {"name": "live", "type": "datadog", **datadog.settings, **PATIENT_CHILD},
+        # With no longer wait than the first one it is unavailable at once, and no flush waits for it.
+        {"name": "dead", "type": "otlp", "endpoint": "http://127.0.0.1:9", "retry_max_interval_millis": 500},
     ]
-    with HostedZenML(tmp_path_factory.mktemp("zenml") / "zenml") as zenml:
-        yield open_dashboard(zenml, {"primary": "archive", "children": children, "flush_timeout_millis": 1000})
+    with HostedZenML(tmp_path_factory.mktemp("zenml") / "zenml") as zenml, zenml.chosen_agent():
+        yield open_dashboard(zenml, {"primary": "archive", "children": children, **PATIENT})
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +167,11 @@ def without_package(
     """That of a server that does not have this package."""
     directory = tmp_path_factory.mktemp("unmodified")
     python = without_this_package(directory / "environment")
-    children = [ARCHIVE, {"name": "live", "type": "datadog", **datadog.settings}]
-    with HostedZenML(directory / "zenml", python) as zenml:
-        yield open_dashboard(zenml, {"primary": "archive", "children": children, "serve_from_artifact_store": True})
+    children = [ARCHIVE, {"name": "live", "type": "datadog", **datadog.settings, **PATIENT_CHILD}]
+    with HostedZenML(directory / "zenml", python) as zenml, zenml.chosen_agent():
+        yield open_dashboard(
+            zenml, {"primary": "archive", "children": children, "serve_from_artifact_store": True, **PATIENT}
+        )
 
 
 def assert_shows_the_logs(dashboard: Dashboard) -> None:
@@ -243,13 +247,12 @@ def test_what_a_collector_wrote_into_clickhouse_is_shown(
         ClickHouse() as clickhouse,
         RotelToClickHouse(clickhouse) as collector,
         HostedZenML(tmp_path / "zenml") as zenml,
+        zenml.chosen_agent(),
     ):
         section = {"type": "clickhouse", "url": clickhouse.url, "database": "otel"}
         section |= {"username": "reader", "password": "right"}
         child: dict[str, Any] = {"name": "sent", "type": "otlp", "endpoint": collector.http_endpoint, "read": section}
-        # However slow the machine is, no export is overdue.
-        child["export_timeout_millis"] = 100_000
-        dashboard = open_dashboard(zenml, {"primary": "sent", "children": [child]})
+        dashboard = open_dashboard(zenml, {"primary": "sent", "children": [child | PATIENT_CHILD], **PATIENT})
         deadline = time.monotonic() + PATIENCE_SECONDS
         # The collector passes on what it has accepted a little later.
         while "Trained: the loss is" not in dashboard.get("/entries", limit=1, start="newest", search="Trained")[1]:

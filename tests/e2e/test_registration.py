@@ -1,4 +1,7 @@
-"""Every mistake in the settings is refused where a component is registered or updated, by ZenML's own CLI."""
+"""Every mistake in the settings is refused where a component is registered or updated, by ZenML's own CLI.
+
+Nothing is logged here, so no agent would have anything to deliver.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import PATIENT, PATIENT_CHILD
 from tests.environments import build_wheel, execute, with_only
 from tests.servers.collector import Collector
 from tests.servers.datadog import Datadog
@@ -52,7 +53,7 @@ from zenml.utils.pipeline_docker_image_builder import PipelineDockerImageBuilder
 client, answer = Client(), {}
 client.create_stack_component("elsewhere", "local", StackComponentType.ARTIFACT_STORE, {"path": sys.argv[3]})
 for name, children in json.loads(sys.argv[1]).items():
-    settings = {"primary": "artifact", "children": children}
+    settings = {"primary": "artifact", "children": children, **json.loads(sys.argv[4])}
     client.create_stack_component(f"remote-{name}", "composite", StackComponentType.LOG_STORE, settings)
     components = {StackComponentType(kind): "default" for kind in ("orchestrator", "artifact_store")}
     model = client.create_stack(f"remote-{name}", {**components, StackComponentType.LOG_STORE: f"remote-{name}"})
@@ -112,7 +113,8 @@ def zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZenML]:
     """A ZenML of its own: a run with ZENML_ACTIVE_STACK_ID leaves that stack active, as ZenML writes it down."""
     with ZenML(tmp_path_factory.mktemp("zenml") / "zenml") as zenml:
         zenml.cli("log-store", "flavor", "register", "composite_logstore.CompositeLogStoreFlavor")
-        yield zenml
+        with zenml.chosen_agent():
+            yield zenml
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +132,13 @@ def images(
         "component": {"component": "elsewhere"},
     }
     mixes = {
-        name: [{"name": kind, "type": kind, **settings[kind]} for kind in kinds]
+        name: [{"name": kind, "type": kind, **settings[kind], **PATIENT_CHILD} for kind in kinds]
         for name, (kinds, _, _) in MIXES.items()
     }
     program = directory / "register.py"
     program.write_text(REGISTER)
-    zenml.python(str(program), json.dumps(mixes), str(directory / "answer.json"), str(directory / "elsewhere"))
+    output, elsewhere = str(directory / "answer.json"), str(directory / "elsewhere")
+    zenml.python(str(program), json.dumps(mixes), output, elsewhere, json.dumps(PATIENT))
     return {name: Image(**image) for name, image in json.loads((directory / "answer.json").read_text()).items()}
 
 

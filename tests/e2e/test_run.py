@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from composite_logstore.ansi import without_escapes
-from tests.e2e.conftest import PIPELINE, Run, assert_balanced, assert_equal, chosen_agent, micros
+from tests.e2e.conftest import PIPELINE, Run, assert_balanced, assert_equal, micros
 from tests.servers.collector import Collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY
 from tests.servers.otlp_receiver import Record
@@ -26,15 +26,21 @@ SOURCES = ["client", "prepare_step", "step"]
 LINES = 2500
 
 
-@pytest.fixture(scope="module", params=["archive", "live"])
-def primary(request: pytest.FixtureRequest, zenml: ZenML, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The child that answers, in the component that is registered."""
+@pytest.fixture(scope="module")
+def zenml(shared: ZenML, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZenML]:
     # What another test's runs may have left is not for this one to deliver, and to account for.
     spool = tmp_path_factory.mktemp("spool")
-    zenml.cli("log-store", "update", "logs", f"--primary={request.param}", f"--spool_directory={spool}")
-    with chosen_agent(zenml, "--spool-directory", str(spool)):
-        yield str(request.param)
-    zenml.cli("log-store", "remove-attribute", "logs", "spool_directory")
+    shared.cli("log-store", "update", "logs", "--primary=archive", f"--spool_directory={spool}")
+    with shared.chosen_agent("--spool-directory", str(spool)):
+        yield shared
+    shared.cli("log-store", "remove-attribute", "logs", "spool_directory")
+
+
+@pytest.fixture(scope="module", params=["archive", "live"])
+def primary(request: pytest.FixtureRequest, zenml: ZenML) -> str:
+    """The child that answers, in the component that is registered."""
+    zenml.cli("log-store", "update", "logs", f"--primary={request.param}")
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""ZenML's real server, an author of log stores who means ill, and an administrator who opens a run."""
+"""ZenML's real server, an author of log stores who means ill, and an administrator who opens a run.
+
+Nothing is logged to these log stores, so no agent would have anything to deliver.
+"""
 
 from __future__ import annotations
 

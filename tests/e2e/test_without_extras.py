@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from composite_logstore.config import DELIVERY_VARIABLE
 from tests.e2e.conftest import PIPELINE, Run, assert_equal, register_three_children
 from tests.environments import build_wheel, execute, with_only
 from tests.servers.collector import Collector
@@ -86,7 +87,8 @@ def zenml(
     zenml.env.pop("PYTHONPATH", None)
     with zenml:
         register_three_children(zenml, collector, datadog)
-        yield zenml
+        with zenml.chosen_agent():
+            yield zenml
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +138,13 @@ def test_a_run_without_the_extras_is_refused_before_its_first_step(zenml: ZenML,
     assert "has started" not in output
 
 
-def test_a_child_without_its_extra_says_so_and_holds_up_nobody(zenml: ZenML, tmp_path: Path) -> None:
+def test_a_child_without_its_extra_says_so_and_holds_up_nobody(
+    zenml: ZenML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "log.py"
     program.write_text(LOG)
+    # What a process does that delivers by itself: an agent has the extras.
+    monkeypatch.setitem(zenml.env, DELIVERY_VARIABLE, "process")
     zenml.python(str(program), str(tmp_path / "stats.json"))
     stats: dict[str, dict[str, Any]] = json.loads((tmp_path / "stats.json").read_text())
     assert (stats["archive"]["delivered"], stats["archive"]["state"]) == (100, "healthy")

@@ -11,14 +11,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import requests
 
+from composite_logstore.config import DELIVERY_VARIABLE
 from tests.patience import PATIENCE_SECONDS
 from tests.programs import Programs
 
+AN_AGENT_DELIVERS = os.environ.get(DELIVERY_VARIABLE) in ("agent", "auto")
+"""Whether the environment says that an agent delivers the events of all processes."""
+_DELIVERED = re.compile(r'^composite_logstore_agent_events_total\{.*outcome="delivered"\} (\d+)$', re.MULTILINE)
 _NOISE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -27,6 +33,30 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent that runs.
+
+    Attributes:
+        session: For requests to it.
+        url: Where it answers probes.
+    """
+
+    session: requests.Session
+    url: str
+
+    def is_ready(self) -> bool:
+        """Whether it delivers."""
+        try:
+            return self.session.get(f"{self.url}/readyz", timeout=60).ok
+        except requests.ConnectionError:
+            return False
+
+    def delivered(self) -> int:
+        """Return how many events it has delivered, to all children."""
+        return sum(map(int, _DELIVERED.findall(self.session.get(f"{self.url}/metrics", timeout=60).text)))
 
 
 class ZenML:
@@ -72,7 +102,7 @@ class ZenML:
             "no_proxy": "127.0.0.1,localhost",
         }
 
-    def cli(self, *arguments: str, fails: bool = False, timeout: float = 120) -> str:
+    def cli(self, *arguments: str, fails: bool = False, timeout: float = PATIENCE_SECONDS) -> str:
         """Run the real `zenml` command and return all that it printed.
 
         Args:
@@ -82,11 +112,11 @@ class ZenML:
         """
         return self._run([self._program("zenml"), *arguments], fails, timeout)
 
-    def python(self, *arguments: str, fails: bool = False, timeout: float = 180) -> str:
+    def python(self, *arguments: str, fails: bool = False, timeout: float = PATIENCE_SECONDS) -> str:
         """Run a Python program and return all that it printed. The arguments are those of `cli`."""
         return self._run([self._program("python"), *arguments], fails, timeout)
 
-    def composite_logstore(self, *arguments: str, timeout: float = 180) -> str:
+    def composite_logstore(self, *arguments: str, timeout: float = PATIENCE_SECONDS) -> str:
         """Run `composite-logstore`, which has to succeed, and return what it printed to stdout alone.
 
         Args:
@@ -122,22 +152,54 @@ class ZenML:
         )
 
     @contextmanager
-    def agent(self, *options: str) -> Iterator[None]:
+    def agent(self, *options: str) -> Iterator[Agent]:
         """Run `composite-logstore agent`, which has to work from the first moment and to end in order.
+
+        It runs in this environment, which has the packages of all children, even if this ZenML's own has not.
 
         Args:
             options: What comes after `composite-logstore agent`.
         """
-        process = self.popen("-m", "composite_logstore", "agent", *options)
-        assert process.stdout is not None
-        while "Delivers" not in (line := process.stdout.readline()):
-            assert line, "the agent has ended"
-        try:
+        address = f"127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "composite_logstore", "agent", "--health-address", address, *options]
+        # A child may print all that it gets: too much for a pipe that nobody reads.
+        with TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(
+                command,
+                env=self.env,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            agent = Agent(self.session, f"http://{address}")
+            try:
+                end = time.monotonic() + PATIENCE_SECONDS
+                while not (is_ready := agent.is_ready()) and process.poll() is None and time.monotonic() < end:
+                    time.sleep(0.1)
+                if is_ready:
+                    yield agent
+                    process.terminate()
+                    process.wait(PATIENCE_SECONDS)
+            finally:
+                process.kill()
+                process.wait()
+            output.seek(0)
+            assert process.returncode == 0, output.read()
+
+    @contextmanager
+    def chosen_agent(self, *options: str) -> Iterator[None]:
+        """Run an agent if the environment says that one delivers. Something has to be delivered by it.
+
+        Args:
+            options: What comes after `composite-logstore agent`.
+        """
+        if not AN_AGENT_DELIVERS:
             yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
+            return
+        with self.agent(*options) as agent:
+            yield
+            assert agent.delivered() > 0
 
     def _run(self, command: list[str], fails: bool, timeout: float) -> str:
         done = subprocess.run(
@@ -159,7 +221,9 @@ class ZenML:
         """Start the server and its dashboard, and connect this configuration to it: takes about 10 s."""
         port = free_port()
         try:
-            self.cli("login", "--local", "--ip-address", "127.0.0.1", "--port", str(port))
+            # It waits for another program, which imports ZenML and makes a database.
+            arguments = ("--local", "--ip-address", "127.0.0.1", "--port", str(port))
+            self.cli("login", *arguments, timeout=3 * PATIENCE_SECONDS)
         finally:
             # ZenML runs it as a daemon and notes its process id here.
             pid_file = self.directory / "config" / "zen_server" / "daemon" / "service.pid"
