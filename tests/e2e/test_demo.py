@@ -81,7 +81,7 @@ def test_demo(hidden: bool, temporary: Path, tmp_path: Path, start: Callable[...
         (tmp_path / "rotel.py").touch()
         variables["PYTHONPATH"] = str(tmp_path)
     program = start(**variables)
-    output, _ = program.communicate(timeout=600)
+    output, _ = program.communicate(timeout=10 * PATIENCE_SECONDS)
     assert program.returncode == 0, output
     assert ("has no wheel for this machine" in output) is (hidden or find_rotel() is None)
     for child in ("archive", "collector", "live"):
