@@ -413,7 +413,8 @@ class _Home:
             if self.tails.has(folder):
                 self.tails.look(folder, self._has_died)
                 continue
-            if folder in self._resting or recovery.has(folder):
+            # Exports with earlier settings may still be under way, and the folder locked.
+            if folder in self._resting or any(one.has(folder) for one in (recovery, *self._former)):
                 continue
             if not self._has_died(folder):
                 self._recovered.discard(folder)

@@ -287,6 +287,24 @@ def test_changed_settings_apply_to_living_processes(place: Place) -> None:
     agent.end()
 
 
+def test_a_process_that_dies_while_settings_change_and_an_export_is_under_way_is_delivered(place: Place) -> None:
+    process = Living(place)
+    agent = place.agent()
+    place.backends["live"].fault = "silent"
+    process.log("one")
+    place.work(agent, 2)
+    place.settings["archive"] = {"min_level": "DEBUG"}
+    place.work(agent, SETTINGS_SECONDS + 5)
+    process.log("last words")
+    process.die()
+    place.work(agent, 5)
+    place.backends["live"].fault = None
+    place.work(agent, 5)
+    assert place.delivered("archive") == place.delivered("live") == ["one", "last words"]
+    assert place.folders == []
+    agent.end()
+
+
 def test_settings_that_are_new_when_a_process_begins_apply_at_once(place: Place) -> None:
     place.is_registered = False
     agent = place.agent()
