@@ -309,7 +309,7 @@ class World:
             waiting = {event.number for batch in delivery._batches for event in batch}
             waiting |= {event.number for event in delivery.queue}
             missing = meant - set(first) - rejected - waiting
-            assert len(missing) == stats.dropped + stats.withheld + delivery._in_spool, "a gap that is not counted"
+            assert len(missing) == stats.dropped + stats.withheld + delivery.in_spool, "a gap that is not counted"
         for writer_id, left in self.left.items():
             numbers = held.get(writer_id, [])
             first = list(dict.fromkeys(numbers))
