@@ -49,8 +49,8 @@ docs: $(DOCS_STAMP) ## build the documentation site: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict --clean
 	@echo "site/index.html"
 
-guides: $(STAMP) ## follow the guides of docs/, and write the output of their commands into the pages
-	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py --timeout=0 $(PYTEST_ARGS)
+guides: $(STAMP) ## follow the guides and sessions of docs/, and write the output of their commands into the pages
+	@GUIDES=write $(PY) -m pytest tests/integration/test_guides.py tests/integration/test_sessions.py --timeout=0 $(PYTEST_ARGS)
 
 demo: $(STAMP) ## see it work, with real servers on this machine, which STAY=1 leaves running until Ctrl-C
 	@STAY=$(STAY) $(PY) -m examples.demo

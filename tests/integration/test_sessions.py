@@ -10,12 +10,12 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,10 +98,12 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(its)
-        timer = threading.Timer(PATIENCE_SECONDS, process.kill)
-        timer.start()
         shown, answered, is_interrupted = b"", 0, False
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         while True:
+            if not select.select([own], [], [], max(0.0, give_up_at - time.monotonic()))[0]:
+                process.kill()
+                raise AssertionError(f"{command} does not end:\n{shown.decode(errors='replace')}")
             try:
                 shown += os.read(own, 1 << 16)
             except OSError:
@@ -110,10 +112,9 @@ class Terminal:
             while answered < shown.count(b"[y/N]: "):
                 answered += 1
                 os.write(own, b"y\n")
-            if b"Delivers the logs" in shown and not is_interrupted:
+            if b": delivers what" in shown and not is_interrupted:
                 is_interrupted = True
                 os.killpg(process.pid, signal.SIGINT)
-        timer.cancel()
         os.close(own)
         process.wait()
         lines = [_last_drawn(line) for line in _without_progress(shown.decode()).replace("\r\n", "\n").split("\n")]
