@@ -38,6 +38,9 @@ Fault: TypeAlias = Literal["too large", "too late", "cut", "undecodable"]
 _SHORTEST_SECONDS = 0.001
 # With 32 added, zlib recognizes either header: https://docs.python.org/3/library/zlib.html#zlib.decompress
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_PAGES = ("text/html", "application/xhtml+xml")
+_TAGS = (b"<!doctype html", b"<html")
+_LOOKED_AT_BYTES = 1024
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -98,6 +101,12 @@ class HttpResponse(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     fault: Fault | None
+
+    @property
+    def is_web_page(self) -> bool:
+        """Whether it is a page for people, as a proxy's login page is: no backend has taken anything then."""
+        kind = self.headers.get("Content-Type", "").strip().lower()
+        return kind.startswith(_PAGES) or self.body[:_LOOKED_AT_BYTES].lstrip().lower().startswith(_TAGS)
 
 
 class HttpClient:
@@ -261,7 +270,8 @@ class _GuestAdapter(BoundedAdapter):
     ) -> requests.Response:
         with begin_exchange(_seconds(timeout), Bounds.EXPORT_BYTES) as exchange:
             answer = super().send(request, True, timeout, *args, **options)
-            status, _, body, fault = _received(answer.raw, exchange)
+            received = _received(answer.raw, exchange)
+        status, _, body, fault = received
         if fault == "too late":
             raise requests.ReadTimeout("the answer came too late", request=request)
         if fault == "cut":
@@ -269,6 +279,8 @@ class _GuestAdapter(BoundedAdapter):
         if not 200 <= status < 300 and not 400 <= status < 600:
             # Many exporters take all others for success, too.
             raise requests.RequestException(f"the answer is {status}, which is neither success nor failure")
+        if status < 300 and received.is_web_page:
+            raise requests.RequestException("a web page answered")
         answer.headers.pop("Content-Encoding", None)
         # The body is decoded already.
         answer.raw = urllib3.HTTPResponse(io.BytesIO(body), None, status, preload_content=False)

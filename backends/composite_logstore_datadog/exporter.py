@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
@@ -26,6 +26,7 @@ from composite_logstore import (
     AnswerTooLargeError,
     Bounds,
     HttpClient,
+    HttpResponse,
     LogEvent,
     RejectedError,
     RetryableError,
@@ -189,7 +190,7 @@ class DatadogExporter:
             ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreached(error) from None
-        self._judge(response.status, response.headers)
+        self._judge(response)
 
     def _unreached(self, error: Exception) -> Exception:
         """Return the error for a request without an answer."""
@@ -218,12 +219,13 @@ class DatadogExporter:
         words = f"cannot reach {self._host}: {next(system, None) or kind}"
         return RetryableError(words, smaller_may_pass=smaller_may_pass)
 
-    def _judge(self, status: int, headers: Any) -> None:
+    def _judge(self, response: HttpResponse) -> None:
         """Raise the error of an answer, unless it is a success.
 
         https://docs.datadoghq.com/api/latest/logs/#send-logs
         """
-        if 200 <= status < 300:
+        status = response.status
+        if 200 <= status < 300 and not response.is_web_page:
             return
         if status == 400:
             raise RejectedError("Datadog refuses it as malformed (400)")
@@ -235,9 +237,12 @@ class DatadogExporter:
             raise TooLargeError("Datadog refuses the request as too large (413)")
         if status in (408, 429) or status >= 500:
             # A proxy also answers like this if the request, or Datadog's answer, took too long.
-            raise RetryableError(f"Datadog answers {status}", seconds_asked_for(headers), smaller_may_pass=True)
+            raise RetryableError(
+                f"Datadog answers {status}", seconds_asked_for(response.headers), smaller_may_pass=True
+            )
+        how = "with a web page" if response.is_web_page else status
         raise UnavailableError(
-            f"{self._host} answers {status}, as Datadog's log intake never does; check 'endpoint' and 'site' "
+            f"{self._host} answers {how}, as Datadog's log intake never does; check 'endpoint' and 'site' "
             f"({shown_url(self._url)}, where Datadog's log intake is expected, mostly with the path /api/v2/logs)"
         )
 

@@ -129,7 +129,7 @@ class HttpTransport:
         status, headers, body, fault = response
         content_type = headers.get("Content-Type", "").lower()
         if 200 <= status < 300:
-            if content_type.startswith("text/html"):
+            if response.is_web_page:
                 raise UnavailableError("a web page answered, and no collector; check 'endpoint'")
             # The missing part of the answer may say which events were rejected. An answer that is too large or cannot
             # be decoded would be so each time, and the collector has accepted the events.

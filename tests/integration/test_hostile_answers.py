@@ -306,6 +306,24 @@ def test_a_status_that_there_is_not_is_no_success(name: str, status: str, server
     exporter.close()
 
 
+PAGES = {
+    "of its type": ("text/html; charset=utf-8", b"Please log in"),
+    "of another type": ("application/xhtml+xml", b""),
+    "by its content": ("application/json", b"\r\n<!DOCTYPE html><title>Log in</title>"),
+    "by its first element": ("", b"<HTML>"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_a_web_page_is_no_success(name: str, page: str, server: HostileServer) -> None:
+    content_type, body = PAGES[page]
+    server.answer = plain(body, content_type=content_type)
+    exporter = EVERYBODY[name](server).create_exporter()
+    assert isinstance(outcome_of(exporter), RetryableError if name in GUESTS else UnavailableError)
+    exporter.close()
+
+
 @pytest.mark.parametrize("name", EVERYBODY)
 def test_an_answer_with_two_lengths_warns_of_nothing(
     name: str, server: HostileServer, caplog: pytest.LogCaptureFixture
