@@ -172,7 +172,8 @@ def plain(value: Any, depth: int = 0, room: Iterator[None] | None = None) -> Pla
         room = room or repeat(None, _MOST_VALUES)
         # The iterator may be endless.
         items = list(islice(value.items() if is_mapping else value, _MOST_VALUES + 1))
-        taken = items[: sum(1 for _ in islice(room, len(items)))]
+        # The container takes room, too: one that contains itself many times would otherwise have thousands of them.
+        taken = items[: sum(1 for _ in islice(room, len(items) + 1))]
         mark = f"… [shortened by {max(len(items), len(value)) - len(taken)} values]"
         if is_mapping:
             mapping = {text_of(key): plain(item, depth + 1, room) for key, item in taken}
