@@ -111,6 +111,8 @@ class Dashboard:
         """Show what is found, and with `PICTURES=write` in the environment take the picture of docs/images."""
         assert self.lines(searched)
         if os.environ.get("PICTURES") == "write":
+            # The dashboard marks what it finds a moment later.
+            self._rows.locator("span.outline-warning", has_text=searched).wait_for()
             self.page.screenshot(path=IMAGES / name)
 
     @property
