@@ -202,7 +202,8 @@ def test_an_error_is_divided_between_words(arguments: list[str], width: int) -> 
 
 def test_a_question_is_divided_between_words(width: int) -> None:
     done = CliRunner().invoke(click.Command("ask", callback=lambda: console.ask(SENTENCE)), input="y\n")
-    assert_divided_between_words(done.stderr.splitlines(), f"{SENTENCE} [y/N]: y", width)
+    # Before 8.3 Click echoes the answer to stdout.
+    assert_divided_between_words(done.output.splitlines(), f"{SENTENCE} [y/N]: y", width)
 
 
 def test_what_run_warns_of_is_divided_between_words(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
