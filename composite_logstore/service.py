@@ -223,7 +223,7 @@ def _end_threads() -> None:
     (test_process_end.py::test_a_thread_that_is_in_pydantic_at_the_end_does_not_abort_the_process).
     """
     hook = threading.excepthook
-    # Nobody has to know of it.
+    # Python would print it as an error that nothing has handled.
     threading.excepthook = lambda args: None if args.exc_type is Ended else hook(args)
     end = time.monotonic() + _END_SECONDS
     while (found := _threads_not_to_be_unwound()) and time.monotonic() < end:

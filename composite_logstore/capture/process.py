@@ -98,7 +98,7 @@ def has_joined() -> bool:
 def may_be_killed() -> bool:
     """Return whether this process is killed in the ordinary course: as a worker of a `multiprocessing` pool, or of Ray.
 
-    If a worker of Ray dies of something else, Ray tells whoever waits for its result.
+    If a worker of Ray dies of something else, Ray tells the process that waits for its result.
     """
     multiprocessing = sys.modules.get("multiprocessing.process")
     with suppress(Exception):
@@ -120,9 +120,9 @@ def is_own(record: logging.LogRecord) -> bool:
     return _begins(fields.get("name"), "composite_logstore") or _begins(fields.get("threadName"), _OWN_THREADS)
 
 
-def _begins(name: Any, beginnings: Any) -> bool:
-    # A name may be anything, and override any method.
-    return issubclass(type(name), str) and str.startswith(name, beginnings)
+def _begins(text: Any, beginnings: str | tuple[str, ...]) -> bool:
+    # It may be anything, and override any method.
+    return issubclass(type(text), str) and str.startswith(text, beginnings)
 
 
 def has_context() -> bool:
@@ -221,7 +221,7 @@ class ProcessCapture:
                 self._is_attached
                 and isinstance(text, str)
                 and not self._thread.is_handling
-                and not (text.startswith(_FOR_RAY) and _is_worker_of_ray())
+                and not (_begins(text, _FOR_RAY) and _is_worker_of_ray())
             ):
                 self._hand_over(logging.LogRecord(name, level, "", 0, text, (), None, ""))
             return original(text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import click
 
 from composite_logstore.catalog.errors import ArgumentError, NoAnswerError, OperationError
 from composite_logstore.inert import inert, inert_json, paragraph
+from composite_logstore.line_breaks import fill
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from composite_logstore.catalog.differences import Difference
 
 _UNBOUNDED = 10_000
-# A command for people to copy begins a line, or ends one after a colon.
-_COPIED = re.compile(r"(^|: +) *(composite-logstore|zenml|pip|python) ")
-# A word of a sentence, or a command in it.
-_PART = re.compile(r"(?:`[^`]*`|[^ ])+")
 # Words up to this many characters are not divided in a table that fits, such as the names of children and of writers.
 _WORD = 16
 
@@ -72,7 +68,7 @@ class Program(click.Group):
             from rich.console import Console
 
             before = "Error: "
-            text = filled(before + error.format_message(), Console(stderr=True)).removeprefix(before)
+            text = _filled(before + error.format_message(), Console(stderr=True)).removeprefix(before)
             error.format_message = lambda: text  # type: ignore[method-assign]
             raise
 
@@ -260,37 +256,11 @@ def warn(text: str) -> None:
 
 
 def _print(out: Console, text: str, style: str) -> None:
-    out.print(filled(paragraph(text), out), style=style, soft_wrap=True, markup=False, highlight=False)
+    out.print(_filled(paragraph(text), out), style=style, soft_wrap=True, markup=False, highlight=False)
 
 
-def filled(text: str, out: Console) -> str:
-    """Return a text with line breaks between words, where the terminal would break its lines in the middle of a word.
-
-    A command that people copy stays whole: a line that contains one after a colon, or one in backticks. So do words
-    that are longer than a line.
-
-    Args:
-        text: The text.
-        out: The console.
-    """
-    from rich.cells import cell_len
-
-    if not out.is_terminal:
-        return text
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if cell_len(line) <= out.width or _COPIED.search(line):
-            lines.append(line)
-            continue
-        indent = line[: len(line) - len(line.lstrip(" "))]
-        parts = iter(_PART.findall(line))
-        lines.append(indent + next(parts, ""))
-        for part in parts:
-            if cell_len(f"{lines[-1]} {part}") > out.width:
-                lines.append(indent + part)
-            else:
-                lines[-1] += f" {part}"
-    return "\n".join(lines)
+def _filled(text: str, out: Console) -> str:
+    return fill(text, out.width) if out.is_terminal else text
 
 
 def ask(question: str, abort: bool = False) -> bool:
@@ -304,7 +274,7 @@ def ask(question: str, abort: bool = False) -> bool:
         Unanswered: There is no terminal, and no input.
     """
     try:
-        text = filled(f"{paragraph(question)} [y/N]:", console(stderr=True))
+        text = _filled(f"{paragraph(question)} [y/N]:", console(stderr=True))
         answer = click.confirm(text, show_default=False, prompt_suffix=" ", err=True)
     except click.Abort as error:
         # Click tells Ctrl-C and the end of the input apart in the context of its exception alone.

@@ -29,6 +29,7 @@ from composite_logstore.delivery.account import NOTHING, ChildStats
 from composite_logstore.delivery.delivery import Delivery
 from composite_logstore.delivery.flush import Flush
 from composite_logstore.delivery.journal import Journal
+from composite_logstore.delivery.own_folder import OwnFolder
 from composite_logstore.delivery.spilling import Spilling
 from composite_logstore.delivery.states import State
 from composite_logstore.delivery.worker import Worker
@@ -146,8 +147,12 @@ class Handover:
         return self._journal.spilling
 
     @property
+    def _folder(self) -> OwnFolder:
+        return self._spilling.folder
+
+    @property
     def _agent_works(self) -> bool:
-        return agent_works(self._spilling.folder.settings.component.parent)
+        return agent_works(self._folder.settings.component.parent)
 
     # Looking
 
@@ -226,7 +231,7 @@ class Handover:
             self.look_soon()
             return
         self._write_all()
-        if self._spilling.folder.error is not None and self._spilling.unwritten:
+        if self._folder.error is not None and self._spilling.unwritten:
             # Nothing can be written to disk, so this process continues to deliver from memory.
             self._offer_at = now + AGAIN_SECONDS
             self._stay()
@@ -257,13 +262,13 @@ class Handover:
         """Whether all events that are not acknowledged are on disk, or about to be. Under the lock."""
         self._journal.hand_out()
         oldest = min(delivery.oldest for delivery in self._journal.deliveries)
-        return self._spilling.folder.error is None and oldest > self._spilling.only_in_memory
+        return self._folder.error is None and oldest > self._spilling.only_in_memory
 
     def _go(self) -> None:
         """Hand over. Under the lock."""
         self._journal.hand_out()
-        spool = self._spool = self._spilling.folder.spool
-        self._spilling.folder.acknowledge_all()
+        spool = self._spool = self._folder.spool
+        self._folder.acknowledge_all()
         for delivery in self._journal.deliveries:
             elsewhere = self._elsewhere[delivery.name]
             elsewhere.counted = int(min(delivery.oldest, self._journal.next_number))
@@ -309,7 +314,7 @@ class Handover:
             self._warn(line)
 
     def _followed(self) -> list[str]:
-        spool = self._spilling.folder.spool
+        spool = self._folder.spool
         if spool is not self._spool:
             self._begin_folder(spool)
         if spool is None:
@@ -322,7 +327,7 @@ class Handover:
             return []
         changed = {name for name in account.keys() & self._elsewhere if self._has_noted(spool, name, account[name])}
         with patiently(self._journal.lock):
-            if spool is not self._spilling.folder.spool:
+            if spool is not self._folder.spool:
                 return []
             return self._take_over(spool, account, positions, changed)
 
@@ -408,9 +413,10 @@ class Handover:
             self._journal.hand_out()
             self._spilling.try_again()
             self._spilling.write()
-            if self._spilling.folder.spool is not None:
+            spool = self._folder.spool
+            if spool is not None:
                 # Events that no child gets have numbers, and are not there.
-                self._spilling.folder.spool.demand(int(self._spilling.folder.spool.segments.last) + 1)
+                spool.demand(int(spool.segments.last) + 1)
         if self._mode == "agent" and not self._agent_works:
             with self._journal.lock:
                 self._give_up(self._journal.deliveries, NO_AGENT)
@@ -436,11 +442,11 @@ class Handover:
     def _look_from_away(self) -> None:
         now = self._clock.now()
         works = self._agent_works
-        spool = self._spilling.folder.spool
+        spool = self._folder.spool
         if spool is not self._spool:
             self._begin_folder(spool)
         # An agent does not get events that cannot be written. This process may deliver them from memory.
-        is_stuck = self._mode == "auto" and self._spilling.folder.error is not None
+        is_stuck = self._mode == "auto" and self._folder.error is not None
         if works and not is_stuck and (spool is None or now - self._offered_at < OFFER_SECONDS):
             self._offered_at = max(self._offered_at, now if spool is None else -inf)
             return
@@ -472,7 +478,7 @@ class Handover:
                 self._journal.hand_out()
                 self._spilling.try_again()
                 self._spilling.write()
-                if spool is not self._spilling.folder.spool:
+                if spool is not self._folder.spool:
                     # It was taken away meanwhile, or this process has just made one. The next look decides about that.
                     return
                 if spool is not None:

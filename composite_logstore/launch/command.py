@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 from typing import Any
 
@@ -20,6 +19,7 @@ from composite_logstore.capture.open_streams import VARIABLE
 from composite_logstore.capture.process import PID, attributes
 from composite_logstore.joining import find_in_time, is_below_run
 from composite_logstore.launch.collector import Collector
+from composite_logstore.line_breaks import fill
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -144,8 +144,7 @@ class _Filled(logging.Formatter):
         text = super().format(record)
         if not sys.stderr.isatty():
             return text
-        columns = shutil.get_terminal_size().columns
-        return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
+        return fill(text, shutil.get_terminal_size().columns)
 
 
 def _replace_this_process(command: list[str]) -> int:

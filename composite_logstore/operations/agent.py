@@ -316,7 +316,7 @@ class Agent:
 
 
 class _Work(NamedTuple):
-    """Is replaced as a whole, since probes look at it from other threads.
+    """What a home delivers with, and has delivered. Probes read it from other threads, so it is replaced as a whole.
 
     Attributes:
         recovery: Delivers with the present settings, None if there are none.

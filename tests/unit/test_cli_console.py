@@ -213,6 +213,14 @@ def test_what_run_warns_of_is_divided_between_words(width: int, monkeypatch: pyt
     assert_divided_between_words(text.splitlines(), f"composite-logstore: {SENTENCE}", width)
 
 
+def test_what_run_warns_of_keeps_its_lines_and_commands(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    record = logging.LogRecord("run", logging.WARNING, "", 0, f"{SENTENCE}\n{COMMAND}", (), None)
+    text = _Filled("composite-logstore: %(message)s").format(record)
+    assert text.splitlines()[-1] == COMMAND
+    assert_divided_between_words(text.splitlines()[:-1], f"composite-logstore: {SENTENCE}", width)
+
+
 @pytest.mark.parametrize(
     ("number", "noun", "expected"),
     [(0, "event", "0 events"), (1, "event", "1 event"), (1_200, "stream", "1,200 streams"), (2, "entry", "2 entries")],

@@ -290,6 +290,20 @@ def test_what_ray_s_workers_print_for_ray_is_left_out(is_worker: bool, monkeypat
         assert printed("stderr").count("\n") == len(for_ray) + 1
 
 
+class OddText(str):
+    """A text none of whose own methods can be relied on."""
+
+    def startswith(self, *_: Any) -> bool:
+        raise RuntimeError
+
+
+def test_a_text_that_is_a_string_of_another_class_is_printed_and_collected() -> None:
+    with collecting() as collected:
+        sys.stdout.write(OddText("epoch 1\n"))
+        assert printed("stdout") == "epoch 1\n"
+        assert [message for _, _, message in collected] == ["epoch 1\n"]
+
+
 @pytest.mark.parametrize("stream", [None, object(), SimpleNamespace(write=None), io.StringIO()])
 def test_a_stream_that_cannot_be_wrapped_is_left_alone(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
