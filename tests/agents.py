@@ -21,6 +21,7 @@ class Place(Machine):
 
     Attributes:
         said: What agents have warned of.
+        told: What agents have told people.
         trouble: What ZenML raises, if anything.
         settings: Changes of the children's settings in ZenML.
         asked: How often ZenML was asked for them.
@@ -29,6 +30,7 @@ class Place(Machine):
     def __init__(self, clock: SimulatedClock, disk: Path) -> None:
         super().__init__(clock, disk, "write_ahead", archive={}, live={})
         self.said: list[str] = []
+        self.told: list[str] = []
         self.trouble: Exception | None = None
         self.settings: dict[str, dict[str, Any]] = {}
         self.is_registered = True
@@ -61,7 +63,7 @@ class Place(Machine):
             self.backends[name].fault = fault
 
     def agent(self, *stores: str) -> Agent:
-        agent = Agent(str(self.disk), stores, warn=self.said.append)
+        agent = Agent(str(self.disk), stores, warn=self.said.append, tell=self.told.append)
         agent.begin()
         return agent
 

@@ -261,6 +261,7 @@ class Recovery:
         self._waiting: deque[Path] = deque()
         self._retries: deque[tuple[float, Path]] = deque()
         self._looking_at: Path | None = None
+        self._taken: set[Path] = set()
         self._is_stopping = self._is_giving_back = False
 
     def start(self) -> None:
@@ -331,12 +332,22 @@ class Recovery:
     def has(self, folder: Path) -> bool:
         """Say whether it is about to recover a folder, delivers its events, or will try it again."""
         with self._lock:
-            return (
-                folder == self._looking_at
-                or folder in self._waiting
-                or any(folder == other for _, other in self._retries)
-                or any(folder == journal.spool.folder for journal in self.journals)
+            if folder == self._looking_at or any(folder == journal.spool.folder for journal in self.journals):
+                return True
+            # Once it was told to stop, it recovers no further folder.
+            return not self._is_stopping and (
+                folder in self._waiting or any(folder == other for _, other in self._retries)
             )
+
+    def has_taken(self, folder: Path) -> bool:
+        """Say whether it has taken a folder over. It has not if another process held the folder when it tried."""
+        with self._lock:
+            return folder in self._taken
+
+    def forget(self, folders: set[Path]) -> None:
+        """Forget all folders that it has taken over but these."""
+        with self._lock:
+            self._taken &= folders
 
     @property
     def is_over(self) -> bool:
@@ -348,7 +359,9 @@ class Recovery:
         while (folder := self._next_folder()) is not None:
             try:
                 if folder == self._component:
-                    self._waiting.extend(process_folders(folder))
+                    found = process_folders(folder)
+                    self.forget({*found})
+                    self._waiting.extend(found)
                 else:
                     self._recover(folder)
             except Exception as error:  # one folder must not keep others from being recovered
@@ -446,6 +459,8 @@ class Recovery:
             raise
         self._warn_of_damage(damages)
         self.deliver(journal)
+        with self._lock:
+            self._taken.add(folder)
 
     def set_aside(self, journal: RecoveredJournal) -> None:
         """Move damaged pieces out of the folder of a process that has died while its events were delivered."""

@@ -358,8 +358,8 @@ class _Home:
         self._changed_ns = -1
         self._watches: dict[Path, Watch] = {}
         self.tails = Tails(clock, self._warn_once)
-        # The folders that the present settings have recovered, and those of them in which the rest has to wait.
-        self._recovered: set[Path] = set()
+        # The folders of which it has told that it delivers them, and those in which the rest has to wait.
+        self._told: set[Path] = set()
         self._resting: set[Path] = set()
         self._problems: set[str] = set()
         self._last_error = ""
@@ -375,7 +375,7 @@ class _Home:
         self._stop_recovery()
         self._config = config
         self.tails.use(None, {})
-        self._recovered.clear()
+        self._told.clear()
         self._resting.clear()
         if store is None or config is None:
             return
@@ -417,19 +417,21 @@ class _Home:
             if folder in self._resting or any(one.has(folder) for one in (recovery, *self._former)):
                 continue
             if not self._has_died(folder):
-                self._recovered.discard(folder)
+                self._told.discard(folder)
                 self.tails.take(folder, has_room)
                 continue
             self.tails.wait_no_more(folder)
-            if folder in self._recovered:
+            if recovery.has_taken(folder):
                 # Nothing in it is for a child that the log store has now. It is read again when the settings change.
                 self._resting.add(folder)
-            else:
-                self._recovered.add(folder)
+                continue
+            if folder not in self._told:
+                self._told.add(folder)
                 self._tell(
                     f"log store '{self.store.label if self.store else ''}': delivers what {folder.name} has left."
                 )
-                recovery.recover(folder)
+            # If another process holds the folder at that moment, the next look tries again.
+            recovery.recover(folder)
         recovery.keep_going()
         self._tell_states()
 
@@ -445,7 +447,9 @@ class _Home:
                 self._changed_ns = changed
                 self.has_begun = not known.keys() >= {*self._folders}
                 self.tails.forget({*self._folders})
-                self._recovered &= {*self._folders}
+                if self._recovery is not None:
+                    self._recovery.forget({*self._folders})
+                self._told &= {*self._folders}
                 self._resting &= {*self._folders}
         except OSError as error:
             # Once it is there again, it need not have changed.

@@ -49,6 +49,9 @@ KILL_AFTER = 500
 """How many events the collector gets before it is killed."""
 DEAD_FOR = 1000
 """How many events the other children get before the collector is started again."""
+KILLED_EPOCHS = 10_000
+"""How many epochs the pipeline trains that is killed. It must not end before it is killed, however late its events get
+to a child on a machine that is under load: a stream that has ended gets no last words."""
 WAIT_SECONDS = 180.0
 POLL_SECONDS = 0.2
 """Asking a backend for all that it has costs it time, which the pipeline needs."""
@@ -169,7 +172,7 @@ def kill_pipeline(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
 def kill_and_read(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
     """Kill the pipeline, beside an agent, and read its last words."""
     null = subprocess.DEVNULL
-    command = [sys.executable, str(PIPELINE), str(zenml.directory / "never.json")]
+    command = [sys.executable, str(PIPELINE), str(zenml.directory / "never.json"), str(KILLED_EPOCHS)]
     program = subprocess.Popen(command, env=zenml.env, cwd=zenml.directory, stdout=null, stderr=null)
     try:
         known = {entry["zenml.log.id"] for entry in datadog.seen()["entries"]}
@@ -181,7 +184,11 @@ def kill_and_read(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
             found.update(entry["zenml.log.id"] for entry in new if "loss" in entry["message"])
             return found.total() >= KILL_AFTER
 
-        _wait("the pipeline trains once more", is_training)
+        def check() -> None:
+            if program.poll() is not None:
+                raise Failure(f"the pipeline ended with {program.returncode} before it was killed")
+
+        _wait("the pipeline trains once more", is_training, check)
         program.kill()
         began = time.monotonic()
         narrator.say("The pipeline runs once more, and is killed in its middle with -9.")
@@ -191,7 +198,11 @@ def kill_and_read(narrator: Narrator, zenml: ZenML, datadog: Datadog) -> None:
             entries = zenml.get(f"/logs/{stream}/entries", start="newest", limit=5)["items"]
             return sorted(entries, key=lambda entry: str(entry["timestamp"]))
 
-        _wait("the server shows that it was killed", lambda: any(map(is_last_words, last_words())))
+        try:
+            _wait("the server shows that it was killed", lambda: any(map(is_last_words, last_words())))
+        except Failure as failure:
+            ends = "".join(f"\n{entry['timestamp']} {entry['message']}" for entry in last_words())
+            raise Failure(f"{failure}. The step's log ends with:{ends}") from None
         seconds = time.monotonic() - began
         narrator.say(f"{seconds:.1f} s later ZenML's server shows its last words:")
         for entry in last_words()[-3:]:

@@ -1,6 +1,6 @@
 """The pipeline that the demo runs.
 
-    python pipeline.py REPORT
+    python pipeline.py REPORT [EPOCHS]
 
 The step is like any other: it knows nothing of the log store. What comes after it writes down how the log
 store fared, for the demo to show: only the process that logs knows.
@@ -28,11 +28,11 @@ logger = logging.getLogger("training")
 
 
 @step(enable_cache=False)
-def train() -> float:
+def train(epochs: int) -> float:
     logger.setLevel(logging.INFO)
-    print(f"Training: {EPOCHS} epochs of {BATCHES} batches")
+    print(f"Training: {epochs} epochs of {BATCHES} batches")
     loss = 4.0
-    for epoch in range(1, EPOCHS + 1):
+    for epoch in range(1, epochs + 1):
         for batch in range(1, BATCHES + 1):
             time.sleep(BATCH_SECONDS)
             loss *= 0.999
@@ -66,8 +66,8 @@ def save_checkpoint(epoch: int) -> None:
 
 
 @pipeline(enable_cache=False)
-def training() -> None:
-    train()
+def training(epochs: int = EPOCHS) -> None:
+    train(epochs)
 
 
 def watch_the_end() -> dict[str, Any]:
@@ -92,7 +92,7 @@ def pending(store: CompositeLogStore) -> dict[str, int]:
 
 def main() -> None:
     watched = watch_the_end()
-    run = training()
+    run = training(*map(int, sys.argv[2:]))
     assert run is not None
     report = {"run_id": str(run.id), **watched}
     store = Client().active_stack.log_store

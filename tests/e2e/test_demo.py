@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 import requests
 
+from examples.demo import __main__ as demo
+from examples.demo.account import Failure
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.collector import find_rotel
 from tests.servers.datadog import API_KEY, APPLICATION_KEY
@@ -131,3 +135,14 @@ def test_interrupted_while_the_server_starts(temporary: Path, start: Callable[..
     assert program.returncode == 130, output
     assert "Interrupted" in output
     assert_nothing_left(temporary)
+
+
+def test_a_pipeline_that_ends_before_it_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tmp_path / "pipeline.py"
+    pipeline.write_text("raise SystemExit(3)")
+    monkeypatch.setattr(demo, "PIPELINE", pipeline)
+    monkeypatch.setattr(demo, "WAIT_SECONDS", PATIENCE_SECONDS)
+    zenml: Any = SimpleNamespace(directory=tmp_path, env=dict(os.environ))
+    datadog: Any = SimpleNamespace(seen=lambda: {"entries": []})
+    with pytest.raises(Failure, match="the pipeline ended with 3 before it was killed"):
+        demo.kill_and_read(demo.Narrator(), zenml, datadog)

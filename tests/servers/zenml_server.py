@@ -181,6 +181,10 @@ class ZenML:
                     yield agent
                     process.terminate()
                     process.wait(PATIENCE_SECONDS)
+            except Exception:
+                output.seek(0)
+                print(f"The agent has printed:\n{output.read()}", file=sys.stderr)
+                raise
             finally:
                 process.kill()
                 process.wait()

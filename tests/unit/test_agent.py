@@ -86,6 +86,32 @@ def test_a_folder_that_another_process_recovers_is_delivered_once(place: Place) 
     agent.end()
 
 
+def test_a_folder_that_another_process_locks_for_a_moment_is_delivered(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.leave("one")
+    recover = Spool.recover
+    looks = []
+
+    def held(folder: Path) -> Spool | None:
+        # As `composite-logstore spool list` does: it locks the folder after the agent has found it free.
+        other = recover(folder) if not looks else None
+        looks.append(folder)
+        try:
+            return recover(folder)
+        finally:
+            if other is not None:
+                other.abandon()
+
+    monkeypatch.setattr(Spool, "recover", held)
+    agent = place.agent()
+    place.work(agent, 3)
+    assert place.delivered("archive") == ["one"]
+    assert len(looks) == 2
+    assert len([text for text in place.told if "has left" in text]) == 1
+    agent.end()
+
+
 def test_a_lock_that_was_exchanged_does_not_hide_the_death_of_its_process(place: Place) -> None:
     place.backends["live"].fault = UnavailableError("gone")
     place.start()

@@ -305,6 +305,25 @@ def test_a_process_that_dies_while_settings_change_and_an_export_is_under_way_is
     agent.end()
 
 
+def test_changed_settings_apply_to_a_folder_that_was_to_be_tried_again_while_an_export_is_under_way(
+    place: Place,
+) -> None:
+    place.leave("one")
+    (bad,) = place.folders
+    bad.chmod(0o777)
+    process = Living(place)
+    agent = place.agent()
+    place.backends["live"].fault = "silent"
+    process.log("two")
+    place.work(agent, 2)
+    bad.chmod(0o700)
+    place.settings["archive"] = {"min_level": "DEBUG"}
+    place.work(agent, SETTINGS_SECONDS + 5)
+    assert "one" in place.delivered("archive")
+    place.backends["live"].fault = None
+    agent.end()
+
+
 def test_settings_that_are_new_when_a_process_begins_apply_at_once(place: Place) -> None:
     place.is_registered = False
     agent = place.agent()
