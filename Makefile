@@ -18,6 +18,8 @@ DOCS_STAMP := $(DOCS_VENV)/.installed
 # ZenML would report its use over the network and open a browser.
 export ZENML_ANALYTICS_OPT_IN := false
 export AUTO_OPEN_DASHBOARD := false
+# Each process that shares the tests, and each program that they start, would compile all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo docs guides bench test coverage test-unit test-versions test-releases test-resolutions release-check test-deep torture soak check lint types imports format clean
