@@ -2,7 +2,8 @@
 
 Those are the unit tests, the properties, and what is marked `process`: how processes fork and end. Each version has an
 environment of its own, `.venv-3.12` say, which `make install` makes. The version that runs this has `make test`.
-With `VERSIONS=turn`, as in CI, only one of them runs, another one each day; `make test-deep` runs all.
+With `VERSIONS=turn`, as in CI, only one of them runs, another one each day, without the deep tests of processes;
+`make test-deep` runs all.
 """
 
 from __future__ import annotations
@@ -25,11 +26,6 @@ OWN = "{}.{}".format(*sys.version_info)
 
 # What an environment is made of, besides the interpreter: a Python that was built without one of these is of no use.
 _PROBE = "import ctypes, ensurepip, platform, sqlite3, ssl, venv; print(platform.python_version())"
-
-TESTS = (
-    ["tests/properties", "tests/unit", "-m", "not deep"],
-    ["tests/integration", "-m", "process and not deep"],
-)
 
 
 def supported() -> list[str]:
@@ -67,15 +63,24 @@ def find(version: str) -> tuple[str, str] | None:
     return None
 
 
-def run(version: str, interpreter: str, processes: str, arguments: list[str]) -> bool:
-    """Run the tests on a version, and return whether all of them passed."""
+def run(version: str, interpreter: str, processes: str, arguments: list[str], about_processes: str) -> bool:
+    """Run the tests on a version, and return whether all of them passed.
+
+    Args:
+        version: The version.
+        interpreter: Its interpreter.
+        processes: How many processes share the tests.
+        arguments: Further ones of pytest.
+        about_processes: Pytest's expression for the tests of how processes fork and end.
+    """
     environment = f".venv-{version}"
     make = ["make", "--no-print-directory", f"VENV={environment}", f"PYTHON={interpreter}", "install"]
     if subprocess.run(make, cwd=ROOT).returncode:
         return False
     pytest = [f"{environment}/bin/python", "-m", "pytest", "-q", "-n", processes, "--dist", "loadscope"]
     pytest += ["--no-loadscope-reorder", *arguments]
-    codes = [subprocess.run([*pytest, *tests], cwd=ROOT).returncode for tests in TESTS]
+    suites = (["tests/properties", "tests/unit", "-m", "not deep"], ["tests/integration", "-m", about_processes])
+    codes = [subprocess.run([*pytest, *tests], cwd=ROOT).returncode for tests in suites]
     return not any(codes)
 
 
@@ -87,6 +92,7 @@ def todays(versions: Collection[str]) -> str:
 def main(wish: str, processes: str, *arguments: str) -> None:
     said = []
     has_failed = False
+    about_processes = "process and not deep" if wish == "turn" else "process"
     found = {version: one for version in supported() if version != OWN and (one := find(version))}
     for version in supported():
         if version == OWN:
@@ -101,7 +107,7 @@ def main(wish: str, processes: str, *arguments: str) -> None:
             continue
         print(f"Python {exactly}", flush=True)
         begin = time.monotonic()
-        has_passed = run(version, interpreter, processes, list(arguments))
+        has_passed = run(version, interpreter, processes, list(arguments), about_processes)
         has_failed |= not has_passed
         said.append(f"{exactly}: {'passed' if has_passed else 'FAILED'} in {time.monotonic() - begin:.0f} s")
     print("Python " + "; ".join(said), flush=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.deep import mostly_deep
 from tests.e2e.conftest import PATIENT, PATIENT_CHILD
 from tests.e2e.demonstrated import LONG, RANKS
 from tests.environments import without_this_package
@@ -188,7 +189,7 @@ def assert_shows_the_logs(dashboard: Dashboard) -> None:
     assert dashboard.lines("Trained: the loss is")
 
 
-@pytest.mark.parametrize("primary", ["archive", "live"])
+@pytest.mark.parametrize("primary", mostly_deep(["archive", "live"]))
 def test_a_steps_logs_are_shown(dashboard: Dashboard, primary: str) -> None:
     dashboard.update(primary=primary)
     assert_shows_the_logs(dashboard)

@@ -123,6 +123,7 @@ def test_it_stays_until_it_is_interrupted(temporary: Path, start: Callable[..., 
     assert_nothing_left(temporary)
 
 
+@pytest.mark.deep
 def test_interrupted_while_the_server_starts(temporary: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     program = start()
     end = time.monotonic() + 60

@@ -40,6 +40,7 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.deep
 def test_one_lost_event_in_a_million_is_found_and_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zenml = SimulatedZenML.take_place(monkeypatch)
     children = [FolderArchive(name=name, type="artifact", root=str(folder / name)) for name in ("a", "b")]

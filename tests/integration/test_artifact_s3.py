@@ -24,6 +24,7 @@ from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_artifact.exporter import ArtifactExporter
 from composite_logstore_artifact.reader import ArtifactReader
 from tests.artifact_stores import make_logs
+from tests.deep import mostly_deep
 from tests.events import make_events, make_stream
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.reverse_proxy import ReverseProxy
@@ -152,6 +153,7 @@ def test_a_scan_goes_on_when_objects_are_merged_meanwhile(server: S3Server) -> N
     assert [number for chunk in [first, *scan] for number in chunk.sequences] == list(range(60))
 
 
+@pytest.mark.deep
 def test_no_page_takes_a_listing_of_thousands(server: S3Server) -> None:
     """However many objects a step has written while it runs."""
     writing, reading = server.artifact_store(), server.artifact_store()
@@ -170,7 +172,7 @@ def test_no_page_takes_a_listing_of_thousands(server: S3Server) -> None:
     assert len([method for method, _ in requests if method == "LIST"]) == 4
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_deep(range(3)))
 def test_whatever_is_written_and_merged_meanwhile_pages_are_the_stream(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -302,6 +302,7 @@ def test_datadog_is_read_with_its_own_keys(datadog: Datadog, monkeypatch: pytest
 # ZenML's own log store in an artifact store
 
 
+@pytest.mark.deep
 class TestArtifactLogStore(ExporterContract, StockReading):
     """It keeps messages and levels, and nothing by which an event could be known again."""
 

@@ -96,6 +96,7 @@ def opening_raises(error: OSError) -> Iterator[None]:
         yield
 
 
+@pytest.mark.deep
 class TestArtifactOnS3(ExporterContract, ReaderContract):
     @pytest.fixture
     def stores(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:

@@ -48,6 +48,7 @@ from composite_logstore.testing import SimulatedClock
 from composite_logstore_artifact.config import ArtifactChildConfig
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_otlp.config import OtlpChildConfig
+from tests.deep import mostly_deep
 from tests.servers import datadog as datadog_server
 from tests.servers.datadog import Datadog
 from tests.servers.faulty import FAULTS as SOCKET_FAULTS
@@ -978,6 +979,7 @@ def is_inside(outcome: str | None, request: pytest.FixtureRequest) -> bool:
     return outcome is None
 
 
+@pytest.mark.deep
 def test_dns_fails_for_grpc(outcome: str | None, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if not is_inside(outcome, request):
         return
@@ -1025,7 +1027,7 @@ def seeds(first: int, count: int) -> list[int]:
     return [int(os.environ["FAULT_SEED"])] if "FAULT_SEED" in os.environ else list(range(first, first + count))
 
 
-@pytest.mark.parametrize("seed", seeds(0, 10))
+@pytest.mark.parametrize("seed", mostly_deep(seeds(0, 10), kept=3))
 def test_random_faults(seed: int, surroundings: Surroundings, request: pytest.FixtureRequest) -> None:
     meet_random_faults(seed, 6, surroundings, request)
 

@@ -22,6 +22,7 @@ from grpc import StatusCode
 from composite_logstore import ChildConfig, CompositeLogStore
 from composite_logstore_datadog.config import DatadogChildConfig
 from composite_logstore_otlp.config import OtlpChildConfig
+from tests.deep import mostly_deep
 from tests.servers.datadog import Datadog
 from tests.servers.faulty import FaultyProxy
 from tests.servers.otlp_receiver import Answer, OtlpReceiver
@@ -118,7 +119,7 @@ def server_context(leaf: trustme.LeafCert, kind: str) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("is_secure", mostly_deep([False, True]), ids=["plain", "TLS"])
 @pytest.mark.parametrize("kind", [HTTP, GRPC, DATADOG])
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_proxy_that_takes_no_large_bodies(

@@ -18,6 +18,7 @@ from composite_logstore_otlp.config import OtlpChildConfig
 from composite_logstore_otlp.connection import Connection
 from composite_logstore_otlp.over_grpc import GrpcTransport
 from composite_logstore_otlp.over_http import HttpTransport
+from tests.deep import mostly_deep
 from tests.events import make_events, make_stream
 from tests.servers.collector import Collector, Rotel, find_rotel, start_collector
 from tests.servers.otlp_receiver import Record
@@ -143,8 +144,8 @@ def received_of(collector: Collector, events: list[LogEvent]) -> list[Record]:
     return records
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip"])
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("compression", mostly_deep(["gzip", "none"]))
+@pytest.mark.parametrize("secure", mostly_deep([True, False]), ids=["tls", "plain"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_record_arrives_as_it_is_and_in_order(
     collector: Collector, tls: Tls, protocol: str, secure: bool, compression: str

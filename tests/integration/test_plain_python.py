@@ -47,6 +47,7 @@ def examples() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.deep
 def test_the_page_s_first_example_delivers_to_both_of_its_children(tmp_path: Path, receiver: OtlpReceiver) -> None:
     printed = run(examples()[0], tmp_path, receiver.http_endpoint)
 
@@ -63,6 +64,7 @@ def test_the_page_s_first_example_delivers_to_both_of_its_children(tmp_path: Pat
     assert printed.splitlines()[-1] == "4"
 
 
+@pytest.mark.deep
 def test_the_page_s_second_example_delivers(tmp_path: Path, receiver: OtlpReceiver) -> None:
     run(examples()[1], tmp_path, receiver.http_endpoint)
     assert [record.body for record in receiver.records()] == ["from a dictionary"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.deep import mostly_deep
 from tests.simulation import assert_accounts_add_up
 
 pytestmark = pytest.mark.process
@@ -110,13 +111,16 @@ def on_disk(folder: Path) -> int:
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [
-        ("pass", 0),
-        ("sys.exit(3)", 3),
-        ("raise ValueError('the step failed')", 1),
-        ("raise KeyboardInterrupt", -signal.SIGINT),
-        ("threading.Thread(target=lambda: (time.sleep(0.2), log('late'))).start()", 0),
-    ],
+    mostly_deep(
+        [
+            ("threading.Thread(target=lambda: (time.sleep(0.2), log('late'))).start()", 0),
+            ("raise KeyboardInterrupt", -signal.SIGINT),
+            ("pass", 0),
+            ("sys.exit(3)", 3),
+            ("raise ValueError('the step failed')", 1),
+        ],
+        kept=2,
+    ),
 )
 def test_an_orderly_end_delivers_what_can_be_delivered_in_three_seconds(tmp_path: Path, end: str, code: int) -> None:
     ended = Ended(tmp_path, f"log('a', 'b', 'c')\nprint('logged', flush=True)\n{end}")
@@ -152,7 +156,7 @@ def test_what_is_to_be_done_for_a_stream_that_has_ended_is_waited_for_in_these_t
     assert ended.seconds < HELD_SECONDS
 
 
-@pytest.mark.parametrize("durability", ["memory", "spill"])
+@pytest.mark.parametrize("durability", mostly_deep(["spill", "memory"]))
 def test_an_exporter_that_needs_an_executor_has_one(tmp_path: Path, durability: str) -> None:
     """As s3fs does, to look up a host's name. Executors are gone before the first exit handler runs."""
     ended = Ended(
@@ -192,7 +196,7 @@ def test_an_exporter_that_needs_an_executor_has_one(tmp_path: Path, durability: 
         assert ended.delivered[:3] == ["a", "b", "d"]
 
 
-@pytest.mark.parametrize("fails", ["Writer.flush", "Summaries.wait", "Recovery.stop", "Worker.stop"])
+@pytest.mark.parametrize("fails", mostly_deep(["Writer.flush", "Summaries.wait", "Recovery.stop", "Worker.stop"]))
 def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -> None:
     """Whatever one of them raises, what is not delivered is on disk, and a line says so."""
     ended = Ended(
@@ -222,7 +226,7 @@ def test_each_step_of_the_end_is_guarded_by_itself(tmp_path: Path, fails: str) -
     assert "Traceback" not in ended.errors
 
 
-@pytest.mark.parametrize("is_flooded", [False, True])
+@pytest.mark.parametrize("is_flooded", mostly_deep([True, False]))
 def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path, is_flooded: bool) -> None:
     ended = Ended(
         tmp_path,
@@ -249,7 +253,7 @@ def test_what_is_logged_while_the_interpreter_ends_raises_nothing(tmp_path: Path
         assert "from an exit handler" in ended.delivered
 
 
-@pytest.mark.parametrize("durability", ["memory", "spill"])
+@pytest.mark.parametrize("durability", mostly_deep(["spill", "memory"]))
 def test_an_exit_handler_that_logs_the_first_event_of_all(tmp_path: Path, durability: str) -> None:
     """Python 3.12 starts no thread by then: what is not delivered is counted, and on disk where there is a spool."""
     ended = Ended(
@@ -319,7 +323,7 @@ def test_a_part_of_a_line_arrives_when_its_process_ends(tmp_path: Path) -> None:
     assert [message for message in ended.delivered if message not in of_worker] == ["printed", "part"]
 
 
-@pytest.mark.parametrize("seed", [random.randrange(10**6) for _ in range(4)], ids=lambda seed: "random")
+@pytest.mark.parametrize("seed", mostly_deep(random.randrange(10**6) for _ in range(4)), ids=lambda seed: "random")
 def test_a_ctrl_c_at_any_point_leaves_the_accounts_right(tmp_path: Path, seed: int) -> None:
     print(f"seed {seed}")
     ended = Ended(
@@ -351,7 +355,7 @@ def test_a_ctrl_c_at_any_point_leaves_the_accounts_right(tmp_path: Path, seed: i
     assert len(numbers) >= said["stats"]["living"]["delivered"]
 
 
-@pytest.mark.parametrize("place", ["an export", "the import of a backend"])
+@pytest.mark.parametrize("place", mostly_deep(["the import of a backend", "an export"]))
 def test_a_thread_that_is_in_pydantic_at_the_end_does_not_abort_the_process(tmp_path: Path, place: str) -> None:
     (tmp_path / "slow_models.py").write_text(
         textwrap.dedent(

@@ -407,6 +407,14 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
 
 
 def test_deliveries_under_any_sequence_of_faults(
+    transitions: Watched, record_property: Callable[[str, object], None]
+) -> None:
+    run(Deliveries, 150, steps=60)
+    transitions.report(record_property)
+
+
+@pytest.mark.deep
+def test_every_transition_is_taken(
     transitions: Watched, record_property: Callable[[str, object], None], pytestconfig: pytest.Config
 ) -> None:
     given = pytestconfig.getoption("--hypothesis-seed") or secrets.token_hex()

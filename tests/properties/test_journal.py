@@ -159,7 +159,7 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 def test_the_journal_under_anything_that_is_logged() -> None:
-    run(JournalMachine, 250, steps=40)
+    run(JournalMachine, 100, steps=40)
 
 
 @pytest.mark.deep

@@ -45,7 +45,7 @@ def intact(original: bytes, now: bytes) -> set[bytes]:
     return set(original.split(b"\n")) & {line.lstrip(b"\0") for line in now.split(b"\n")[:-1]}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     messages=st.lists(st.text(max_size=200), min_size=1, max_size=12),
     changes=st.lists(cuts | flips | overwritten | inserted, min_size=1, max_size=3),

@@ -556,7 +556,7 @@ def test_what_is_on_disk_at_a_sudden_death_does_not_depend_on_another_childs_fau
 def test_the_whole_store_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(WholeStore, 50, steps=30)
+    run(WholeStore, 12, steps=30)
     transitions.report(record_property)
 
 
@@ -564,7 +564,7 @@ def test_the_whole_store_under_any_sequence_of_faults(
 def test_the_whole_store_with_a_budget_under_any_sequence_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = {"events": 20, "per": "minute", "then": "stop"}
     monkeypatch.setitem(CHILDREN, "collector", {**CHILDREN["collector"], "budget": budget})
-    run(WholeStore, 6, steps=30)
+    run(WholeStore, 3, steps=30)
 
 
 def test_a_budget_that_processes_do_not_share_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

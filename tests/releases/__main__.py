@@ -178,7 +178,8 @@ def run(release: str, suite: Iterable[str], processes: str, arguments: Iterable[
     with tempfile.TemporaryDirectory(prefix="release-") as directory:
         features, results = Path(directory, "features.json"), Path(directory, "results.xml")
         tests = [TEST_RELEASE] if server else list(suite)
-        pytest = [python, "-m", "pytest", "-q", "-m", "not deep or e2e", f"--junitxml={results}"]
+        # Of the contract and of what asks a server all tests, and of the unit tests those of `make test`.
+        pytest = [python, "-m", "pytest", "-q", "-m", "not deep or e2e or integration", f"--junitxml={results}"]
         pytest += ["-n", "0" if server else processes, "--dist", "loadscope", "--no-loadscope-reorder"]
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         environment = {**kept, "RELEASE_FEATURES": str(features), "RELEASE_SERVER": server_python}
