@@ -136,12 +136,16 @@ class Spilling:
         is_needed = self._is_write_ahead or folder.is_away
         acknowledged = 0 if is_needed else min(delivery.oldest for delivery in self._deliveries)
         unwritten = self.unwritten
+        # One event after another is of the same stream, and to name it costs more than to compare.
+        named: Stream | None = None
         while unwritten and (event := unwritten[0]).number < before:
             if not most:
                 return True
             if marks.waiting:
                 marks.write()
             if event.number >= acknowledged:
+                # This may be the first event in another folder.
+                named = None
                 spool = folder.spool
                 # For one event alone it takes longer than `_append`.
                 if len(unwritten) > 1 and spool is not None and folder.error is None and not marks.waiting:
@@ -159,8 +163,9 @@ class Spilling:
                         self._give_up(unwritten.popleft())
                     return False
                 most -= 1
-            else:
+            elif event.stream is not named:
                 marks.name(event, self._opened)
+                named = event.stream
             unwritten.popleft()
         return False
 

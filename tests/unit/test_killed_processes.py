@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from composite_logstore.spool.format import Process
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from tests.agents import Living, Place
 from tests.events import NOON, SECOND, WRITER, make_events, make_stream
+from tests.hostile import make_record
 from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes, make_child, make_logs
 from tests.watching import LAST_WORDS
 
@@ -151,6 +153,26 @@ def test_events_of_healthy_children_are_not_on_disk_though_the_stream_s_name_is(
     assert segment.stat().st_size <= 1 << 16
     assert b"said" not in segment.read_bytes()
     assert not list(tmp_path.glob("*/*/spare"))
+
+
+def test_streams_whose_events_alternate_are_all_named_and_again_when_the_folder_is_gone(
+    tmp_path: Path, clock: SimulatedClock
+) -> None:
+    machine = Machine(clock, tmp_path, "spill", a={})
+    machine.start()
+    other = machine.store.register_origin("two", make_logs(machine.store), {})
+    ids = [str(origin.stream.id).encode() for origin in (machine.origin, other)]  # type: ignore[attr-defined]
+    for _ in range(2):
+        for number in range(10):
+            machine.log(f"said {number}")
+            machine.store.emit(other, make_record("said by the other"))
+        clock.advance(5)
+        (segment,) = tmp_path.glob("*/*/*.log")
+        content = segment.read_bytes()
+        assert all(id in content for id in ids)
+        assert b"said" not in content
+        shutil.rmtree(segment.parent)
+        clock.advance(5)
 
 
 def test_where_the_spool_cannot_be_used_healthy_children_cause_no_warning(
