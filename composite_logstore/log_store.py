@@ -22,7 +22,7 @@ from composite_logstore.capture import zenml_handler
 from composite_logstore.capture.lines import hand_on, is_printing, settle, unsettled, watch_prints
 from composite_logstore.capture.open_streams import OpenStream, current, here
 from composite_logstore.capture.process import ProcessCapture
-from composite_logstore.capture.record import PRINTED, note
+from composite_logstore.capture.record import LOGGER_NAME, PRINTED, Note, note
 from composite_logstore.config import CompositeLogStoreConfig
 from composite_logstore.delivery.writer import Writer
 from composite_logstore.delivery.writers import writer_of
@@ -136,17 +136,28 @@ class CompositeLogStore(BaseLogStore):
             metadata: More attributes of this record.
         """
         try:
-            writer = self._writer or self.writer
-            if is_printing():
-                writer.write(origin.stream, note(record, metadata))  # type: ignore[attr-defined]
+            said = note(record, metadata)
+            name = said[LOGGER_NAME]
+            # Any type may have its own `__eq__`, which may raise.
+            if type(name) is str and name in PRINTED:
+                self._emit_printed(cast(CompositeLogStoreOrigin, origin), said)
             else:
                 if unsettled:
                     settle()
-                writer.append(origin.stream, note(record, metadata))  # type: ignore[attr-defined]
-            if record.name in PRINTED and not zenml_handler.has_warned:
-                self._watch_handler(origin)
+                (self._writer or self.writer).append(origin.stream, said)  # type: ignore[attr-defined]
         except Exception as error:
             logger.debug("A record could not be captured: %s", error)
+
+    def _emit_printed(self, origin: CompositeLogStoreOrigin, said: Note) -> None:
+        """Capture a record of the logger `stdout` or `stderr`."""
+        if is_printing():
+            self.writer.write(origin.stream, said)
+        else:
+            if unsettled:
+                settle()
+            self.writer.append(origin.stream, said)
+        if not zenml_handler.has_warned:
+            self._watch_handler(origin)
 
     def register_origin(self, name: str, log_model: LogsResponse, metadata: dict[str, Any]) -> BaseLogStoreOrigin:
         """Register an origin, and tell the processes that this one starts which stream they may join.

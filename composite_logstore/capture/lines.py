@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from composite_logstore import zenml
-from composite_logstore.capture.record import PRINTED, Note, line_of, note, text_in
+from composite_logstore.capture.record import LOGGER_NAME, PRINTED, Note, line_of, note, text_in
 from composite_logstore.capture.terminal import Terminal
 from composite_logstore.capture.tracebacks import Tracebacks
 from composite_logstore.clock import Clock
@@ -139,7 +139,7 @@ class Lines:
             stream: The stream that it belongs to.
             said: The text, noted as a record of `stdout` or `stderr`.
         """
-        where = said[4], _here.source
+        where = said[LOGGER_NAME], _here.source
         pen = _here.last.get(where)
         if pen is None or pen.stream is not stream or pen.lines is not self:
             pen = self._pen(stream, where)

@@ -22,8 +22,10 @@ from composite_logstore.capture.record import note, numbered
 from composite_logstore.event import ExceptionInfo, LogEvent, Stream, abridged
 from composite_logstore.plain import MOST_BYTES, plain_mapping
 from composite_logstore.spool.format import ABRIDGED_BYTES, LINE_BYTES, decode_event, decode_line, encode_event
+from composite_logstore.testing import SimulatedBackend
 from tests.events import WRITER, capture, make_events, make_stream
 from tests.hostile import FIELDS, VALUES, Unreadable, Unusable, assert_plain, make_record, without
+from tests.simulation import make_child, make_logs, make_store
 
 STREAM = make_stream()
 
@@ -89,6 +91,27 @@ def test_any_attribute_may_be_missing(missing: str) -> None:
     noted = numbered_as(without(*(FIELDS if missing == "all" else [missing])))
     if missing not in ("msg", "all"):
         assert noted.message.startswith("hello")
+
+
+class Computed(logging.LogRecord):
+    """A record that computes the number of its line."""
+
+    lineno = property(lambda self: 7)  # type: ignore[assignment]
+
+
+def test_an_attribute_that_a_subclass_computes_is_read() -> None:
+    record = without("lineno")
+    record.__class__ = Computed
+    assert numbered_as(record).line == 7
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_log_store_captures_a_record_whatever_its_logger_s_name_is(value: str) -> None:
+    backend = SimulatedBackend()
+    store = make_store(make_child("a", backend))
+    origin = store.register_origin("step", make_logs(store), {})
+    store.emit(origin, make_record(name=VALUES[value]()))
+    assert store.stats()["a"]["accepted"] == 1
 
 
 def test_what_is_hardly_a_record_is_an_event_all_the_same() -> None:
