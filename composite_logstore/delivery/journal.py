@@ -45,6 +45,12 @@ def _size_of(captured: tuple[Stream, Note | LogEvent]) -> int:
     return size
 
 
+def _may_be_urgent(record: Note | LogEvent) -> bool:
+    level = record.level if isinstance(record, LogEvent) else record[1]
+    # A note's level may be anything, and may change when it is numbered.
+    return type(level) is int and level >= URGENT_LEVEL
+
+
 class _Route:
     """Where the events of one kind go: of one level, and ordinary ones or updates of a progress bar.
 
@@ -172,13 +178,9 @@ class Journal:
             self._append_now(stream, record)
         else:
             self._captured.append((stream, record))
-            if isinstance(record, LogEvent):
-                size, level = record.size - EVENT_BYTES, record.level
-            else:
-                size, level = record[-1], record[1]
-            # A note's level may be anything, and may change when it is numbered.
-            may_be_urgent = self._awaits_urgent and type(level) is int and level >= URGENT_LEVEL
-            if size > self._large or len(self._captured) >= self._most_captured or may_be_urgent:
+            size = record.size - EVENT_BYTES if isinstance(record, LogEvent) else record[-1]
+            is_due = size > self._large or len(self._captured) >= self._most_captured
+            if is_due or (self._awaits_urgent and _may_be_urgent(record)):
                 self.hand_out()
         return self.wakes_wanted > self.wakes_done
 
@@ -209,7 +211,8 @@ class Journal:
                 self.spilling.write_through()
             if self._memory.is_full:
                 self._make_room()
-            self._want_workers(number)
+            if number >= self._wake_at or self._is_batch_full or self._is_urgent:
+                self._want_workers()
             if not self.spilling or self.spilling.most_unwritten:
                 self._look_ahead(number + 1)
 
@@ -219,17 +222,17 @@ class Journal:
             self._hand_out()
             if self._memory.is_full:
                 self._make_room()
-            self._want_workers(self._next_number - 1)
+            if self._next_number > self._wake_at or self._is_batch_full or self._is_urgent:
+                self._want_workers()
             if self.spilling:
                 self.spilling.hurry(self._next_number)
             self._look_ahead(self._next_number)
 
-    def _want_workers(self, newest: int) -> None:
-        """Have `append` ask for the workers if one waits for this event, or for an urgent one, or a batch is full."""
-        if newest >= self._wake_at or self._is_batch_full or self._is_urgent:
-            self.wakes_wanted += 1
-            self._wake_at = inf
-            self._is_batch_full = self._is_urgent = self._awaits_urgent = False
+    def _want_workers(self) -> None:
+        """Have `append` ask for the workers: one waits for this event, or for an urgent one, or a batch is full."""
+        self.wakes_wanted += 1
+        self._wake_at = inf
+        self._is_batch_full = self._is_urgent = self._awaits_urgent = False
 
     def _hand_out(self) -> None:
         while self._captured:
