@@ -269,7 +269,7 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
     wanted = LineFilter(request.filter)
     entries: list[ReadEntry] = []
     near: _Position | None = None  # The near end of the first entry in the direction.
-    edge: _Position | None = None  # The far end of the last entry.
+    edge = "", 0  # The far end of the last entry. A plain tuple, since there is one for each entry.
     far = start  # How far the stream was searched.
     scanned = page_bytes = 0
     is_full, reached_end = False, True
@@ -287,16 +287,16 @@ def _read_page(archive: Archive, start: _Position | None, request: PageRequest) 
                 if is_full:
                     break
                 entries.append(read)
+                before = block.begin + begin
                 # The newline, if there is one, belongs to its line.
-                before = _Position(part.name, block.begin + begin)
-                after = _Position(part.name, min(block.begin + end + 1, block.end))
-                near = near or (before if towards_newer else after)
-                edge = after if towards_newer else before
+                after = min(block.begin + end + 1, block.end)
+                near = near or _Position(part.name, before if towards_newer else after)
+                edge = part.name, after if towards_newer else before
                 is_full = len(entries) == limit
                 if is_full:
                     break
             if is_full:
-                far, reached_end = edge, False
+                far, reached_end = _Position(*edge), False
                 break
             far = _Position(part.name, block.begin + (len(content) if towards_newer else 0))
             scanned += size
