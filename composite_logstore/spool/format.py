@@ -211,9 +211,6 @@ def encode_event(event: LogEvent, stream: str) -> bytes:
         UnstorableEventError: JSON cannot express a value of the event.
     """
     try:
-        if event.exception is None and event.trace is None:
-            # Here, since one call less is a twentieth of the time.
-            return encode_line(orjson.dumps((stream, *event[1:])))
         return encode_line(_as_json(event, stream))
     except Exception as error:
         raise UnstorableEventError(described(error)) from error
@@ -221,6 +218,8 @@ def encode_event(event: LogEvent, stream: str) -> bytes:
 
 def _as_json(event: LogEvent, stream: str) -> bytes:
     error, trace = event.exception, event.trace
+    if error is None and trace is None:
+        return orjson.dumps((stream, *event[1:]))
     fields = event._asdict()
     fields["stream"] = stream
     fields["exception"] = error and tuple(error)
