@@ -88,6 +88,7 @@ test-releases: $(STAMP) ## tests on releases of ZenML, in RELEASES or all; write
 
 test-deep: $(STAMP) ## the tests that take minutes
 	@$(PY) -m pytest -m deep --timeout=0 $(PYTEST_ARGS)
+	@$(PY) -m pytest tests/properties -m 'not deep' --hypothesis-profile=deep --timeout=0 $(PYTEST_ARGS)
 	@COMPOSITE_LOGSTORE_DELIVERY=agent $(PY) -m pytest tests/e2e --timeout=0 $(PYTEST_ARGS)
 	@$(PY) -m tests.versions "" $(PYTEST_PROCESSES)
 	@$(PY) -m tests.releases "" $(PYTEST_PROCESSES)

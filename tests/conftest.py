@@ -15,8 +15,9 @@ from hypothesis import settings
 
 from tests.programs import Programs
 
-# How long an example takes is the machine's affair.
-settings.register_profile("composite-logstore", deadline=None)
+# How long an example takes is the machine's affair. `make test-deep` has the second one.
+settings.register_profile("composite-logstore", deadline=None, max_examples=50)
+settings.register_profile("deep", deadline=None, max_examples=1_000)
 settings.load_profile("composite-logstore")
 
 # Before anything imports ZenML: no test may touch the configuration of whoever runs it, or the network.

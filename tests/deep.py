@@ -12,7 +12,7 @@ def mostly_deep(cases: Iterable[Any], kept: int = 1) -> list[Any]:
     """Return the cases of a parameter, with all but the first marked as deep.
 
     Args:
-        cases: The cases: values, tuples of values, or those of `pytest.param`.
+        cases: The cases: values, or tuples of values for several parameters.
         kept: How many of them `make test` runs.
     """
     cases = list(cases)

@@ -218,6 +218,7 @@ def test_the_entries_of_a_distributed_training_begin_with_their_rank(dashboard: 
     dashboard.picture("dashboard-ranks.png", "shard")
 
 
+@pytest.mark.deep
 def test_the_fallbacks_logs_are_shown_while_the_primary_is_down(dashboard: Dashboard, datadog: Datadog) -> None:
     dashboard.update(primary="live", fetch_fallback=["archive"])
     datadog.kill()

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from composite_logstore.ansi import without_escapes
+from tests.deep import mostly_deep
 from tests.e2e.conftest import PIPELINE, Run, assert_balanced, assert_equal, micros
 from tests.servers.collector import Collector
 from tests.servers.datadog import API_KEY, APPLICATION_KEY
@@ -36,7 +37,7 @@ def zenml(shared: ZenML, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Z
     shared.cli("log-store", "remove-attribute", "logs", "spool_directory")
 
 
-@pytest.fixture(scope="module", params=["archive", "live"])
+@pytest.fixture(scope="module", params=mostly_deep(["archive", "live"]))
 def primary(request: pytest.FixtureRequest, zenml: ZenML) -> str:
     """The child that answers, in the component that is registered."""
     zenml.cli("log-store", "update", "logs", f"--primary={request.param}")

@@ -22,6 +22,7 @@ from composite_logstore_clickhouse.config import ClickHouseReaderConfig
 from composite_logstore_clickhouse.reader import ClickHouseReader
 from composite_logstore_otlp.config import OtlpChildConfig
 from tests.copying import move_there_and_back
+from tests.deep import mostly_deep
 from tests.patience import PATIENCE_SECONDS
 from tests.servers.clickhouse import ClickHouse, RotelToClickHouse, is_installed
 
@@ -140,7 +141,7 @@ def found(
     return [uid for page in (pages if direction == "newer" else pages[::-1]) for uid in page]
 
 
-@pytest.mark.parametrize("version", ["v1", "v2", "json", "signoz"])
+@pytest.mark.parametrize("version", mostly_deep(["v1", "v2", "json", "signoz"]))
 def test_each_version_of_the_table(clickhouse: ClickHouse, version: str) -> None:
     """Pages, ties of a nanosecond, copies, filters and scans, with rows of other programs and streams between."""
     clickhouse.create(version, version)

@@ -278,6 +278,7 @@ class TestVictoriaLogs(ReaderContract):
         return faults_of(victorialogs, "/select/logsql/query")
 
 
+@pytest.mark.deep
 def test_the_example_backend() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/backend/test_lines.py"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -177,6 +177,7 @@ def section_of(url: str, **settings: Any) -> ElasticsearchReaderConfig:
     return ElasticsearchReaderConfig(**{"type": "elasticsearch", "url": url, "api_key": API_KEY, **settings})
 
 
+@pytest.mark.deep
 class TestOpenTelemetrysMapping(ReaderContract):
     patience_seconds: ClassVar[float] = 60.0
 

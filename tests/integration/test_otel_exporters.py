@@ -55,6 +55,7 @@ def level_of(severity_number: int) -> int:
     return (severity_number + 3) // 4 * 10 - 10
 
 
+@pytest.mark.deep
 class TestAnExporterOfAnOwnPackage(ExporterContract):
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -137,6 +138,7 @@ class TestOtlpOfTheSdk(ExporterContract):
         }
 
 
+@pytest.mark.deep
 class TestOpenTelemetrysOwnIntoAFile(ExporterContract):
     """The module that the documentation shows."""
 
@@ -176,6 +178,7 @@ class TestOpenTelemetrysOwnIntoAFile(ExporterContract):
         return {}
 
 
+@pytest.mark.deep
 def test_the_console_exporter_prints_each_event_and_none_comes_back_as_another(tmp_path: Path) -> None:
     """In a process of its own, with ZenML's own capture of what is printed."""
     program = tmp_path / "program.py"

@@ -90,6 +90,7 @@ def test_importing_zenml_leaves_the_root_logger_as_it_was_and_a_program_delivers
     assert [record.body for record in receiver.records()] == ["hello"]
 
 
+@pytest.mark.deep
 @pytest.mark.process
 def test_what_a_dead_collector_did_not_take_is_delivered_by_the_next_process(
     tmp_path: Path, receiver: OtlpReceiver

@@ -119,7 +119,6 @@ def on_disk(folder: Path) -> int:
             ("sys.exit(3)", 3),
             ("raise ValueError('the step failed')", 1),
         ],
-        kept=2,
     ),
 )
 def test_an_orderly_end_delivers_what_can_be_delivered_in_three_seconds(tmp_path: Path, end: str, code: int) -> None:
@@ -132,7 +131,7 @@ def test_an_orderly_end_delivers_what_can_be_delivered_in_three_seconds(tmp_path
     assert f"{number} for child 'dead', {number} for child 'hung'" in ended.output + ended.errors
 
 
-@pytest.mark.parametrize(("takes", "is_done"), [(1.0, True), (100.0, False)])
+@pytest.mark.parametrize(("takes", "is_done"), mostly_deep([(1.0, True), (100.0, False)]))
 def test_what_is_to_be_done_for_a_stream_that_has_ended_is_waited_for_in_these_three_seconds(
     tmp_path: Path, takes: float, is_done: bool
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.servers.zenml_server import ZenML
 
 PROGRAM = Path(__file__).with_name("leaking_program.py")
@@ -16,6 +18,7 @@ def lines_in(folder: Path) -> list[str]:
     return [json.loads(line)["message"] for text in texts for line in text.splitlines()]
 
 
+@pytest.mark.deep
 def test_a_step_s_secrets_reach_one_archive_alone_and_verify_finds_no_difference(tmp_path: Path) -> None:
     zenml = ZenML(tmp_path / "zenml")
     printed = zenml.python(str(PROGRAM), str(tmp_path))

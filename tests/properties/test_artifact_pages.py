@@ -158,7 +158,7 @@ filters = st.builds(
 limits = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 page_bytes = st.sampled_from([1, 20, 310, 1_000_000])
 layouts = st.sampled_from(list(LAYOUTS))
-few = settings(max_examples=100, deadline=None)
+few = settings(max_examples=40, deadline=None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -117,7 +117,7 @@ ANSWERS = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(answers=st.lists(ANSWERS, min_size=1, max_size=3), direction=st.sampled_from(["newer", "older"]))
 def test_a_page_or_an_error_of_the_backend_and_nothing_else(
     answers: list[HttpResponse], direction: Literal["newer", "older"]

@@ -409,7 +409,7 @@ def unsettled(delivery: Delivery, backend: Simulated) -> int:
 def test_deliveries_under_any_sequence_of_faults(
     transitions: Watched, record_property: Callable[[str, object], None]
 ) -> None:
-    run(Deliveries, 150, steps=60)
+    run(Deliveries, 100, steps=60)
     transitions.report(record_property)
 
 

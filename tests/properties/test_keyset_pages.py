@@ -164,7 +164,7 @@ def streams(draw: st.DrawFn) -> list[Record]:
     return records
 
 
-@settings(max_examples=120, suppress_health_check=BUSY)
+@settings(max_examples=50, suppress_health_check=BUSY)
 @given(
     records=streams(),
     ties=st.booleans(),

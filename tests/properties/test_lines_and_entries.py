@@ -112,7 +112,7 @@ def test_a_short_way_to_a_line_leads_to_the_same_line(event: LogEvent) -> None:
     assert line == plain
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(any_lines() | events().map(encoding.encode))
 def test_a_short_way_to_what_is_compared_leads_to_the_same(line: bytes) -> None:
     assert lines.shown_of(line) in (None, shown(lines.event_of(line, make_stream())))
@@ -133,7 +133,7 @@ def test_zenml_reads_every_line(event: LogEvent) -> None:
         assert in_micros(entry.timestamp.replace(tzinfo=timezone.utc).isoformat()) == event.time_unix_nano // 1000
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(any_lines(), filters, st.booleans())
 @example(orjson.dumps({**LINE, "attributes": 5}), LogsEntriesFilter(), True)
 @example(b"0" * 5_000, LogsEntriesFilter(), True)

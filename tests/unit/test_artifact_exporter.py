@@ -720,6 +720,7 @@ def test_the_settings() -> None:
     config.check()
 
 
+@pytest.mark.deep
 def test_the_settings_import_nothing_heavy() -> None:
     code = (
         "import sys, composite_logstore_artifact.config\n"

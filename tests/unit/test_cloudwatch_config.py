@@ -103,6 +103,7 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
                 create()
 
 
+@pytest.mark.deep
 def test_settings_import_no_boto3() -> None:
     script = (
         "import sys; from composite_logstore_cloudwatch.config import CloudwatchChildConfig as C;"

@@ -23,6 +23,7 @@ from composite_logstore.testing import (
 )
 from composite_logstore.zenml import LogStoreUnavailableError
 from composite_logstore_artifact.config import ArtifactChildConfig
+from tests.deep import mostly_deep
 
 
 class TestSimulated(ExporterContract, ReaderContract):
@@ -730,7 +731,7 @@ def test_the_name_of_another_backend_is_found() -> None:
         contract.test_settings_name_their_backend(ArtifactChildConfig(name="archive", type="archive"))
 
 
-@pytest.mark.parametrize("is_light", [True, False])
+@pytest.mark.parametrize("is_light", mostly_deep([False, True]))
 def test_settings_that_load_the_exporter_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_light: bool
 ) -> None:

@@ -15,6 +15,7 @@ from composite_logstore.delivery import recovery, writer, writers
 from composite_logstore.spool.folder import Spool
 from composite_logstore.spool.reader import SegmentReader
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from tests.deep import mostly_deep
 from tests.simulation import Machine, assert_accounts_add_up, folders_of_processes, make_child, make_store
 
 
@@ -429,7 +430,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_only_time(
 )
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Spool, "recover"), (SegmentReader, "scan"), (Spool, "set_aside"), (Spool, "acknowledged")],
+    mostly_deep([(Spool, "recover"), (SegmentReader, "scan"), (Spool, "set_aside"), (Spool, "acknowledged")], kept=2),
 )
 def test_a_folder_that_cannot_be_recovered_delays_no_other_and_is_retried(
     tmp_path: Path,

@@ -17,6 +17,7 @@ from composite_logstore.delivery import spilling, worker
 from composite_logstore.delivery.journal import Journal
 from composite_logstore.delivery.states import Export, Wait
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
+from tests.deep import mostly_deep
 from tests.events import make_capture, make_stream
 from tests.simulation import Machine, assert_accounts_add_up, make_child
 
@@ -64,7 +65,7 @@ LARGE: dict[str, Callable[[int], logging.LogRecord]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "size"), [("message", 700), *((kind, 20_000) for kind in LARGE)])
+@pytest.mark.parametrize(("kind", "size"), mostly_deep([("message", 700), *((kind, 20_000) for kind in LARGE)], kept=3))
 def test_memory_stays_bounded_while_a_backend_is_unreachable(
     clock: SimulatedClock, traced: Callable[[], int], kind: str, size: int
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_larger_ratio_takes_the_same_events_and_more() -> None:
     assert sampled(0.1) < sampled(0.2) < sampled(0.9)
 
 
+@pytest.mark.deep
 def test_every_process_samples_the_same_events() -> None:
     program = """
 from tests.events import make_events

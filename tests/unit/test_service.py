@@ -28,6 +28,7 @@ from composite_logstore.spool.lock import release_all
 from composite_logstore.testing import SimulatedBackend, SimulatedClock
 from composite_logstore_artifact import compaction
 from composite_logstore_artifact.compaction import Compaction
+from tests.deep import mostly_deep
 from tests.forks import in_fork
 from tests.patience import PATIENCE_SECONDS
 from tests.simulation import assert_accounts_add_up, make_child, make_logs, make_store, process_dies
@@ -114,7 +115,7 @@ class Failing:
         patch.setattr(owner, name, instead)
 
 
-@pytest.mark.parametrize("error", ERRORS[::3], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", mostly_deep(ERRORS[::3]), ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_thread_survives_every_exception_and_warns_once(
     place: str,
