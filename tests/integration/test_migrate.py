@@ -101,7 +101,6 @@ def test_each_stage_is_done_once_and_can_be_undone(house: House) -> None:
     assert house.messages("back", "prod-logs", "--from", "disk") == EPOCHS
 
 
-@pytest.mark.deep
 def test_a_run_that_began_before_the_switch_is_waited_for(house: House) -> None:
     house.do("make_stack('busy'); run('busy', 'finished')")
     begin = """
@@ -138,7 +137,6 @@ client.zen_store.update_run(opened.id, PipelineRunUpdate(status=ExecutionStatus.
     assert "the last epoch" in shown.stdout
 
 
-@pytest.mark.deep
 def test_from_zenml_s_datadog_log_store_copies_are_compared_and_later_events_counted(house: House) -> None:
     with Datadog() as datadog:
         house.make_datadog_store("dd", datadog)
@@ -195,7 +193,6 @@ def test_a_child_that_does_not_work_stops_the_move_before_any_run_depends_on_it(
     assert not stopped["stages"]["switch"]
 
 
-@pytest.mark.deep
 def test_a_composite_gets_another_child_and_moves_to_it_and_old_runs_stay_behind(house: House) -> None:
     archive = {"name": "archive", "type": "artifact"}
     config = {"primary": "archive", "children": [archive]}

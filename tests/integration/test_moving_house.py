@@ -139,7 +139,6 @@ def house(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
             house.close()
 
 
-@pytest.mark.deep
 def test_check_finds_what_it_wrote_in_each_child(house: House, collector: Collector) -> None:
     done = house.command("check", "logs", "--output", "json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -130,7 +130,7 @@ EXAMPLES: dict[str, list[tuple[str, str]]] = {
 HARMLESS = [
     "epoch 3: 100%|██████████| 469/469 [00:12<00:00, 38.2it/s, loss=0.123, num_tokens=4096]",
     "see https://docs.zenml.io/how-to?page=2#section or ssh://host:22/path",
-    f"run {uuid4()} of pipeline train, sha256:{letters(64, HEX)}",
+    f"run e843ee92-10a0-4a57-a6fd-f7946f68273f of pipeline train, sha256:{letters(64, HEX)}",
     "loading /usr/lib/python3.11/site-packages/torch/nn/modules/module.py:1511",
     "token: 123, password: required, secret: true, EOS_TOKEN='<|endoftext|>'",
     "http://localhost:4873/@scope/package and user@example.com",
